@@ -1,0 +1,1 @@
+"""What an artifact is: row schemas, the step grammar, the manifest, reading and writing."""

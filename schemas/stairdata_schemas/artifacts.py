@@ -1,0 +1,287 @@
+"""Reading artifacts: references, opening, listing, scanning, validating."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+import pyarrow.parquet as pq
+
+from stairdata_schemas import grammar, identity
+from stairdata_schemas.errors import ArtifactError, ArtifactNotFoundError, GrammarError, UsageError, quote
+from stairdata_schemas.kinds import KINDS, SCHEMA_VERSION, kind_name, polars_schema, row_schema
+from stairdata_schemas.manifest import (
+    MANIFEST_NAME,
+    FileEntry,
+    Manifest,
+    Parent,
+    content_hash,
+    read_manifest,
+    sha256_of_file,
+)
+
+_VERSION = re.compile(r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)$")
+_DATA_FILE = re.compile(r"^data/train-\d{5}-of-\d{5}\.parquet$")
+
+
+class Version(NamedTuple):
+    """A semantic version: MAJOR is the schema's version, MINOR new content, PATCH card or metadata."""
+
+    major: int
+    minor: int
+    patch: int
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}.{self.patch}"
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A complete artifact on disk."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def kind(self) -> str:
+        return self.manifest.kind
+
+    @property
+    def reference(self) -> str:
+        return f"{self.manifest.kind}@{self.manifest.version}"
+
+    @property
+    def data_files(self) -> list[Path]:
+        return [self.folder / entry.path for entry in self.manifest.files]
+
+    def scan(self) -> pl.LazyFrame:
+        """Return the rows as a polars LazyFrame, columns in the schema's order."""
+        return pl.scan_parquet(self.data_files, schema=polars_schema(self.kind))
+
+    def dataset(self) -> Any:
+        """Return the rows as a memory-mapped `datasets.Dataset`."""
+        from datasets import load_dataset
+
+        files = [str(path) for path in self.data_files]
+        return load_dataset("parquet", data_files={"train": files}, split="train")
+
+    def as_parent(self) -> Parent:
+        """Return the entry that a child's manifest keeps of this artifact."""
+        return Parent(kind=self.kind, version=self.manifest.version, content_hash=self.manifest.content_hash)
+
+
+def parse_version(text: str) -> Version:
+    """Read `X.Y.Z`.
+
+    Raises:
+        UsageError: anything else.
+    """
+    match = _VERSION.match(text)
+    if match is None:
+        raise UsageError(f"{quote(text)} is not a version; write three numbers, such as 1.0.0")
+    return Version(*(int(part) for part in match.groups()))
+
+
+def open_artifact(folder: Path) -> Artifact:
+    """Open an artifact; its data files have to be there, their content is checked by `validate_artifact`.
+
+    Raises:
+        ArtifactError: incomplete, damaged, of an unknown kind or schema version, or with paths that leave it.
+    """
+    manifest = read_manifest(folder)
+    if manifest.kind not in KINDS:
+        raise ArtifactError(f"{folder / MANIFEST_NAME}: unknown kind {quote(manifest.kind)}")
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{folder} has schema version {manifest.schema_version}; this release reads version {SCHEMA_VERSION}"
+        )
+    for entry in manifest.files:
+        _check_entry(folder, entry)
+    return Artifact(folder, manifest)
+
+
+def _check_entry(folder: Path, entry: FileEntry) -> None:
+    if not _DATA_FILE.match(entry.path):
+        raise ArtifactError(f"{folder / MANIFEST_NAME}: {quote(entry.path)} is no path of a data file")
+    path = folder / entry.path
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing although the manifest lists it; build or pull the artifact again")
+    if path.stat().st_size != entry.bytes:
+        raise ArtifactError(
+            f"{path} has {path.stat().st_size} bytes, the manifest says {entry.bytes}; "
+            "the file was changed or cut; build or pull the artifact again"
+        )
+
+
+def resolve(reference: str, root: Path) -> Artifact:
+    """Open what a reference names.
+
+    A reference is a path (it starts with `/`, `./` or `../`, or is a folder with a manifest), or
+    `KIND[@X.Y.Z]` under `root`, the newest version if none is given.
+
+    Raises:
+        ArtifactNotFoundError: nothing there.
+        ArtifactError: what is there is incomplete or damaged.
+    """
+    if reference.startswith(("/", "./", "../")) or (Path(reference) / MANIFEST_NAME).is_file():
+        if not Path(reference).is_dir():
+            raise ArtifactNotFoundError(f"no artifact folder at {quote(reference)}")
+        return open_artifact(Path(reference))
+    name, _, version = reference.partition("@")
+    if name.replace("-", "_") not in KINDS:
+        raise ArtifactNotFoundError(
+            f"{quote(reference)} names no artifact: write a folder (./path), or KIND or KIND@X.Y.Z with KIND one of "
+            f"{', '.join(KINDS)}; a plain Hub dataset can be a source of `build prompts`"
+        )
+    kind = kind_name(name)
+    if version:
+        return _open_version(root, kind, parse_version(version))
+    return newest(root, kind)
+
+
+def _open_version(root: Path, kind: str, version: Version) -> Artifact:
+    folder = root / kind / str(version)
+    if not folder.is_dir():
+        known = ", ".join(str(version) for version in versions(root, kind)) or "none"
+        raise ArtifactNotFoundError(f"no {kind}@{version} under {root}; versions there: {known}")
+    return open_artifact(folder)
+
+
+def newest(root: Path, kind: str) -> Artifact:
+    """Open the newest complete version of a kind.
+
+    Raises:
+        ArtifactNotFoundError: there is none.
+    """
+    for version in reversed(versions(root, kind)):
+        folder = root / kind / str(version)
+        if (folder / MANIFEST_NAME).is_file():
+            return open_artifact(folder)
+    command = kind.replace("_", "-")
+    raise ArtifactNotFoundError(
+        f"no complete {kind} under {root}; make one with `stairdata build {command}`, or name another --root or --input"
+    )
+
+
+def versions(root: Path, kind: str) -> list[Version]:
+    """List the version folders of a kind, complete or not, oldest first."""
+    folder = root / kind
+    if not folder.is_dir():
+        return []
+    names = [path.name for path in folder.iterdir() if path.is_dir() and _VERSION.match(path.name)]
+    return sorted(parse_version(name) for name in names)
+
+
+def list_folders(root: Path) -> Iterator[tuple[str, Version, Path]]:
+    """Yield (kind, version, folder) of everything under a root, complete or not."""
+    for kind in KINDS:
+        for version in versions(root, kind):
+            yield kind, version, root / kind / str(version)
+
+
+class Problem(NamedTuple):
+    """Something that `validate_artifact` found."""
+
+    where: str
+    rule: str
+    violations: int
+    example: str
+
+
+def validate_artifact(artifact: Artifact) -> list[Problem]:
+    """Check an artifact against its manifest and its schema; an empty list means that all holds.
+
+    Checked are: sha256 and row count of each file, files that the manifest doesn't know, the column names and
+    types, every rule of the schema, keys across files, prompt ids, and for structured_cot the grammar.
+    """
+    problems = [*_unknown_files(artifact)]
+    for entry in artifact.manifest.files:
+        problems += _validate_file(artifact, entry)
+    if not problems:
+        problems += _duplicate_keys(artifact)
+    total = sum(entry.rows for entry in artifact.manifest.files)
+    if total != artifact.manifest.rows:
+        problems.append(Problem(MANIFEST_NAME, "rows", 1, f"{artifact.manifest.rows} rows, its files hold {total}"))
+    if content_hash(artifact.manifest.files) != artifact.manifest.content_hash:
+        problems.append(Problem(MANIFEST_NAME, "content_hash", 1, artifact.manifest.content_hash))
+    return problems
+
+
+def _unknown_files(artifact: Artifact) -> Iterator[Problem]:
+    known = set(artifact.data_files)
+    for path in sorted((artifact.folder / "data").iterdir()):
+        if path not in known:
+            yield Problem(f"data/{path.name}", "not_in_the_manifest", 1, path.name)
+
+
+def _validate_file(artifact: Artifact, entry: FileEntry) -> list[Problem]:
+    path = artifact.folder / entry.path
+    digest = sha256_of_file(path)
+    if digest != entry.sha256:
+        return [Problem(entry.path, "sha256", 1, f"{digest} instead of {entry.sha256}")]
+    expected, found = polars_schema(artifact.kind), pl.read_parquet_schema(path)
+    if dict(found) != dict(expected):
+        wrong = [name for name in {*expected, *found} if found.get(name) != expected.get(name)]
+        return [Problem(entry.path, "columns", len(wrong), ", ".join(sorted(wrong)))]
+    rows = 0
+    problems: list[Problem] = []
+    for frame in iterate_frames(path):
+        rows += len(frame)
+        problems += _validate_rows(artifact.kind, entry.path, frame)
+    if rows != entry.rows:
+        problems.append(Problem(entry.path, "rows", 1, f"{rows} instead of {entry.rows}"))
+    return problems
+
+
+def iterate_frames(path: Path, rows: int = 4096) -> Iterator[pl.DataFrame]:
+    """Read a parquet file in pieces of bounded size."""
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=rows):
+            frame = pl.from_arrow(batch)
+            assert isinstance(frame, pl.DataFrame)
+            yield frame
+
+
+def _validate_rows(kind: str, where: str, frame: pl.DataFrame) -> Iterator[Problem]:
+    failure = row_schema(kind).filter(frame).failure
+    key = row_schema(kind).primary_key()[0]
+    details = failure.details()
+    for rule, count in failure.counts().items():
+        yield Problem(where, rule, count, str(details.filter(pl.col(rule) == "invalid")[key][0]))
+    for rule, bad in (("prompt_id", _wrong_prompt_ids(frame)), ("grammar", _wrong_completions(kind, frame))):
+        if bad:
+            yield Problem(where, rule, len(bad), bad[0])
+
+
+def _wrong_prompt_ids(frame: pl.DataFrame) -> list[str]:
+    if "prompt" not in frame.columns:
+        return []
+    pairs = frame.select("prompt_id", "prompt").unique(maintain_order=True).iter_rows()
+    return [found for found, prompt in pairs if found != identity.prompt_id(prompt)]
+
+
+def _wrong_completions(kind: str, frame: pl.DataFrame) -> list[str]:
+    if kind != "structured_cot":
+        return []
+    columns = frame.select("prompt_id", "completion", "steps", "output").iter_rows()
+    return [row_id for row_id, completion, steps, output in columns if not _matches(completion, steps, output)]
+
+
+def _matches(completion: str, steps: list[dict[str, str]], output: str) -> bool:
+    try:
+        parsed = grammar.parse(completion)
+    except GrammarError:
+        return False
+    return parsed.output == output and [{"title": step.title, "body": step.body} for step in parsed.steps] == steps
+
+
+def _duplicate_keys(artifact: Artifact) -> list[Problem]:
+    keys = row_schema(artifact.kind).primary_key()
+    repeated = artifact.scan().group_by(keys).len().filter(pl.col("len") > 1).collect(engine="streaming")
+    if repeated.is_empty():
+        return []
+    return [Problem("data", "primary_key", len(repeated), str(repeated[keys[0]][0]))]

@@ -1,0 +1,420 @@
+"""Writing artifacts: one folder a version, resumable, and complete only when its manifest stands there.
+
+A build works in `<root>/<kind>/<version>/.build/`: `build.json` says what is being built (so that the next run
+knows whether it is the same), generators keep journals of finished work there, and data files are written there
+whole before they are renamed into place. The manifest comes last; then `.build/` goes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import version as distribution_version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import polars as pl
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from stairdata_schemas.artifacts import Artifact, Version, open_artifact, parse_version, versions
+from stairdata_schemas.card import render_card
+from stairdata_schemas.errors import BuildError, BuildLockedError, QuarantineError, UsageError
+from stairdata_schemas.files import Journal, sync_file, sync_folder, write_atomic
+from stairdata_schemas.kinds import SCHEMA_VERSION, arrow_schema, row_schema
+from stairdata_schemas.manifest import (
+    MANIFEST_NAME,
+    FileEntry,
+    Manifest,
+    ModelIdentity,
+    Parent,
+    Usage,
+    content_hash,
+    fingerprint,
+    now,
+    sha256_of_file,
+)
+
+WORK = ".build"
+SHARD_BYTES = 256 * 1024**2
+ROW_GROUP_ROWS = 2048
+QUARANTINE_SCHEMA = pl.Schema(
+    {"source": pl.String, "row": pl.Int64, "rule": pl.String, "field": pl.String, "raw": pl.String}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BuildPlan:
+    """What is to be built: everything that decides the rows."""
+
+    kind: str
+    generator: str
+    configuration: dict[str, Any]
+    """The part of the resolved configuration that can change rows."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The rest of it (concurrency, URLs, time-outs): recorded in the manifest, not in the fingerprint."""
+    parents: list[Parent] = field(default_factory=list)
+    models: list[ModelIdentity] = field(default_factory=list)
+    inputs: dict[str, str] = field(default_factory=dict)
+    seeds: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.generator, self.configuration, self.parents, self.models, self.inputs)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "fingerprint": self.fingerprint,
+            "generator": self.generator,
+            "configuration": self.configuration,
+            "parents": [parent.model_dump() for parent in self.parents],
+            "models": [model.model_dump() for model in self.models],
+            "inputs": self.inputs,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """One input row that was refused."""
+
+    source: str
+    row: int
+    rule: str
+    raw: str
+    field: str = ""
+
+
+@dataclass(slots=True)
+class Report:
+    """What a generator tells its manifest besides the rows."""
+
+    outcomes: dict[str, int] = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
+    notes: list[str] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Build:
+    """A build under way; use it as a context manager, it holds the folder's lock."""
+
+    def __init__(self, folder: Path, version: Version, plan: BuildPlan, lock: FileLock) -> None:
+        self.folder = folder
+        self.version = version
+        self.plan = plan
+        self.work = folder / WORK
+        self._lock = lock
+        self._started = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+    @property
+    def reference(self) -> str:
+        return f"{self.plan.kind}@{self.version}"
+
+    def journal(self, name: str) -> Journal:
+        """Open a journal of finished work that the next run of this build finds again."""
+        return Journal(self.work / name)
+
+    def finish(
+        self,
+        frames: Iterable[pl.DataFrame],
+        refused: Iterable[Refused] = (),
+        report: Report | None = None,
+        max_quarantine: float = 0.05,
+    ) -> Artifact:
+        """Validate and write the rows, the quarantine, the card, and last the manifest.
+
+        Args:
+            frames: the rows, in pieces that fit in memory; those that break the schema go to quarantine.
+            refused: input rows that never became rows.
+            report: what else the manifest should say.
+            max_quarantine: largest share of refused rows among all.
+
+        Raises:
+            QuarantineError: more rows were refused; data and quarantine stay in place without a manifest.
+            BuildError: no row is left.
+        """
+        report = report or Report()
+        refusals = list(refused)
+        writer = ShardWriter(self.work / "data", self.plan.kind)
+        for frame in frames:
+            writer.write(_sound_rows(self.plan.kind, frame, refusals))
+        entries = writer.close()
+        _write_quarantine(self.work / "quarantine", refusals)
+        rules = dict(sorted(Counter(refusal.rule for refusal in refusals).items()))
+        manifest = self._manifest(entries, rules, report)
+        self._move_into_place(manifest)
+        self._check_share(manifest, refusals, max_quarantine)
+        write_atomic(self.folder / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
+        shutil.rmtree(self.work)
+        return open_artifact(self.folder)
+
+    def _manifest(self, files: list[FileEntry], quarantine: dict[str, int], report: Report) -> Manifest:
+        return Manifest(
+            kind=self.plan.kind,
+            version=str(self.version),
+            schema_version=SCHEMA_VERSION,
+            created_at=now(),
+            stairdata_version=distribution_version("stairdata"),
+            git_commit=git_commit(),
+            generator=self.plan.generator,
+            configuration=self.plan.configuration | self.plan.settings,
+            fingerprint=self.plan.fingerprint,
+            content_hash=content_hash(files),
+            models=self.plan.models,
+            seeds=self.plan.seeds,
+            parents=self.plan.parents,
+            rows=sum(entry.rows for entry in files),
+            outcomes=report.outcomes,
+            quarantine=quarantine,
+            usage=report.usage,
+            seconds=round(time.monotonic() - self._started, 3),
+            notes=report.notes,
+            details=report.details,
+            files=files,
+        )
+
+    def _move_into_place(self, manifest: Manifest) -> None:
+        for name in ("data", "quarantine"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+            if (self.work / name).exists():
+                (self.work / name).rename(self.folder / name)
+        write_atomic(self.folder / "README.md", render_card(manifest))
+
+    def _check_share(self, manifest: Manifest, refusals: list[Refused], max_quarantine: float) -> None:
+        total = manifest.rows + len(refusals)
+        counts = ", ".join(f"{rule} {count}" for rule, count in manifest.quarantine.items())
+        if total == 0:
+            raise BuildError(f"{self.reference}: the input has no rows; nothing was built")
+        if len(refusals) / total > max_quarantine:
+            raise QuarantineError(
+                f"{self.reference}: {len(refusals)} of {total} rows were refused ({counts}), more than "
+                f"{max_quarantine:.0%}; see {self.folder / 'quarantine'}, mend the input and build again, or raise "
+                "--max-quarantine"
+            )
+
+
+def begin_build(plan: BuildPlan, root: Path, version: str | None = None, *, fresh: bool = False) -> Artifact | Build:
+    """Find or make the folder for a build.
+
+    An unfinished build of the same fingerprint continues, a finished one is returned as it is; otherwise a new
+    version is begun: the one asked for, or the next MINOR.
+
+    Raises:
+        UsageError: a version that the schema does not allow, or that is finished with other content.
+        BuildLockedError: another process builds there.
+    """
+    wanted = _check_major(parse_version(version)) if version else None
+    folder = root / plan.kind
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        chosen = wanted or _matching_version(folder, plan, fresh=fresh) or _next_version(root, plan.kind)
+        target = folder / str(chosen)
+        if (target / MANIFEST_NAME).is_file():
+            return _finished(target, plan)
+        target.mkdir(exist_ok=True)
+        lock = _lock(target)
+    try:
+        _open_work(target, plan, fresh=fresh)
+    except BaseException:
+        lock.release()
+        raise
+    return Build(target, chosen, plan, lock)
+
+
+def _check_major(version: Version) -> Version:
+    if version.major != SCHEMA_VERSION:
+        raise UsageError(f"version {version}: MAJOR is the schema's version, {SCHEMA_VERSION}")
+    return version
+
+
+def _matching_version(folder: Path, plan: BuildPlan, *, fresh: bool) -> Version | None:
+    for version in reversed(versions(folder.parent, plan.kind)):
+        target = folder / str(version)
+        if (target / MANIFEST_NAME).is_file():
+            if not fresh and open_artifact(target).manifest.fingerprint == plan.fingerprint:
+                return version
+        elif _work_in_progress(target).get("fingerprint") == plan.fingerprint:
+            return version
+    return None
+
+
+def _next_version(root: Path, kind: str) -> Version:
+    same_major = [version for version in versions(root, kind) if version.major == SCHEMA_VERSION]
+    return Version(SCHEMA_VERSION, same_major[-1].minor + 1 if same_major else 0, 0)
+
+
+def _finished(target: Path, plan: BuildPlan) -> Artifact:
+    artifact = open_artifact(target)
+    if artifact.manifest.fingerprint != plan.fingerprint:
+        changed = ", ".join(_differences(artifact.manifest.configuration, plan.configuration)) or "its inputs"
+        raise UsageError(
+            f"{artifact.reference} is finished and immutable, and differs from what was asked for in {changed}; "
+            "leave --version out to make the next version"
+        )
+    shutil.rmtree(target / WORK, ignore_errors=True)  # left by a kill between the manifest and the clean-up
+    return artifact
+
+
+def _lock(target: Path) -> FileLock:
+    lock = FileLock(target / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        owner = _work_in_progress(target).get("pid", "unknown")
+        raise BuildLockedError(f"process {owner} is building {target}; wait for it, or end it") from error
+    return lock
+
+
+def _open_work(target: Path, plan: BuildPlan, *, fresh: bool) -> None:
+    import os
+
+    work = target / WORK
+    known = _work_in_progress(target)
+    if fresh:
+        shutil.rmtree(work, ignore_errors=True)
+    elif known and known.get("fingerprint") != plan.fingerprint:
+        changed = ", ".join(_differences(known.get("configuration", {}), plan.configuration)) or "its inputs"
+        raise UsageError(
+            f"{target} holds an unfinished build of another recipe (it differs in {changed}); "
+            "finish that one, name another --version, or start over with --fresh"
+        )
+    work.mkdir(exist_ok=True)
+    for leftover in ("data", "quarantine"):
+        shutil.rmtree(work / leftover, ignore_errors=True)
+    write_atomic(work / "build.json", json.dumps(plan.as_json() | {"pid": os.getpid()}, indent=2))
+
+
+def _work_in_progress(target: Path) -> dict[str, Any]:
+    try:
+        known: dict[str, Any] = json.loads((target / WORK / "build.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in sorted(set(old) & set(new)):
+        if isinstance(old[key], dict) and isinstance(new[key], dict):
+            yield from _differences(old[key], new[key], f"{prefix}{key}.")
+        elif old[key] != new[key]:
+            yield f"{prefix}{key} ({old[key]!r} then, {new[key]!r} now)"
+
+
+class ShardWriter:
+    """Writes frames of one kind into parquet shards of about 256 MB, zstd, content-defined chunking."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self.folder = folder
+        self._schema = arrow_schema(kind)
+        self._rows: list[int] = []
+        self._writer: pq.ParquetWriter | None = None
+        folder.mkdir(parents=True)
+
+    def write(self, frame: pl.DataFrame) -> None:
+        """Append rows; they have to be of the kind's schema already."""
+        if frame.is_empty() and self._rows:
+            return
+        if self._writer is None:
+            self._open()
+        assert self._writer is not None
+        self._writer.write_table(frame.to_arrow().cast(self._schema), row_group_size=ROW_GROUP_ROWS)
+        self._rows[-1] += len(frame)
+        if self._path(len(self._rows) - 1).stat().st_size >= SHARD_BYTES:
+            self._close_shard()
+
+    def close(self) -> list[FileEntry]:
+        """Finish the last shard, give all their final names, and return them."""
+        if not self._rows:
+            self._open()
+        self._close_shard()
+        entries = [self._rename(index) for index in range(len(self._rows))]
+        sync_folder(self.folder)
+        return entries
+
+    def _open(self) -> None:
+        self._rows.append(0)
+        self._writer = pq.ParquetWriter(
+            self._path(len(self._rows) - 1),
+            self._schema,
+            compression="zstd",
+            use_content_defined_chunking=True,
+        )
+
+    def _close_shard(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+            sync_file(self._path(len(self._rows) - 1))
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"part-{index:05d}.parquet"
+
+    def _rename(self, index: int) -> FileEntry:
+        path = self.folder / f"train-{index:05d}-of-{len(self._rows):05d}.parquet"
+        self._path(index).rename(path)
+        return FileEntry(
+            path=f"data/{path.name}",
+            sha256=sha256_of_file(path),
+            bytes=path.stat().st_size,
+            rows=self._rows[index],
+        )
+
+
+def _sound_rows(kind: str, frame: pl.DataFrame, refusals: list[Refused]) -> pl.DataFrame:
+    schema = row_schema(kind)
+    result, failure = schema.filter(frame, cast=True)
+    if len(result) != len(frame):
+        invalid = failure.details()
+        rules = [column for column in invalid.columns if column not in schema.column_names()]
+        for row in invalid.iter_rows(named=True):
+            rule = next(name for name in rules if row[name] == "invalid")
+            raw = json.dumps({name: row[name] for name in schema.column_names()}, ensure_ascii=False, default=str)
+            refusals.append(Refused(kind, len(refusals), rule, raw, field=rule.partition("|")[0]))
+    return result
+
+
+def _write_quarantine(folder: Path, refusals: list[Refused]) -> None:
+    if not refusals:
+        return
+    folder.mkdir(parents=True)
+    columns = {name: [getattr(refusal, name) for refusal in refusals] for name in QUARANTINE_SCHEMA}
+    path = folder / "refused.parquet"
+    pl.DataFrame(columns, schema=QUARANTINE_SCHEMA).write_parquet(path, compression="zstd")
+    sync_file(path)
+
+
+@cache
+def git_commit() -> str | None:
+    """Return the commit that this package is checked out from, if it is, with `-dirty` behind a changed tree."""
+    here = Path(__file__).parent
+    try:
+        top = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],  # noqa: S607
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+        subprocess.run(
+            ["git", "-C", str(here), "ls-files", "--error-unmatch", __file__],  # noqa: S607
+            capture_output=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return top.stdout.strip() or None

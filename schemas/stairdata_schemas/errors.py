@@ -1,0 +1,102 @@
+"""The errors that a user can meet, each with a message that says what, where and what to do next.
+
+StairDataError
+├── UsageError             the command was called wrongly (exit status 2)
+├── RecipeError            a recipe can't be read, or a key or value in it is wrong
+├── InputError             a file of the user's: missing, unreadable, empty, a wrong column or type
+├── GrammarError           a completion that breaks the step grammar (rule and position)
+├── ArtifactError          an artifact that is incomplete, damaged or of another schema version
+│   └── ArtifactNotFoundError  no artifact under that reference
+├── BuildError             a build that can't go on
+│   ├── QuarantineError    more rows refused than the allowed share
+│   └── BuildLockedError   another process builds into the same folder
+├── ModelError             a folder that isn't a model, or a tokenizer without what is needed
+├── ServerError            an LLM server that can't be started or reached, or that died
+└── TrainingError          training data or settings that would train something else than meant
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+TEXT_LIMIT = 80
+
+
+class StairDataError(Exception):
+    """Root of all errors that are a user's business; the command line prints them without traceback."""
+
+    exit_status = 1
+
+
+class UsageError(StairDataError):
+    """The command was called wrongly."""
+
+    exit_status = 2
+
+
+class RecipeError(StairDataError):
+    """A recipe can't be read, or a key or value in it is wrong."""
+
+
+class InputError(StairDataError):
+    """A file that the user gave can't be used."""
+
+
+class ArtifactError(StairDataError):
+    """An artifact is incomplete, damaged, or of a schema version that this release does not read."""
+
+
+class ArtifactNotFoundError(ArtifactError):
+    """No artifact stands under a reference."""
+
+
+class BuildError(StairDataError):
+    """A build can't go on."""
+
+
+class QuarantineError(BuildError):
+    """More rows were refused than the allowed share."""
+
+
+class BuildLockedError(BuildError):
+    """Another process is building into the same folder."""
+
+
+class ModelError(StairDataError):
+    """A model or tokenizer folder lacks what is needed."""
+
+
+class ServerError(StairDataError):
+    """An LLM server can't be started or reached, or died."""
+
+
+class TrainingError(StairDataError):
+    """Training data or settings would train something else than was meant."""
+
+
+class GrammarError(StairDataError):
+    """A completion breaks the step grammar.
+
+    Attributes:
+        rule: the name of the broken rule, one of `stairdata_schemas.grammar.RULES`.
+        position: offset of the offence in Unicode code points.
+    """
+
+    def __init__(self, rule: str, position: int, text: str) -> None:
+        self.rule = rule
+        self.position = position
+        super().__init__(f"the completion breaks the rule {rule!r} at character {position}: {quote(text[position:])}")
+
+
+def quote(text: object, limit: int = TEXT_LIMIT) -> str:
+    """Show a value in a message: at most `limit` characters, control and format characters escaped."""
+    raw = text if isinstance(text, str) else repr(text)
+    shown = "".join(_visible(character) for character in raw[:limit])
+    return f"'{shown}…'" if len(raw) > limit else f"'{shown}'"
+
+
+def _visible(character: str) -> str:
+    # Cc, Cf, Cs, Co, Cn: terminal escapes, bidirectional overrides, lone surrogates
+    if unicodedata.category(character).startswith("C"):
+        return character.encode("unicode_escape", "backslashreplace").decode("ascii")
+    return character

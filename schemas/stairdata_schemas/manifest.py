@@ -1,0 +1,185 @@
+"""The manifest: what an artifact holds, how it was made, and from what.
+
+`manifest.json` is written last, so its presence means that the artifact is complete. The fingerprint decides
+whether a build is already done; it covers what can change rows and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stairdata_schemas.errors import ArtifactError
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_FORMAT = 1
+
+
+class Parent(BaseModel):
+    """An artifact that rows were made from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: str
+    version: str
+    content_hash: str
+    repo: str | None = None
+    """Hub repository, if the parent came from there."""
+    commit: str | None = None
+    """Commit sha of that repository."""
+
+
+class ModelIdentity(BaseModel):
+    """A model that took part."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: str
+    """actor, teacher, judge, prm."""
+    name: str
+    """The name in the recipe; a folder is named by its last part alone, since paths don't travel."""
+    revision: str | None = None
+    """Hub revision, or the hash of a local folder's weights."""
+    tokenizer_hash: str | None = None
+
+
+class FileEntry(BaseModel):
+    """One file under data/."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str
+    """Path inside the artifact, with forward slashes."""
+    sha256: str
+    bytes: int = Field(ge=0)
+    rows: int = Field(ge=0)
+
+
+class Usage(BaseModel):
+    """What the requests of a build used up."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float | None = None
+    """In the currency of the recipe's price table; null where prices are unknown."""
+
+
+class Manifest(BaseModel):
+    """Everything that is to be known about an artifact without reading its rows."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    manifest_format: int = MANIFEST_FORMAT
+    kind: str
+    version: str
+    schema_version: int
+    created_at: datetime
+    stairdata_version: str
+    git_commit: str | None = None
+    generator: str
+    """Name of the generator, with its own version: it enters the fingerprint."""
+    configuration: dict[str, Any]
+    """The generator's whole resolved configuration, secrets left out."""
+    fingerprint: str
+    content_hash: str
+    models: list[ModelIdentity] = []
+    seeds: dict[str, int] = {}
+    parents: list[Parent] = []
+    rows: int
+    outcomes: dict[str, int] = {}
+    """How the units of work ended, by name of the outcome."""
+    quarantine: dict[str, int] = {}
+    """Refused rows by the rule they broke."""
+    usage: Usage = Usage()
+    seconds: float | None = None
+    """Wall time of the build, all its runs together."""
+    notes: list[str] = []
+    """Deviations from the paper and warnings that a user of the data should know."""
+    details: dict[str, Any] = {}
+    """Figures of the generator's own, such as the mixture of pairs."""
+    files: list[FileEntry]
+
+
+def fingerprint(
+    generator: str,
+    configuration: Mapping[str, Any],
+    parents: list[Parent],
+    models: list[ModelIdentity],
+    inputs: Mapping[str, str] | None = None,
+) -> str:
+    """Hash all that can change rows.
+
+    Args:
+        generator: name and version of the generator.
+        configuration: the part of its configuration that can change rows.
+        parents: parent artifacts, of which the content hashes count.
+        models: models, of which revision or weight hash and tokenizer hash count.
+        inputs: sha256 of each input file that is not an artifact.
+    """
+    return sha256_of_json(
+        {
+            "generator": generator,
+            "configuration": configuration,
+            "parents": sorted(parent.content_hash for parent in parents),
+            "models": sorted(
+                ([model.role, model.name, model.revision, model.tokenizer_hash] for model in models), key=str
+            ),
+            "inputs": dict(inputs or {}),
+        }
+    )
+
+
+def content_hash(files: list[FileEntry]) -> str:
+    """Hash an artifact's data files."""
+    return sha256_of_json([[entry.path, entry.sha256] for entry in sorted(files, key=lambda entry: entry.path)])
+
+
+def sha256_of_json(value: object) -> str:
+    """Hash a value's canonical JSON form (sorted keys, no spaces)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hash a file without reading it whole."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def now() -> datetime:
+    """Return the current time in UTC, to the second."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check the manifest of an artifact.
+
+    Raises:
+        ArtifactError: the manifest is missing (the artifact is incomplete), broken, or of a newer format.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"{folder} has no {MANIFEST_NAME}: the artifact is incomplete; run its build again to finish it"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} can't be read: {error}") from error
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        raise ArtifactError(
+            f"{path} is not a manifest this release reads: {where}: {first['msg']}; pull or build the artifact again"
+        ) from error

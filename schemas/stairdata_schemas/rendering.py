@@ -1,0 +1,167 @@
+"""From (prompt, steps, tokenizer) to text and token ids: the one place that serving, training and PRM share.
+
+A prompt is rendered with the model's own chat template up to the point where the assistant speaks, and the
+assistant's text is appended raw: `continue_final_message` would trim the empty lines of a half-written turn
+under some templates. Token ids are those of the whole text in one piece. Since every step begins after a
+closing tag, and tags are single special tokens, the pieces' ids joined are the same.
+
+End-of-turn belongs after terminal steps alone: after a partial step it would teach the model to stop there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from stairdata_schemas.errors import ModelError
+from stairdata_schemas.grammar import TAGS
+
+DATE_STRING = "26 Jul 2024"  # templates that print today's date would make every day's prompts new
+_SENTINEL = "stairdata-sentinel"
+
+
+class Tokenizer(Protocol):
+    """What is used of a transformers tokenizer."""
+
+    eos_token: str | None
+    chat_template: Any
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> Any: ...
+    def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...
+    def convert_ids_to_tokens(self, ids: int) -> str: ...
+    def save_pretrained(self, save_directory: str) -> Any: ...
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, Any]: ...
+
+
+class EndOfTurn(NamedTuple):
+    """The token that ends an assistant turn."""
+
+    text: str
+    token_id: int
+
+
+def load_tokenizer(model: str | Path) -> Any:
+    """Load a tokenizer that has a chat template, without remote code.
+
+    Raises:
+        ModelError: no tokenizer there, or one without a chat template.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(model), trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"no tokenizer can be loaded from {str(model)!r}: {_first_line(error)}; "
+            "give a model folder with tokenizer.json, or a Hub id"
+        ) from error
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"the tokenizer of {str(model)!r} has no chat template; give an instruction-tuned model, "
+            "or a tokenizer that has one"
+        )
+    return tokenizer
+
+
+def render_prompt(tokenizer: Tokenizer, prompt: str) -> str:
+    """Render one user turn up to the point where the assistant's text begins."""
+    text: str = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}],
+        tokenize=False,
+        add_generation_prompt=True,
+        date_string=DATE_STRING,
+    )
+    return text
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the token ids of a text, tags as single ids and nothing added around it."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str, prefix: str = "") -> list[int]:
+    """Return the ids of a rendered prompt and the first steps of an answer to it."""
+    return encode(tokenizer, render_prompt(tokenizer, prompt) + prefix)
+
+
+def encode_answer(tokenizer: Tokenizer, text: str, *, is_terminal: bool) -> list[int]:
+    """Return the ids of assistant text; exactly one end-of-turn follows where `is_terminal`, none elsewhere."""
+    ids = encode(tokenizer, text)
+    return [*ids, end_of_turn(tokenizer).token_id] if is_terminal else ids
+
+
+def end_of_turn(tokenizer: Tokenizer) -> EndOfTurn:
+    """Return the token that the chat template puts after an assistant turn, else the EOS token.
+
+    Raises:
+        ModelError: the template ends turns with no special token and the tokenizer has no EOS.
+    """
+    rendered: str = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "?"}, {"role": "assistant", "content": _SENTINEL}],
+        tokenize=False,
+        date_string=DATE_STRING,
+    )
+    special = tokenizer.added_tokens_decoder
+    ids = encode(tokenizer, rendered.rpartition(_SENTINEL)[2])
+    found = next((token for token in ids if token in special and special[token].special), None)
+    if found is not None:
+        return EndOfTurn(tokenizer.convert_ids_to_tokens(found), found)
+    if tokenizer.eos_token is None:
+        raise ModelError("the tokenizer has neither an end-of-turn token in its chat template nor an EOS token")
+    return EndOfTurn(tokenizer.eos_token, encode(tokenizer, tokenizer.eos_token)[0])
+
+
+def missing_tags(tokenizer: Tokenizer) -> list[str]:
+    """Return the grammar tags that are not exactly one token id."""
+    return [tag for tag in TAGS if len(encode(tokenizer, tag)) != 1]
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Hash what decides how text is rendered and cut into tokens: vocabulary, added tokens, chat template."""
+    digest = hashlib.sha256()
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    for part in (vocabulary, str(tokenizer.chat_template), str(tokenizer.eos_token)):
+        digest.update(part.encode())
+        digest.update(b"\0")
+    return digest.hexdigest()[:16]
+
+
+def model_hash(folder: Path) -> str:
+    """Hash a model folder's weights, configuration and tokenizer, whatever the folder is called.
+
+    Raises:
+        ModelError: the folder isn't a model.
+    """
+    check_model_folder(folder)
+    names = sorted(path for path in folder.iterdir() if path.suffix in {".safetensors", ".json", ".jinja"})
+    digest = hashlib.sha256()
+    for path in names:
+        if path.name == "training.json":  # written beside the weights, says nothing about them
+            continue
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def check_model_folder(folder: Path) -> None:
+    """Check that a folder holds a model.
+
+    Raises:
+        ModelError: it does not exist, has no config.json, or no weights in safetensors form.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"the model folder {str(folder)!r} does not exist")
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{str(folder)!r} is not a model folder: it has no config.json")
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(f"{str(folder)!r} is not a model folder: it has no weights (*.safetensors)")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

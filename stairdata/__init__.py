@@ -1,0 +1,1 @@
+"""stairdata: STAIR's data as versioned datasets. The command line is the public surface."""

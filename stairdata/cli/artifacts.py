@@ -1,0 +1,140 @@
+"""`stairdata list`, `show`, `validate`, `schema`: looking at artifacts."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stairdata.cli.console import emit, say
+from stairdata.cli.options import JsonOption, RootOption, root_folder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from stairdata_schemas.artifacts import Artifact
+
+Reference = Annotated[str, typer.Argument(metavar="REF", help="KIND, KIND@X.Y.Z or a folder.")]
+
+
+def list_(
+    root: RootOption = None, json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
+) -> None:
+    """List the artifacts under the root, complete or not."""
+    from stairdata_schemas.artifacts import list_folders
+
+    folder = root_folder(root)
+    rows = [_list_row(kind, str(version), path) for kind, version, path in list_folders(folder)]
+    if json_:
+        emit(json.dumps({"root": str(folder), "artifacts": rows}))
+        return
+    if not rows:
+        say(f"no artifacts under {folder}")
+        return
+    print_table(["artifact", "rows", "refused", "created", "state"], [list(map(str, row.values())) for row in rows])
+
+
+def _list_row(kind: str, version: str, folder: Path) -> dict[str, Any]:
+    from stairdata_schemas.artifacts import open_artifact
+    from stairdata_schemas.errors import ArtifactError
+    from stairdata_schemas.manifest import MANIFEST_NAME
+
+    row: dict[str, Any] = {"artifact": f"{kind}@{version}", "rows": None, "refused": None, "created": None}
+    if not (folder / MANIFEST_NAME).exists():
+        return row | {"state": "unfinished"}
+    try:
+        manifest = open_artifact(folder).manifest
+    except ArtifactError:
+        return row | {"state": "damaged"}
+    return row | {
+        "rows": manifest.rows,
+        "refused": sum(manifest.quarantine.values()),
+        "created": manifest.created_at.isoformat(),
+        "state": "complete",
+    }
+
+
+def show(
+    reference: Reference,
+    root: RootOption = None,
+    rows: Annotated[int, typer.Option("--rows", min=0, help="Show that many rows, text cut short.")] = 0,
+    json_: JsonOption = False,
+) -> None:
+    """Show what an artifact is and how it was made."""
+    from stairdata_schemas.artifacts import resolve
+
+    artifact = resolve(reference, root_folder(root))
+    if json_:
+        emit(artifact.manifest.model_dump_json())
+        return
+    print_table(["", artifact.reference], [[key, value] for key, value in _facts(artifact) if value])
+    if rows:
+        from stairdata_schemas.errors import quote
+
+        for row in artifact.scan().head(rows).collect().iter_rows(named=True):
+            print_table(["column", "value"], [[key, quote(value)] for key, value in row.items() if value is not None])
+
+
+def _facts(artifact: Artifact) -> list[tuple[str, str]]:
+    manifest = artifact.manifest
+    parents = ", ".join(f"{parent.kind}@{parent.version}" for parent in manifest.parents)
+    models = ", ".join(f"{model.role} {model.name}" for model in manifest.models)
+    usage = manifest.usage
+    return [
+        ("folder", str(artifact.folder)),
+        ("rows", str(manifest.rows)),
+        ("columns", ", ".join(artifact.scan().collect_schema().names())),
+        ("created", manifest.created_at.isoformat()),
+        ("generator", f"{manifest.generator}, stairdata {manifest.stairdata_version}"),
+        ("parents", parents),
+        ("models", models),
+        ("outcomes", _counts(manifest.outcomes)),
+        ("refused", _counts(manifest.quarantine)),
+        ("details", json.dumps(manifest.details) if manifest.details else ""),
+        ("usage", f"{usage.requests} requests, {usage.completion_tokens} tokens" if usage.requests else ""),
+        ("seconds", str(manifest.seconds or "")),
+        ("notes", "; ".join(manifest.notes)),
+        ("fingerprint", manifest.fingerprint),
+    ]
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def validate(reference: Reference, root: RootOption = None, json_: JsonOption = False) -> None:
+    """Check files, hashes, columns and every rule; exit 1 if something is wrong."""
+    from stairdata_schemas.artifacts import resolve, validate_artifact
+
+    artifact = resolve(reference, root_folder(root))
+    problems = validate_artifact(artifact)
+    if json_:
+        found = [problem._asdict() for problem in problems]
+        emit(json.dumps({"artifact": artifact.reference, "valid": not problems, "problems": found}))
+    elif problems:
+        print_table(["where", "rule", "violations", "example"], [list(map(str, problem)) for problem in problems])
+    else:
+        emit(f"{artifact.reference} is valid: {artifact.manifest.rows} rows")
+    if problems:
+        raise typer.Exit(1)
+
+
+def schema(kind: Annotated[str, typer.Argument(help="One of the eight kinds.")]) -> None:
+    """Print the JSON Schema of a kind's rows."""
+    from stairdata_schemas.kinds import json_schema
+
+    emit(json.dumps(json_schema(kind), indent=2))
+
+
+def print_table(header: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for name in header:
+        table.add_column(Text(name), overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(highlight=False, markup=False, emoji=False).print(table)

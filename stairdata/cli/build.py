@@ -1,0 +1,101 @@
+"""`stairdata build KIND`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stairdata.cli.console import emit, say, show_progress
+from stairdata.cli.options import (
+    InputOption,
+    LimitOption,
+    RecipeOption,
+    RootOption,
+    SetOption,
+    VersionOption,
+    read_recipe,
+    root_folder,
+)
+
+if TYPE_CHECKING:
+    from stairdata.cli.recipes import FullRecipe
+    from stairdata.generators.options import BuildOptions
+    from stairdata_schemas.artifacts import Artifact
+
+BUILT_KINDS = ("prompts", "structured-cot", "trees", "preference-pairs", "prm-pairs", "responses")
+
+
+def build(
+    kind: Annotated[str, typer.Argument(help=f"One of {', '.join(BUILT_KINDS)}.")],
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    input_: InputOption = None,
+    root: RootOption = None,
+    version: VersionOption = None,
+    limit: LimitOption = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of continuing.")] = False,
+    max_quarantine: Annotated[
+        float, typer.Option("--max-quarantine", min=0, max=1, help="Largest share of refused rows.")
+    ] = 0.05,
+) -> None:
+    """Build an artifact; a finished one of the same recipe and inputs is returned as it is."""
+    from stairdata.generators.options import BuildOptions
+    from stairdata_schemas.errors import UsageError
+
+    if kind.replace("_", "-") not in BUILT_KINDS:
+        raise UsageError(f"can't build {kind!r}; this command builds {', '.join(BUILT_KINDS)}")
+    settings = read_recipe(recipe, set_)
+    with show_progress() as progress:
+        options = BuildOptions(root_folder(root), version, tuple(input_ or ()), limit, fresh, max_quarantine, progress)
+        artifact = build_kind(kind.replace("-", "_"), settings, options)
+    say(summary(artifact))
+    emit(artifact.reference)
+
+
+def build_kind(kind: str, recipe: FullRecipe, options: BuildOptions) -> Artifact:
+    """Run the generator of a kind."""
+    from stairdata.generators import pairs, prompts, structured_cot, trees
+
+    generators = {
+        "prompts": prompts.build_prompts,
+        "structured_cot": structured_cot.build_structured_cot,
+        "trees": trees.build_trees,
+        "preference_pairs": pairs.build_preference_pairs,
+        "prm_pairs": pairs.build_prm_pairs,
+        "responses": _build_responses,
+    }
+    return generators[kind](recipe, options)
+
+
+def _build_responses(recipe: FullRecipe, options: BuildOptions) -> Artifact:
+    """Hand the PRM's score function down: generators don't know the training package."""
+    from stairdata.generators.responses import build_responses
+
+    if recipe.responses.prm is None:
+        return build_responses(recipe, options)
+    from stairdata_schemas.manifest import ModelIdentity
+    from stairdata_schemas.rendering import model_hash
+
+    folder = Path(recipe.responses.prm)
+    identity = ModelIdentity(role="prm", name=folder.name, revision=model_hash(folder))
+
+    def score(items: list[tuple[str, str, bool]]) -> list[float]:
+        from stairdata_training.scoring import PrmScorer
+
+        return PrmScorer.load(folder).score(items)
+
+    return build_responses(recipe, options, score, identity)
+
+
+def summary(artifact: Artifact) -> str:
+    """Say in one line what an artifact holds."""
+    manifest = artifact.manifest
+    parts = [f"{artifact.reference}: {manifest.rows} rows in {artifact.folder}"]
+    if manifest.quarantine:
+        rules = ", ".join(f"{rule} {count}" for rule, count in manifest.quarantine.items())
+        parts.append(f"{sum(manifest.quarantine.values())} refused ({rules})")
+    if manifest.usage.requests:
+        parts.append(f"{manifest.usage.requests} requests, {manifest.usage.completion_tokens} tokens")
+    return "; ".join(parts)

@@ -1,0 +1,79 @@
+"""Words and progress on stderr, results on stdout. Text of prompts and models is never read as markup."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+class ProgressFunction(Protocol):
+    """What generators call: what is being done, how much is done, how much there is (0: unknown)."""
+
+    def __call__(self, what: str, done: int, total: int) -> None: ...
+
+
+def stderr() -> Console:
+    """Return a rich console on stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def say(message: str) -> None:
+    """Write a line to stderr."""
+    stderr().print(message)
+
+
+def emit(text: str) -> None:
+    """Write a result to stdout."""
+    sys.stdout.write(text + "\n")
+
+
+@contextmanager
+def show_progress() -> Iterator[ProgressFunction]:
+    """Show a bar on a terminal, and a line now and then elsewhere."""
+    console = stderr()
+    if not console.is_terminal:
+        yield _Lines()
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def update(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total or None)
+
+        yield update
+
+
+class _Lines:
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if time.monotonic() - self._last >= SECONDS_BETWEEN_LINES or (total and done == total):
+            self._last = time.monotonic()
+            say(f"{what}: {done} of {total}" if total else what)

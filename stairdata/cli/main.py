@@ -1,0 +1,69 @@
+"""Entry point: `stairdata`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from stairdata.cli import artifacts, build, quickstart, serve, train
+from stairdata.cli.console import say
+
+app = typer.Typer(
+    name="stairdata",
+    help="STAIR's data as versioned datasets: build, check, train on them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"stairdata {version('stairdata')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[  # noqa: ARG001 - its callback acts
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    if debug:
+        os.environ["STAIRDATA_DEBUG"] = "1"
+
+
+app.command("build")(build.build)
+app.command("validate")(artifacts.validate)
+app.command("list")(artifacts.list_)
+app.command("show")(artifacts.show)
+app.command("schema")(artifacts.schema)
+app.command("train")(train.train)
+app.command("serve")(serve.serve)
+app.command("quickstart")(quickstart.quickstart)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake prints one message and no traceback."""
+    for name, value in {
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+    try:
+        app()
+    except Exception as error:
+        from stairdata_schemas.errors import StairDataError
+
+        if not isinstance(error, StairDataError) or os.environ.get("STAIRDATA_DEBUG"):
+            raise
+        say(f"error: {error}")
+        sys.exit(error.exit_status)

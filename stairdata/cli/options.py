@@ -1,0 +1,39 @@
+"""Options that several commands share, and the recipe that joins all sections."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from stairdata.cli.recipes import FullRecipe
+
+RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="Recipe in YAML.", show_default=False)]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the recipe, such as trees.c=2.")
+]
+InputOption = Annotated[
+    list[str] | None, typer.Option("--input", metavar="REF", help="Input artifact; default: the newest of its kind.")
+]
+RootOption = Annotated[
+    Path | None, typer.Option("--root", help="Folder of the artifacts [default: $STAIRDATA_ROOT or artifacts].")
+]
+VersionOption = Annotated[str | None, typer.Option("--version", metavar="X.Y.Z", help="Version to build.")]
+LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Stop after that many input rows.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def root_folder(root: Path | None) -> Path:
+    """Return --root, else $STAIRDATA_ROOT, else artifacts/."""
+    return root or Path(os.environ.get("STAIRDATA_ROOT") or "artifacts")
+
+
+def read_recipe(path: Path | None, overrides: list[str] | None) -> FullRecipe:
+    """Read the recipe with all its sections."""
+    from stairdata.cli.recipes import FullRecipe
+    from stairdata.recipe import load_recipe
+
+    return load_recipe(FullRecipe, path, overrides or [])

@@ -1,0 +1,285 @@
+"""`stairdata quickstart`: every stage of STAIR on a small real model, on one machine, with one command.
+
+The model is SmolLM2-135M-Instruct. It is far too small to be made safe by this; what the run shows is that every
+stage works, and what each leaves behind. Finished stages are skipped by fingerprint, so a run that was killed is
+finished by running it again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from stairdata.cli.console import emit, say, show_progress
+
+if TYPE_CHECKING:
+    from stairdata.cli.console import ProgressFunction
+    from stairdata.cli.recipes import FullRecipe
+    from stairdata_schemas.artifacts import Artifact
+
+DATA = Path(__file__).parent.parent / "data"
+HELD_OUT_FROM = 48  # rows of the bundled prompts from there on are for measuring only
+
+
+class Sizes(NamedTuple):
+    """How large the stages are."""
+
+    cot_rows: int | None
+    tree_prompts: int
+    iterations: int
+    pairs: int
+    eval_prompts: int
+    candidates: int
+    sft_epochs: float
+
+
+SMALL = Sizes(cot_rows=None, tree_prompts=16, iterations=10, pairs=48, eval_prompts=24, candidates=4, sft_epochs=2)
+SMOKE = Sizes(cot_rows=96, tree_prompts=4, iterations=6, pairs=12, eval_prompts=4, candidates=2, sft_epochs=2)
+
+
+def quickstart(
+    folder: Annotated[Path, typer.Option("--folder", help="Where everything goes.")] = Path("quickstart"),
+    smoke: Annotated[bool, typer.Option("--smoke", help="A few minutes instead of up to twenty.")] = False,
+    prompts: Annotated[int | None, typer.Option("--prompts", min=2, max=48, help="Prompts that grow trees.")] = None,
+    iterations: Annotated[int | None, typer.Option("--iterations", min=2, help="Iterations a tree.")] = None,
+    pairs: Annotated[int | None, typer.Option("--pairs", min=2, help="Pairs for DPO, and for the PRM.")] = None,
+    teacher_url: Annotated[
+        str | None, typer.Option("--teacher-url", help="OpenAI-compatible server that writes the reasoning.")
+    ] = None,
+    teacher_model: Annotated[str, typer.Option("--teacher-model", help="The teacher's name there.")] = "gpt-4o",
+) -> None:
+    """Run every stage of STAIR on SmolLM2-135M and show what changed."""
+    from filelock import FileLock, Timeout
+
+    from stairdata_schemas.errors import BuildLockedError
+
+    chosen = {"tree_prompts": prompts, "iterations": iterations, "pairs": pairs}
+    sizes = (SMOKE if smoke else SMALL)._replace(**{key: value for key, value in chosen.items() if value is not None})
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise BuildLockedError(f"another quickstart is running in {folder}; wait for it, or name a --folder") from error
+    with lock, show_progress() as progress:
+        run = Run(folder, sizes, _teacher(teacher_url, teacher_model), progress)
+        summary = run.all_stages()
+    _print_summary(summary, folder)
+
+
+def _teacher(url: str | None, model: str) -> dict[str, str] | None:
+    """Return the teacher to ask, if one is named or a key for OpenAI is set."""
+    if url is not None:
+        return {"base_url": url, "model": model}
+    if os.environ.get("OPENAI_API_KEY"):
+        return {"base_url": os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1", "model": model}
+    return None
+
+
+@dataclass(slots=True)
+class Run:
+    """One run through all stages."""
+
+    folder: Path
+    sizes: Sizes
+    teacher: dict[str, str] | None
+    progress: ProgressFunction
+
+    def all_stages(self) -> dict[str, Any]:
+        """Run or skip each stage in order, and write summary.json."""
+        models, sizes = self.folder / "models", self.sizes
+        stages = [self._base_model(models / "base")]
+        prompts, cot = self._prompts(0), self._structured_cot()
+        stages += [_stage("prompts", prompts), _stage("structured_cot", cot)]
+        stages.append(self._train("sft", cot, models / "base", models / "sft"))
+        trees = self._build("trees", [prompts], models / "sft", limit=sizes.tree_prompts)
+        pairs = self._build("preference_pairs", [trees])
+        stages += [_stage("trees", trees), _stage("preference_pairs", pairs)]
+        stages.append(self._train("dpo", pairs, models / "sft", models / "dpo-1"))
+        prm_pairs = self._build("prm_pairs", [trees])
+        stages.append(_stage("prm_pairs", prm_pairs))
+        stages.append(self._train("prm", prm_pairs, models / "dpo-1", models / "prm"))
+        held_out = self._prompts(HELD_OUT_FROM)
+        stages.append(_stage("prompts (held out)", held_out))
+        answers = {
+            name: self._build("responses", [held_out], models / name, limit=sizes.eval_prompts, n=n)
+            for name, n in (("base", 1), ("sft", 1), ("dpo-1", sizes.candidates))
+        }
+        stages += [_stage(f"responses ({name})", artifact) for name, artifact in answers.items()]
+        summary = {"sizes": sizes._asdict(), "stages": stages, "table": _table(answers, sizes.candidates)}
+        from stairdata_schemas.files import write_atomic
+
+        write_atomic(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+        return summary
+
+    def _base_model(self, output: Path) -> dict[str, Any]:
+        from stairdata_schemas.errors import ModelError
+        from stairdata_schemas.rendering import check_model_folder
+
+        started = time.monotonic()
+        try:
+            check_model_folder(output)
+        except ModelError:
+            self.progress("fetch SmolLM2-135M-Instruct", 0, 0)
+            from stairdata_training.smollm2 import prepare_smollm2
+
+            prepare_smollm2(output)
+        return {"stage": "base", "model": str(output), "seconds": round(time.monotonic() - started, 1)}
+
+    def _recipe(self, actor: Path | None = None, **sections: Any) -> FullRecipe:
+        from stairdata.cli.recipes import FullRecipe
+
+        if actor is not None:
+            sections["actor"] = {"path": str(actor), "max_model_len": 1024, "concurrency": 64}
+        return FullRecipe.model_validate(sections)
+
+    def _prompts(self, skip: int) -> Artifact:
+        source = {"path": str(DATA / "prompts.jsonl"), "skip": skip}
+        return self._run_build("prompts", self._recipe(prompts={"sources": [source]}), [])
+
+    def _structured_cot(self) -> Artifact:
+        path = DATA / "structured_cot.jsonl"
+        if self.teacher is None:
+            recipe = self._recipe(structured_cot={"path": str(path)})
+            return self._run_build("structured_cot", recipe, [], self.sizes.cot_rows)
+        source = {"path": str(path), "name": "stairdata-bundled"}
+        prompts = self._run_build("prompts", self._recipe(prompts={"sources": [source]}), [])
+        recipe = self._recipe(structured_cot={"teacher": self.teacher})
+        return self._run_build("structured_cot", recipe, [prompts], self.sizes.cot_rows)
+
+    def _build(
+        self, kind: str, parents: list[Artifact], actor: Path | None = None, limit: int | None = None, n: int = 1
+    ) -> Artifact:
+        sections: dict[str, Any] = {
+            "trees": {
+                "trees": {
+                    "iterations": self.sizes.iterations,
+                    "max_tokens": 128,
+                    "rollout_tokens": 256,
+                    "temperature": 1.0,
+                    "top_p": 1.0,
+                    "judge": {"kind": "reference"},
+                }
+            },
+            "preference_pairs": {"preference_pairs": {"min_visits": 1, "min_margin": 0.25}},
+            "prm_pairs": {"prm_pairs": {"min_visits": 1, "min_margin": 0.25}},
+            "responses": {
+                "responses": {
+                    "method": "best_of_n" if n > 1 else "sample",
+                    "n": n,
+                    "prm": str(self.folder / "models" / "prm"),
+                    "max_tokens": 256,
+                    "temperature": 0.7,
+                    "top_p": 1.0,
+                }
+            },
+        }
+        return self._run_build(kind, self._recipe(actor, **sections[kind]), parents, limit)
+
+    def _run_build(self, kind: str, recipe: FullRecipe, parents: list[Artifact], limit: int | None = None) -> Artifact:
+        from stairdata.cli.build import build_kind
+        from stairdata.generators.options import BuildOptions
+
+        options = BuildOptions(
+            root=self.folder / "artifacts",
+            inputs=tuple(str(parent.folder.resolve()) for parent in parents),
+            limit=limit,
+            max_quarantine=0.5,
+            progress=self.progress,
+        )
+        return build_kind(kind, recipe, options)
+
+    def _train(self, stage: str, artifact: Artifact, model: Path, output: Path) -> dict[str, Any]:
+        from stairdata.cli.train import train_stage
+
+        section = training_section(stage, self.sizes)
+        result = train_stage(stage, self._recipe(**{stage: section}), artifact, str(model), output, self.progress)
+        return {
+            "stage": f"train {stage}",
+            "model": str(output),
+            "data": artifact.reference,
+            "rows": result.rows,
+            "tokens": result.tokens,
+            "seconds": round(result.seconds, 1),
+        }
+
+
+def training_section(stage: str, sizes: Sizes) -> dict[str, Any]:
+    """Return the settings that teach a 135M model the grammar in minutes; no advice for larger ones."""
+    sections: dict[str, dict[str, Any]] = {
+        "sft": {"epochs": sizes.sft_epochs, "learning_rate": 3e-4, "batch_size": 8},
+        "dpo": {"epochs": 1, "learning_rate": 5e-6, "batch_size": 4, "max_pairs": sizes.pairs},
+        "prm": {"epochs": 1, "learning_rate": 2e-5, "batch_size": 4, "max_pairs": sizes.pairs},
+    }
+    return sections[stage]
+
+
+def _stage(name: str, artifact: Artifact) -> dict[str, Any]:
+    manifest = artifact.manifest
+    return {
+        "stage": name,
+        "artifact": artifact.reference,
+        "folder": str(artifact.folder),
+        "rows": manifest.rows,
+        "refused": sum(manifest.quarantine.values()),
+        "tokens": manifest.usage.completion_tokens,
+        "seconds": manifest.seconds,
+    }
+
+
+def _table(answers: dict[str, Artifact], n: int) -> dict[str, dict[str, float | None]]:
+    """Measure the answers of each model; the last model's candidates give both a single sample and the best of n."""
+    first = {name: _measure(artifact, lambda row: row["candidates"][0]) for name, artifact in answers.items()}
+    best = _measure(answers["dpo-1"], lambda row: row["candidates"][row["chosen_index"]])
+    return {**first, f"dpo-1, best of {n}": best}
+
+
+def _measure(artifact: Artifact, pick: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, float | None]:
+    from stairdata.search.reward import is_refusal
+    from stairdata_schemas.grammar import is_grammatical
+
+    rows = [(row["task"], pick(row)) for row in artifact.scan().collect().iter_rows(named=True)]
+    texts = {task: [answer["text"] for of, answer in rows if of == task] for task in ("safety", "helpfulness")}
+    return {
+        "answers": float(len(rows)),
+        "in the grammar": _mean([is_grammatical(answer["text"]) for _, answer in rows]),
+        "refusals, safety prompts": _mean([is_refusal(text) for text in texts["safety"]]),
+        "refusals, helpfulness prompts": _mean([is_refusal(text) for text in texts["helpfulness"]]),
+        "mean PRM score": _mean([answer["score"] for _, answer in rows]),
+        "mean tokens": _mean([answer["tokens"] for _, answer in rows]),
+    }
+
+
+def _mean(values: list[Any]) -> float | None:
+    return round(sum(values) / len(values), 3) if values else None
+
+
+def _print_summary(summary: dict[str, Any], folder: Path) -> None:
+    from stairdata.cli.artifacts import print_table
+
+    rows = [
+        [
+            stage["stage"],
+            stage.get("artifact") or stage["model"],
+            *(_shown(stage.get(name)) for name in ("rows", "tokens", "seconds")),
+        ]
+        for stage in summary["stages"]
+    ]
+    print_table(["stage", "made", "rows", "tokens", "seconds"], rows)
+    emit("")
+    table = summary["table"]
+    measures = list(next(iter(table.values())))
+    print_table(["", *table], [[name, *(_shown(column[name]) for column in table.values())] for name in measures])
+    emit(f"\nartifacts: {folder / 'artifacts'}\nmodels:    {folder / 'models'}\nsummary:   {folder / 'summary.json'}")
+    say("a model of 135M parameters learns the form here, not safety; see the README for what the figures mean")
+
+
+def _shown(value: object) -> str:
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,33 @@
+"""`stairdata serve MODEL`: a local vLLM server, ended with this command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stairdata.cli.console import emit, say, show_progress
+
+
+def serve(
+    model: Annotated[str, typer.Argument(help="Model folder or Hub id.")],
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
+    name: Annotated[str, typer.Option("--name", help="The name clients ask for.")] = "actor",
+    max_model_len: Annotated[int, typer.Option("--max-model-len", min=64, help="Context length in tokens.")] = 4096,
+    log: Annotated[Path, typer.Option("--log", help="Where the server's own words go.")] = Path("stairdata-serve.log"),
+) -> None:
+    """Serve a model with vLLM on 127.0.0.1 until Ctrl-C; prints its URL and a generated key."""
+    from stairdata.llm.server import ManagedServer, ServerOptions
+
+    server = ManagedServer(ServerOptions(model, served_name=name, port=port, max_model_len=max_model_len, log=log))
+    try:
+        with show_progress() as progress:
+            server.start(lambda message, seconds: progress(f"{message} ({seconds:.0f} s)", 0, 0))
+        emit(f"base_url: {server.base_url}")
+        emit(f"model: {name}")
+        emit(f"api_key: {server.api_key}")
+        say("Ctrl-C ends it")
+        server.wait()
+    finally:
+        server.stop()

@@ -1,0 +1,1 @@
+"""One module per artifact kind: what goes in, what comes out, nothing of the command line."""

@@ -1,0 +1,41 @@
+"""What every generator is told besides its recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from stairdata_schemas.artifacts import Artifact, resolve
+from stairdata_schemas.errors import UsageError
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is (0: unknown)."""
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """Report to nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """Where to build, from what, and how much."""
+
+    root: Path = Path("artifacts")
+    version: str | None = None
+    inputs: tuple[str, ...] = ()
+    limit: int | None = None
+    fresh: bool = False
+    max_quarantine: float = 0.05
+    progress: Progress = quiet
+
+    def parent(self, kind: str) -> Artifact:
+        """Open the input of a kind: the one named by --input, else the newest local one."""
+        named = [resolve(reference, self.root) for reference in self.inputs]
+        of_kind = [artifact for artifact in named if artifact.kind == kind]
+        if len(of_kind) > 1:
+            raise UsageError(f"more than one --input of kind {kind}: {', '.join(self.inputs)}")
+        if named and not of_kind:
+            kinds = ", ".join(artifact.reference for artifact in named)
+            raise UsageError(f"this build needs an input of kind {kind}; --input gave {kinds}")
+        return of_kind[0] if of_kind else resolve(kind, self.root)

@@ -1,0 +1,134 @@
+"""Kind `responses`: answers of a model to prompts, one or the best of n."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import polars as pl
+
+from stairdata.generators.options import BuildOptions
+from stairdata.generators.runner import Row, RunResult, Unit, journaled_frames, run_units, usage_of
+from stairdata.llm.actor import Actor, Piece
+from stairdata.llm.session import identify, open_client
+from stairdata.recipe import Recipe, ResponsesSection
+from stairdata_schemas import identity, rendering
+from stairdata_schemas.artifacts import Artifact
+from stairdata_schemas.building import Build, BuildPlan, Report, begin_build
+from stairdata_schemas.manifest import ModelIdentity
+
+GENERATOR = "responses/1"
+ScoreFunction = Callable[[Sequence[tuple[str, str, bool]]], list[float]]
+"""From (prompt, assistant text, is complete) to the PRM's rewards."""
+
+
+def build_responses(
+    recipe: Recipe,
+    options: BuildOptions,
+    score: ScoreFunction | None = None,
+    prm: ModelIdentity | None = None,
+) -> Artifact:
+    """Let the actor answer each prompt; with a PRM score all candidates, and keep the best.
+
+    Args:
+        recipe: sections `actor` and `responses`.
+        options: where and from what.
+        score: the PRM, given by the command line; without it nothing is scored.
+        prm: which PRM that is.
+
+    Raises:
+        ServerError: the server can't be started or has gone; what is finished is kept.
+    """
+    section = recipe.responses
+    parent = options.parent("prompts")
+    actor = identify(recipe.actor, "actor")
+    plan = BuildPlan(
+        "responses",
+        GENERATOR,
+        {**section.model_dump(mode="json", exclude={"concurrency", "prm"}), "seed": recipe.seed,
+         "limit": options.limit},
+        settings={"actor": recipe.actor.model_dump(mode="json")},
+        parents=[parent.as_parent()],
+        models=[actor, *([prm] if prm else [])],
+        seeds={"sampling": recipe.seed},
+    )  # fmt: skip
+    build = begin_build(plan, options.root, options.version, fresh=options.fresh)
+    if isinstance(build, Artifact):
+        return build
+    with build:
+        frame = parent.scan().select("prompt_id", "prompt", "task").head(options.limit or 2**62).collect()
+        prompts = {row["prompt_id"]: row for row in frame.iter_rows(named=True)}
+        units = [Unit(key, number, row["prompt"]) for number, (key, row) in enumerate(prompts.items())]
+        result = asyncio.run(_answer_all(build, recipe, units, prompts, options))
+        names = (prm.name if prm else None, section)
+        frames = (_scored(rows, score, *names) for rows in journaled_frames(build, units))
+        report = Report(result.outcomes, usage_of(build, units))
+        return build.finish(frames, result.refused, report, options.max_quarantine)
+
+
+async def _answer_all(
+    build: Build, recipe: Recipe, units: list[Unit], prompts: dict[str, Row], options: BuildOptions
+) -> RunResult:
+    def waiting(message: str, seconds: float) -> None:
+        options.progress(f"{message} ({seconds:.0f} s)", 0, 0)
+
+    section = recipe.responses
+    async with open_client(recipe.actor, build.work / "server.log", waiting) as client:
+        tokenizer = rendering.load_tokenizer(recipe.actor.tokenizer or recipe.actor.path or "")
+        actor = Actor(client, tokenizer, section)
+
+        async def work(unit: Unit) -> Row:
+            seed = identity.request_seed(recipe.seed, unit.key, 0)
+            pieces, usage = await actor.answers(
+                actor.render(unit.text), n=section.n, max_tokens=section.max_tokens, seed=seed
+            )
+            return _response_row(prompts[unit.key], build.plan.models[0].name, recipe, pieces) | {
+                "completion_tokens": usage.completion_tokens
+            }
+
+        return await run_units(build, units, work, section.concurrency, options.progress)
+
+
+def _response_row(prompt: Row, model: str, recipe: Recipe, pieces: list[Piece]) -> Row:
+    """Make the row before it is scored: the first candidate counts as chosen."""
+    section = recipe.responses
+    return prompt | {
+        "response_id": identity.response_id(prompt["prompt_id"], model, section.method, recipe.seed),
+        "method": section.method,
+        "model": model,
+        "prm": None,
+        "n": section.n,
+        "candidates": [_candidate(piece) for piece in pieces],
+        "chosen_index": 0,
+        "text": pieces[0].text,
+        "score": None,
+    }
+
+
+def _candidate(piece: Piece) -> Row:
+    return {"text": piece.text, "score": None, "is_complete": not piece.is_cut, "tokens": piece.tokens}
+
+
+def _scored(
+    rows: pl.DataFrame, score: ScoreFunction | None, prm: str | None, section: ResponsesSection
+) -> pl.DataFrame:
+    """Score all candidates in one batch and choose; without a PRM the first one stays chosen."""
+    if score is None:
+        return rows
+    flat = rows.select("response_id", "prompt", "candidates").explode("candidates").unnest("candidates")
+    scores = score(list(flat.select("prompt", "text", "is_complete").iter_rows()))
+    candidates = (
+        flat.with_columns(score=pl.Series(scores, dtype=pl.Float64))
+        .group_by("response_id", maintain_order=True)
+        .agg(candidates=pl.struct("text", "score", "is_complete", "tokens"))
+    )
+    best = pl.col("candidates").list.eval(pl.element().struct.field("score")).list.arg_max().cast(pl.Int32)
+    index = best if section.method == "best_of_n" else pl.lit(0, pl.Int32)
+    chosen = pl.col("candidates").list.get(pl.col("chosen_index")).struct
+    return (
+        rows.drop("candidates")
+        .join(candidates, on="response_id", maintain_order="left")
+        .with_columns(chosen_index=index, prm=pl.lit(prm))
+        .with_columns(text=chosen.field("text"), score=chosen.field("score"))
+        .select(rows.columns)
+    )

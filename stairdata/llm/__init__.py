@@ -1,0 +1,1 @@
+"""Access to language models: a client, a managed server, the actor."""

@@ -1,0 +1,83 @@
+"""From an endpoint in a recipe to a client that answers: by URL, or by a server of ours for the duration."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from stairdata.llm.client import Client
+from stairdata.recipe import Endpoint
+from stairdata_schemas import rendering
+from stairdata_schemas.errors import RecipeError, ServerError, quote
+from stairdata_schemas.manifest import ModelIdentity
+
+OnProgress = Callable[[str, float], None]
+
+
+def identify(endpoint: Endpoint, role: str, *, needs_tokenizer: bool = True) -> ModelIdentity:
+    """Say which model an endpoint names, before anything is started.
+
+    A folder counts by the hash of its files, a Hub id by its name, a URL by model name and tokenizer hash.
+
+    Raises:
+        RecipeError: no model, or no tokenizer where one is needed.
+        ModelError: a folder that isn't a model.
+    """
+    if endpoint.path is None and endpoint.base_url is None:
+        raise RecipeError(f"the recipe names no {role}: give {role}.path (a model) or {role}.base_url (a server)")
+    tokenizer = endpoint.tokenizer or endpoint.path
+    if needs_tokenizer and tokenizer is None:
+        raise RecipeError(
+            f"{role}.base_url needs {role}.tokenizer: the folder or Hub id of the tokenizer of the served model"
+        )
+    digest = rendering.tokenizer_hash(rendering.load_tokenizer(tokenizer)) if tokenizer else None
+    if endpoint.path is None:
+        if endpoint.model is None:
+            raise RecipeError(f"{role}.base_url needs {role}.model: the server's name for the model")
+        return ModelIdentity(role=role, name=endpoint.model, tokenizer_hash=digest)
+    folder = Path(endpoint.path)
+    is_local = folder.is_dir() or endpoint.path.startswith(("/", "."))
+    revision = rendering.model_hash(folder) if is_local else None
+    return ModelIdentity(
+        role=role, name=folder.name if is_local else endpoint.path, revision=revision, tokenizer_hash=digest
+    )
+
+
+@asynccontextmanager
+async def open_client(endpoint: Endpoint, log: Path, on_progress: OnProgress | None = None) -> AsyncIterator[Client]:
+    """Connect to an endpoint, starting its server if it names a model.
+
+    Raises:
+        ServerError: the server can't be started or reached, or does not serve the model.
+    """
+    if endpoint.base_url is not None:
+        client = Client(endpoint, endpoint.base_url, endpoint.model or "", os.environ.get(endpoint.api_key_env, "none"))
+        try:
+            await _check_model(client)
+            yield client
+        finally:
+            await client.close()
+        return
+    from stairdata.llm.server import ManagedServer
+
+    server = ManagedServer(_options(endpoint, log))
+    try:
+        await asyncio.to_thread(server.start, on_progress)
+        client = Client(endpoint, server.base_url, server.served_name, server.api_key, server.check)
+        try:
+            yield client
+        finally:
+            await client.close()
+    finally:
+        server.stop()
+
+
+async def _check_model(client: Client) -> None:
+    served = await client.models()
+    if client.model not in served:
+        raise ServerError(
+            f"the server at {client.base_url} does not serve {quote(client.model)}; it serves {', '.join(served)}"
+        )

@@ -1,0 +1,317 @@
+"""The recipe: one YAML file, one section a stage, each key with a default and a meaning.
+
+The sections of the training stages (`sft`, `dpo`, `prm`) belong to `stairdata_training`; the command line joins
+them to these. Nothing here reads the environment or touches the network.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from stairdata_schemas.errors import RecipeError, UsageError, quote
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Task = Literal["safety", "helpfulness"]
+
+
+class Section(BaseModel):
+    """A part of the recipe; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Sampling(Section):
+    """How a model samples."""
+
+    temperature: float = Field(1.2, ge=0)
+    """0 is greedy."""
+    top_p: float = Field(0.9, gt=0, le=1)
+    """Nucleus sampling; 1 turns it off (on CPU it is vLLM's bottleneck)."""
+    top_k: int = Field(50, ge=0)
+    """0 turns it off; sent only to servers that are not OpenAI's."""
+
+
+class PromptSource(Section):
+    """One source of prompts: a local file or a Hub dataset."""
+
+    path: Path | None = None
+    """A .json, .jsonl, .csv or .parquet file, relative to the working folder."""
+    hub: str | None = None
+    """A Hub dataset id; read through `datasets`, never with remote code."""
+    revision: str | None = None
+    """Commit, tag or branch of the Hub dataset; pin it."""
+    config: str | None = None
+    """The Hub dataset's configuration."""
+    split: str = "train"
+    """The Hub dataset's split."""
+    columns: dict[str, str] = {}
+    """Our column name to the source's, where they differ: {prompt: question, task: type}."""
+    task: Task | None = None
+    """Task of every row, for sources that have no such column."""
+    name: str | None = None
+    """Value of the `source` column; default: the source's own column, else the file's name or the Hub id."""
+    skip: int = Field(0, ge=0)
+    """Leave out that many rows at the start."""
+    count: int | None = Field(None, ge=1)
+    """Take that many rows, sampled with the recipe's seed; default all."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give either path or hub")
+        return self
+
+
+class PromptsSection(Section):
+    """Stage `prompts`."""
+
+    sources: list[PromptSource] = []
+    """Where prompts come from, in order; of duplicates the first is kept, the others go to quarantine."""
+
+
+class Endpoint(Section):
+    """A model: by folder or Hub id, served by a vLLM of ours for the duration, or by URL."""
+
+    path: str | None = None
+    """A model folder or Hub id, served for the duration."""
+    base_url: str | None = None
+    """An OpenAI-compatible server instead, such as http://127.0.0.1:8000/v1."""
+    model: str | None = None
+    """The server's name for the model; default: the only one it lists."""
+    tokenizer: str | None = None
+    """Folder or Hub id of the tokenizer whose chat template renders prompts; default: path."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key; the key itself is never in a recipe."""
+    concurrency: int = Field(32, ge=1)
+    """Requests in flight at most."""
+    timeout: float = Field(600, gt=0)
+    """Seconds a request may take."""
+    retries: int = Field(8, ge=0)
+    """How often a failed request is sent again, with exponential back-off."""
+    max_model_len: int = Field(4096, ge=64)
+    """Context length of the served model, in tokens."""
+    port: int = Field(0, ge=0, le=65535)
+    """Port of the served model; 0 takes a free one."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if self.path and self.base_url:
+            raise ValueError("give either path (served here) or base_url (served elsewhere), not both")
+        return self
+
+
+class JudgeSection(Section):
+    """Who rates answers."""
+
+    kind: Literal["self", "rule", "reference", "endpoint"] = "self"
+    """self: the actor rates its own answers. rule: the published code's rule on safety prompts, the actor's
+    rating on the others. reference: no model; the rule, and word F1 against reference_answer. endpoint: another
+    model rates."""
+    cache: bool = True
+    """Judge equal answers of one tree once (the paper asks each time)."""
+    temperature: float = Field(0.6, ge=0)
+    """Sampling temperature of the rating."""
+    top_p: float = Field(0.9, gt=0, le=1)
+    """Nucleus sampling of the rating."""
+    max_tokens: int = Field(256, ge=1)
+    """Tokens of one rating."""
+    reasks: int = Field(3, ge=0)
+    """How often a rating that can't be read is asked again before the judge counts as failed."""
+    endpoint: Endpoint | None = None
+    """The judge's server, for kind endpoint."""
+
+    @model_validator(mode="after")
+    def _endpoint_is_named(self) -> Self:
+        if (self.kind == "endpoint") != (self.endpoint is not None):
+            raise ValueError("judge.endpoint goes with kind endpoint, and only with it")
+        return self
+
+
+class TreesSection(Sampling):
+    """Stage `trees`: SI-MCTS (paper section 3.2 and Algorithm 1)."""
+
+    iterations: int = Field(200, ge=1)
+    """Iterations of select, expand, evaluate, back up in each tree."""
+    samples: int = Field(4, ge=1)
+    """Steps sampled at one expansion (m)."""
+    max_depth: int = Field(7, ge=1)
+    """Depth at which nodes are not expanded any more."""
+    c: float = Field(1.5, ge=0)
+    """Exploration constant."""
+    score: Literal["ucb"] = "ucb"
+    """How a child is selected."""
+    max_tokens: int = Field(2048, ge=1)
+    """Tokens of one step; a step cut there is dropped and counted."""
+    rollout_tokens: int = Field(2048, ge=1)
+    """Tokens of one rollout; cut there, it is judged as it stands."""
+    visit_all_leaves: bool = True
+    """Evaluate every leaf that is still unvisited at the end."""
+    judge: JudgeSection = JudgeSection()
+    """Who rates answers."""
+    k1: float = Field(1.0, ge=1)
+    """Weight of safety times helpfulness in R = (k1 + k2) S + k1 S H."""
+    k2: float = Field(1.0, gt=0, le=1)
+    """Extra weight of safety in R."""
+    trees_per_prompt: int = Field(1, ge=1)
+    """Trees grown from each prompt, each with randomness of its own."""
+    round: int = Field(1, ge=0)
+    """Iteration of the self-improvement loop, written into the rows."""
+    concurrency: int = Field(64, ge=1)
+    """Trees in flight at most."""
+
+
+class PairsSection(Section):
+    """Stages `preference_pairs` and `prm_pairs`; defaults as published."""
+
+    granularity: Literal["step"] = "step"
+    """step: siblings of one parent (prm_pairs: any nodes of equal depth, and whole answers)."""
+    min_margin: float = Field(0.5, ge=0)
+    """The chosen value has to exceed the rejected one by more than this."""
+    min_chosen_value: float = 0.8
+    """The chosen value has to be at least this."""
+    min_visits: int = Field(4, ge=1)
+    """Each side is terminal or visited at least that often."""
+    max_tokens: int = Field(2048, ge=1)
+    """Rendered prompt plus path may have at most that many tokens."""
+
+
+class Teacher(Endpoint):
+    """Who writes structured reasoning."""
+
+    max_tokens: int = Field(1500, ge=1)
+    """Tokens of one answer."""
+    temperature: float = Field(0.7, ge=0)
+    """Sampling temperature."""
+
+
+class StructuredCotSection(Section):
+    """Stage `structured_cot`."""
+
+    path: Path | None = None
+    """Rows written by hand: JSONL with prompt, task, steps, output. Without it a teacher is asked."""
+    teacher: Teacher = Teacher()
+    """The model that writes the reasoning."""
+    concurrency: int = Field(64, ge=1)
+    """Prompts in flight at most."""
+
+
+class ResponsesSection(Sampling):
+    """Stage `responses`: answers of the actor, and test-time search."""
+
+    method: Literal["sample", "best_of_n"] = "sample"
+    """sample: one answer. best_of_n: n answers, the PRM's favourite is kept."""
+    n: int = Field(1, ge=1)
+    """Answers a prompt."""
+    prm: str | None = None
+    """Folder of the process reward model that scores."""
+    max_tokens: int = Field(2048, ge=1)
+    """Tokens of one answer."""
+    concurrency: int = Field(64, ge=1)
+    """Prompts in flight at most."""
+
+    @model_validator(mode="after")
+    def _best_needs_a_judge(self) -> Self:
+        if self.method == "best_of_n" and self.prm is None:
+            raise ValueError("best_of_n needs a prm")
+        return self
+
+
+class Recipe(Section):
+    """All sections of the data stages."""
+
+    seed: int = Field(42, ge=0)
+    """Fixes all randomness of ours."""
+    prompts: PromptsSection = PromptsSection()
+    structured_cot: StructuredCotSection = StructuredCotSection()
+    actor: Endpoint = Endpoint()
+    trees: TreesSection = TreesSection()
+    preference_pairs: PairsSection = PairsSection()
+    prm_pairs: PairsSection = PairsSection()
+    responses: ResponsesSection = ResponsesSection()
+
+
+RecipeT = TypeVar("RecipeT", bound=Recipe)
+
+
+def load_recipe(model: type[RecipeT], path: Path | None, overrides: list[str]) -> RecipeT:
+    """Read a recipe and apply `key.key=value` overrides, whose values are YAML.
+
+    Raises:
+        RecipeError: the file can't be read, is no YAML, or has an unknown key or a wrong value.
+        UsageError: an override that isn't `key=value`.
+    """
+    data = _read_yaml(path) if path is not None else {}
+    for override in overrides:
+        _apply(data, override)
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError(_explain(error, model, path, data)) from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RecipeError(f"the recipe {path} does not exist") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"the recipe {path} can't be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"the recipe {path} is not YAML: {' '.join(str(error).split())}") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise RecipeError(f"the recipe {path} has to be a mapping of sections, found {quote(data)}")
+    return data
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--set {quote(override)}: write key.key=value, such as trees.iterations=50")
+    *path, last = key.split(".")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set {quote(override)}: the value is not YAML; quote it") from error
+    section = data
+    for name in path:
+        inner = section.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise UsageError(f"--set {quote(override)}: {name!r} is not a section")
+        section = inner
+    section[last] = value
+
+
+def _explain(error: ValidationError, model: type[BaseModel], path: Path | None, data: dict[str, Any]) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    source = f"recipe {path}" if path else "recipe"
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(model, first["loc"][:-1])
+        close = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+        return f"{source}: unknown key {where!r}; {hint}"
+    value = first["input"] if first["loc"] else data
+    return f"{source}: {where or 'top level'}: {first['msg']}, found {quote(value)}"
+
+
+def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Follow a location through nested sections; list items and unions lead to the section inside them."""
+    current: Any = model
+    for part in location:
+        if isinstance(part, str) and part in getattr(current, "model_fields", {}):
+            current = _section_of(current.model_fields[part].annotation)
+    return list(getattr(current, "model_fields", {}))
+
+
+def _section_of(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    arguments = getattr(annotation, "__args__", ())
+    return next((found for found in map(_section_of, arguments) if found is not None), None)

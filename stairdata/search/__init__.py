@@ -1,0 +1,1 @@
+"""Search as pure algorithms: they ask for samples and rewards, somebody else fetches them."""

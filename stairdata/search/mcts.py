@@ -1,0 +1,232 @@
+"""Safety-Informed Monte Carlo tree search (paper section 3.2, Algorithm 1), free of I/O.
+
+`search` is a generator: it yields batches of requests (`SampleSteps`, `SampleRest`, `Judge`) and is sent their
+results in the same order. Whoever drives it fetches them in any way, so its tests need no server, and a search
+can be replayed from recorded results, because it depends on nothing but its seed and what it is sent.
+
+Deviation from the published code: a step that was cut at the token limit is dropped like a duplicate, not kept.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from stairdata.search.reward import Reward
+
+
+@dataclass(frozen=True, slots=True)
+class SearchConfig:
+    """What a search needs to know (defaults: the paper's)."""
+
+    iterations: int = 200
+    samples: int = 4
+    max_depth: int = 7
+    c: float = 1.5
+    visit_all_leaves: bool = True
+
+
+class SampleSteps(NamedTuple):
+    """Ask for n next steps after a prefix; the result is a sequence of `StepSample`."""
+
+    call: int
+    prefix: str
+    n: int
+
+
+class SampleRest(NamedTuple):
+    """Ask for the rest of an answer after a prefix; the result is a `RestSample`."""
+
+    call: int
+    prefix: str
+
+
+class Judge(NamedTuple):
+    """Ask for the reward of a whole answer; the result is a `Reward`."""
+
+    call: int
+    answer: str
+
+
+class StepSample(NamedTuple):
+    """One sampled step, without end-of-turn text."""
+
+    text: str
+    tokens: int | None
+    is_terminal: bool
+    is_cut: bool
+
+
+class RestSample(NamedTuple):
+    """A rollout: the text after the node, without end-of-turn text."""
+
+    text: str
+
+
+Request = SampleSteps | SampleRest | Judge
+Result = Sequence[StepSample] | RestSample | Reward
+Search = Generator[list[Request], list[Result], "Tree"]
+
+
+@dataclass(slots=True)
+class Node:
+    """A node of the tree; `value` is the mean reward of the evaluations at it and below it."""
+
+    node_id: int
+    parent: Node | None
+    step: str
+    tokens: int | None = None
+    is_terminal: bool = False
+    visits: int = 0
+    value_sum: float = 0.0
+    reward: Reward | None = None
+    rollouts: list[tuple[str, Reward]] = field(default_factory=list)
+    children: list[Node] = field(default_factory=list)
+    is_exhausted: bool = False
+    depth: int = 0
+
+    @property
+    def value(self) -> float:
+        return self.value_sum / self.visits
+
+    @property
+    def text(self) -> str:
+        """The assistant's text from its start up to and including this step."""
+        return (self.parent.text if self.parent else "") + self.step
+
+
+@dataclass(slots=True)
+class Tree:
+    """A finished search."""
+
+    nodes: list[Node]
+    evaluations: int = 0
+    duplicates: int = 0
+    cut_steps: int = 0
+
+    @property
+    def root(self) -> Node:
+        return self.nodes[0]
+
+
+class _Calls:
+    """Numbers requests in the order they are made, which is the same whatever the order they are answered in."""
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def take(self) -> int:
+        self._next += 1
+        return self._next - 1
+
+
+def search(config: SearchConfig, rng: random.Random, root_tokens: int | None = None) -> Search:
+    """Grow a tree.
+
+    Args:
+        config: iterations and shape.
+        rng: breaks ties between unvisited children and between equal scores.
+        root_tokens: length of the rendered prompt, kept as the root's tokens.
+
+    Yields:
+        Batches of requests; to be sent the list of their results.
+
+    Returns:
+        The tree.
+    """
+    tree = Tree([Node(0, None, "", tokens=root_tokens)])
+    calls = _Calls()
+    for _ in range(config.iterations):
+        leaf = select(tree.root, config.c, rng)
+        if leaf.visits and _can_expand(leaf, config):
+            yield from _expand(tree, leaf, config, calls)
+            if leaf.children:
+                leaf = rng.choice(leaf.children)
+        yield from _evaluate(tree, [leaf], calls)
+    if config.visit_all_leaves:
+        unvisited = [node for node in tree.nodes if not node.children and not node.visits]
+        yield from _evaluate(tree, unvisited, calls)
+    return tree
+
+
+def select(root: Node, c: float, rng: random.Random) -> Node:
+    """Go down to a leaf by UCB, V + c sqrt(ln N_parent / N); unvisited children first, ties at random."""
+    node = root
+    while node.children:
+        unvisited = [child for child in node.children if not child.visits]
+        if unvisited:
+            return rng.choice(unvisited)
+        scores = [_ucb(child, node.visits, c) for child in node.children]
+        best = max(scores)
+        node = rng.choice([child for child, score in zip(node.children, scores, strict=True) if score == best])
+    return node
+
+
+def _ucb(node: Node, parent_visits: int, c: float) -> float:
+    return node.value + c * math.sqrt(math.log(parent_visits) / node.visits)
+
+
+def _can_expand(leaf: Node, config: SearchConfig) -> bool:
+    return not (leaf.is_terminal or leaf.is_exhausted or leaf.depth >= config.max_depth)
+
+
+def _expand(
+    tree: Tree, leaf: Node, config: SearchConfig, calls: _Calls
+) -> Generator[list[Request], list[Result], None]:
+    (samples,) = yield [SampleSteps(calls.take(), leaf.text, config.samples)]
+    assert not isinstance(samples, RestSample | Reward)
+    seen: set[str] = set()
+    for sample in samples:
+        if sample.is_cut:
+            tree.cut_steps += 1
+        elif sample.text in seen:
+            tree.duplicates += 1
+        else:
+            seen.add(sample.text)
+            child = Node(len(tree.nodes), leaf, sample.text, sample.tokens, sample.is_terminal, depth=leaf.depth + 1)
+            leaf.children.append(child)
+            tree.nodes.append(child)
+    leaf.is_exhausted = not leaf.children
+
+
+def _evaluate(tree: Tree, leaves: list[Node], calls: _Calls) -> Generator[list[Request], list[Result], None]:
+    """Evaluate leaves, all their rollouts in one batch, then all their judgements in one batch, and back up."""
+    unfinished = [leaf for leaf in leaves if not leaf.is_terminal]
+    rests: dict[int, str] = {}
+    if unfinished:
+        sampled = yield [SampleRest(calls.take(), leaf.text) for leaf in unfinished]
+        for leaf, rest in zip(unfinished, sampled, strict=True):
+            assert isinstance(rest, RestSample)
+            rests[leaf.node_id] = rest.text
+    unjudged = [leaf for leaf in leaves if leaf.reward is None]
+    rewards: dict[int, Reward] = {}
+    if unjudged:
+        judged = yield [Judge(calls.take(), leaf.text + rests.get(leaf.node_id, "")) for leaf in unjudged]
+        for leaf, reward in zip(unjudged, judged, strict=True):
+            assert isinstance(reward, Reward)
+            rewards[leaf.node_id] = reward
+    for leaf in leaves:
+        _keep(leaf, rests.get(leaf.node_id), rewards.get(leaf.node_id))
+        _back_up(tree, leaf, rewards.get(leaf.node_id) or leaf.reward)
+
+
+def _keep(leaf: Node, rest: str | None, reward: Reward | None) -> None:
+    if reward is None:
+        return  # a terminal node judged on an earlier visit
+    if rest is None:
+        leaf.reward = reward
+    else:
+        leaf.rollouts.append((rest, reward))
+
+
+def _back_up(tree: Tree, leaf: Node, reward: Reward | None) -> None:
+    assert reward is not None
+    tree.evaluations += 1
+    node: Node | None = leaf
+    while node is not None:
+        node.visits += 1
+        node.value_sum += reward.reward
+        node = node.parent
