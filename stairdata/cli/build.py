@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,7 +82,7 @@ def _build_responses(recipe: FullRecipe, options: BuildOptions) -> Artifact:
     folder = Path(recipe.responses.prm)
     identity = ModelIdentity(role="prm", name=folder.name, revision=model_hash(folder))
 
-    def score(items: list[tuple[str, str, bool]]) -> list[float]:
+    def score(items: Sequence[tuple[str, str, bool]]) -> list[float]:
         from stairdata_training.scoring import PrmScorer
 
         return PrmScorer.load(folder).score(items)

