@@ -215,10 +215,10 @@ def training_section(stage: str, sizes: Sizes) -> dict[str, Any]:
     """Return the settings that teach a 135M model the grammar in minutes; no advice for larger ones."""
     sections: dict[str, dict[str, Any]] = {
         "sft": {"epochs": sizes.sft_epochs, "learning_rate": 3e-4, "batch_size": 8},
-        "dpo": {"epochs": 1, "learning_rate": 5e-6, "batch_size": 4, "max_pairs": sizes.pairs},
-        "prm": {"epochs": 1, "learning_rate": 2e-5, "batch_size": 4, "max_pairs": sizes.pairs},
+        "dpo": {"epochs": 1, "learning_rate": 5e-6, "batch_size": 4, "max_rows": sizes.pairs},
+        "prm": {"epochs": 1, "learning_rate": 2e-5, "batch_size": 4, "max_rows": sizes.pairs},
     }
-    return sections[stage]
+    return {"gradient_accumulation": 1, "max_length": 1024, **sections[stage]}
 
 
 def _stage(name: str, artifact: Artifact) -> dict[str, Any]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from stairdata.cli.console import ProgressFunction
     from stairdata.cli.recipes import FullRecipe
     from stairdata_schemas.artifacts import Artifact
+    from stairdata_training.output import TrainingSummary
 
 KIND_OF = {"sft": "structured_cot", "dpo": "preference_pairs", "prm": "prm_pairs"}
 
@@ -48,27 +49,34 @@ def train(
 
 def train_stage(
     stage: str, recipe: FullRecipe, artifact: Artifact, model: str, output: Path, progress: ProgressFunction
-) -> Any:
+) -> TrainingSummary:
     """Run one training stage.
 
     Raises:
         TrainingError: the training extra is missing, or the data would train something else than meant.
     """
-    trainer = _trainer(stage)
+    from stairdata_training.output import finished
+
     section = getattr(recipe, stage)
+    fingerprint = _fingerprint(stage, section.model_dump(mode="json"), artifact, model)
+    done = finished(output, fingerprint)
+    if done is not None:
+        return done
+    trainer = _trainer(stage)
 
     def on_progress(step: int, steps: int, logs: dict[str, float]) -> None:
         loss = f" (loss {logs['loss']:.3f})" if "loss" in logs else ""
         progress(f"train {stage}{loss}", step, steps)
 
-    return trainer(
+    summary: TrainingSummary = trainer(
         artifact.dataset(),
         model,
         output,
         section,
-        fingerprint=_fingerprint(stage, section.model_dump(mode="json"), artifact, model),
+        fingerprint=fingerprint,
         on_progress=on_progress,
     )
+    return summary
 
 
 def _trainer(stage: str) -> Any:

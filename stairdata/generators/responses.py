@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import polars as pl
 
 from stairdata.generators.options import BuildOptions
-from stairdata.generators.runner import Row, RunResult, Unit, journaled_frames, run_units, usage_of
+from stairdata.generators.runner import Done, Row, RunResult, Unit, counts_of, journaled_frames, run_units, usage_of
 from stairdata.llm.actor import Actor, Piece
 from stairdata.llm.session import identify, open_client
 from stairdata.recipe import Recipe, ResponsesSection
@@ -62,7 +62,7 @@ def build_responses(
         result = asyncio.run(_answer_all(build, recipe, units, prompts, options))
         names = (prm.name if prm else None, section)
         frames = (_scored(rows, score, *names) for rows in journaled_frames(build, units))
-        report = Report(result.outcomes, usage_of(build, units))
+        report = Report(result.outcomes, usage_of(build, units), details=counts_of(build))
         return build.finish(frames, result.refused, report, options.max_quarantine)
 
 
@@ -77,14 +77,14 @@ async def _answer_all(
         tokenizer = rendering.load_tokenizer(recipe.actor.tokenizer or recipe.actor.path or "")
         actor = Actor(client, tokenizer, section)
 
-        async def work(unit: Unit) -> Row:
+        async def work(unit: Unit) -> Done:
             seed = identity.request_seed(recipe.seed, unit.key, 0)
             pieces, usage = await actor.answers(
                 actor.render(unit.text), n=section.n, max_tokens=section.max_tokens, seed=seed
             )
-            return _response_row(prompts[unit.key], build.plan.models[0].name, recipe, pieces) | {
-                "completion_tokens": usage.completion_tokens
-            }
+            row = _response_row(prompts[unit.key], build.plan.models[0].name, recipe, pieces)
+            cut = sum(piece.is_cut for piece in pieces)
+            return Done(row | {"completion_tokens": usage.completion_tokens}, {"cut_answers": cut})
 
         return await run_units(build, units, work, section.concurrency, options.progress)
 

@@ -47,6 +47,13 @@ class Unit(NamedTuple):
     text: str
 
 
+class Done(NamedTuple):
+    """What work makes of a unit: its row, and counts that the manifest sums up."""
+
+    row: Row
+    counts: dict[str, int]
+
+
 class RunResult(NamedTuple):
     """What a run leaves."""
 
@@ -57,7 +64,7 @@ class RunResult(NamedTuple):
 async def run_units(
     build: Build,
     units: Sequence[Unit],
-    work: Callable[[Unit], Awaitable[Row]],
+    work: Callable[[Unit], Awaitable[Done]],
     concurrency: int,
     progress: Progress,
 ) -> RunResult:
@@ -67,17 +74,19 @@ async def run_units(
         ServerError: the server is gone; what is finished is kept.
     """
     path = build.work / JOURNAL
-    done = {record["key"] for record in read_journal(path)}
+    known = {record["key"] for record in read_journal(path)}
     journal = build.journal(JOURNAL)
     refused: list[Refused] = []
-    waiting = iter([unit for unit in units if unit.key not in done])
-    finished = len(units) - sum(unit.key not in done for unit in units)
+    missing = [unit for unit in units if unit.key not in known]
+    waiting = iter(missing)
+    finished = len(units) - len(missing)
 
     async def worker() -> None:
         nonlocal finished
         for unit in waiting:
             try:
-                journal.append({"key": unit.key, "row": await work(unit)}, durable=True)
+                done = await work(unit)
+                journal.append({"key": unit.key, **done._asdict()}, durable=True)
             except (RequestFailedError, UnitFailedError) as error:
                 refused.append(_refusal(build, unit, error))
             finished += 1
@@ -122,6 +131,14 @@ def usage_of(build: Build, units: Sequence[Unit]) -> Usage:
         for name in {"prompt_tokens", "completion_tokens"} & set(frame.columns):
             total[name] += int(frame[name].sum())
     return Usage(**total)
+
+
+def counts_of(build: Build) -> dict[str, int]:
+    """Add up the counts of the journaled units."""
+    total: Counter[str] = Counter()
+    for record in read_journal(build.work / JOURNAL):
+        total.update(record["counts"])
+    return dict(total)
 
 
 def _offsets(path: Path) -> Iterator[tuple[str, int]]:

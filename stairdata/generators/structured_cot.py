@@ -11,7 +11,16 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stairdata.generators.options import BuildOptions
-from stairdata.generators.runner import Row, RunResult, Unit, UnitFailedError, journaled_frames, run_units, usage_of
+from stairdata.generators.runner import (
+    Done,
+    Row,
+    RunResult,
+    Unit,
+    UnitFailedError,
+    journaled_frames,
+    run_units,
+    usage_of,
+)
 from stairdata.generators.sources import BrokenRow, read_rows
 from stairdata.llm.client import Client
 from stairdata.llm.session import identify, open_client
@@ -169,8 +178,8 @@ async def _ask_all(
 
     async with open_client(section.teacher, build.work / "server.log", waiting) as client:
 
-        async def work(unit: Unit) -> Row:
-            return await _ask(client, recipe, prompts[unit.key], build.plan.models[0].name)
+        async def work(unit: Unit) -> Done:
+            return Done(await _ask(client, recipe, prompts[unit.key], build.plan.models[0].name), {})
 
         return await run_units(build, units, work, section.concurrency, options.progress)
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from stairdata.generators.judges import Judge as JudgeModel
 from stairdata.generators.judges import open_judge
 from stairdata.generators.options import BuildOptions
-from stairdata.generators.runner import Row, RunResult, Unit, journaled_frames, run_units, usage_of
+from stairdata.generators.runner import Done, Row, RunResult, Unit, counts_of, journaled_frames, run_units, usage_of
 from stairdata.llm.actor import Actor, Usage
 from stairdata.llm.session import identify, open_client
 from stairdata.recipe import Recipe, TreesSection
@@ -137,8 +137,8 @@ class Grower:
         self._name = name
         self._running = running
 
-    async def grow(self, tree_id: str, prompt: _Prompt) -> Row:
-        """Grow a tree, from its journal as far as that goes, and return its row."""
+    async def grow(self, tree_id: str, prompt: _Prompt) -> Done:
+        """Grow a tree, from its journal as far as that goes."""
         started = time.monotonic()
         fetch = Fetch(self._recipe, self._actor, self._judge, tree_id, prompt)
         search = mcts.search(
@@ -155,12 +155,14 @@ class Grower:
             journal.close()
         row = _tree_row(tree_id, prompt, tree, self._recipe, self._name)
         path.unlink()
-        return row | {
-            "requests": usage.requests,
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.completion_tokens,
-            "seconds": round(time.monotonic() - started, 3),
+        spent = usage._asdict() | {"seconds": round(time.monotonic() - started, 3)}
+        counts = {
+            "nodes": len(tree.nodes),
+            "evaluations": tree.evaluations,
+            "duplicate_steps": tree.duplicates,
+            "cut_steps": tree.cut_steps,
         }
+        return Done(row | spent, counts)
 
 
 async def drive(
@@ -325,4 +327,4 @@ def _report(build: Build, recipe: Recipe, units: list[Unit], result: RunResult) 
     notes = ["a step cut at max_tokens is dropped (the published code keeps it)"]
     if recipe.trees.judge.cache:
         notes.append("equal answers of one tree were judged once (the paper judges each)")
-    return Report(result.outcomes, usage_of(build, units), notes)
+    return Report(result.outcomes, usage_of(build, units), notes, counts_of(build))

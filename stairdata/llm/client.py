@@ -118,7 +118,9 @@ class Client:
 
         return await self._send(attempt)
 
-    async def chat(self, messages: list[ChatCompletionMessageParam], *, max_tokens: int, seed: int, **options: Any) -> Generation:
+    async def chat(
+        self, messages: list[ChatCompletionMessageParam], *, max_tokens: int, seed: int, **options: Any
+    ) -> Generation:
         """Ask for one chat answer; `options` go to the server as they are.
 
         Raises:

@@ -227,7 +227,9 @@ class ManagedServer:
         except OSError:
             return "it left no log"
         telling = [line for line in lines if "Error" in line or "error" in line] or lines
-        return " / ".join(quote(line.strip(), 200) for line in telling[-LOG_LINES:] if line.strip()) or "it said nothing"
+        return (
+            " / ".join(quote(line.strip(), 200) for line in telling[-LOG_LINES:] if line.strip()) or "it said nothing"
+        )
 
 
 def _free_port(port: int) -> int:
