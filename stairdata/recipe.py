@@ -94,7 +94,7 @@ class Endpoint(Section):
     retries: int = Field(8, ge=0)
     """How often a failed request is sent again, with exponential back-off."""
     max_model_len: int = Field(4096, ge=64)
-    """Context length of the served model, in tokens."""
+    """Context length of the served model, in tokens: prompt and answer together."""
     port: int = Field(0, ge=0, le=65535)
     """Port of the served model; 0 takes a free one."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stairdata_schemas.artifacts import Artifact, resolve
 from stairdata_schemas.errors import UsageError
@@ -39,3 +40,8 @@ class BuildOptions:
             kinds = ", ".join(artifact.reference for artifact in named)
             raise UsageError(f"this build needs an input of kind {kind}; --input gave {kinds}")
         return of_kind[0] if of_kind else resolve(kind, self.root)
+
+    def rows(self, parent: Artifact, columns: list[str]) -> list[dict[str, Any]]:
+        """Read some columns of an input, as many rows as --limit allows."""
+        lazy = parent.scan().select(columns)
+        return (lazy if self.limit is None else lazy.head(self.limit)).collect().to_dicts()

@@ -56,8 +56,7 @@ def build_responses(
     if isinstance(build, Artifact):
         return build
     with build:
-        frame = parent.scan().select("prompt_id", "prompt", "task").head(options.limit or 2**62).collect()
-        prompts = {row["prompt_id"]: row for row in frame.iter_rows(named=True)}
+        prompts = {row["prompt_id"]: row for row in options.rows(parent, ["prompt_id", "prompt", "task"])}
         units = [Unit(key, number, row["prompt"]) for number, (key, row) in enumerate(prompts.items())]
         result = asyncio.run(_answer_all(build, recipe, units, prompts, options))
         names = (prm.name if prm else None, section)
@@ -75,7 +74,7 @@ async def _answer_all(
     section = recipe.responses
     async with open_client(recipe.actor, build.work / "server.log", waiting) as client:
         tokenizer = rendering.load_tokenizer(recipe.actor.tokenizer or recipe.actor.path or "")
-        actor = Actor(client, tokenizer, section)
+        actor = Actor(client, tokenizer, section, recipe.actor.max_model_len)
 
         async def work(unit: Unit) -> Done:
             seed = identity.request_seed(recipe.seed, unit.key, 0)

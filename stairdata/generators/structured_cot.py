@@ -159,9 +159,8 @@ def _from_teacher(recipe: Recipe, options: BuildOptions) -> Artifact:
     if isinstance(build, Artifact):
         return build
     with build:
-        columns = ["prompt_id", "prompt", "task", "reference_answer"]
-        frame = parent.scan().select(columns).head(options.limit or 2**62).collect()
-        prompts = {row["prompt_id"]: row for row in frame.iter_rows(named=True)}
+        rows = options.rows(parent, ["prompt_id", "prompt", "task", "reference_answer"])
+        prompts = {row["prompt_id"]: row for row in rows}
         units = [Unit(key, number, row["prompt"]) for number, (key, row) in enumerate(prompts.items())]
         result = asyncio.run(_ask_all(build, recipe, units, prompts, options))
         report = Report(result.outcomes, usage_of(build, units))

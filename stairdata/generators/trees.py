@@ -73,7 +73,7 @@ def build_trees(recipe: Recipe, options: BuildOptions) -> Artifact:
     if isinstance(build, Artifact):
         return build
     with build:
-        units, prompts = _units(parent, recipe, options.limit)
+        units, prompts = _units(parent, recipe, options)
         result = asyncio.run(_grow_all(build, recipe, units, prompts, options))
         return build.finish(
             journaled_frames(build, units),
@@ -89,14 +89,14 @@ def _row_settings(section: TreesSection) -> dict[str, Any]:
     return settings
 
 
-def _units(parent: Artifact, recipe: Recipe, limit: int | None) -> tuple[list[Unit], dict[str, _Prompt]]:
-    columns = ["prompt_id", "prompt", "task", "reference_answer"]
+def _units(parent: Artifact, recipe: Recipe, options: BuildOptions) -> tuple[list[Unit], dict[str, _Prompt]]:
     units, prompts = [], {}
-    for number, row in enumerate(parent.scan().select(columns).head(limit or 2**62).collect().iter_rows()):
+    for number, row in enumerate(options.rows(parent, list(_Prompt._fields))):
+        prompt = _Prompt(**row)
         for ordinal in range(recipe.trees.trees_per_prompt):
-            key = identity.tree_id(row[0], recipe.seed, ordinal)
-            units.append(Unit(key, number, row[1]))
-            prompts[key] = _Prompt(*row)
+            key = identity.tree_id(prompt.prompt_id, recipe.seed, ordinal)
+            units.append(Unit(key, number, prompt.prompt))
+            prompts[key] = prompt
     return units, prompts
 
 
@@ -120,7 +120,7 @@ async def _open_grower(build: Build, recipe: Recipe, options: BuildOptions) -> A
 
     async with open_client(recipe.actor, build.work / "server.log", waiting) as client:
         tokenizer = rendering.load_tokenizer(recipe.actor.tokenizer or recipe.actor.path or "")
-        actor = Actor(client, tokenizer, recipe.trees)
+        actor = Actor(client, tokenizer, recipe.trees, recipe.actor.max_model_len)
         async with open_judge(recipe.trees, client, build.work / "judge.log", waiting) as judge:
             name = build.plan.models[0].name
             yield Grower(recipe, actor, judge, name, build.work / "running")

@@ -44,10 +44,12 @@ class Actor:
         client: the server.
         tokenizer: of the served model; renders prompts with its chat template and counts tokens.
         sampling: temperature, top_p and top_k of all its samples.
+        context: tokens that prompt and answer may have together; a server refuses a request that asks for more.
     """
 
-    def __init__(self, client: Client, tokenizer: rendering.Tokenizer, sampling: Sampling) -> None:
+    def __init__(self, client: Client, tokenizer: rendering.Tokenizer, sampling: Sampling, context: int = 4096) -> None:
         self.client = client
+        self._context = context
         self.tokenizer = tokenizer
         self.end_of_turn = rendering.end_of_turn(tokenizer).text
         self._sampling = {
@@ -75,9 +77,10 @@ class Actor:
     async def _sample(
         self, rendered: str, n: int, max_tokens: int, seed: int, stop: list[str]
     ) -> tuple[list[Piece], Usage]:
-        generation = await self.client.complete(
-            rendered, n=n, max_tokens=max_tokens, seed=seed, stop=stop, **self._sampling
-        )
+        room = min(max_tokens, self._context - self.count_tokens(rendered))
+        if room < 1:
+            return [Piece("", 0, is_terminal=False, is_cut=True)] * n, Usage(0, 0, 0)
+        generation = await self.client.complete(rendered, n=n, max_tokens=room, seed=seed, stop=stop, **self._sampling)
         pieces = [self._piece(sample, stop) for sample in generation.samples]
         return pieces, Usage(1, generation.prompt_tokens, generation.completion_tokens)
 

@@ -1,0 +1,101 @@
+"""Every command in the README and in docs/ runs: here, or in CI as the table below says."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.conftest import StubServer
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+RUN_BY_CI = {
+    "make test": "make test",
+    "make quickstart": ".venv/bin/stairdata quickstart --smoke",
+}
+SERVER = "http://127.0.0.1:8000/v1"
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> list[str]:
+    lines = "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def test_commands_that_ci_runs_are_in_ci() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    listed = {command for page in PAGES for command in commands(page)}
+    for command, in_ci in RUN_BY_CI.items():
+        assert command in listed
+        assert in_ci in script
+
+
+def test_folders_named_in_the_readme_exist() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = readme.split("## Folders")[1].split("```")[1]
+    for line in tree.strip().splitlines():
+        assert (ROOT / line.split()[0]).is_dir(), line
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, stub_llm: StubServer, tokenizer_folder: Path) -> Path:
+    """A folder with what the README speaks of: prompts, a recipe, a model in runs/."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    rows = (ROOT / "stairdata" / "data" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    with (tmp_path / "prompts.jsonl").open("w", encoding="utf-8") as file:
+        for row in map(json.loads, rows):
+            file.write(json.dumps(row | {"question": row["prompt"], "type": row["task"]}) + "\n")
+    (recipe,) = blocks(ROOT / "README.md", "yaml")
+    (tmp_path / "recipe.yaml").write_text(recipe.replace(SERVER, stub_llm.base_url), encoding="utf-8")
+    (tmp_path / "training").symlink_to(ROOT / "training")
+    for name in ("base", "sft"):
+        folder = tmp_path / "runs" / name
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=4096,
+        )
+        LlamaForCausalLM(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    (tmp_path / "runs" / "sft" / "training.json").write_text("{}", encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_a_page(page: Path, workplace: Path) -> None:
+    program = Path(sys.executable).parent / "stairdata"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(workplace / "hf")}
+    for command in commands(page):
+        if command in RUN_BY_CI:
+            continue
+        name, *arguments = shlex.split(command)
+        assert name == "stairdata", command
+        done = subprocess.run(
+            [str(program), *arguments],
+            check=False,
+            cwd=workplace,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
