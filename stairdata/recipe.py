@@ -49,7 +49,7 @@ class PromptSource(Section):
     """The Hub dataset's configuration."""
     split: str = "train"
     """The Hub dataset's split."""
-    columns: dict[str, str] = {}
+    columns: dict[Literal["prompt", "task", "source", "category", "reference_answer", "reference_is_safe"], str] = {}
     """Our column name to the source's, where they differ: {prompt: question, task: type}."""
     task: Task | None = None
     """Task of every row, for sources that have no such column."""
@@ -149,6 +149,10 @@ class TreesSection(Sampling):
     """Tokens of one step; a step cut there is dropped and counted."""
     rollout_tokens: int = Field(2048, ge=1)
     """Tokens of one rollout; cut there, it is judged as it stands."""
+    fused: bool = True
+    """Sample whole answers at an expansion: the first step of each is a child, the rest that child's first rollout,
+    backed up when the search first visits the child. The same distribution of trees in one request instead of m+1,
+    wherever no token limit cuts."""
     visit_all_leaves: bool = True
     """Evaluate every leaf that is still unvisited at the end."""
     judge: JudgeSection = JudgeSection()

@@ -118,7 +118,14 @@ class Build:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if error is not None and not self._has_work():
+            shutil.rmtree(self.folder)  # nothing to go on from: the version is free again
         self._lock.release()
+
+    def _has_work(self) -> bool:
+        """Tell whether something is there besides the plan: rows, journals, logs."""
+        kept = {path.name for path in (*self.folder.iterdir(), *self.work.glob("*"))}
+        return bool(kept - {".lock", WORK, "build.json"})
 
     @property
     def reference(self) -> str:
@@ -227,11 +234,11 @@ def begin_build(plan: BuildPlan, root: Path, version: str | None = None, *, fres
             return _finished(target, plan)
         target.mkdir(exist_ok=True)
         lock = _lock(target)
-    try:
-        _open_work(target, plan, fresh=fresh)
-    except BaseException:
-        lock.release()
-        raise
+        try:
+            _open_work(target, plan, fresh=fresh)
+        except BaseException:
+            lock.release()
+            raise
     return Build(target, chosen, plan, lock)
 
 
@@ -247,8 +254,8 @@ def _matching_version(folder: Path, plan: BuildPlan, *, fresh: bool) -> Version 
         if (target / MANIFEST_NAME).is_file():
             if not fresh and open_artifact(target).manifest.fingerprint == plan.fingerprint:
                 return version
-        elif _work_in_progress(target).get("fingerprint") == plan.fingerprint:
-            return version
+        elif _work_in_progress(target).get("fingerprint", plan.fingerprint) == plan.fingerprint:
+            return version  # ours, or left by a kill before its plan was written
     return None
 
 
@@ -391,10 +398,15 @@ def _write_quarantine(folder: Path, refusals: list[Refused]) -> None:
     if not refusals:
         return
     folder.mkdir(parents=True)
-    columns = {name: [getattr(refusal, name) for refusal in refusals] for name in QUARANTINE_SCHEMA}
+    columns = {name: [_storable(getattr(refusal, name)) for refusal in refusals] for name in QUARANTINE_SCHEMA}
     path = folder / "refused.parquet"
     pl.DataFrame(columns, schema=QUARANTINE_SCHEMA).write_parquet(path, compression="zstd")
     sync_file(path)
+
+
+def _storable(value: str | int) -> str | int:
+    """Escape what UTF-8 can't hold: lone surrogates, which JSON escapes may bring in."""
+    return value.encode("utf-8", "backslashreplace").decode("utf-8") if isinstance(value, str) else value
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,8 @@ def serve(
         emit(f"model: {name}")
         emit(f"api_key: {server.api_key}")
         say("Ctrl-C ends it")
-        server.wait()
+        while server.is_alive():
+            time.sleep(0.5)
+        server.check()
     finally:
         server.stop()

@@ -21,6 +21,8 @@ from stairdata_schemas.kinds import polars_schema
 
 TREES_AT_ONCE = 256
 _GENERATORS = {"preference_pairs": "preference_pairs/1", "prm_pairs": "prm_pairs/1"}
+# a terminal node's mean is its reward, without the rounding of a sum
+_VALUE = pl.coalesce(pl.when(pl.col("is_terminal")).then(pl.col("reward")), pl.col("value_sum") / pl.col("visits"))
 _TREE = ["tree_id", "prompt_id", "prompt", "task", "round"]
 _SIDE = ["node_id", "text", "value", "visits", "is_terminal", "depth", "ancestors", "lengths"]
 
@@ -120,7 +122,7 @@ def unfold(trees: pl.DataFrame) -> pl.DataFrame:
         .explode("nodes")
         .unnest("nodes")
         .select("tree_id", "node_id", "parent_id", "depth", "step", "is_terminal", "visits", "tokens",
-                value=pl.when(pl.col("visits") > 0).then(pl.col("value_sum") / pl.col("visits")))
+                value=pl.when(pl.col("visits") > 0).then(_VALUE))
         .collect()
     )  # fmt: skip
     level = nodes.filter(pl.col("depth") == 0).with_columns(
@@ -157,7 +159,7 @@ def _eligible(nodes: pl.DataFrame, section: PairsSection, funnel: Counter[str]) 
     rules = {
         "nodes": pl.col("depth") > 0,
         "nodes_visited": pl.col("visits") > 0,
-        "nodes_not_empty": pl.col("step") != "",
+        "nodes_not_blank": pl.col("step").str.strip_chars() != "",
         "nodes_visited_enough": pl.col("is_terminal") | (pl.col("visits") >= section.min_visits),
         "nodes_short_enough": pl.col("path_tokens").fill_null(0) <= section.max_tokens,
     }

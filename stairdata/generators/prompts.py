@@ -67,7 +67,11 @@ def _plan(sources: list[PromptSource], seed: int, limit: int | None) -> BuildPla
         entry["file"] = source.path.name if source.path else None
     inputs = {f"{index}": _file_hash(source) for index, source in enumerate(sources) if source.path is not None}
     return BuildPlan(
-        "prompts", GENERATOR, {"sources": described, "limit": limit}, inputs=inputs, seeds={"sampling": seed}
+        "prompts",
+        GENERATOR,
+        {"sources": described, "limit": limit, "seed": seed},
+        inputs=inputs,
+        seeds={"sampling": seed},
     )
 
 
@@ -119,8 +123,9 @@ def _check_columns(raw: Row, source: PromptSource, name: str, number: int) -> No
     """Check on the first row that the columns are there; later rows may lack a value."""
     if number > source.skip + 1:
         return
-    for ours in _REQUIRED:
-        theirs = source.columns.get(ours, ours)
+    for ours, theirs in column_names(source).items():
+        if ours not in {*_REQUIRED, *source.columns}:
+            continue
         if theirs not in raw and not (ours == "task" and source.task):
             hint = "set `task:` for the whole source, or " if ours == "task" else ""
             raise InputError(
@@ -129,8 +134,14 @@ def _check_columns(raw: Row, source: PromptSource, name: str, number: int) -> No
             )
 
 
+def column_names(source: PromptSource) -> dict[str, str]:
+    """Return the source's name of each of our columns."""
+    return {ours: ours for ours in _COLUMNS} | {str(ours): theirs for ours, theirs in source.columns.items()}
+
+
 def _prompt_row(raw: Row, source: PromptSource) -> Row | _Invalid:
-    row: Row = {ours: raw.get(source.columns.get(ours, ours)) for ours in _COLUMNS}
+    names = column_names(source)
+    row: Row = {ours: raw.get(names[ours]) for ours in _COLUMNS}
     row["task"] = source.task or row["task"]
     fallback = source.path.name if source.path else source.hub
     row["source"] = source.name or row["source"] or fallback

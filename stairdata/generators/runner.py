@@ -52,6 +52,8 @@ class Done(NamedTuple):
 
     row: Row
     counts: dict[str, int]
+    leftover: Path | None = None
+    """The unit's own journal, to be removed once its row is safe."""
 
 
 class RunResult(NamedTuple):
@@ -86,7 +88,9 @@ async def run_units(
         for unit in waiting:
             try:
                 done = await work(unit)
-                journal.append({"key": unit.key, **done._asdict()}, durable=True)
+                journal.append({"key": unit.key, "row": done.row, "counts": done.counts}, durable=True)
+                if done.leftover:
+                    done.leftover.unlink()
             except (RequestFailedError, UnitFailedError) as error:
                 refused.append(_refusal(build, unit, error))
             finished += 1

@@ -12,6 +12,7 @@ from stairdata_schemas.artifacts import iterate_frames
 from stairdata_schemas.errors import InputError, quote
 
 Row = dict[str, Any]
+LONGEST_FIELD = 2**31 - 1
 
 
 class BrokenRow(NamedTuple):
@@ -51,7 +52,7 @@ def _read_jsonl(path: Path) -> Iterator[Row | BrokenRow]:
 def _parse_line(line: str) -> Row | BrokenRow:
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return BrokenRow("not_json", line)
     return value if isinstance(value, dict) else BrokenRow("not_an_object", line)
 
@@ -61,6 +62,8 @@ def _read_json(path: Path) -> Iterator[Row | BrokenRow]:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} can't be read: {error}") from error
     if not isinstance(value, list):
         raise InputError(f"{path} has to be a list of objects, found {quote(value)}")
     for item in value:
@@ -68,6 +71,7 @@ def _read_json(path: Path) -> Iterator[Row | BrokenRow]:
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(LONGEST_FIELD)
     with path.open(encoding="utf-8-sig", newline="") as file:
         for row in csv.DictReader(file):
             yield {key: value or None for key, value in row.items() if key is not None}

@@ -6,24 +6,19 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import openai
+from openai.types import CompletionChoice
 from openai.types.chat import ChatCompletionMessageParam
+from openai.types.chat.chat_completion import Choice as ChatChoice
 
-from stairdata.llm.outcomes import (
-    UNREACHABLE,
-    MalformedAnswerError,
-    Outcome,
-    RequestFailedError,
-    with_retries,
-)
+from stairdata.llm.outcomes import UNREACHABLE, MalformedAnswerError, Outcome, RequestFailedError, with_retries
 from stairdata.recipe import Endpoint
 from stairdata_schemas.errors import ServerError, quote
 
-T = TypeVar("T")
-
 DEAD_AFTER = 3  # failed requests in a row, each after all its retries, until the server counts as gone
+PROBE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +27,12 @@ class Sample:
 
     text: str
     finish: str
-    """The server's finish_reason: stop, length, content_filter."""
+    """The server's finish_reason: stop, length."""
+
+    def __post_init__(self) -> None:
+        # half a character comes as a lone surrogate, which no file and no tokenizer can hold
+        whole = self.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        object.__setattr__(self, "text", whole)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Generation:
 
 @dataclass(slots=True)
 class Tally:
-    """What a client has sent so far."""
+    """What a client has sent so far, retries included."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -59,10 +59,13 @@ class Client:
 
     Args:
         endpoint: the recipe's words on the server.
-        api_key: the key; never logged.
         base_url: where the server is.
         model: the server's name for the model.
-        check: called after a connection failure; raises if the server is known to be dead.
+        api_key: the key; it is cut out of whatever the server says.
+        check: called after a lost connection; raises if the server is known to be dead.
+
+    Raises:
+        ServerError: the key can't be sent, or the URL is none.
     """
 
     def __init__(
@@ -73,14 +76,22 @@ class Client:
         api_key: str,
         check: Callable[[], None] | None = None,
     ) -> None:
+        if not (api_key and api_key.isascii() and api_key.isprintable() and " " not in api_key):
+            raise ServerError(f"the key in the environment variable {endpoint.api_key_env} is empty or no key")
         self.model = model
         self.base_url = base_url
         self.tally = Tally()
+        self._api_key = api_key
         self._retries = endpoint.retries
         self._window = asyncio.Semaphore(endpoint.concurrency)
         self._check = check or (lambda: None)
         self._failed_in_a_row = 0
-        self._openai = openai.AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=0, timeout=endpoint.timeout)
+        try:
+            self._openai = openai.AsyncOpenAI(
+                base_url=base_url, api_key=api_key, max_retries=0, timeout=endpoint.timeout
+            )
+        except Exception as error:
+            raise ServerError(f"base_url {quote(base_url)} is no URL: {error}") from error
 
     async def complete(self, prompt: str, *, n: int, max_tokens: int, seed: int, **sampling: Any) -> Generation:
         """Continue a rendered prompt.
@@ -104,7 +115,7 @@ class Client:
         }
 
         async def attempt() -> Generation:
-            answer = await self._openai.completions.create(
+            answer: Any = await self._openai.completions.create(
                 model=self.model,
                 prompt=prompt,
                 n=n,
@@ -113,8 +124,7 @@ class Client:
                 extra_body=extra,
                 **sampling,
             )
-            samples = [Sample(choice.text, choice.finish_reason or "") for choice in answer.choices or []]
-            return _generation(samples, n, answer.usage)
+            return _generation(answer, n, _completion_sample)
 
         return await self._send(attempt)
 
@@ -129,17 +139,10 @@ class Client:
         """
 
         async def attempt() -> Generation:
-            answer = await self._openai.chat.completions.create(
+            answer: Any = await self._openai.chat.completions.create(
                 model=self.model, messages=messages, max_completion_tokens=max_tokens, seed=seed, **options
             )
-            samples = []
-            for choice in answer.choices or []:
-                if choice.message.refusal:
-                    raise RequestFailedError([Outcome.REFUSAL], choice.message.refusal)
-                if choice.finish_reason == "content_filter":
-                    raise RequestFailedError([Outcome.CONTENT_FILTER], "the server withheld its answer")
-                samples.append(Sample(choice.message.content or "", choice.finish_reason or ""))
-            return _generation(samples, 1, answer.usage)
+            return _generation(answer, 1, _chat_sample)
 
         return await self._send(attempt)
 
@@ -151,9 +154,9 @@ class Client:
         """
         try:
             return [model.id async for model in self._openai.models.list()]
-        except openai.OpenAIError as error:
+        except Exception as error:
             raise ServerError(
-                f"the LLM server at {self.base_url} can't be used: {_words(error)}; "
+                f"the LLM server at {self.base_url} can't be used: {quote(self._redact(error.__cause__ or error))}; "
                 "check base_url, that the server runs, and the key in api_key_env"
             ) from error
 
@@ -174,7 +177,8 @@ class Client:
             try:
                 generation = await with_retries(counted, self._retries)
             except RequestFailedError as error:
-                self._note_failure(error)
+                error.detail = self._redact(error.detail)
+                await self._note_failure(error)
                 raise
         self._failed_in_a_row = 0
         self.tally.prompt_tokens += generation.prompt_tokens
@@ -182,21 +186,60 @@ class Client:
         self.tally.outcomes[Outcome.OK] += 1
         return generation
 
-    def _note_failure(self, error: RequestFailedError) -> None:
+    async def _note_failure(self, error: RequestFailedError) -> None:
+        """Tell a request that failed from a server that is gone: a prompt must not be lost to the latter."""
         self.tally.outcomes[error.outcomes[-1]] += 1
-        self._failed_in_a_row = self._failed_in_a_row + 1 if error.outcomes[-1] in UNREACHABLE else 0
-        if self._failed_in_a_row >= DEAD_AFTER:
+        if error.outcomes[-1] not in UNREACHABLE:
+            self._failed_in_a_row = 0
+            return
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row >= DEAD_AFTER or not await self._is_there():
             raise ServerError(
                 f"the LLM server at {self.base_url} does not answer any more ({quote(error.detail)}); "
                 "finished work is kept: start the server and run the same command again"
             ) from error
 
+    async def _is_there(self) -> bool:
+        try:
+            await self._openai.with_options(timeout=PROBE_SECONDS).models.list()
+        except openai.APIConnectionError:
+            return False
+        except openai.OpenAIError:
+            pass  # an answer, if not the one asked for
+        return True
 
-def _generation(samples: list[Sample], wanted: int, usage: Any) -> Generation:
+    def _redact(self, words: object) -> str:
+        return str(words).replace(self._api_key, "<key>")
+
+
+def _generation(answer: Any, wanted: int, read: Callable[[Any], Sample]) -> Generation:
+    """Read an answer that may be anything: the openai package does not check what a server sends."""
+    choices = getattr(answer, "choices", None)
+    if not isinstance(choices, list):
+        raise MalformedAnswerError("the answer has no choices")
+    samples = [read(choice) for choice in choices]
     if len(samples) != wanted:
         raise MalformedAnswerError(f"{len(samples)} samples instead of {wanted}")
+    usage = answer.usage
     return Generation(samples, usage.prompt_tokens if usage else 0, (usage.completion_tokens or 0) if usage else 0)
 
 
-def _words(error: openai.OpenAIError) -> str:
-    return quote(str(error.__cause__ or error))
+def _completion_sample(choice: Any) -> Sample:
+    if not isinstance(choice, CompletionChoice) or not isinstance(getattr(choice, "text", None), str):
+        raise MalformedAnswerError("a choice has no text")
+    return _sample(choice.text, choice.finish_reason)
+
+
+def _chat_sample(choice: Any) -> Sample:
+    message = getattr(choice, "message", None) if isinstance(choice, ChatChoice) else None
+    if message is None:
+        raise MalformedAnswerError("a choice has no message")
+    if message.refusal:
+        raise RequestFailedError([Outcome.REFUSAL], message.refusal)
+    return _sample(message.content or "", choice.finish_reason)
+
+
+def _sample(text: str, finish: str | None) -> Sample:
+    if finish == "content_filter":
+        raise RequestFailedError([Outcome.CONTENT_FILTER], "the server withheld its answer")
+    return Sample(text, finish or "")

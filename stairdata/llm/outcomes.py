@@ -46,7 +46,10 @@ class RequestFailedError(Exception):
     def __init__(self, outcomes: list[Outcome], detail: str) -> None:
         self.outcomes = outcomes
         self.detail = detail
-        super().__init__(f"{' '.join(outcomes)}: {detail}")
+        super().__init__(outcomes, detail)
+
+    def __str__(self) -> str:
+        return f"{' '.join(self.outcomes)}: {self.detail}"
 
 
 class _AttemptFailedError(Exception):
@@ -124,6 +127,7 @@ def _from_status(error: openai.APIStatusError) -> _AttemptFailedError:
 
 def _seconds(header: str | None) -> float | None:
     try:
-        return min(float(header), LONGEST_WAIT) if header else None
+        seconds = float(header or "nan")
     except ValueError:
         return None  # the HTTP date form; back-off alone has to do
+    return min(seconds, LONGEST_WAIT) if seconds > 0 else None

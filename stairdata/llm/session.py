@@ -79,6 +79,5 @@ async def open_client(endpoint: Endpoint, log: Path, on_progress: OnProgress | N
 async def _check_model(client: Client) -> None:
     served = await client.models()
     if client.model not in served:
-        raise ServerError(
-            f"the server at {client.base_url} does not serve {quote(client.model)}; it serves {', '.join(served)}"
-        )
+        names = ", ".join(map(quote, served)) or "nothing"
+        raise ServerError(f"the server at {client.base_url} does not serve {quote(client.model)}; it serves {names}")

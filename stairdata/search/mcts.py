@@ -1,8 +1,8 @@
 """Safety-Informed Monte Carlo tree search (paper section 3.2, Algorithm 1), free of I/O.
 
-`search` is a generator: it yields batches of requests (`SampleSteps`, `SampleRest`, `Judge`) and is sent their
-results in the same order. Whoever drives it fetches them in any way, so its tests need no server, and a search
-can be replayed from recorded results, because it depends on nothing but its seed and what it is sent.
+`search` is a generator: it yields batches of requests (`SampleSteps` or `SampleAnswers`, `SampleRest`, `Judge`)
+and is sent their results in the same order. Whoever drives it fetches them in any way, so its tests need no server,
+and a search can be replayed from recorded results: it depends on nothing but its seed and what it is sent.
 
 Deviation from the published code: a step that was cut at the token limit is dropped like a duplicate, not kept.
 """
@@ -27,10 +27,19 @@ class SearchConfig:
     max_depth: int = 7
     c: float = 1.5
     visit_all_leaves: bool = True
+    fused: bool = True
 
 
 class SampleSteps(NamedTuple):
     """Ask for n next steps after a prefix; the result is a sequence of `StepSample`."""
+
+    call: int
+    prefix: str
+    n: int
+
+
+class SampleAnswers(NamedTuple):
+    """Ask for n whole answers after a prefix; the result is a sequence of `AnswerSample`."""
 
     call: int
     prefix: str
@@ -60,14 +69,24 @@ class StepSample(NamedTuple):
     is_cut: bool
 
 
+class AnswerSample(NamedTuple):
+    """A sampled answer, cut behind its first step."""
+
+    text: str
+    tokens: int | None
+    is_terminal: bool
+    is_cut: bool
+    rest: str
+
+
 class RestSample(NamedTuple):
     """A rollout: the text after the node, without end-of-turn text."""
 
     text: str
 
 
-Request = SampleSteps | SampleRest | Judge
-Result = Sequence[StepSample] | RestSample | Reward
+Request = SampleSteps | SampleAnswers | SampleRest | Judge
+Result = Sequence[StepSample | AnswerSample] | RestSample | Reward
 Search = Generator[list[Request], list[Result], "Tree"]
 
 
@@ -86,6 +105,8 @@ class Node:
     rollouts: list[tuple[str, Reward]] = field(default_factory=list)
     children: list[Node] = field(default_factory=list)
     is_exhausted: bool = False
+    waiting_rest: str | None = None
+    """Of a fused expansion: the rest of the answer this step came from, until the node's first visit."""
     depth: int = 0
 
     @property
@@ -176,7 +197,8 @@ def _can_expand(leaf: Node, config: SearchConfig) -> bool:
 def _expand(
     tree: Tree, leaf: Node, config: SearchConfig, calls: _Calls
 ) -> Generator[list[Request], list[Result], None]:
-    (samples,) = yield [SampleSteps(calls.take(), leaf.text, config.samples)]
+    ask = SampleAnswers if config.fused else SampleSteps
+    (samples,) = yield [ask(calls.take(), leaf.text, config.samples)]
     assert not isinstance(samples, RestSample | Reward)
     seen: set[str] = set()
     for sample in samples:
@@ -187,6 +209,8 @@ def _expand(
         else:
             seen.add(sample.text)
             child = Node(len(tree.nodes), leaf, sample.text, sample.tokens, sample.is_terminal, depth=leaf.depth + 1)
+            if isinstance(sample, AnswerSample) and not sample.is_terminal:
+                child.waiting_rest = sample.rest
             leaf.children.append(child)
             tree.nodes.append(child)
     leaf.is_exhausted = not leaf.children
@@ -194,8 +218,8 @@ def _expand(
 
 def _evaluate(tree: Tree, leaves: list[Node], calls: _Calls) -> Generator[list[Request], list[Result], None]:
     """Evaluate leaves, all their rollouts in one batch, then all their judgements in one batch, and back up."""
-    unfinished = [leaf for leaf in leaves if not leaf.is_terminal]
-    rests: dict[int, str] = {}
+    rests = {leaf.node_id: leaf.waiting_rest for leaf in leaves if leaf.waiting_rest is not None}
+    unfinished = [leaf for leaf in leaves if not leaf.is_terminal and leaf.waiting_rest is None]
     if unfinished:
         sampled = yield [SampleRest(calls.take(), leaf.text) for leaf in unfinished]
         for leaf, rest in zip(unfinished, sampled, strict=True):
@@ -214,6 +238,7 @@ def _evaluate(tree: Tree, leaves: list[Node], calls: _Calls) -> Generator[list[R
 
 
 def _keep(leaf: Node, rest: str | None, reward: Reward | None) -> None:
+    leaf.waiting_rest = None
     if reward is None:
         return  # a terminal node judged on an earlier visit
     if rest is None:

@@ -1,0 +1,310 @@
+"""Growing one tree: the search asks, the actor and the judge answer, a journal remembers.
+
+Every answered request of a running tree is journaled. A search depends on nothing but its seed and the results
+it is sent, so after a kill it is replayed from the journal and goes on where it stood: a crash costs the requests
+in flight and no others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stairdata.generators.judges import Judge as JudgeModel
+from stairdata.generators.runner import Done, Row
+from stairdata.llm.actor import Actor, Piece, Usage
+from stairdata.recipe import Recipe
+from stairdata.search import mcts
+from stairdata.search.mcts import (
+    AnswerSample,
+    Judge,
+    Request,
+    RestSample,
+    Result,
+    SampleAnswers,
+    SampleSteps,
+    StepSample,
+)
+from stairdata.search.reward import Reward
+from stairdata_schemas import identity
+from stairdata_schemas.files import Journal, read_journal
+from stairdata_schemas.grammar import STEP_CLOSE, closes_output, split_steps
+
+
+class Prompt(NamedTuple):
+    """The columns of a prompt that a tree needs."""
+
+    prompt_id: str
+    prompt: str
+    task: str
+    reference_answer: str | None
+
+
+class Answered(NamedTuple):
+    """A result and what it used up."""
+
+    result: Result
+    usage: Usage
+
+
+class Memory:
+    """The journal of one running tree: answered requests, and single ratings of a judgement not yet whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._answered: dict[int, Answered] = {}
+        self._ratings: dict[tuple[int, str], tuple[float, Usage]] = {}
+        for record in read_journal(path):
+            self._remember(record)
+        self._journal = Journal(path)
+
+    def get(self, call: int) -> Answered | None:
+        """Return the answer to a request, if it was answered in an earlier run."""
+        return self._answered.get(call)
+
+    def keep(self, call: int, answered: Answered) -> None:
+        """Write an answer down."""
+        kind, value = _to_json(answered.result)
+        self._journal.append({"call": call, "kind": kind, "value": value, "usage": list(answered.usage)})
+
+    def rating(self, call: int, aspect: str) -> tuple[float, Usage] | None:
+        """Return one rating of a judgement, if it was given in an earlier run."""
+        return self._ratings.get((call, aspect))
+
+    def keep_rating(self, call: int, aspect: str, score: float, usage: Usage) -> None:
+        """Write one rating down."""
+        self._journal.append({"call": call, "kind": "rating", "value": [aspect, score], "usage": list(usage)})
+
+    def close(self) -> None:
+        """Close the file."""
+        self._journal.close()
+
+    def _remember(self, record: dict[str, Any]) -> None:
+        usage, value = Usage(*record["usage"]), record["value"]
+        if record["kind"] == "rating":
+            self._ratings[record["call"], value[0]] = (value[1], usage)
+        else:
+            self._answered[record["call"]] = Answered(_from_json(record["kind"], value), usage)
+
+
+def _to_json(result: Result) -> tuple[str, list[Any]]:
+    if isinstance(result, Reward):
+        return "reward", list(result)
+    if isinstance(result, RestSample):
+        return "rest", list(result)
+    kind = "answers" if result and isinstance(result[0], AnswerSample) else "steps"
+    return kind, [list(sample) for sample in result]
+
+
+def _from_json(kind: str, value: list[Any]) -> Result:
+    if kind == "reward":
+        return Reward(*value)
+    if kind == "rest":
+        return RestSample(*value)
+    if kind == "answers":
+        return [AnswerSample(*sample) for sample in value]
+    return [StepSample(*sample) for sample in value]
+
+
+class Grower:
+    """Grows one tree at a time for as many callers as there are."""
+
+    def __init__(self, recipe: Recipe, actor: Actor, judge: JudgeModel, name: str, running: Path) -> None:
+        self._recipe = recipe
+        self._actor = actor
+        self._judge = judge
+        self._name = name
+        self._running = running
+
+    async def grow(self, tree_id: str, prompt: Prompt) -> Done:
+        """Grow a tree, from its journal as far as that goes."""
+        started = time.monotonic()
+        section = self._recipe.trees
+        memory = Memory(self._running / f"{tree_id}.jsonl")
+        fetch = Fetch(self._recipe, self._actor, self._judge, tree_id, prompt, memory)
+        config = mcts.SearchConfig(
+            section.iterations, section.samples, section.max_depth, section.c, section.visit_all_leaves, section.fused
+        )
+        search = mcts.search(config, random.Random(f"{self._recipe.seed}/{tree_id}"), fetch.prompt_tokens)  # noqa: S311
+        try:
+            tree, usage = await drive(search, fetch)
+        finally:
+            memory.close()
+        spent = usage._asdict() | {"seconds": round(time.monotonic() - started, 3)}
+        row = _tree_row(tree_id, prompt, tree, self._recipe, self._name) | spent
+        return Done(row, _counts(tree), memory.path)
+
+
+async def drive(search: mcts.Search, fetch: Fetch) -> tuple[mcts.Tree, Usage]:
+    """Run a search to its end, the requests of a batch at the same time."""
+    total = Usage(0, 0, 0)
+    batch = next(search)
+    while True:
+        answers = await _gather([fetch(request) for request in batch])
+        for answered in answers:
+            total = Usage(*(mine + its for mine, its in zip(total, answered.usage, strict=True)))
+        try:
+            batch = search.send([answered.result for answered in answers])
+        except StopIteration as stop:
+            return stop.value, total
+
+
+async def _gather(waiting: list[Awaitable[Answered]]) -> list[Answered]:
+    if len(waiting) == 1:
+        return [await waiting[0]]
+    answers = await asyncio.gather(*waiting, return_exceptions=True)  # the others' answers are journaled too
+    for answered in answers:
+        if isinstance(answered, BaseException):
+            raise answered
+    return [answered for answered in answers if not isinstance(answered, BaseException)]
+
+
+class Fetch:
+    """Answers what one tree's search asks for, from memory if it can."""
+
+    def __init__(
+        self, recipe: Recipe, actor: Actor, judge: JudgeModel, tree_id: str, prompt: Prompt, memory: Memory
+    ) -> None:
+        self._seed = recipe.seed
+        self._section = recipe.trees
+        self._actor = actor
+        self._judge = judge
+        self._tree_id = tree_id
+        self._prompt = prompt
+        self._memory = memory
+        self._rendered = actor.render(prompt.prompt)
+        self._judged: dict[str, asyncio.Future[Answered]] = {}
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self._actor.count_tokens(self._rendered)
+
+    async def __call__(self, request: Request) -> Answered:
+        known = self._memory.get(request.call)
+        if known is not None:
+            if isinstance(request, Judge) and request.answer not in self._judged:
+                self._judged[request.answer] = _done(known)
+            return known
+        answered = await self._ask(request)
+        self._memory.keep(request.call, answered)
+        return answered
+
+    async def _ask(self, request: Request) -> Answered:
+        if isinstance(request, Judge):
+            return await self._reward(request)
+        section, text = self._section, self._rendered + request.prefix
+        seed = identity.request_seed(self._seed, self._tree_id, request.call)
+        if isinstance(request, SampleSteps):
+            pieces, usage = await self._actor.steps(text, n=request.n, max_tokens=section.max_tokens, seed=seed)
+            return Answered([StepSample(*piece) for piece in pieces], usage)
+        if isinstance(request, SampleAnswers):
+            limit = section.max_tokens + section.rollout_tokens
+            pieces, usage = await self._actor.answers(text, n=request.n, max_tokens=limit, seed=seed)
+            return Answered([self._split(piece) for piece in pieces], usage)
+        pieces, usage = await self._actor.answers(text, n=1, max_tokens=section.rollout_tokens, seed=seed)
+        return Answered(RestSample(pieces[0].text), usage)
+
+    def _split(self, piece: Piece) -> AnswerSample:
+        """Cut an answer behind its first step."""
+        steps = split_steps(piece.text)
+        first = steps[0] if steps else ""
+        rest = piece.text[len(first) :]
+        tokens = piece.tokens if not rest else self._actor.count_tokens(first)
+        is_whole = len(steps) <= 1 and not first.endswith(STEP_CLOSE)
+        is_cut = tokens > self._section.max_tokens or (is_whole and piece.is_cut)
+        is_terminal = closes_output(first) or (not rest and piece.is_terminal and not piece.is_cut)
+        return AnswerSample(first, tokens, is_terminal, is_cut, rest)
+
+    async def _reward(self, request: Judge) -> Answered:
+        if not self._section.judge.cache:
+            return await self._rate(request)
+        first = request.answer not in self._judged
+        if first:
+            self._judged[request.answer] = asyncio.ensure_future(self._rate(request))
+        answered = await asyncio.shield(self._judged[request.answer])
+        return answered if first else Answered(answered.result, Usage(0, 0, 0))
+
+    async def _rate(self, request: Judge) -> Answered:
+        call = request.call
+        rating = await self._judge.rate(
+            self._prompt.prompt,
+            self._prompt.task,
+            request.answer,
+            self._prompt.reference_answer,
+            Asks(self._seed, self._tree_id, call, self._memory),
+        )
+        return Answered(rating.reward(self._section.k1, self._section.k2), rating.usage)
+
+
+class Asks:
+    """What a judge needs of the tree it rates for: seeds, and the ratings it gave before a kill."""
+
+    def __init__(self, seed: int, tree_id: str, call: int, memory: Memory) -> None:
+        self._seed = seed
+        self._tree_id = tree_id
+        self._call = call
+        self._memory = memory
+
+    def seed(self, ask: int) -> int:
+        """Return the seed of the ask-th time a rating is asked for."""
+        return identity.request_seed(self._seed, self._tree_id, self._call, ask)
+
+    def known(self, aspect: str) -> tuple[float, Usage] | None:
+        """Return a rating given before."""
+        return self._memory.rating(self._call, aspect)
+
+    def keep(self, aspect: str, score: float, usage: Usage) -> None:
+        """Write a rating down."""
+        self._memory.keep_rating(self._call, aspect, score, usage)
+
+
+def _done(answered: Answered) -> asyncio.Future[Answered]:
+    future: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
+    future.set_result(answered)
+    return future
+
+
+def _counts(tree: mcts.Tree) -> dict[str, int]:
+    return {
+        "nodes": len(tree.nodes),
+        "evaluations": tree.evaluations,
+        "duplicate_steps": tree.duplicates,
+        "cut_steps": tree.cut_steps,
+    }
+
+
+def _tree_row(tree_id: str, prompt: Prompt, tree: mcts.Tree, recipe: Recipe, actor: str) -> Row:
+    return {
+        "tree_id": tree_id,
+        "prompt_id": prompt.prompt_id,
+        "prompt": prompt.prompt,
+        "task": prompt.task,
+        "actor": actor,
+        "round": recipe.trees.round,
+        "nodes": [_node_row(node) for node in tree.nodes],
+        "iterations": recipe.trees.iterations,
+        "seed": recipe.seed,
+    }
+
+
+def _node_row(node: mcts.Node) -> Row:
+    reward = node.reward
+    return {
+        "node_id": node.node_id,
+        "parent_id": node.parent.node_id if node.parent else -1,
+        "depth": node.depth,
+        "step": node.step,
+        "is_terminal": node.is_terminal,
+        "visits": node.visits,
+        "value_sum": node.value_sum,
+        "prior": None,
+        "reward": reward.reward if reward else None,
+        "helpfulness": reward.helpfulness if reward else None,
+        "safety": reward.safety if reward else None,
+        "rollouts": [{"text": text, **rated._asdict()} for text, rated in node.rollouts],
+        "tokens": node.tokens,
+    }
