@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stairdata_schemas import grammar, identity
@@ -24,8 +25,8 @@ from stairdata_schemas.manifest import (
     sha256_of_file,
 )
 
-_VERSION = re.compile(r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)$")
-_DATA_FILE = re.compile(r"^data/train-\d{5}-of-\d{5}\.parquet$")
+_VERSION = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)", re.ASCII)
+_DATA_FILE = re.compile(r"data/train-\d{5}-of-\d{5}\.parquet", re.ASCII)
 
 
 class Version(NamedTuple):
@@ -80,7 +81,7 @@ def parse_version(text: str) -> Version:
     Raises:
         UsageError: anything else.
     """
-    match = _VERSION.match(text)
+    match = _VERSION.fullmatch(text)
     if match is None:
         raise UsageError(f"{quote(text)} is not a version; write three numbers, such as 1.0.0")
     return Version(*(int(part) for part in match.groups()))
@@ -99,13 +100,15 @@ def open_artifact(folder: Path) -> Artifact:
         raise ArtifactError(
             f"{folder} has schema version {manifest.schema_version}; this release reads version {SCHEMA_VERSION}"
         )
+    if not manifest.files:
+        raise ArtifactError(f"{folder / MANIFEST_NAME} lists no data file; build or pull the artifact again")
     for entry in manifest.files:
         _check_entry(folder, entry)
     return Artifact(folder, manifest)
 
 
 def _check_entry(folder: Path, entry: FileEntry) -> None:
-    if not _DATA_FILE.match(entry.path):
+    if not _DATA_FILE.fullmatch(entry.path):
         raise ArtifactError(f"{folder / MANIFEST_NAME}: {quote(entry.path)} is no path of a data file")
     path = folder / entry.path
     if not path.is_file():
@@ -172,7 +175,7 @@ def versions(root: Path, kind: str) -> list[Version]:
     folder = root / kind
     if not folder.is_dir():
         return []
-    names = [path.name for path in folder.iterdir() if path.is_dir() and _VERSION.match(path.name)]
+    names = [path.name for path in folder.iterdir() if path.is_dir() and _VERSION.fullmatch(path.name)]
     return sorted(parse_version(name) for name in names)
 
 
@@ -223,6 +226,13 @@ def _validate_file(artifact: Artifact, entry: FileEntry) -> list[Problem]:
     digest = sha256_of_file(path)
     if digest != entry.sha256:
         return [Problem(entry.path, "sha256", 1, f"{digest} instead of {entry.sha256}")]
+    try:
+        return _validate_table(artifact, entry, path)
+    except (pl.exceptions.PolarsError, pa.ArrowException, OSError) as error:
+        return [Problem(entry.path, "parquet", 1, quote(str(error)))]
+
+
+def _validate_table(artifact: Artifact, entry: FileEntry, path: Path) -> list[Problem]:
     expected, found = polars_schema(artifact.kind), pl.read_parquet_schema(path)
     if dict(found) != dict(expected):
         wrong = [name for name in {*expected, *found} if found.get(name) != expected.get(name)]

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from stairdata_schemas.artifacts import Artifact, Version, open_artifact, parse_version, versions
 from stairdata_schemas.card import render_card
-from stairdata_schemas.errors import BuildError, BuildLockedError, QuarantineError, UsageError
+from stairdata_schemas.errors import ArtifactError, BuildError, BuildLockedError, QuarantineError, UsageError
 from stairdata_schemas.files import Journal, sync_file, sync_folder, write_atomic
 from stairdata_schemas.kinds import SCHEMA_VERSION, arrow_schema, row_schema
 from stairdata_schemas.manifest import (
@@ -39,6 +39,7 @@ from stairdata_schemas.manifest import (
     content_hash,
     fingerprint,
     now,
+    read_manifest,
     sha256_of_file,
 )
 
@@ -118,9 +119,10 @@ class Build:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is not None and not self._has_work():
-            shutil.rmtree(self.folder)  # nothing to go on from: the version is free again
-        self._lock.release()
+        with FileLock(self.folder.parent / ".lock"):  # nobody begins here meanwhile
+            if error is not None and not self._has_work():
+                shutil.rmtree(self.folder)  # nothing to go on from: the version is free again
+            self._lock.release()
 
     def _has_work(self) -> bool:
         """Tell whether something is there besides the plan: rows, journals, logs."""
@@ -157,16 +159,19 @@ class Build:
         report = report or Report()
         refusals = list(refused)
         writer = ShardWriter(self.work / "data", self.plan.kind)
+        position = 0
         for frame in frames:
-            writer.write(_sound_rows(self.plan.kind, frame, refusals))
+            writer.write(_sound_rows(self.plan.kind, frame, position, refusals))
+            position += len(frame)
         entries = writer.close()
+        self._check_keys(writer.folder)
         _write_quarantine(self.work / "quarantine", refusals)
         rules = dict(sorted(Counter(refusal.rule for refusal in refusals).items()))
         manifest = self._manifest(entries, rules, report)
         self._move_into_place(manifest)
         self._check_share(manifest, refusals, max_quarantine)
         write_atomic(self.folder / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
-        shutil.rmtree(self.work)
+        shutil.rmtree(self.work, ignore_errors=True)  # a process that finds the manifest clears it away, too
         return open_artifact(self.folder)
 
     def _manifest(self, files: list[FileEntry], quarantine: dict[str, int], report: Report) -> Manifest:
@@ -194,6 +199,15 @@ class Build:
             files=files,
         )
 
+    def _check_keys(self, data: Path) -> None:
+        keys = row_schema(self.plan.kind).primary_key()
+        rows = pl.scan_parquet(data / "*.parquet").group_by(keys).len().filter(pl.col("len") > 1)
+        repeated = rows.collect(engine="streaming")
+        if len(repeated):
+            raise BuildError(
+                f"{self.reference}: {len(repeated)} keys stand in several rows, such as {repeated[keys[0]][0]!r}"
+            )
+
     def _move_into_place(self, manifest: Manifest) -> None:
         for name in ("data", "quarantine"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
@@ -206,6 +220,10 @@ class Build:
         counts = ", ".join(f"{rule} {count}" for rule, count in manifest.quarantine.items())
         if total == 0:
             raise BuildError(f"{self.reference}: the input has no rows; nothing was built")
+        if manifest.rows == 0:
+            raise BuildError(
+                f"{self.reference}: all {total} rows were refused ({counts}); see {self.folder / 'quarantine'}"
+            )
         if len(refusals) / total > max_quarantine:
             raise QuarantineError(
                 f"{self.reference}: {len(refusals)} of {total} rows were refused ({counts}), more than "
@@ -251,17 +269,33 @@ def _check_major(version: Version) -> Version:
 def _matching_version(folder: Path, plan: BuildPlan, *, fresh: bool) -> Version | None:
     for version in reversed(versions(folder.parent, plan.kind)):
         target = folder / str(version)
+        if version.major != SCHEMA_VERSION:
+            continue
         if (target / MANIFEST_NAME).is_file():
-            if not fresh and open_artifact(target).manifest.fingerprint == plan.fingerprint:
+            if not fresh and _finished_fingerprint(target) == plan.fingerprint:
                 return version
-        elif _work_in_progress(target).get("fingerprint", plan.fingerprint) == plan.fingerprint:
-            return version  # ours, or left by a kill before its plan was written
+        elif _work_in_progress(target).get("fingerprint") == plan.fingerprint:
+            return version
     return None
+
+
+def _finished_fingerprint(target: Path) -> str | None:
+    try:
+        return read_manifest(target).fingerprint
+    except ArtifactError:  # whose it is can't be told; it must not stand in the way of other builds
+        return None
 
 
 def _next_version(root: Path, kind: str) -> Version:
     same_major = [version for version in versions(root, kind) if version.major == SCHEMA_VERSION]
+    if same_major and _is_untouched(root / kind / str(same_major[-1])):
+        return same_major[-1]
     return Version(SCHEMA_VERSION, same_major[-1].minor + 1 if same_major else 0, 0)
+
+
+def _is_untouched(target: Path) -> bool:
+    """Tell whether a build was killed here before it wrote down what it builds."""
+    return all(path.is_dir() or path.name == ".lock" or path.suffix == ".tmp" for path in target.rglob("*"))
 
 
 def _finished(target: Path, plan: BuildPlan) -> Artifact:
@@ -300,6 +334,8 @@ def _open_work(target: Path, plan: BuildPlan, *, fresh: bool) -> None:
             "finish that one, name another --version, or start over with --fresh"
         )
     work.mkdir(exist_ok=True)
+    for temporary in (*target.glob(".*.tmp"), *work.glob(".*.tmp")):
+        temporary.unlink()
     for leftover in ("data", "quarantine"):
         shutil.rmtree(work / leftover, ignore_errors=True)
     write_atomic(work / "build.json", json.dumps(plan.as_json() | {"pid": os.getpid()}, indent=2))
@@ -381,16 +417,20 @@ class ShardWriter:
         )
 
 
-def _sound_rows(kind: str, frame: pl.DataFrame, refusals: list[Refused]) -> pl.DataFrame:
+def _sound_rows(kind: str, frame: pl.DataFrame, first: int, refusals: list[Refused]) -> pl.DataFrame:
+    """Return the rows that hold, and append the others; `first` is the number of the frame's first row."""
     schema = row_schema(kind)
     result, failure = schema.filter(frame, cast=True)
     if len(result) != len(frame):
         invalid = failure.details()
         rules = [column for column in invalid.columns if column not in schema.column_names()]
-        for row in invalid.iter_rows(named=True):
+        # a key that stands in two rows is refused in both, so that a refused row's key is in no sound row
+        keys = schema.primary_key()
+        numbers = frame.with_row_index("number", first).join(result, on=keys, how="anti", maintain_order="left")
+        for number, row in zip(numbers["number"], invalid.iter_rows(named=True), strict=True):
             rule = next(name for name in rules if row[name] == "invalid")
             raw = json.dumps({name: row[name] for name in schema.column_names()}, ensure_ascii=False, default=str)
-            refusals.append(Refused(kind, len(refusals), rule, raw, field=rule.partition("|")[0]))
+            refusals.append(Refused(kind, number, rule, raw, field=rule.partition("|")[0]))
     return result
 
 

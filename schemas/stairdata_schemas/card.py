@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
+import re
 from functools import cache
+from typing import Any
 
 import jinja2
 
@@ -39,12 +42,18 @@ def render_card(manifest: Manifest) -> str:
     )
 
 
+def _inline(value: Any) -> Any:
+    """Keep a name or a note on its line, and its angle brackets as text."""
+    return html.escape(re.sub(r"\s+", " ", value), quote=False) if isinstance(value, str) else value
+
+
 @cache
 def _environment() -> jinja2.Environment:
     return jinja2.Environment(
         loader=jinja2.PackageLoader("stairdata_schemas"),
         undefined=jinja2.StrictUndefined,
         autoescape=False,  # markdown, and no text of prompts or models is in it
+        finalize=_inline,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

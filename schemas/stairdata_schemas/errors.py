@@ -96,7 +96,8 @@ def quote(text: object, limit: int = TEXT_LIMIT) -> str:
 
 
 def _visible(character: str) -> str:
-    # Cc, Cf, Cs, Co, Cn: terminal escapes, bidirectional overrides, lone surrogates
-    if unicodedata.category(character).startswith("C"):
+    # Cc, Cf, Cs, Co, Cn: terminal escapes, bidirectional overrides, lone surrogates; Zl, Zp: line breaks
+    category = unicodedata.category(character)
+    if category.startswith("C") or category in {"Zl", "Zp"}:
         return character.encode("unicode_escape", "backslashreplace").decode("ascii")
     return character

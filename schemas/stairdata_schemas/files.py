@@ -86,7 +86,7 @@ def _record(line: bytes) -> dict[str, Any] | None:
     if len(line) < 10 or not line.endswith(b"\n"):
         return None
     payload = line[9:-1]
-    if line[:8] != b"%08x" % zlib.crc32(payload):
+    if line[:9] != b"%08x " % zlib.crc32(payload):
         return None
     record: dict[str, Any] = json.loads(payload.decode("utf-8", "surrogatepass"))
     return record

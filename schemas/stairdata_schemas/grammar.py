@@ -75,6 +75,10 @@ def render(steps: tuple[Step, ...] | list[Step], output: str) -> str:
     Raises:
         GrammarError: the result would not parse back to the same steps and output.
     """
+    for part in (*(part for step in steps for part in (step.title, step.body)), output):
+        tag = _ANY_TAG.search(part)
+        if tag is not None:  # a body that closes its block and opens another would parse, to other steps
+            raise GrammarError("nested_tag", tag.start(), part)
     blocks = [f"{STEP_OPEN}\n{_TITLE_LEAD}{step.title}\n{step.body}\n{STEP_CLOSE}" for step in steps]
     text = SEPARATOR.join([*blocks, f"{OUTPUT_OPEN}\n{_ANSWER_LEAD}{output}\n{OUTPUT_CLOSE}"])
     parsed = parse(text)

@@ -212,7 +212,7 @@ class PreferencePairs(dy.Schema):
 
     @dy.rule()
     def prefix_is_shared(cls) -> pl.Expr:
-        length = pl.col("prefix_length")
+        length = pl.col("prefix_length").clip(0)  # polars raises on a negative length; its own rule refuses it
         return pl.col("chosen").str.slice(0, length) == pl.col("rejected").str.slice(0, length)
 
     @dy.rule()

@@ -176,10 +176,15 @@ def read_manifest(folder: Path) -> Manifest:
     except (OSError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path} can't be read: {error}") from error
     try:
-        return Manifest.model_validate_json(text)
+        manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole file"
         raise ArtifactError(
             f"{path} is not a manifest this release reads: {where}: {first['msg']}; pull or build the artifact again"
         ) from error
+    if manifest.manifest_format != MANIFEST_FORMAT:
+        raise ArtifactError(
+            f"{path} is a manifest of format {manifest.manifest_format}; this release reads {MANIFEST_FORMAT}"
+        )
+    return manifest

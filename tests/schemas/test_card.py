@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stairdata_schemas.card import render_card
+from stairdata_schemas.kinds import KINDS, row_schema
+from stairdata_schemas.manifest import Manifest, ModelIdentity, Parent
+
+HOSTILE = "x\n---\nconfigs: []\n---\n# <script>alert(1)</script> | `a` **b** {{ 7 * 7 }} {% raw %} \u202e"
+
+
+def manifest(kind: str = "prompts", **other: Any) -> Manifest:
+    values: dict[str, Any] = {
+        "kind": kind,
+        "version": "1.2.3",
+        "schema_version": 1,
+        "created_at": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+        "stairdata_version": "0.1.0",
+        "generator": "tests/1",
+        "configuration": {},
+        "fingerprint": "f" * 64,
+        "content_hash": "c" * 64,
+        "rows": 12,
+        "files": [],
+    }
+    return Manifest(**values | other)
+
+
+def head(card: str) -> Any:
+    """Read the YAML as the Hub does: up to the first line of three dashes after the opening one."""
+    match = re.match(r"\A---\n(.*?)\n---\n", card, re.DOTALL)
+    assert match is not None
+    return yaml.safe_load(match.group(1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_head_names_config_and_files(kind: str) -> None:
+    metadata = head(render_card(manifest(kind)))
+    assert metadata["configs"] == [
+        {"config_name": kind, "default": True, "data_files": [{"split": "train", "path": "data/*.parquet"}]}
+    ]
+    assert "stairdata" in metadata["tags"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_table_has_a_line_for_each_column(kind: str) -> None:
+    card = render_card(manifest(kind))
+    lines = [line for line in card.splitlines() if line.startswith("| `")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    columns = row_schema(kind).columns()
+    assert [row[0] for row in cells] == [f"`{name}`" for name in columns]
+    assert [row[2] for row in cells] == ["yes" if column.nullable else "no" for column in columns.values()]
+    assert all(len(row) == 4 and row[3] for row in cells)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pairs_alone_warn_of_plain_training(kind: str) -> None:
+    assert ("end-of-sequence token after partial steps" in render_card(manifest(kind))) == kind.endswith("pairs")
+
+
+def test_the_card_says_what_the_manifest_says() -> None:
+    card = render_card(
+        manifest(
+            parents=[Parent(kind="trees", version="1.4.0", content_hash="ab" * 32)],
+            models=[ModelIdentity(role="actor", name="smollm", revision="rev1")],
+            outcomes={"done": 7},
+            quarantine={"not_json": 3},
+            notes=["written by hand"],
+            git_commit="abc123",
+        )
+    )
+    for part in (
+        "# prompts 1.2.3",
+        "12 rows",
+        "may be harmful",
+        "tests/1, stairdata 0.1.0 at abc123",
+        "2026-01-02T03:04:05+00:00",
+        "f" * 64,
+        "parent: trees@1.4.0 (`abababababababab`)",
+        "actor: smollm (rev1)",
+        "outcome done: 7",
+        "refused by not_json: 3",
+        "note: written by hand",
+        'datasets.load_dataset("PATH", "prompts", split="train")',
+    ):
+        assert part in card
+
+
+def test_names_and_notes_cannot_change_the_head() -> None:
+    clean = head(render_card(manifest()))
+    models = [ModelIdentity(role=HOSTILE, name=HOSTILE, revision=HOSTILE)]
+    parents = [Parent(kind=HOSTILE, version=HOSTILE, content_hash=HOSTILE)]
+    hostile = manifest(
+        models=models,
+        parents=parents,
+        notes=[HOSTILE],
+        outcomes={HOSTILE: 1},
+        quarantine={HOSTILE: 1},
+        generator=HOSTILE,
+        fingerprint=HOSTILE,
+        git_commit=HOSTILE,
+        stairdata_version=HOSTILE,
+    )
+    assert head(render_card(hostile)) == clean
+
+
+@given(st.text())
+@settings(deadline=None, max_examples=50)
+def test_no_note_changes_the_head(note: str) -> None:
+    models = [ModelIdentity(role="actor", name=note)]
+    assert head(render_card(manifest(notes=[note], models=models))) == head(render_card(manifest()))
+
+
+def test_a_name_is_no_template() -> None:
+    assert "49" not in render_card(manifest(notes=["{{ 7 * 7 }}"])).split("## How it was made")[1]
+
+
+def test_a_name_of_several_lines_stays_in_its_item() -> None:
+    models = [ModelIdentity(role="actor", name="model\n\n# A heading of its own\n\n<script>alert(1)</script>")]
+    card = render_card(manifest(models=models, notes=["a\n## Another\n"]))
+    headings = [line for line in card.splitlines() if line.startswith("#")]
+    assert headings == ["# prompts 1.2.3", "## Columns", "## How it was made", "## How to load it"]
+    assert "<script>" not in card
+
+
+def test_the_template_is_in_the_package() -> None:
+    import stairdata_schemas
+
+    assert (Path(stairdata_schemas.__file__).parent / "templates" / "card.md.jinja").is_file()

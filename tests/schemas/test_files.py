@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stairdata_schemas.files import Journal, read_journal, write_atomic
+
+ANY_TEXT = st.text(alphabet=st.characters(), max_size=6)  # lone surrogates too
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), ANY_TEXT, st.lists(ANY_TEXT, max_size=2)
+)
+RECORDS = st.lists(st.dictionaries(ANY_TEXT, VALUES, max_size=2), max_size=3)
+
+
+def write_journal(path: Path, records: list[dict[str, Any]]) -> list[int]:
+    """Write records and return the length of the file before the first and after each."""
+    lengths = [0]
+    with closing(Journal(path)) as journal:
+        for record in records:
+            journal.append(record)
+            lengths.append(path.stat().st_size)
+    return lengths
+
+
+@pytest.mark.parametrize("data", ["text ünïcödé\n", b"\x00bytes\xff", ""])
+def test_write_atomic_replaces_the_file(tmp_path: Path, data: str | bytes) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    write_atomic(path, data)
+    assert path.read_bytes() == (data.encode() if isinstance(data, str) else data)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, "old")
+
+    def disk_full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, step, disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_text_that_is_no_unicode_leaves_the_old_content(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomic(path, "\ud800")
+    assert path.read_text() == "old"
+
+
+def test_the_content_is_on_disk_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def watched_fsync(descriptor: int) -> None:
+        calls.append("fsync")
+        fsync(descriptor)
+
+    def watched_replace(old: Path, new: Path) -> None:
+        calls.append("replace")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(os, "replace", watched_replace)
+    write_atomic(tmp_path / "file", "new")
+    assert calls == ["fsync", "replace", "fsync"]
+
+
+def test_durable_records_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    with closing(Journal(tmp_path / "journal")) as journal:
+        monkeypatch.setattr(os, "fsync", calls.append)
+        journal.append({"a": 1})
+        assert calls == []
+        journal.append({"a": 2}, durable=True)
+        assert len(calls) == 1
+
+
+def test_a_journal_that_is_not_there_has_no_records(tmp_path: Path) -> None:
+    assert list(read_journal(tmp_path / "journal")) == []
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {},
+        {"text": "two\nlines\r\nand\u2028more\x00"},
+        {"text": "漢字 😀 \N{COMBINING ACUTE ACCENT}"},
+        {"text": "\ud800", "\udfff": 1},
+        {"text": "\ud83d\ude00"},  # a pair of surrogates, kept as two
+        {"nested": [{"deep": [1, 2.5, None, True]}]},
+    ],
+)
+def test_a_record_comes_back_as_it_was(tmp_path: Path, record: dict[str, Any]) -> None:
+    write_journal(tmp_path / "journal", [record, {"next": 1}])
+    assert list(read_journal(tmp_path / "journal")) == [record, {"next": 1}]
+
+
+def test_a_record_is_there_before_the_journal_is_closed(tmp_path: Path) -> None:
+    with closing(Journal(tmp_path / "new" / "journal")) as journal:
+        journal.append({"a": 1})
+        assert list(read_journal(journal.path)) == [{"a": 1}]
+
+
+@given(RECORDS, st.dictionaries(ANY_TEXT, VALUES, max_size=2))
+@settings(deadline=None, max_examples=8)
+def test_a_journal_cut_anywhere_keeps_its_whole_records(records: list[dict[str, Any]], later: dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "journal"
+        lengths = write_journal(path, records)
+        content = path.read_bytes()
+        for cut in range(len(content) + 1):
+            path.write_bytes(content[:cut])
+            whole = records[: sum(length <= cut for length in lengths) - 1]
+            assert list(read_journal(path)) == whole
+            write_journal(path, [later])
+            assert list(read_journal(path)) == [*whole, later]
+
+
+@given(RECORDS.filter(bool), st.data())
+@settings(deadline=None, max_examples=100)
+def test_a_damaged_byte_ends_the_journal_before_its_record(records: list[dict[str, Any]], data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "journal"
+        lengths = write_journal(path, records)
+        content = bytearray(path.read_bytes())
+        position = data.draw(st.integers(0, len(content) - 1), label="position")
+        content[position] ^= data.draw(st.integers(1, 255), label="flip")
+        path.write_bytes(content)
+        whole = records[: sum(length <= position for length in lengths) - 1]
+        assert list(read_journal(path)) == whole
+        write_journal(path, [{"later": 1}])
+        assert list(read_journal(path)) == [*whole, {"later": 1}]
+
+
+def test_every_byte_of_a_line_is_checked(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    write_journal(path, [{"a": "é"}])
+    content = path.read_bytes()
+    unnoticed = []
+    for position in range(len(content)):
+        for flip in (1 << bit for bit in range(8)):
+            damaged = bytearray(content)
+            damaged[position] ^= flip
+            path.write_bytes(damaged)
+            if list(read_journal(path)):
+                unnoticed.append(position)
+    assert unnoticed == []
+
+
+@pytest.mark.parametrize("junk", [b"\n", b"not a journal\n", b"00000000 {}\n", b"\x00" * 40, b"deadbeef" * 4])
+def test_junk_is_no_record(tmp_path: Path, junk: bytes) -> None:
+    path = tmp_path / "journal"
+    path.write_bytes(junk)
+    assert list(read_journal(path)) == []
+    write_journal(path, [{"a": 1}])
+    assert list(read_journal(path)) == [{"a": 1}]
