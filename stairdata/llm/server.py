@@ -40,13 +40,15 @@ REQUEST_TIMEOUT = 10.0
 PROBE_TIMEOUT = 120.0
 SLACK = 10.0  # seconds beyond the grace period until the supervisor itself counts as stuck
 LOG_TAIL = 200_000  # bytes
+PREFILL_TOKENS = 8192
 WORDS_LIMIT = 300
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TERMINAL_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 # "(EngineCore pid=7) ERROR 11-23 20:41:07 [core.py:1136] "
 _LOG_PREFIX = re.compile(r"^(\(\w+( pid=\d+)?\) )*((?P<level>[A-Z]+) [\d-]+ [\d:]+ \[[^\]]*\] ?)?")
-_EXCEPTION = re.compile(r"^(\w+\.)*\w*(Error|Exception)\b.*: ?\S|^\S*api_server\.py: error: ")
+# a Python exception, what pydantic puts on the line below one, or argparse
+_EXCEPTION = re.compile(r"^(\w+\.)*\w*(Error|Exception)\b.*: ?\S|^Value error, |^\S*api_server\.py: error: ")
 
 INSTALL = (
     "with a GPU: pip install 'stairdata[vllm]'; without one, from a checkout of stairdata: "
@@ -72,8 +74,8 @@ class ServerOptions:
     """0 takes a free one."""
     max_model_len: int = 4096
     """Context length in tokens."""
-    max_num_seqs: int = 64
-    """Sequences decoded at once; more requests wait in the server."""
+    max_num_seqs: int = 128
+    """Sequences decoded at once; more wait in the server. A request for n samples counts n times."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """auto: the checkpoint's own, float32 as bfloat16."""
     enforce_eager: bool | None = None
@@ -181,6 +183,16 @@ class ManagedServer:
         """
         if not self.is_alive():
             raise ServerError(self._obituary("does not run any more"))
+
+    def wait(self) -> None:
+        """Wait until the server ends by itself, which it should not.
+
+        Raises:
+            ServerError: it did.
+        """
+        if self._process is not None:
+            self._process.wait()
+        self.check()
 
     def _launch(self, command: list[str], environment: dict[str, str]) -> None:
         # by path and isolated: a file in the working directory can't stand in for a module
@@ -371,7 +383,8 @@ def _lacking() -> str:
 
 
 def _environment(options: ServerOptions, model: str, api_key: str) -> dict[str, str]:
-    ours = {
+    default = {"VLLM_CPU_KVCACHE_SPACE": str(options.kv_cache_gib)}
+    fixed = {
         "VLLM_API_KEY": api_key,
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
@@ -380,12 +393,8 @@ def _environment(options: ServerOptions, model: str, api_key: str) -> dict[str, 
         "NO_COLOR": "1",
     }
     if Path(model).is_absolute():
-        ours["HF_HUB_OFFLINE"] = "1"
-    return {**_cpu_settings(options), **os.environ, **ours}
-
-
-def _cpu_settings(options: ServerOptions) -> dict[str, str]:
-    return {"VLLM_CPU_KVCACHE_SPACE": str(options.kv_cache_gib)}
+        fixed["HF_HUB_OFFLINE"] = "1"
+    return {**default, **os.environ, **fixed}
 
 
 def _open_log(path: Path) -> IO[bytes]:

@@ -1,0 +1,142 @@
+"""The spine on the real model: a smoke run that is killed again and again ends like one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from stairdata.llm.server import vllm_missing
+from stairdata_schemas.artifacts import Artifact, list_folders, open_artifact, validate_artifact
+
+PROGRAM = Path(sys.executable).parent / "stairdata"
+KINDS = {"prompts": 2, "structured_cot": 1, "trees": 1, "preference_pairs": 1, "prm_pairs": 1, "responses": 3}
+LIMIT = 1800.0
+
+
+def start(folder: Path, log: Path) -> subprocess.Popen[bytes]:
+    environment = {key: value for key, value in os.environ.items() if key != "OPENAI_API_KEY"}
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [str(PROGRAM), "quickstart", "--smoke", "--folder", str(folder)],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
+
+
+def kill_when(process: subprocess.Popen[bytes], happens: Callable[[], bool], log: Path) -> None:
+    """Poll as fast as the file system answers: the moment of a write is short."""
+    deadline = time.monotonic() + LIMIT
+    while not happens():
+        assert process.poll() is None, log.read_text(errors="replace")[-3000:]
+        assert time.monotonic() < deadline
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def processes_of(folder: Path) -> list[str]:
+    """List the command lines that name a folder: servers that outlived their parent."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(folder) in command:
+            found.append(command)
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run the smoke quickstart to its end, killed in SFT, in the trees and in a write."""
+    missing = vllm_missing()
+    if missing:
+        pytest.skip(missing)
+    folder = tmp_path_factory.mktemp("quickstart")
+    log = folder.with_suffix(".log")
+    artifacts, models = folder / "artifacts", folder / "models"
+    moments: list[Callable[[], bool]] = [
+        lambda: "train sft (loss" in log.read_text(errors="replace"),
+        lambda: any(path.stat().st_size for path in artifacts.glob("trees/*/.build/running/*.jsonl")),
+        lambda: any(artifacts.glob("trees/*/.build/data")),
+    ]
+    for moment in moments:
+        kill_when(start(folder, log), moment, log)
+    assert not (models / "dpo-1").exists()
+    process = start(folder, log)
+    assert process.wait(timeout=LIMIT) == 0, log.read_text(errors="replace")[-3000:]
+    return folder
+
+
+def artifacts_of(folder: Path) -> dict[str, list[Artifact]]:
+    found: dict[str, list[Artifact]] = {}
+    for kind, _, path in list_folders(folder / "artifacts"):
+        found.setdefault(kind, []).append(open_artifact(path))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_every_artifact_is_there_once_and_valid(folder: Path) -> None:
+    found = artifacts_of(folder)
+    assert {kind: len(artifacts) for kind, artifacts in found.items()} == KINDS
+    for artifacts in found.values():
+        for artifact in artifacts:
+            assert validate_artifact(artifact) == []
+            assert not (artifact.folder / ".build").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_no_tree_is_lost_or_twice(folder: Path) -> None:
+    (trees,) = artifacts_of(folder)["trees"]
+    rows = trees.scan().collect()
+    prompts = open_artifact(folder / "artifacts" / "prompts" / "1.0.0").scan().head(len(rows)).collect()
+    assert rows["prompt_id"].to_list() == prompts["prompt_id"].to_list()
+    assert rows["tree_id"].n_unique() == len(rows)
+    assert trees.manifest.outcomes == {"ok": len(rows)}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_artifacts_load_without_this_package(folder: Path, tmp_path: Path) -> None:
+    import datasets
+
+    for artifacts in artifacts_of(folder).values():
+        for artifact in artifacts:
+            rows = datasets.load_dataset(str(artifact.folder), split="train", cache_dir=str(tmp_path))
+            assert len(rows) == artifact.manifest.rows
+            assert len(pl.read_parquet(f"{artifact.folder}/data/*.parquet")) == artifact.manifest.rows
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_summary_tells_each_stage(folder: Path) -> None:
+    summary = json.loads((folder / "summary.json").read_text())
+    stages = {stage["stage"] for stage in summary["stages"]}
+    assert {"base", "trees", "preference_pairs", "prm_pairs", "train sft", "train dpo", "train prm"} <= stages
+    assert {"base", "sft", "dpo-1"} < set(summary["table"])
+    for name in ("base", "sft", "dpo-1", "prm"):
+        assert (folder / "models" / name / "config.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_second_run_redoes_nothing_and_no_process_is_left(folder: Path) -> None:
+    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in {".parquet", ".safetensors"}}
+    began = time.monotonic()
+    log = folder.with_suffix(".again.log")
+    assert start(folder, log).wait(timeout=LIMIT) == 0, log.read_text(errors="replace")
+    print(f"second run: {time.monotonic() - began:.1f} s")  # noqa: T201
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert processes_of(folder) == []
