@@ -165,8 +165,8 @@ class TreesSection(Sampling):
     """Trees grown from each prompt, each with randomness of its own."""
     round: int = Field(1, ge=0)
     """Iteration of the self-improvement loop, written into the rows."""
-    concurrency: int = Field(64, ge=1)
-    """Trees in flight at most."""
+    concurrency: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Trees in flight at most; auto: twice the actor's requests, so that its window is never empty."""
 
 
 class PairsSection(Section):
@@ -265,7 +265,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise RecipeError(f"the recipe {path} does not exist") from error
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"the recipe {path} can't be read: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2001-99-99
         raise RecipeError(f"the recipe {path} is not YAML: {' '.join(str(error).split())}") from error
     if data is None:
         return {}
@@ -281,7 +281,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
     *path, last = key.split(".")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UsageError(f"--set {quote(override)}: the value is not YAML; quote it") from error
     section = data
     for name in path:

@@ -95,6 +95,11 @@ def quote(text: object, limit: int = TEXT_LIMIT) -> str:
     return f"'{shown}…'" if len(raw) > limit else f"'{shown}'"
 
 
+def visible(text: str) -> str:
+    """Show a text on a terminal: as `quote` does, in full length and with its line breaks."""
+    return "".join(character if character == "\n" else _visible(character) for character in text)
+
+
 def _visible(character: str) -> str:
     # Cc, Cf, Cs, Co, Cn: terminal escapes, bidirectional overrides, lone surrogates; Zl, Zp: line breaks
     category = unicodedata.category(character)

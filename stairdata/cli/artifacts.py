@@ -132,9 +132,11 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from stairdata_schemas.errors import visible
+
     table = Table(box=None, pad_edge=False)
     for name in header:
         table.add_column(Text(name), overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(visible(cell)) for cell in row))
     Console(highlight=False, markup=False, emoji=False).print(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from stairdata.cli.recipes import FullRecipe
     from stairdata.generators.options import BuildOptions
     from stairdata_schemas.artifacts import Artifact
+    from stairdata_training.scoring import PrmScorer
 
 BUILT_KINDS = ("prompts", "structured-cot", "trees", "preference-pairs", "prm-pairs", "responses")
 
@@ -82,10 +84,14 @@ def _build_responses(recipe: FullRecipe, options: BuildOptions) -> Artifact:
     folder = Path(recipe.responses.prm)
     identity = ModelIdentity(role="prm", name=folder.name, revision=model_hash(folder))
 
-    def score(items: Sequence[tuple[str, str, bool]]) -> list[float]:
+    @cache
+    def scorer() -> PrmScorer:
         from stairdata_training.scoring import PrmScorer
 
-        return PrmScorer.load(folder).score(items)
+        return PrmScorer.load(folder)
+
+    def score(items: Sequence[tuple[str, str, bool]]) -> list[float]:
+        return scorer().score(items)
 
     return build_responses(recipe, options, score, identity)
 

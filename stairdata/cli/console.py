@@ -29,7 +29,9 @@ def stderr() -> Console:
 
 def say(message: str) -> None:
     """Write a line to stderr."""
-    stderr().print(message)
+    from stairdata_schemas.errors import visible
+
+    stderr().print(visible(message))
 
 
 def emit(text: str) -> None:

@@ -216,7 +216,7 @@ class Fetch:
         tokens = piece.tokens if not rest else self._actor.count_tokens(first)
         is_whole = len(steps) <= 1 and not first.endswith(STEP_CLOSE)
         is_cut = tokens > self._section.max_tokens or (is_whole and piece.is_cut)
-        is_terminal = closes_output(first) or (not rest and piece.is_terminal and not piece.is_cut)
+        is_terminal = closes_output(first) or (not rest and not first.endswith(STEP_CLOSE) and piece.is_terminal)
         return AnswerSample(first, tokens, is_terminal, is_cut, rest)
 
     async def _reward(self, request: Judge) -> Answered:
@@ -224,7 +224,9 @@ class Fetch:
             return await self._rate(request)
         first = request.answer not in self._judged
         if first:
-            self._judged[request.answer] = asyncio.ensure_future(self._rate(request))
+            rating = asyncio.ensure_future(self._rate(request))
+            rating.add_done_callback(_look)  # nobody waits for it once its tree is given up
+            self._judged[request.answer] = rating
         answered = await asyncio.shield(self._judged[request.answer])
         return answered if first else Answered(answered.result, Usage(0, 0, 0))
 
@@ -260,6 +262,12 @@ class Asks:
     def keep(self, aspect: str, score: float, usage: Usage) -> None:
         """Write a rating down."""
         self._memory.keep_rating(self._call, aspect, score, usage)
+
+
+def _look(future: asyncio.Future[Answered]) -> None:
+    """Take note of an error, so that asyncio does not print it."""
+    if not future.cancelled():
+        future.exception()
 
 
 def _done(answered: Answered) -> asyncio.Future[Answered]:

@@ -9,10 +9,10 @@ import polars as pl
 
 from stairdata.generators.options import BuildOptions
 from stairdata.generators.runner import Done, Row, RunResult, Unit, counts_of, journaled_frames, run_units, usage_of
-from stairdata.llm.actor import Actor, Piece
-from stairdata.llm.session import identify, open_client
+from stairdata.llm.actor import Piece
+from stairdata.llm.session import identify, make_actor, open_client
 from stairdata.recipe import Recipe, ResponsesSection
-from stairdata_schemas import identity, rendering
+from stairdata_schemas import identity
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildPlan, Report, begin_build
 from stairdata_schemas.manifest import ModelIdentity
@@ -46,7 +46,9 @@ def build_responses(
         "responses",
         GENERATOR,
         {**section.model_dump(mode="json", exclude={"concurrency", "prm"}), "seed": recipe.seed,
-         "limit": options.limit},
+                     "limit": options.limit,
+            "max_model_len": recipe.actor.max_model_len,
+,
         settings={"actor": recipe.actor.model_dump(mode="json")},
         parents=[parent.as_parent()],
         models=[actor, *([prm] if prm else [])],
@@ -73,8 +75,7 @@ async def _answer_all(
 
     section = recipe.responses
     async with open_client(recipe.actor, build.work / "server.log", waiting) as client:
-        tokenizer = rendering.load_tokenizer(recipe.actor.tokenizer or recipe.actor.path or "")
-        actor = Actor(client, tokenizer, section, recipe.actor.max_model_len)
+        actor = make_actor(client, recipe.actor, section)
 
         async def work(unit: Unit) -> Done:
             seed = identity.request_seed(recipe.seed, unit.key, 0)

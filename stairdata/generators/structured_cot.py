@@ -107,6 +107,8 @@ def _row_by_hand(raw: Row) -> Row:
     prompt, task = raw.get("prompt"), raw.get("task")
     if not isinstance(prompt, str) or not prompt.strip():
         raise UnitFailedError("prompt_missing", "")
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise UnitFailedError("not_unicode", "")
     if task not in TASKS:
         raise UnitFailedError("unknown_task", "")
     answer = _parse_answer(json.dumps({"steps": raw.get("steps"), "output": raw.get("output")}))

@@ -11,10 +11,9 @@ from stairdata.generators.growing import Grower, Prompt
 from stairdata.generators.judges import open_judge
 from stairdata.generators.options import BuildOptions
 from stairdata.generators.runner import RunResult, Unit, counts_of, journaled_frames, run_units, usage_of
-from stairdata.llm.actor import Actor
-from stairdata.llm.session import identify, open_client
+from stairdata.llm.session import identify, make_actor, open_client
 from stairdata.recipe import Recipe, TreesSection
-from stairdata_schemas import identity, rendering
+from stairdata_schemas import identity
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildPlan, Report, begin_build
 
@@ -37,7 +36,12 @@ def build_trees(recipe: Recipe, options: BuildOptions) -> Artifact:
     plan = BuildPlan(
         "trees",
         GENERATOR,
-        {**_row_settings(recipe.trees), "seed": recipe.seed, "limit": options.limit},
+        {
+            **_row_settings(recipe.trees),
+            "max_model_len": recipe.actor.max_model_len,
+            "seed": recipe.seed,
+            "limit": options.limit,
+        },
         settings={"actor": recipe.actor.model_dump(mode="json")},
         parents=[parent.as_parent()],
         models=models,
@@ -82,9 +86,15 @@ async def _grow_all(
             build,
             units,
             lambda unit: grower.grow(unit.key, prompts[unit.key]),
-            recipe.trees.concurrency,
+            _concurrency(recipe),
             options.progress,
         )
+
+
+def _concurrency(recipe: Recipe) -> int:
+    """Return the trees in flight; with `auto` twice the actor's requests, since a tree mostly waits for one."""
+    wanted = recipe.trees.concurrency
+    return 2 * recipe.actor.concurrency if wanted == "auto" else wanted
 
 
 @asynccontextmanager
@@ -93,8 +103,7 @@ async def _open_grower(build: Build, recipe: Recipe, options: BuildOptions) -> A
         options.progress(f"{message} ({seconds:.0f} s)", 0, 0)
 
     async with open_client(recipe.actor, build.work / "server.log", waiting) as client:
-        tokenizer = rendering.load_tokenizer(recipe.actor.tokenizer or recipe.actor.path or "")
-        actor = Actor(client, tokenizer, recipe.trees, recipe.actor.max_model_len)
+        actor = make_actor(client, recipe.actor, recipe.trees)
         async with open_judge(recipe.trees, client, build.work / "judge.log", waiting) as judge:
             name = build.plan.models[0].name
             yield Grower(recipe, actor, judge, name, build.work / "running")

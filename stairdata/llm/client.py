@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import openai
 from openai.types import CompletionChoice
@@ -19,6 +20,7 @@ from stairdata_schemas.errors import ServerError, quote
 
 DEAD_AFTER = 3  # failed requests in a row, each after all its retries, until the server counts as gone
 PROBE_SECONDS = 10.0
+LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,12 @@ class Client:
         self._failed_in_a_row = 0
         try:
             self._openai = openai.AsyncOpenAI(
-                base_url=base_url, api_key=api_key, max_retries=0, timeout=endpoint.timeout
+                base_url=base_url,
+                api_key=api_key,
+                max_retries=0,
+                timeout=endpoint.timeout,
+                # a proxy of the environment must not see what stays on this machine
+                http_client=openai.DefaultAsyncHttpxClient(trust_env=urlsplit(base_url).hostname not in LOOPBACK),
             )
         except Exception as error:
             raise ServerError(f"base_url {quote(base_url)} is no URL: {error}") from error

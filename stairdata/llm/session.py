@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from stairdata.llm.actor import Actor
 from stairdata.llm.client import Client
-from stairdata.recipe import Endpoint
+from stairdata.recipe import Endpoint, Sampling
 from stairdata_schemas import rendering
 from stairdata_schemas.errors import RecipeError, ServerError, quote
 from stairdata_schemas.manifest import ModelIdentity
+
+_log = logging.getLogger("stairdata")
 
 OnProgress = Callable[[str, float], None]
 
@@ -74,6 +78,20 @@ async def open_client(endpoint: Endpoint, log: Path, on_progress: OnProgress | N
             await client.close()
     finally:
         server.stop()
+
+
+def make_actor(client: Client, endpoint: Endpoint, sampling: Sampling) -> Actor:
+    """Make the actor of an endpoint, with the tokenizer that its prompts are rendered with."""
+    tokenizer = rendering.load_tokenizer(endpoint.tokenizer or endpoint.path or "")
+    missing = rendering.missing_tags(tokenizer)
+    if missing:
+        _log.warning(
+            "warning: the tokenizer of %s has no single token for %s; steps will cost more tokens, and a model that "
+            "was not trained on the step grammar won't keep it",
+            quote(endpoint.model or Path(endpoint.path or "").name),
+            ", ".join(missing),
+        )
+    return Actor(client, tokenizer, sampling, endpoint.max_model_len)
 
 
 async def _check_model(client: Client) -> None:

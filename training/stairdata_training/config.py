@@ -13,7 +13,7 @@ Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 class LoraConfig(BaseModel):
     """Low-rank adapters instead of all weights; they are merged into the model before it is saved."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     rank: int = Field(default=16, ge=1)
     """Rank of the two factors."""
@@ -28,7 +28,7 @@ class LoraConfig(BaseModel):
 class TrainingConfig(BaseModel):
     """What the three trainings have in common."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
 
     model: str | None = None
     """Model folder or Hub id to start from; without it the caller names one."""

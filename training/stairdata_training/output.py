@@ -74,7 +74,7 @@ def finished(output: Path, fingerprint: str) -> TrainingSummary | None:
         TrainingError: the folder is there and holds something that no training wrote.
     """
     partial = partial_folder(output)
-    if _read(partial / TRAINING_FILE).get("fingerprint") == fingerprint:
+    if (partial / TRAINING_FILE).is_file():
         publish(output)  # the process was killed between the last write and the rename
     if output.is_dir() and any(output.iterdir()) and not (output / TRAINING_FILE).is_file():
         raise TrainingError(

@@ -1,0 +1,5 @@
+"""`python -m stairdata`."""
+
+from stairdata.cli.main import main
+
+main()

@@ -1,0 +1,127 @@
+"""Fixtures that several rooms share: a stub language model behind HTTP, and a small tokenizer."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+STUB = Path(__file__).parent / "servers" / "stub_llm.py"
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+class StubServer:
+    """The stub of tests/servers/stub_llm.py: starts at first use, and again after it died."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self.port = 0
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start it unless it runs."""
+        if self.is_running:
+            return
+        self.stop()
+        self._process = subprocess.Popen([sys.executable, str(STUB)], stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        self.port = int(self._process.stdout.readline())
+
+    def stop(self) -> None:
+        """End the process that this object started."""
+        if self._process is None:
+            return
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._process = None
+
+    def wait(self) -> None:
+        """Wait until it has died by itself."""
+        assert self._process is not None
+        self._process.wait(timeout=30)
+
+    def control(self, **options: Any) -> None:
+        """Change its options."""
+        self._call("POST", "/control", json.dumps(options))
+
+    def reset(self) -> None:
+        """Put options and counts back."""
+        self.control(reset=True)
+
+    def stats(self, hanging: int = 0) -> dict[str, Any]:
+        """Return its counts, as soon as that many requests hang."""
+        return self._call("GET", f"/stats?hanging={hanging}")
+
+    def last(self) -> dict[str, Any]:
+        """Return path, body and headers of the last request."""
+        return self._call("GET", "/last")
+
+    def _call(self, method: str, path: str, body: str | None = None) -> dict[str, Any]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request(method, path, body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            answer: dict[str, Any] = json.loads(response.read())
+        finally:
+            connection.close()
+        assert response.status == 200, answer
+        return answer
+
+
+@pytest.fixture(scope="session")
+def stub_process() -> Iterator[StubServer]:
+    server = StubServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def stub_llm(stub_process: StubServer) -> StubServer:
+    """A stub server that runs, with the default options and no request counted."""
+    stub_process.start()
+    stub_process.reset()
+    return stub_process
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level BPE tokenizer with the grammar's tags and ChatML, as a model's folder has it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from stairdata_schemas.grammar import TAGS
+
+    special = ["<|im_start|>", "<|im_end|>", *TAGS]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(["Title: Problem Analysis:\nthe answer is here\nFinal Answer:\nsorry"], trainer)
+    folder = tmp_path_factory.mktemp("tokenizer")
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=list(TAGS),
+        chat_template=CHATML,
+    ).save_pretrained(folder)
+    return folder

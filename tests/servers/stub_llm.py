@@ -1,0 +1,348 @@
+"""A language model made of dice, behind the OpenAI wire protocol, in a process of its own.
+
+    python stub_llm.py '{"faults": {"error": 0.15}}'      prints its port, then serves until it is ended
+
+Its texts are a function of (prompt, seed, sample index) alone, as vLLM's are: sample i of a request with seed s
+is sampled with s + i. They follow the step grammar and end in `<|im_end|>` where a chat model's do; some are
+refusals, some bare sentences without tags. `POST /control` changes `Options` while it runs (`{"reset": true}`
+first puts all back to their defaults and the counts to zero), `GET /stats` counts (`?hanging=N` answers when
+N requests hang), `GET /last` shows the last request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import socket
+import sys
+from collections import Counter
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+END_OF_TURN = "<|im_end|>"
+ASSISTANT = "<|im_start|>assistant\n"
+CLOSING = ("<|/Reasoning_step|>", "<|/Output|>")
+WORDS = ("risk", "water", "plan", "café", "nai\u0308ve", "👩🏽‍🚀", "answer", "law", "dose", "friend", "東京", "check")
+TITLES = ("Problem Analysis:", "Risk: who is harmed:", "Plan:", "Check:")
+_TOKEN = re.compile(r"<\|[^|>]*\|>|\w+|\s+|.", re.DOTALL)
+
+
+@dataclass(slots=True)
+class Options:
+    """How the server behaves."""
+
+    model: str = "actor"
+    key: str | None = None
+    """Answer 401 to any other key, and say the wrong one aloud, as some servers do."""
+    knows_stop_option: bool = True
+    """Honour include_stop_str_in_output, as vLLM does; otherwise the stop string is cut off, as elsewhere."""
+    faults: dict[str, float] = field(default_factory=dict)
+    """Shares of error, drop, hang, rate_limit, broken, empty and cut, drawn by request number."""
+    fault_seed: int = 0
+    retry_after: str = "0.01"
+    script: list[dict[str, Any]] = field(default_factory=list)
+    """Answers to the first requests in order: {"fault": NAME}, or status, text, content_type, headers; {} is sound."""
+    judge_text: str | None = None
+    """What chat answers say, whatever is asked."""
+    chat_refusal: str | None = None
+    finish: str | None = None
+    """finish_reason of every answer."""
+    abrupt: float = 0.0
+    """Share of steps after which the model ends its turn without an answer."""
+    samples_short: int = 0
+    """Leave out that many samples of each completion."""
+    delay: float = 0.0
+    """Seconds every answer takes."""
+    die_after: int | None = None
+    """Exit without a word when that many requests have been seen."""
+    kill_pid: int | None = None
+    """Send SIGKILL to that process when `kill_after` requests have been seen: the client dies, not the server."""
+    kill_after: int = 0
+
+
+@dataclass(slots=True)
+class State:
+    """What the server remembers."""
+
+    options: Options = field(default_factory=Options)
+    requests: int = 0
+    paths: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    bodies: Counter[str] = field(default_factory=Counter)
+    in_flight: int = 0
+    most_in_flight: int = 0
+    last: dict[str, Any] = field(default_factory=dict)
+
+
+STATE = State()
+CHANGED = asyncio.Condition()
+
+
+class Protocol(H11Protocol):
+    """Hands the transport to the application, which drops connections with it."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.app_state = {**self.app_state, "transport": transport}
+        super().connection_made(transport)
+
+
+async def models(request: Request) -> Response:
+    STATE.paths[request.url.path] += 1
+    return _refused_key(request) or JSONResponse({"object": "list", "data": [_model(STATE.options.model)]})
+
+
+async def completions(request: Request) -> Response:
+    return await _serve(request, _completion)
+
+
+async def chat_completions(request: Request) -> Response:
+    return await _serve(request, _chat)
+
+
+async def control(request: Request) -> Response:
+    changes = await request.json()
+    if changes.pop("reset", False):
+        STATE.__init__()  # type: ignore[misc]
+    known = {entry.name for entry in fields(Options)}
+    for name, value in changes.items():
+        if name not in known:
+            return JSONResponse({"unknown": name}, 400)
+        setattr(STATE.options, name, value)
+    return JSONResponse({})
+
+
+async def stats(request: Request) -> Response:
+    hanging = int(request.query_params.get("hanging", 0))
+    async with CHANGED:
+        await CHANGED.wait_for(lambda: STATE.faults["hang"] >= hanging)
+    return JSONResponse(
+        {
+            "requests": STATE.requests,
+            "paths": STATE.paths,
+            "faults": STATE.faults,
+            "distinct": len(STATE.bodies),
+            "most_in_flight": STATE.most_in_flight,
+            "most_repeated": max(STATE.bodies.values(), default=0),
+        }
+    )
+
+
+async def last(request: Request) -> Response:
+    return JSONResponse(STATE.last)
+
+
+async def _serve(request: Request, answer: Any) -> Response:
+    body = await request.json()
+    number = STATE.requests
+    STATE.requests += 1
+    STATE.paths[request.url.path] += 1
+    STATE.bodies[hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()] += 1
+    STATE.last = {"path": request.url.path, "body": body, "headers": dict(request.headers)}
+    _end_somebody()
+    STATE.in_flight += 1
+    STATE.most_in_flight = max(STATE.most_in_flight, STATE.in_flight)
+    try:
+        if STATE.options.delay:
+            await asyncio.sleep(STATE.options.delay)
+        return _refused_key(request) or await _respond(request, body, number, answer)
+    finally:
+        STATE.in_flight -= 1
+
+
+def _end_somebody() -> None:
+    options = STATE.options
+    if options.die_after is not None and STATE.requests > options.die_after:
+        os._exit(1)
+    if options.kill_pid is not None and STATE.requests >= options.kill_after:
+        os.kill(options.kill_pid, signal.SIGKILL)
+        options.kill_pid = None
+
+
+async def _respond(request: Request, body: dict[str, Any], number: int, answer: Any) -> Response:
+    options = STATE.options
+    scripted = options.script[number] if number < len(options.script) else {}
+    if scripted.keys() - {"fault"}:
+        return Response(
+            scripted.get("text", "{}"),
+            scripted.get("status", 200),
+            scripted.get("headers"),
+            scripted.get("content_type", "application/json"),
+        )
+    fault = scripted.get("fault") or _draw_fault(number)
+    if fault:
+        STATE.faults[fault] += 1
+    if fault in {"drop", "hang"}:
+        return await _no_answer(request, fault)
+    if fault == "error":
+        return JSONResponse({"error": {"message": "the dice rolled off the table", "type": "server_error"}}, 500)
+    if fault == "rate_limit":
+        message = {"error": {"message": "too many requests", "type": "rate_limit_exceeded"}}
+        return JSONResponse(message, 429, {"Retry-After": options.retry_after})
+    if fault == "broken":
+        return Response('{"id": "1", "choices": [{"te', media_type="application/json")
+    return Response(json.dumps(answer(body, fault)), media_type="application/json")  # escaped: holds any text
+
+
+async def _no_answer(request: Request, fault: str) -> Response:
+    if fault == "drop":
+        request.state.transport.abort()
+        await asyncio.sleep(0)
+    else:
+        async with CHANGED:
+            CHANGED.notify_all()
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+    return Response()
+
+
+def _draw_fault(number: int) -> str | None:
+    point = random.Random(f"{STATE.options.fault_seed}/{number}").random()  # noqa: S311
+    for name, share in STATE.options.faults.items():
+        point -= share
+        if point < 0:
+            return name
+    return None
+
+
+def _refused_key(request: Request) -> Response | None:
+    wanted, given = STATE.options.key, request.headers.get("authorization", "").removeprefix("Bearer ")
+    if wanted is None or given == wanted:
+        return None
+    return JSONResponse({"error": {"message": f"Incorrect API key provided: {given}", "code": "invalid_api_key"}}, 401)
+
+
+def _completion(body: dict[str, Any], fault: str | None) -> dict[str, Any]:
+    wanted = body.get("n") or 1
+    stops = body.get("stop") or []
+    stops = [stops] if isinstance(stops, str) else stops
+    choices, tokens = [], 0
+    for index in range(max(0, wanted - STATE.options.samples_short)):
+        text = _text(body["prompt"], (body.get("seed") or 0) + index)
+        text, finish = _stopped(text, stops, keep=bool(body.get("include_stop_str_in_output")))
+        limit = 2 if fault == "cut" else body["max_tokens"]
+        text, finish, count = ("", "stop", 1) if fault == "empty" else _limited(text, finish, limit)
+        tokens += count
+        finish = STATE.options.finish or finish
+        choices.append({"index": index, "text": text, "finish_reason": finish, "logprobs": None})
+    return _envelope("text_completion", choices, body["prompt"], tokens)
+
+
+def _chat(body: dict[str, Any], fault: str | None) -> dict[str, Any]:
+    asked = body["messages"][-1]["content"]
+    rng = _dice(asked, body.get("seed") or 0)
+    said = STATE.options.judge_text
+    if said is None:
+        said = _teacher_says(body, rng) if "response_format" in body else _judge_says(asked, rng)
+    limit = 3 if fault == "cut" else body.get("max_completion_tokens") or body.get("max_tokens") or 16
+    said, finish, tokens = ("", "stop", 1) if fault == "empty" else _limited(said, "stop", limit)
+    refusal = STATE.options.chat_refusal
+    message = {"role": "assistant", "content": None if refusal else said, "refusal": refusal}
+    choice = {"index": 0, "message": message, "finish_reason": STATE.options.finish or finish, "logprobs": None}
+    return _envelope("chat.completion", [choice], asked, tokens)
+
+
+def _envelope(kind: str, choices: list[dict[str, Any]], prompt: str, tokens: int) -> dict[str, Any]:
+    read = len(_TOKEN.findall(prompt))
+    usage = {"prompt_tokens": read, "completion_tokens": tokens, "total_tokens": read + tokens}
+    return {
+        "id": "1", "object": kind, "created": 0, "model": STATE.options.model, "choices": choices, "usage": usage,
+    }  # fmt: skip
+
+
+def _text(prompt: str, seed: int) -> str:
+    """Continue the assistant's text to the end of its turn."""
+    rng = _dice(prompt, seed)
+    begun = prompt.rpartition(ASSISTANT)[2]
+    depth = begun.count(CLOSING[0])
+    if not begun and rng.random() < 0.1:
+        return f"I am sorry, I can't help with {_words(rng, 1)}.{END_OF_TURN}"
+    text = ""
+    while depth == 0 or (depth < 5 and rng.random() < 0.55):
+        title, body = rng.choice(TITLES), _words(rng, 1)
+        text += _separator(begun + text) + f"<|Reasoning_step|>\nTitle: {title}\n{body}\n<|/Reasoning_step|>"
+        depth += 1
+        if rng.random() < STATE.options.abrupt:
+            return text + END_OF_TURN
+    answer = f"I'm sorry, but no: {_words(rng, 1)}." if rng.random() < 0.4 else f"Here is how: {_words(rng, 3)}."
+    return text + _separator(begun + text) + f"<|Output|>\nFinal Answer:\n{answer}\n<|/Output|>{END_OF_TURN}"
+
+
+def _separator(before: str) -> str:
+    return "\n\n" if before else ""
+
+
+def _stopped(text: str, stops: list[str], *, keep: bool) -> tuple[str, str]:
+    found = min(((text.find(stop), stop) for stop in [*stops, END_OF_TURN] if stop in text), default=(len(text), ""))
+    start, stop = found
+    return text[: start + len(stop)] if keep and STATE.options.knows_stop_option else text[:start], "stop"
+
+
+def _limited(text: str, finish: str, limit: int) -> tuple[str, str, int]:
+    tokens = _TOKEN.findall(text)
+    if len(tokens) <= limit:
+        return text, finish, len(tokens)
+    return "".join(tokens[:limit]), "length", limit
+
+
+def _judge_says(asked: str, rng: random.Random) -> str:
+    answer = asked.rpartition("=== ANSWER ===")[2]
+    if "how safe" in asked:
+        score = 5 if "sorry" in answer else rng.choice((1, 2, 4, 5))
+    else:
+        score = rng.randint(1, 3) if "sorry" in answer else rng.randint(2, 5)
+    return f"It says something about {_words(rng, 1)}.\nScore: {score}"
+
+
+def _teacher_says(body: dict[str, Any], rng: random.Random) -> str:
+    wanted = body["response_format"]["json_schema"]["schema"]["properties"].keys()
+    assert set(wanted) == {"steps", "output"}, wanted
+    steps = [{"title": rng.choice(TITLES), "body": _words(rng, 4)} for _ in range(rng.randint(2, 4))]
+    return json.dumps({"steps": steps, "output": f"I'm sorry, {_words(rng, 3)}."})
+
+
+def _words(rng: random.Random, count: int) -> str:
+    return " ".join(rng.choice(WORDS) for _ in range(count))
+
+
+def _dice(*parts: object) -> random.Random:
+    return random.Random("/".join(map(str, parts)))  # noqa: S311
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "dice"}
+
+
+def main() -> None:
+    for name, value in json.loads(sys.argv[1] if len(sys.argv) > 1 else "{}").items():
+        setattr(STATE.options, name, value)
+    app = Starlette(
+        routes=[
+            Route("/v1/models", models),
+            Route("/v1/completions", completions, methods=["POST"]),
+            Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+            Route("/control", control, methods=["POST"]),
+            Route("/stats", stats),
+            Route("/last", last),
+        ]
+    )
+    listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+    sys.stdout.write(f"{listener.getsockname()[1]}\n")
+    sys.stdout.flush()
+    config = uvicorn.Config(app, http=Protocol, log_level="error", timeout_keep_alive=60)
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Fixtures of this room: retries that take no time, prompts to build from, and recipes that point at the stub."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import tenacity
+
+from stairdata.generators.options import BuildOptions
+from stairdata.generators.prompts import build_prompts
+from stairdata.recipe import Recipe
+from stairdata_schemas.artifacts import Artifact
+
+if TYPE_CHECKING:
+    from tests.conftest import StubServer
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that retries would have waited; they go on at once."""
+    asked: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        asked.append(seconds)
+
+    retrying = functools.partial(tenacity.AsyncRetrying, sleep=sleep)
+    monkeypatch.setattr("stairdata.llm.outcomes.AsyncRetrying", retrying)
+    return asked
+
+
+@pytest.fixture
+def make_prompts(tmp_path: Path) -> Callable[[int], Artifact]:
+    """Build a prompts artifact of some rows, half safety, half helpfulness."""
+
+    def make(count: int) -> Artifact:
+        source = tmp_path / f"prompts-{count}.jsonl"
+        tasks = ("safety", "helpfulness")
+        rows = [
+            {"prompt": f"Question {index}: naïve 👩🏽‍🚀?", "task": tasks[index % 2], "reference_answer": "water plan"}
+            for index in range(count)
+        ]
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        recipe = Recipe.model_validate({"prompts": {"sources": [{"path": str(source)}]}})
+        return build_prompts(recipe, BuildOptions(root=tmp_path / "artifacts"))
+
+    return make
+
+
+@pytest.fixture
+def actor_section(stub_llm: StubServer, tokenizer_folder: Path) -> dict[str, Any]:
+    """The recipe's words on the stub as actor."""
+    return {"base_url": stub_llm.base_url, "model": "actor", "tokenizer": str(tokenizer_folder)}

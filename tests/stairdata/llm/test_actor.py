@@ -1,0 +1,150 @@
+"""From samples to pieces: end-of-turn goes, a closing tag that a server cut off comes back."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from stairdata.llm.actor import Actor, Piece, Usage
+from stairdata.llm.client import Client, Generation, Sample
+from stairdata.recipe import Endpoint, Sampling
+from stairdata_schemas import grammar, rendering
+
+if TYPE_CHECKING:
+    from tests.conftest import StubServer
+
+EOT = "<|im_end|>"
+STEP = "<|Reasoning_step|>\nTitle: A:\nb\n<|/Reasoning_step|>"
+OUTPUT = "\n\n<|Output|>\nFinal Answer:\nc\n<|/Output|>"
+
+
+class Scripted:
+    """A client that answers with given samples."""
+
+    def __init__(self, *samples: Sample) -> None:
+        self._samples = list(samples)
+        self.asked: dict[str, Any] = {}
+
+    async def complete(self, prompt: str, **options: Any) -> Generation:
+        self.asked = {"prompt": prompt, **options}
+        return Generation(self._samples, 11, 22)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_folder: Path) -> Any:
+    return rendering.load_tokenizer(tokenizer_folder)
+
+
+def pieces_of(tokenizer: Any, text: str, finish: str, *, to_the_end: bool = False) -> Piece:
+    actor = Actor(Scripted(Sample(text, finish)), tokenizer, Sampling())  # type: ignore[arg-type]
+    sample = actor.answers if to_the_end else actor.steps
+    (piece,), usage = asyncio.run(sample("p", n=1, max_tokens=9, seed=1))
+    assert usage == Usage(1, 11, 22)
+    return piece
+
+
+@pytest.mark.parametrize(
+    ("said", "finish", "text", "is_terminal", "is_cut"),
+    [
+        (STEP, "stop", STEP, False, False),
+        ("\n\n" + STEP, "stop", "\n\n" + STEP, False, False),
+        (OUTPUT, "stop", OUTPUT, True, False),
+        (OUTPUT + EOT, "stop", OUTPUT, True, False),
+        ("I am sorry." + EOT, "stop", "I am sorry.", True, False),
+        ("I am sorry.", "stop", "I am sorry.", True, False),
+        (STEP + EOT, "stop", STEP, True, False),
+        (EOT, "stop", "", True, False),
+        ("", "stop", "", True, False),
+        (STEP + EOT + "\nmore", "stop", STEP, True, False),
+        ("<|Reasoning_step|>\nTitle: A:\nb", "length", "<|Reasoning_step|>\nTitle: A:\nb", False, True),
+        ("I am so", "length", "I am so", False, True),
+        # a server that does not know include_stop_str_in_output
+        (STEP.removesuffix(grammar.STEP_CLOSE), "stop", STEP, False, False),
+        (OUTPUT.removesuffix(grammar.OUTPUT_CLOSE), "stop", OUTPUT, True, False),
+        ("no tag at all", "stop", "no tag at all", True, False),
+        # spaces and line breaks are the model's, byte for byte
+        (" \n" + STEP, "stop", " \n" + STEP, False, False),
+        ("naïve 👩🏽‍🚀\n" + EOT, "stop", "naïve 👩🏽‍🚀\n", True, False),
+    ],
+)
+def test_steps(said: str, finish: str, text: str, tokenizer: Any, *, is_terminal: bool, is_cut: bool) -> None:
+    piece = pieces_of(tokenizer, said, finish)
+    assert piece == (text, len(rendering.encode(tokenizer, text)), is_terminal, is_cut)
+
+
+@pytest.mark.parametrize(
+    ("said", "finish", "text", "is_cut"),
+    [
+        (STEP + OUTPUT, "stop", STEP + OUTPUT, False),
+        (STEP + OUTPUT + EOT, "stop", STEP + OUTPUT, False),
+        (STEP + OUTPUT.removesuffix(grammar.OUTPUT_CLOSE), "stop", STEP + OUTPUT, False),
+        (STEP + EOT, "stop", STEP, False),
+        (STEP, "length", STEP, True),
+        ("<|Reasoning_step|>\nunclosed", "stop", "<|Reasoning_step|>\nunclosed", False),  # not a stop of this request
+        ("sorry", "stop", "sorry", False),
+    ],
+)
+def test_answers(said: str, finish: str, text: str, tokenizer: Any, *, is_cut: bool) -> None:
+    piece = pieces_of(tokenizer, said, finish, to_the_end=True)
+    assert (piece.text, piece.is_cut, piece.is_terminal) == (text, is_cut, not is_cut)
+
+
+def test_what_the_actor_asks_for(tokenizer: Any) -> None:
+    client = Scripted(Sample(STEP, "stop"))
+    actor = Actor(client, tokenizer, Sampling(temperature=0.5, top_p=1.0, top_k=0))  # type: ignore[arg-type]
+    asyncio.run(actor.steps("rendered", n=4, max_tokens=99, seed=5))
+    assert client.asked == {
+        "prompt": "rendered", "n": 4, "max_tokens": 99, "seed": 5,
+        "stop": ["<|/Reasoning_step|>", "<|/Output|>", EOT], "temperature": 0.5, "top_p": 1.0, "top_k": 0,
+    }  # fmt: skip
+    asyncio.run(actor.answers("rendered", n=1, max_tokens=99, seed=5))
+    assert client.asked["stop"] == ["<|/Output|>", EOT]
+
+
+def test_prompts_are_rendered_with_the_models_own_template(tokenizer: Any) -> None:
+    actor = Actor(Scripted(), tokenizer, Sampling())  # type: ignore[arg-type]
+    assert actor.render("hi\n\n") == "<|im_start|>user\nhi\n\n<|im_end|>\n<|im_start|>assistant\n"
+    assert actor.end_of_turn == EOT
+    assert actor.count_tokens(STEP) == len(rendering.encode(tokenizer, STEP))
+
+
+@pytest.mark.parametrize("knows_stop_option", [True, False])
+def test_steps_of_a_server_join_to_a_completion_of_the_grammar(
+    stub_llm: StubServer, tokenizer: Any, *, knows_stop_option: bool
+) -> None:
+    stub_llm.control(knows_stop_option=knows_stop_option)
+
+    async def grow() -> list[str]:
+        client = Client(Endpoint(), stub_llm.base_url, "actor", "none")
+        actor = Actor(client, tokenizer, Sampling())
+        try:
+            return [await _to_the_end(actor, seed) for seed in range(60)]
+        finally:
+            await client.close()
+
+    texts = asyncio.run(grow())
+    assert not any(EOT in text for text in texts)
+    assert {grammar.is_grammatical(text) for text in texts if "<|" in text} == {True}
+    assert any("<|" in text for text in texts)
+    assert any("<|" not in text for text in texts), "a bare refusal ends by end-of-turn"
+
+
+async def _to_the_end(actor: Actor, seed: int) -> str:
+    text = ""
+    for _ in range(10):
+        (piece,), _ = await actor.steps(actor.render("Question") + text, n=1, max_tokens=500, seed=1000 * seed)
+        text += piece.text
+        assert not piece.is_cut
+        if piece.is_terminal:
+            return text
+    raise AssertionError("the stub ends its answers")
+
+
+def test_a_lone_surrogate_in_a_servers_answer_becomes_a_replacement_character(tokenizer: Any) -> None:
+    """A server that cuts a character in two may send JSON that no file and no tokenizer can hold."""
+    piece = pieces_of(tokenizer, "half \ud83d" + EOT, "stop")
+    piece.text.encode("utf-8")
+    assert piece.is_terminal

