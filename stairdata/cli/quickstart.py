@@ -214,7 +214,7 @@ class Run:
 def training_section(stage: str, sizes: Sizes) -> dict[str, Any]:
     """Return the settings that teach a 135M model the grammar in minutes; no advice for larger ones."""
     sections: dict[str, dict[str, Any]] = {
-        "sft": {"epochs": sizes.sft_epochs, "learning_rate": 3e-4, "batch_size": 8},
+        "sft": {"epochs": sizes.sft_epochs, "learning_rate": 4e-4, "batch_size": 8},
         "dpo": {"epochs": 1, "learning_rate": 5e-6, "batch_size": 4, "max_rows": sizes.pairs},
         "prm": {"epochs": 1, "learning_rate": 2e-5, "batch_size": 4, "max_rows": sizes.pairs},
     }

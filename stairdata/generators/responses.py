@@ -45,15 +45,17 @@ def build_responses(
     plan = BuildPlan(
         "responses",
         GENERATOR,
-        {**section.model_dump(mode="json", exclude={"concurrency", "prm"}), "seed": recipe.seed,
-                     "limit": options.limit,
+        {
+            **section.model_dump(mode="json", exclude={"concurrency", "prm"}),
+            "seed": recipe.seed,
+            "limit": options.limit,
             "max_model_len": recipe.actor.max_model_len,
-,
+        },
         settings={"actor": recipe.actor.model_dump(mode="json")},
         parents=[parent.as_parent()],
         models=[actor, *([prm] if prm else [])],
         seeds={"sampling": recipe.seed},
-    )  # fmt: skip
+    )
     build = begin_build(plan, options.root, options.version, fresh=options.fresh)
     if isinstance(build, Artifact):
         return build
