@@ -108,13 +108,14 @@ def adapter_config(lora: LoraConfig, network: Any, *, trains_embeddings: bool, t
     from peft import LoraConfig as PeftLoraConfig
 
     full = _embedding_names(network) if trains_embeddings else []
+    tied = bool(full) and network.get_output_embeddings() is not None and network.config.tie_word_embeddings
     return PeftLoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
         modules_to_save=full or None,
-        ensure_weight_tying=bool(full) and network.config.tie_word_embeddings,
+        ensure_weight_tying=tied,
         task_type=task_type,
     )
 
