@@ -38,10 +38,29 @@ class Sizes(NamedTuple):
     eval_prompts: int
     candidates: int
     sft_epochs: float
+    sft_learning_rate: float
 
 
-SMALL = Sizes(cot_rows=None, tree_prompts=16, iterations=10, pairs=48, eval_prompts=24, candidates=4, sft_epochs=2)
-SMOKE = Sizes(cot_rows=96, tree_prompts=4, iterations=6, pairs=12, eval_prompts=4, candidates=2, sft_epochs=2)
+SMALL = Sizes(
+    cot_rows=None,
+    tree_prompts=16,
+    iterations=10,
+    pairs=48,
+    eval_prompts=24,
+    candidates=4,
+    sft_epochs=2,
+    sft_learning_rate=4e-4,
+)
+SMOKE = Sizes(
+    cot_rows=96,
+    tree_prompts=4,
+    iterations=6,
+    pairs=12,
+    eval_prompts=4,
+    candidates=2,
+    sft_epochs=2,
+    sft_learning_rate=5e-4,
+)
 
 
 def quickstart(
@@ -214,11 +233,11 @@ class Run:
 def training_section(stage: str, sizes: Sizes) -> dict[str, Any]:
     """Return the settings that teach a 135M model the grammar in minutes; no advice for larger ones."""
     sections: dict[str, dict[str, Any]] = {
-        "sft": {"epochs": sizes.sft_epochs, "learning_rate": 4e-4, "batch_size": 8},
-        "dpo": {"epochs": 1, "learning_rate": 5e-6, "batch_size": 4, "max_rows": sizes.pairs},
-        "prm": {"epochs": 1, "learning_rate": 2e-5, "batch_size": 4, "max_rows": sizes.pairs},
+        "sft": {"epochs": sizes.sft_epochs, "learning_rate": sizes.sft_learning_rate, "batch_size": 8},
+        "dpo": {"epochs": 1, "learning_rate": 1e-5, "batch_size": 4, "max_rows": sizes.pairs},
+        "prm": {"epochs": 1, "learning_rate": 5e-5, "batch_size": 4, "max_rows": sizes.pairs},
     }
-    return {"gradient_accumulation": 1, "max_length": 1024, **sections[stage]}
+    return {"gradient_accumulation": 1, "gradient_checkpointing": False, "max_length": 1024, **sections[stage]}
 
 
 def _stage(name: str, artifact: Artifact) -> dict[str, Any]:
