@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -33,12 +34,14 @@ def start(folder: Path, log: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def kill_when(process: subprocess.Popen[bytes], happens: Callable[[], bool], log: Path) -> None:
-    """Poll as fast as the file system answers: the moment of a write is short."""
+def kill_when(process: subprocess.Popen[bytes], happens: Callable[[], bool], look_every: float, log: Path) -> None:
+    """Kill a process as soon as something is seen to happen, which has to be before its end."""
     deadline = time.monotonic() + LIMIT
     while not happens():
-        assert process.poll() is None, log.read_text(errors="replace")[-3000:]
         assert time.monotonic() < deadline
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=look_every)
+            raise AssertionError(log.read_text(errors="replace")[-3000:])
     process.send_signal(signal.SIGKILL)
     process.wait()
 
@@ -65,13 +68,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quickstart")
     log = folder.with_suffix(".log")
     artifacts, models = folder / "artifacts", folder / "models"
-    moments: list[Callable[[], bool]] = [
-        lambda: "train sft (loss" in log.read_text(errors="replace"),
-        lambda: any(path.stat().st_size for path in artifacts.glob("trees/*/.build/running/*.jsonl")),
-        lambda: any(artifacts.glob("trees/*/.build/data")),
+    moments: list[tuple[Callable[[], bool], float]] = [
+        (lambda: "train sft (loss" in log.read_text(errors="replace"), 0.5),
+        (lambda: any(path.stat().st_size for path in artifacts.glob("trees/*/.build/running/*.jsonl")), 0.1),
+        (lambda: any(artifacts.glob("trees/*/.build/data")), 0.0005),  # the moment of a write is short
     ]
-    for moment in moments:
-        kill_when(start(folder, log), moment, log)
+    for moment, look_every in moments:
+        kill_when(start(folder, log), moment, look_every, log)
     assert not (models / "dpo-1").exists()
     process = start(folder, log)
     assert process.wait(timeout=LIMIT) == 0, log.read_text(errors="replace")[-3000:]
