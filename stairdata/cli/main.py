@@ -66,7 +66,14 @@ def main() -> None:
     except Exception as error:
         from stairdata_schemas.errors import StairDataError
 
-        if not isinstance(error, StairDataError) or os.environ.get("STAIRDATA_DEBUG"):
+        if not isinstance(error, StairDataError | OSError) or os.environ.get("STAIRDATA_DEBUG"):
             raise
-        say(f"error: {error}")
-        sys.exit(error.exit_status)
+        say(f"error: {error}" + _advice(error))
+        sys.exit(getattr(error, "exit_status", 1))
+
+
+def _advice(error: Exception) -> str:
+    """Say what to do about a disk that is full or a folder that can't be written; our own errors say it already."""
+    if not isinstance(error, OSError):
+        return ""
+    return "; finished work is kept: make room or name another folder, and run the same command again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import subprocess
@@ -120,6 +121,33 @@ def test_broken_yaml(run: Run, tmp_path: Path) -> None:
     ended = run("build", "prompts", "--recipe", "r.yaml")
     assert ended.status == 1
     assert ended.err.startswith("error: the recipe r.yaml is not YAML: ")
+
+
+def test_a_disk_that_is_full_is_one_message_and_the_build_goes_on_later(
+    run: Run, built: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (
+        "build",
+        "prompts",
+        "--set",
+        f"prompts.sources=[{{path: {tmp_path / 'q.jsonl'}}}]",
+        "--version",
+        "1.7.0",
+    )
+    (tmp_path / "q.jsonl").write_text('{"prompt": "Why?", "task": "safety"}\n', encoding="utf-8")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("stairdata_schemas.building.sync_file", full)
+        ended = run(*arguments)
+    assert (ended.status, ended.out) == (1, "")
+    assert "No space left on device; finished work is kept" in ended.err
+    assert "Traceback" not in ended.err
+    assert run("validate", "prompts@1.7.0").status == 1
+    assert run(*arguments).out == "prompts@1.7.0\n"
+    assert run("validate", "prompts@1.7.0").status == 0
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
