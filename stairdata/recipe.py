@@ -82,7 +82,7 @@ class Endpoint(Section):
     base_url: str | None = None
     """An OpenAI-compatible server instead, such as http://127.0.0.1:8000/v1."""
     model: str | None = None
-    """The server's name for the model; default: the only one it lists."""
+    """The server's name for the model; needed with base_url."""
     tokenizer: str | None = None
     """Folder or Hub id of the tokenizer whose chat template renders prompts; default: path."""
     api_key_env: str = "OPENAI_API_KEY"

@@ -11,12 +11,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
 import pytest
 
+from stairdata.cli.quickstart import SMOKE, Run, find_teacher
+from stairdata.generators.options import quiet
 from stairdata.llm.server import vllm_missing
 from stairdata_schemas.artifacts import Artifact, list_folders, open_artifact, validate_artifact
+
+if TYPE_CHECKING:
+    from tests.conftest import StubServer
 
 PROGRAM = Path(sys.executable).parent / "stairdata"
 KINDS = {"prompts": 2, "structured_cot": 1, "trees": 1, "preference_pairs": 1, "prm_pairs": 1, "responses": 3}
@@ -86,6 +92,25 @@ def artifacts_of(folder: Path) -> dict[str, list[Artifact]]:
     for kind, _, path in list_folders(folder / "artifacts"):
         found.setdefault(kind, []).append(open_artifact(path))
     return found
+
+
+@pytest.mark.parametrize("by", ["url", "key"])
+def test_a_teacher_is_asked_where_one_is_named(
+    by: str, stub_llm: StubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bundled reasoning stands in for a teacher only where there is none."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert find_teacher(None, "actor") is None
+    if by == "key":
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-of-a-test")
+        monkeypatch.setenv("OPENAI_BASE_URL", stub_llm.base_url)
+    teacher = find_teacher(stub_llm.base_url if by == "url" else None, "actor")
+    run = Run(tmp_path, SMOKE._replace(cot_rows=8), teacher, quiet)
+    artifact = run.structured_cot()
+    assert set(artifact.scan().collect()["teacher"]) == {"actor"}
+    assert artifact.manifest.rows == 8
+    assert artifact.manifest.usage.requests == stub_llm.stats()["paths"]["/v1/chat/completions"]
+    assert "sk-of-a-test" not in artifact.manifest.model_dump_json()
 
 
 @pytest.mark.slow

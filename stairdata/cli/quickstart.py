@@ -88,12 +88,12 @@ def quickstart(
     except Timeout as error:
         raise BuildLockedError(f"another quickstart is running in {folder}; wait for it, or name a --folder") from error
     with lock, show_progress() as progress:
-        run = Run(folder, sizes, _teacher(teacher_url, teacher_model), progress)
+        run = Run(folder, sizes, find_teacher(teacher_url, teacher_model), progress)
         summary = run.all_stages()
     _print_summary(summary, folder)
 
 
-def _teacher(url: str | None, model: str) -> dict[str, str] | None:
+def find_teacher(url: str | None, model: str) -> dict[str, str] | None:
     """Return the teacher to ask, if one is named or a key for OpenAI is set."""
     if url is not None:
         return {"base_url": url, "model": model}
@@ -115,7 +115,7 @@ class Run:
         """Run or skip each stage in order, and write summary.json."""
         models, sizes = self.folder / "models", self.sizes
         stages = [self._base_model(models / "base")]
-        prompts, cot = self._prompts(0), self._structured_cot()
+        prompts, cot = self._prompts(0), self.structured_cot()
         stages += [_stage("prompts", prompts), _stage("structured_cot", cot)]
         stages.append(self._train("sft", cot, models / "base", models / "sft"))
         trees = self._build("trees", [prompts], models / "sft", limit=sizes.tree_prompts)
@@ -163,7 +163,7 @@ class Run:
         source = {"path": str(DATA / "prompts.jsonl"), "skip": skip}
         return self._run_build("prompts", self._recipe(prompts={"sources": [source]}), [])
 
-    def _structured_cot(self) -> Artifact:
+    def structured_cot(self) -> Artifact:
         path = DATA / "structured_cot.jsonl"
         if self.teacher is None:
             recipe = self._recipe(structured_cot={"path": str(path)})
