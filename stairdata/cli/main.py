@@ -11,6 +11,8 @@ import typer
 from stairdata.cli import artifacts, build, quickstart, serve, train
 from stairdata.cli.console import say
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="stairdata",
     help="STAIR's data as versioned datasets: build, check, train on them.",
@@ -63,6 +65,10 @@ def main() -> None:
         os.environ.setdefault(name, value)
     try:
         app()
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            say("interrupted; finished work is kept: run the same command again to go on")
+        raise
     except Exception as error:
         from stairdata_schemas.errors import StairDataError
 

@@ -150,6 +150,16 @@ def test_a_disk_that_is_full_is_one_message_and_the_build_goes_on_later(
     assert run("validate", "prompts@1.7.0").status == 0
 
 
+def test_an_interrupted_build_says_how_to_go_on(run: Run, built: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stairdata.cli.build.build_kind", interrupt)
+    ended = run("build", "prompts")
+    assert (ended.status, ended.out) == (130, "")
+    assert "run the same command again" in ended.err
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from stairdata.cli.main import main; main()"]
     plain = subprocess.run([*command, "show", "prompts"], capture_output=True, text=True, check=False, cwd=tmp_path)
