@@ -77,7 +77,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     moments: list[tuple[Callable[[], bool], float]] = [
         (lambda: "train sft (loss" in log.read_text(errors="replace"), 0.5),
         (lambda: any(path.stat().st_size for path in artifacts.glob("trees/*/.build/running/*.jsonl")), 0.1),
-        (lambda: any(artifacts.glob("trees/*/.build/data")), 0.0005),  # the moment of a write is short
+        # a write takes milliseconds: if it was over before it was seen, the kill comes right behind it
+        (lambda: any(artifacts.glob("trees/*/.build/data")) or (models / "dpo-1.partial").exists(), 0.0005),
     ]
     for moment, look_every in moments:
         kill_when(start(folder, log), moment, look_every, log)
