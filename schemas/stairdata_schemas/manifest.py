@@ -101,7 +101,7 @@ class Manifest(BaseModel):
     """Refused rows by the rule they broke."""
     usage: Usage = Usage()
     seconds: float | None = None
-    """Wall time of the build, all its runs together."""
+    """Wall time of the run that finished the build."""
     notes: list[str] = []
     """Deviations from the paper and warnings that a user of the data should know."""
     details: dict[str, Any] = {}

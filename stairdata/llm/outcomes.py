@@ -93,7 +93,7 @@ async def with_retries(attempt: Callable[[], Awaitable[T]], retries: int) -> T:
 
 
 def _wait(state: RetryCallState) -> float:
-    """Back off exponentially with full jitter, but never less than the server asked for."""
+    """Back off exponentially with full jitter, on top of what the server asked for (at most 30 s of that)."""
     error = state.outcome.exception() if state.outcome else None
     asked = error.retry_after if isinstance(error, _AttemptFailedError) else None
     ceiling = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (state.attempt_number - 1))
