@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -29,8 +28,6 @@ def serve(
         emit(f"model: {name}")
         emit(f"api_key: {server.api_key}")
         say("Ctrl-C ends it")
-        while server.is_alive():
-            time.sleep(0.5)
-        server.check()
+        server.wait()
     finally:
         server.stop()

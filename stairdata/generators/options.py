@@ -41,6 +41,10 @@ class BuildOptions:
             raise UsageError(f"this build needs an input of kind {kind}; --input gave {kinds}")
         return of_kind[0] if of_kind else resolve(kind, self.root)
 
+    def waiting(self, what: str, seconds: float) -> None:
+        """Report that something takes its time, such as the start of a server."""
+        self.progress(f"{what} ({seconds:.0f} s)", 0, 0)
+
     def rows(self, parent: Artifact, columns: list[str]) -> list[dict[str, Any]]:
         """Read some columns of an input, as many rows as --limit allows."""
         lazy = parent.scan().select(columns)

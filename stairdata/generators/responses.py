@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
 
 import polars as pl
 
 from stairdata.generators.options import BuildOptions
-from stairdata.generators.runner import Done, Row, RunResult, Unit, counts_of, journaled_frames, run_units, usage_of
+from stairdata.generators.runner import Done, Row, Unit, Work, counts_of, journaled_frames, run_units, usage_of
 from stairdata.llm.actor import Piece
 from stairdata.llm.session import identify, make_actor, open_client
 from stairdata.recipe import Recipe, ResponsesSection
@@ -62,21 +64,20 @@ def build_responses(
     with build:
         prompts = {row["prompt_id"]: row for row in options.rows(parent, ["prompt_id", "prompt", "task"])}
         units = [Unit(key, number, row["prompt"]) for number, (key, row) in enumerate(prompts.items())]
-        result = asyncio.run(_answer_all(build, recipe, units, prompts, options))
+        work = partial(_open_work, build, recipe, prompts, options)
+        result = asyncio.run(run_units(build, units, work, section.concurrency, options.progress))
         names = (prm.name if prm else None, section)
         frames = (_scored(rows, score, *names) for rows in journaled_frames(build, units))
         report = Report(result.outcomes, usage_of(build, units), details=counts_of(build))
         return build.finish(frames, result.refused, report, options.max_quarantine)
 
 
-async def _answer_all(
-    build: Build, recipe: Recipe, units: list[Unit], prompts: dict[str, Row], options: BuildOptions
-) -> RunResult:
-    def waiting(message: str, seconds: float) -> None:
-        options.progress(f"{message} ({seconds:.0f} s)", 0, 0)
-
+@asynccontextmanager
+async def _open_work(
+    build: Build, recipe: Recipe, prompts: dict[str, Row], options: BuildOptions
+) -> AsyncIterator[Work]:
     section = recipe.responses
-    async with open_client(recipe.actor, build.work / "server.log", waiting) as client:
+    async with open_client(recipe.actor, build.work / "server.log", options.waiting) as client:
         actor = make_actor(client, recipe.actor, section)
 
         async def work(unit: Unit) -> Done:
@@ -88,7 +89,7 @@ async def _answer_all(
             cut = sum(piece.is_cut for piece in pieces)
             return Done(row | {"completion_tokens": usage.completion_tokens}, {"cut_answers": cut})
 
-        return await run_units(build, units, work, section.concurrency, options.progress)
+        yield work
 
 
 def _response_row(prompt: Row, model: str, recipe: Recipe, pieces: list[Piece]) -> Row:

@@ -11,8 +11,9 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -27,7 +28,6 @@ JOURNAL = "rows.jsonl"
 FRAME_ROWS = 256
 
 Row = dict[str, Any]
-UnitT = TypeVar("UnitT")
 
 
 class UnitFailedError(Exception):
@@ -56,6 +56,9 @@ class Done(NamedTuple):
     """The unit's own journal, to be removed once its row is safe."""
 
 
+Work = Callable[[Unit], Awaitable[Done]]
+
+
 class RunResult(NamedTuple):
     """What a run leaves."""
 
@@ -66,11 +69,13 @@ class RunResult(NamedTuple):
 async def run_units(
     build: Build,
     units: Sequence[Unit],
-    work: Callable[[Unit], Awaitable[Done]],
+    open_work: Callable[[], AbstractAsyncContextManager[Work]],
     concurrency: int,
     progress: Progress,
 ) -> RunResult:
     """Turn units into journaled rows, at most `concurrency` at a time, in the order given.
+
+    What `open_work` opens (a server, say) is opened only where something is left to do.
 
     Raises:
         ServerError: the server is gone; what is finished is kept.
@@ -83,7 +88,7 @@ async def run_units(
     waiting = iter(missing)
     finished = len(units) - len(missing)
 
-    async def worker() -> None:
+    async def worker(work: Work) -> None:
         nonlocal finished
         for unit in waiting:
             try:
@@ -98,9 +103,10 @@ async def run_units(
 
     progress(build.plan.kind, finished, len(units))
     try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(concurrency):
-                group.create_task(worker())
+        if missing:
+            async with open_work() as work, asyncio.TaskGroup() as group:
+                for _ in range(concurrency):
+                    group.create_task(worker(work))
     except BaseExceptionGroup as errors:
         raise _first(errors) from errors
     finally:

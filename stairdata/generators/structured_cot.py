@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import jinja2
@@ -14,9 +17,9 @@ from stairdata.generators.options import BuildOptions
 from stairdata.generators.runner import (
     Done,
     Row,
-    RunResult,
     Unit,
     UnitFailedError,
+    Work,
     journaled_frames,
     run_units,
     usage_of,
@@ -164,25 +167,22 @@ def _from_teacher(recipe: Recipe, options: BuildOptions) -> Artifact:
         rows = options.rows(parent, ["prompt_id", "prompt", "task", "reference_answer"])
         prompts = {row["prompt_id"]: row for row in rows}
         units = [Unit(key, number, row["prompt"]) for number, (key, row) in enumerate(prompts.items())]
-        result = asyncio.run(_ask_all(build, recipe, units, prompts, options))
+        work = partial(_open_work, build, recipe, prompts, options)
+        result = asyncio.run(run_units(build, units, work, section.concurrency, options.progress))
         report = Report(result.outcomes, usage_of(build, units))
         return build.finish(journaled_frames(build, units), result.refused, report, options.max_quarantine)
 
 
-async def _ask_all(
-    build: Build, recipe: Recipe, units: list[Unit], prompts: dict[str, Row], options: BuildOptions
-) -> RunResult:
-    section = recipe.structured_cot
-
-    def waiting(message: str, seconds: float) -> None:
-        options.progress(f"{message} ({seconds:.0f} s)", 0, 0)
-
-    async with open_client(section.teacher, build.work / "server.log", waiting) as client:
+@asynccontextmanager
+async def _open_work(
+    build: Build, recipe: Recipe, prompts: dict[str, Row], options: BuildOptions
+) -> AsyncIterator[Work]:
+    async with open_client(recipe.structured_cot.teacher, build.work / "server.log", options.waiting) as client:
 
         async def work(unit: Unit) -> Done:
             return Done(await _ask(client, recipe, prompts[unit.key], build.plan.models[0].name), {})
 
-        return await run_units(build, units, work, section.concurrency, options.progress)
+        yield work
 
 
 async def _ask(client: Client, recipe: Recipe, prompt: Row, teacher: str) -> Row:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from stairdata.generators.growing import Grower, Prompt
 from stairdata.generators.judges import open_judge
 from stairdata.generators.options import BuildOptions
-from stairdata.generators.runner import RunResult, Unit, counts_of, journaled_frames, run_units, usage_of
+from stairdata.generators.runner import RunResult, Unit, Work, counts_of, journaled_frames, run_units, usage_of
 from stairdata.llm.session import identify, make_actor, open_client
 from stairdata.recipe import Recipe, TreesSection
 from stairdata_schemas import identity
@@ -52,7 +53,8 @@ def build_trees(recipe: Recipe, options: BuildOptions) -> Artifact:
         return build
     with build:
         units, prompts = _units(parent, recipe, options)
-        result = asyncio.run(_grow_all(build, recipe, units, prompts, options))
+        work = partial(_open_work, build, recipe, prompts, options)
+        result = asyncio.run(run_units(build, units, work, _concurrency(recipe), options.progress))
         return build.finish(
             journaled_frames(build, units),
             result.refused,
@@ -78,19 +80,6 @@ def _units(parent: Artifact, recipe: Recipe, options: BuildOptions) -> tuple[lis
     return units, prompts
 
 
-async def _grow_all(
-    build: Build, recipe: Recipe, units: list[Unit], prompts: dict[str, Prompt], options: BuildOptions
-) -> RunResult:
-    async with _open_grower(build, recipe, options) as grower:
-        return await run_units(
-            build,
-            units,
-            lambda unit: grower.grow(unit.key, prompts[unit.key]),
-            _concurrency(recipe),
-            options.progress,
-        )
-
-
 def _concurrency(recipe: Recipe) -> int:
     """Return the trees in flight; with `auto` twice the actor's requests, since a tree mostly waits for one."""
     wanted = recipe.trees.concurrency
@@ -98,15 +87,14 @@ def _concurrency(recipe: Recipe) -> int:
 
 
 @asynccontextmanager
-async def _open_grower(build: Build, recipe: Recipe, options: BuildOptions) -> AsyncIterator[Grower]:
-    def waiting(message: str, seconds: float) -> None:
-        options.progress(f"{message} ({seconds:.0f} s)", 0, 0)
-
-    async with open_client(recipe.actor, build.work / "server.log", waiting) as client:
+async def _open_work(
+    build: Build, recipe: Recipe, prompts: dict[str, Prompt], options: BuildOptions
+) -> AsyncIterator[Work]:
+    async with open_client(recipe.actor, build.work / "server.log", options.waiting) as client:
         actor = make_actor(client, recipe.actor, recipe.trees)
-        async with open_judge(recipe.trees, client, build.work / "judge.log", waiting) as judge:
-            name = build.plan.models[0].name
-            yield Grower(recipe, actor, judge, name, build.work / "running")
+        async with open_judge(recipe.trees, client, build.work / "judge.log", options.waiting) as judge:
+            grower = Grower(recipe, actor, judge, build.plan.models[0].name, build.work / "running")
+            yield lambda unit: grower.grow(unit.key, prompts[unit.key])
 
 
 def _report(build: Build, recipe: Recipe, units: list[Unit], result: RunResult) -> Report:

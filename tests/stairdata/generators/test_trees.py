@@ -6,7 +6,8 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -354,18 +355,43 @@ def test_an_interrupted_build_ends_quietly_with_130(stub_llm: StubServer, comman
     assert "Traceback" not in err
 
 
+def test_a_build_with_all_its_rows_needs_no_server(
+    build: Build, make_prompts: Callable[[int], Artifact], stub_llm: StubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between its last row and its manifest, it is finished without starting a model again."""
+
+    def die(*_: Any) -> None:
+        raise OSError("killed")
+
+    make_prompts(3)  # an artifact of its own, finished before the fault
+    with monkeypatch.context() as patch:
+        patch.setattr("stairdata_schemas.building.ShardWriter.close", die)
+        with pytest.raises(OSError, match="killed"):
+            build(3)
+    stub_llm.stop()
+    artifact = build(3)
+    assert artifact.manifest.rows == 3
+    assert artifact.manifest.usage.requests > 0
+
+
 def test_a_unit_is_run_once_and_in_order(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     original = runner.run_units
 
     async def watched(*arguments: Any) -> Any:
-        build_, units, work, *rest = arguments
+        build_, units, open_work, *rest = arguments
 
-        async def noted(unit: Any) -> Any:
-            seen.append(unit.key)
-            return await work(unit)
+        @asynccontextmanager
+        async def open_noted() -> AsyncIterator[Any]:
+            async with open_work() as work:
 
-        return await original(build_, units, noted, *rest)
+                async def noted(unit: Any) -> Any:
+                    seen.append(unit.key)
+                    return await work(unit)
+
+                yield noted
+
+        return await original(build_, units, open_noted, *rest)
 
     monkeypatch.setattr("stairdata.generators.trees.run_units", watched)
     artifact = build(5, concurrency=2, iterations=2)
