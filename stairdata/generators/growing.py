@@ -214,7 +214,7 @@ class Fetch:
             pieces, usage = await self._actor.steps(
                 text, n=request.n, max_tokens=section.max_tokens, seed=seed, with_logprobs=with_logprobs
             )
-            return Answered([StepSample(*piece[:4], self._prior(piece)) for piece in pieces], usage)
+            return Answered([self._step(piece) for piece in pieces], usage)
         if isinstance(request, SampleAnswers):
             limit = section.max_tokens + section.rollout_tokens
             pieces, usage = await self._actor.answers(
@@ -235,12 +235,16 @@ class Fetch:
             )
         return prior
 
+    def _step(self, piece: Piece) -> StepSample:
+        tokens = self._actor.count_tokens(piece.text)
+        return StepSample(piece.text, tokens, piece.is_terminal, piece.is_cut, self._prior(piece))
+
     def _split(self, piece: Piece) -> AnswerSample:
         """Cut an answer behind its first step."""
         steps = split_steps(piece.text)
         first = steps[0] if steps else ""
         rest = piece.text[len(first) :]
-        tokens = piece.tokens if not rest else self._actor.count_tokens(first)
+        tokens = self._actor.count_tokens(first)
         is_whole = len(steps) <= 1 and not first.endswith(STEP_CLOSE)
         is_cut = tokens > self._section.max_tokens or (is_whole and piece.is_cut)
         is_terminal = closes_output(first) or (not rest and not first.endswith(STEP_CLOSE) and piece.is_terminal)

@@ -30,7 +30,7 @@ from stairdata.llm.budget import Budget, Spent, StoppedError
 from stairdata.llm.outcomes import JudgeFailedError, Outcome, RequestFailedError
 from stairdata.recipe import Recipe
 from stairdata_schemas.building import Build
-from stairdata_schemas.errors import ServerError, UsageError
+from stairdata_schemas.errors import ServerError, StairDataError, UsageError
 
 TREES_AT_ONCE = 64
 CPUS = 0.1  # an actor mostly waits for its server
@@ -76,7 +76,12 @@ class TreeWorker:
         self._stack = AsyncExitStack()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        self._fleet: Fleet = self._wait_for(self._open())
+        self._fleet: Fleet | None = None
+        self._failure = ""
+        try:
+            self._fleet = self._wait_for(self._open())
+        except StairDataError as error:  # told with each tree: an actor that can't be made would be made for ever
+            self._failure = str(error)
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """Grow one tree.
@@ -97,6 +102,8 @@ class TreeWorker:
         return fleet
 
     async def _grow(self, key: str, prompt: Prompt) -> dict[str, Any]:
+        if self._fleet is None:
+            return {"gone": self._failure, "spent": [0, 0.0]}
         result: dict[str, Any]
         try:
             done = await self._fleet.grow(key, prompt)
@@ -218,6 +225,7 @@ def _cluster(address: str | None) -> Iterator[None]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     try:
         yield
     finally:

@@ -20,7 +20,7 @@ from stairdata.generators.runner import (
     table_of_outcomes,
     usage_of,
 )
-from stairdata.llm.actor import Piece
+from stairdata.llm.actor import Actor, Piece
 from stairdata.llm.budget import Budget
 from stairdata.llm.session import identify, make_actor, open_client
 from stairdata.recipe import Recipe, ResponsesSection
@@ -98,7 +98,7 @@ async def _open_work(
             pieces, usage = await actor.answers(
                 actor.render(unit.text), n=section.n, max_tokens=section.max_tokens, seed=seed
             )
-            row = _response_row(prompts[unit.key], build.plan.models[0].name, recipe, pieces)
+            row = _response_row(prompts[unit.key], build.plan.models[0].name, recipe, pieces, actor)
             cut = sum(piece.is_cut for piece in pieces)
             row["completion_tokens"] = usage.completion_tokens
             return Done(row, {"cut_answers": cut}, outcomes_of(usage.requests, usage.failures))
@@ -106,7 +106,7 @@ async def _open_work(
         yield Opened(work, client.window.room, [client])
 
 
-def _response_row(prompt: Row, model: str, recipe: Recipe, pieces: list[Piece]) -> Row:
+def _response_row(prompt: Row, model: str, recipe: Recipe, pieces: list[Piece], actor: Actor) -> Row:
     """Make the row before it is scored: the first candidate counts as chosen."""
     section = recipe.responses
     return prompt | {
@@ -115,15 +115,15 @@ def _response_row(prompt: Row, model: str, recipe: Recipe, pieces: list[Piece]) 
         "model": model,
         "prm": None,
         "n": section.n,
-        "candidates": [_candidate(piece) for piece in pieces],
+        "candidates": [_candidate(piece, actor.count_tokens(piece.text)) for piece in pieces],
         "chosen_index": 0,
         "text": pieces[0].text,
         "score": None,
     }
 
 
-def _candidate(piece: Piece) -> Row:
-    return {"text": piece.text, "score": None, "is_complete": not piece.is_cut, "tokens": piece.tokens}
+def _candidate(piece: Piece, tokens: int) -> Row:
+    return {"text": piece.text, "score": None, "is_complete": not piece.is_cut, "tokens": tokens}
 
 
 def _scored(

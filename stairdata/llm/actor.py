@@ -23,7 +23,6 @@ class Piece(NamedTuple):
 
     text: str
     """Without end-of-turn text."""
-    tokens: int
     is_terminal: bool
     """It ends the answer: by `<|/Output|>` or by the end-of-turn token."""
     is_cut: bool
@@ -75,6 +74,7 @@ class Actor:
         self.client = client
         self._context = context
         self.tokenizer = tokenizer
+        self.count_tokens = rendering.TokenCounter(tokenizer)
         self.end_of_turn = rendering.end_of_turn(tokenizer).text
         self._sampling = {
             "temperature": sampling.temperature,
@@ -85,10 +85,6 @@ class Actor:
     def render(self, prompt: str) -> str:
         """Render a prompt up to where the answer begins."""
         return rendering.render_prompt(self.tokenizer, prompt)
-
-    def count_tokens(self, text: str) -> int:
-        """Count a text's tokens."""
-        return len(rendering.encode(self.tokenizer, text))
 
     async def steps(
         self, rendered: str, *, n: int, max_tokens: int, seed: int, with_logprobs: bool = False
@@ -110,7 +106,7 @@ class Actor:
         read = self.count_tokens(rendered)
         room = min(max_tokens, self._context - read)
         if room < 1:
-            return [Piece("", 0, is_terminal=False, is_cut=True)] * n, Usage()
+            return [Piece("", is_terminal=False, is_cut=True)] * n, Usage()
         sampling = self._sampling | {"stop": stop} | ({"logprobs": 1} if with_logprobs else {})
         generation = await self.client.complete(
             rendered, n=n, max_tokens=room, seed=seed, prompt_tokens=read, **sampling
@@ -124,7 +120,7 @@ class Actor:
         is_step = text.endswith(STEP_CLOSE) and not ended
         is_cut = sample.finish == "length" and not ended
         is_terminal = not (is_step or is_cut) or closes_output(text)
-        return Piece(text, self.count_tokens(text), is_terminal, is_cut, sample.logprobs)
+        return Piece(text, is_terminal, is_cut, sample.logprobs)
 
 
 def step_prior(logprobs: tuple[TokenLogprob, ...], mean: Literal["arithmetic", "geometric"]) -> float | None:
