@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
+import random
 from collections.abc import Callable
 
 import pytest
@@ -80,20 +82,37 @@ def test_it_never_passes_its_bound() -> None:
     assert max(sizes) == 50
 
 
-def test_overload_shrinks_it_once_a_burst_and_it_grows_again() -> None:
+def test_overload_shrinks_it_once_a_burst() -> None:
     clock = Clock()
     window = Window(100, 100, clock)
     clock.now = 1.0
-    for _ in range(30):
+    for _ in range(20):
         window.overloaded(sent_at=0.5)
-    assert window.limit == int(100 * SHRINKING), "all of them were sent before the first sign"
-    clock.now = 2.0
-    window.overloaded(sent_at=1.5)
-    assert window.limit == int(int(100 * SHRINKING) * SHRINKING)
-    for _ in range(40):
+    assert window.limit == 100, "some requests are lost everywhere"
+    for _ in range(70):
+        window.overloaded(sent_at=0.5)
+    assert window.limit == int(100 * SHRINKING), "the others were sent before it shrank"
+    for _ in range(400):
         clock.now += 1.0
         window.overloaded(sent_at=clock.now - 0.1)
     assert window.limit == 1, "it never closes"
+
+
+@pytest.mark.parametrize(("share", "smallest", "largest"), [(0.05, 20, 512), (0.6, 1, 8)])
+def test_few_failures_leave_it_open_and_many_nearly_close_it(share: float, smallest: int, largest: int) -> None:
+    """A server that refuses a share of its requests, whatever their number."""
+    rng = random.Random(1)  # noqa: S311
+
+    async def run() -> int:
+        window = Window(512, 32, Clock())
+        for _ in range(3000):
+            async with window.slot() as slot:
+                slot.work = 1.0
+            if rng.random() < share:
+                window.overloaded(sent_at=math.inf)
+        return window.limit
+
+    assert smallest <= asyncio.run(run()) <= largest
 
 
 def test_a_speed_with_the_window_half_empty_says_nothing() -> None:
