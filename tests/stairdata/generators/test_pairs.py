@@ -8,14 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stairdata.generators.options import BuildOptions
-from stairdata.generators.pairs import build_preference_pairs, build_prm_pairs, pairs_of, unfold
-from stairdata.recipe import PairsSection, Recipe
+from stairdata.generators.lengths import TEMPLATE_BYTES, Ruler
+from stairdata.generators.nodes import path_texts, unfold
+from stairdata.generators.pairs import Section, build_preference_pairs, build_prm_pairs, pairs_of
+from stairdata.recipe import PreferencePairsSection, PrmPairsSection, Recipe
 from stairdata_schemas import identity
 from stairdata_schemas.artifacts import Artifact, validate_artifact
 from stairdata_schemas.building import BuildPlan, begin_build
@@ -70,13 +73,25 @@ def _back_up(nodes: list[Node], node: Node, evaluations: int, reward: float) -> 
         at = nodes[at]["parent_id"]
 
 
-sections = st.builds(
-    PairsSection,
-    min_margin=st.sampled_from([0.0, 0.5, 1.0]),
-    min_chosen_value=st.sampled_from([-5.0, 0.75, 0.8]),
-    min_visits=st.integers(1, 5),
-    max_tokens=st.sampled_from([60, 2048]),
+THRESHOLDS: dict[str, Any] = {
+    "min_margin": st.sampled_from([0.0, 0.5, 1.0]),
+    "min_chosen_value": st.sampled_from([-5.0, 0.75, 0.8]),
+    "min_visits": st.integers(1, 5),
+    "min_margin_by_depth": st.sampled_from([{}, {1: 1.5}, {2: 0.0, 3: 2.0}]),
+    "max_tokens": st.sampled_from([100, 200, 2048]),
+}
+STEPS = st.builds(PreferencePairsSection, **THRESHOLDS)
+ANSWERS = st.builds(
+    PreferencePairsSection, granularity=st.just("trajectory"), max_repeats=st.integers(1, 4), **THRESHOLDS
 )
+PRM = st.builds(PrmPairsSection, **THRESHOLDS)
+EVERY_KIND = st.one_of(
+    st.tuples(st.just("preference_pairs"), STEPS),
+    st.tuples(st.just("preference_pairs"), ANSWERS),
+    st.tuples(st.just("prm_pairs"), PRM),
+)
+SEED = 7
+SECTIONS: dict[str, Section] = {"preference_pairs": PreferencePairsSection(), "prm_pairs": PrmPairsSection()}
 forests = st.integers(1, 3).flatmap(lambda count: st.tuples(*[trees(number) for number in range(count)]))
 
 
@@ -89,7 +104,7 @@ def frame(forest: Any) -> pl.DataFrame:
 class Oracle:
     """The rules, written down once more, slowly."""
 
-    def __init__(self, tree: dict[str, Any], section: PairsSection) -> None:
+    def __init__(self, tree: dict[str, Any], section: Section) -> None:
         self.tree = tree
         self.nodes = tree["nodes"]
         self.section = section
@@ -108,20 +123,64 @@ class Oracle:
         value: float = node["reward"] if node["is_terminal"] else node["value_sum"] / node["visits"]
         return value
 
+    def tokens(self, node: Node) -> int:
+        """Every byte is a token to the tokenizer of these tests; a chat template is all the prompt is wrapped in."""
+        if node["tokens"] is not None:
+            return int(node["tokens"])
+        text = node["step"] if node["depth"] else self.tree["prompt"]
+        return len(text.encode()) + (0 if node["depth"] else TEMPLATE_BYTES)
+
+    def is_short(self, node: Node) -> bool:
+        return sum(map(self.tokens, self.path(node))) <= self.section.max_tokens
+
+    def is_comparable(self, node: Node) -> bool:
+        return bool(node["depth"] > 0 and node["visits"] > 0 and node["step"].strip() and self.is_short(node))
+
     def is_eligible(self, node: Node) -> bool:
-        tokens = [step["tokens"] for step in self.path(node)]
-        is_short = None in tokens or sum(tokens) <= self.section.max_tokens
-        enough = node["is_terminal"] or node["visits"] >= self.section.min_visits
-        return bool(node["depth"] > 0 and node["visits"] > 0 and node["step"].strip() and enough and is_short)
+        return self.is_comparable(node) and (node["is_terminal"] or node["visits"] >= self.section.min_visits)
+
+    def margin(self, chosen: Node) -> float:
+        return self.section.min_margin_by_depth.get(chosen["depth"], self.section.min_margin)
 
     def ordered(self, kind: str) -> Iterator[tuple[Node, Node, str]]:
+        if self.section.granularity == "trajectory":
+            yield from self.zipped()
+            return
         eligible = [node for node in self.nodes if self.is_eligible(node)]
         for chosen in eligible:
             for rejected in eligible:
                 how = self.granularity(kind, chosen, rejected)
                 is_good = self.value(chosen) >= self.section.min_chosen_value
-                if how and is_good and self.value(chosen) - self.value(rejected) > self.section.min_margin:
+                if how and is_good and self.value(chosen) - self.value(rejected) > self.margin(chosen):
                     yield chosen, rejected, how
+
+    def zipped(self) -> Iterator[tuple[Node, Node, str]]:
+        """Good and bad answers, the fewer repeated, zipped."""
+        assert isinstance(self.section, PreferencePairsSection)
+        good: list[Node] = []
+        bad: list[Node] = []
+        for node in self.nodes:
+            if node["is_terminal"] and self.is_comparable(node):
+                if self.value(node) >= self.section.min_chosen_value:
+                    good.append(node)
+                elif self.value(node) <= self.section.min_chosen_value - self.section.min_margin:
+                    bad.append(node)
+        if not good or not bad:
+            return
+        good.sort(key=self.key)
+        bad.sort(key=self.key)
+        if len(good) < len(bad):
+            good *= min(len(bad) // len(good) + 1, self.section.max_repeats)
+        else:
+            bad *= min(len(good) // len(bad) + 1, self.section.max_repeats)
+        yield from ((chosen, rejected, "trajectory") for chosen, rejected in zip(good, bad, strict=False))
+
+    def key(self, node: Node) -> int:
+        """The shuffle: SplitMix64 over seed, tree and node."""
+        state = SEED
+        for number in (int(self.tree["tree_id"], 16), node["node_id"]):
+            state = _splitmix(state + number + 0x9E3779B97F4A7C15)
+        return state
 
     @staticmethod
     def granularity(kind: str, chosen: Node, rejected: Node) -> str | None:
@@ -162,59 +221,92 @@ class Oracle:
         }
 
 
+def _splitmix(value: int) -> int:
+    value %= 2**64
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB % 2**64
+    return value ^ (value >> 31)
+
+
+class ByteTokenizer:
+    """A token a byte, and a template of 116 of them around a prompt."""
+
+    chat_template = "x"
+
+    def __call__(self, texts: list[str], *, add_special_tokens: bool) -> dict[str, list[list[int]]]:
+        assert not add_special_tokens
+        return {"input_ids": [list(text.encode()) for text in texts]}
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> str:
+        return str(messages[0]["content"]) + "x" * TEMPLATE_BYTES
+
+
+def ruler(section: Section, monkeypatch: pytest.MonkeyPatch) -> Ruler:
+    monkeypatch.setattr("stairdata.generators.lengths.rendering.load_tokenizer", lambda _: ByteTokenizer())
+    return Ruler(section.max_tokens, "bytes", "preference_pairs.tokenizer")
+
+
 def rounded(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     values = ("chosen_value", "rejected_value", "margin")
     rows = [pair | {name: round(pair[name], 9) for name in values} for pair in pairs]
     return sorted(rows, key=lambda pair: str(pair["pair_id"]))
 
 
-@pytest.mark.parametrize("kind", ["preference_pairs", "prm_pairs"])
-@given(forest=forests, section=sections)
-@settings(deadline=None, max_examples=60)
-def test_pairs_are_those_of_the_rules(kind: str, forest: Any, section: PairsSection) -> None:
+@given(forest=forests, kind_section=EVERY_KIND)
+@settings(deadline=None, max_examples=200)
+def test_pairs_are_those_of_the_rules(forest: Any, kind_section: tuple[str, Section]) -> None:
+    kind, section = kind_section
     expected = [pair for tree in forest for pair in Oracle(tree, section).pairs(kind)]
-    found = pairs_of(kind, frame(forest), section, Counter())
+    with pytest.MonkeyPatch.context() as patch:
+        found = pairs_of(kind, frame(forest), section, Counter(), SEED, ruler(section, patch))
     assert rounded(found.to_dicts()) == rounded(expected)
 
 
-@pytest.mark.parametrize("kind", ["preference_pairs", "prm_pairs"])
-@given(forest=forests, section=sections)
-@settings(deadline=None, max_examples=30)
-def test_pairs_are_sound_and_in_a_fixed_order(kind: str, forest: Any, section: PairsSection) -> None:
-    funnel: Counter[str] = Counter()
-    pairs = pairs_of(kind, frame(forest), section, funnel)
-    assert funnel["pairs"] == len(pairs)
+@given(forest=forests, kind_section=EVERY_KIND)
+@settings(deadline=None, max_examples=60)
+def test_pairs_are_sound_and_in_a_fixed_order(forest: Any, kind_section: tuple[str, Section]) -> None:
+    kind, section = kind_section
+    with pytest.MonkeyPatch.context() as patch:
+        pairs = pairs_of(kind, frame(forest), section, Counter(), SEED, ruler(section, patch))
+        assert pairs.equals(pairs_of(kind, frame(forest[::-1]), section, Counter(), SEED, ruler(section, patch)))
     assert pairs.schema == polars_schema(kind)
-    assert pairs.equals(pairs_of(kind, frame(forest[::-1]), section, Counter()))
     assert pairs["pair_id"].n_unique() == len(pairs)
     same_text = (pairs["chosen"] == pairs["rejected"]).sum()  # equal texts of different paths go to quarantine
-    assert same_text or row_schema(kind).is_valid(pairs)
+    blank = (pairs["margin"] <= 0).sum()  # good and bad may be equally good where min_margin is 0
+    assert same_text or blank or section.min_margin == 0 or row_schema(kind).is_valid(pairs)
     for row in pairs.iter_rows(named=True):
         length = row["prefix_length"]
         assert row["chosen"][:length] == row["rejected"][:length]
 
 
+@given(forest=forests, kind_section=EVERY_KIND)
+@settings(deadline=None, max_examples=60)
+def test_the_funnel_adds_up(forest: Any, kind_section: tuple[str, Section]) -> None:
+    kind, section = kind_section
+    funnel: Counter[str] = Counter()
+    with pytest.MonkeyPatch.context() as patch:
+        pairs = pairs_of(kind, frame(forest), section, funnel, SEED, ruler(section, patch))
+    assert all(count >= 0 for count in funnel.values())
+    if section.granularity == "step":
+        rules = ("value_too_low", "margin_too_small", "too_long", "over_cap_of_depth", "over_cap_of_tree")
+        assert funnel["candidates"] - sum(funnel[f"removed_{rule}"] for rule in rules) == len(pairs)
+
+
 @given(forest=forests)
 @settings(deadline=None, max_examples=30)
 def test_unfolding_keeps_every_node_and_its_path(forest: Any) -> None:
-    nodes = unfold(frame(forest))
-    assert len(nodes) == sum(len(tree["nodes"]) for tree in forest)
-    texts = {(row["tree_id"], row["node_id"]): row for row in nodes.iter_rows(named=True)}
-    for tree in forest:
-        oracle = Oracle(tree, PairsSection())
-        for node in tree["nodes"]:
-            row = texts[tree["tree_id"], node["node_id"]]
-            path = oracle.path(node)
-            assert row["text"] == oracle.text(node)
-            assert row["ancestors"] == [step["node_id"] for step in path]
-            assert row["lengths"] == [len(oracle.text(step)) for step in path]
+    unfolded = unfold(frame(forest))
+    assert len(unfolded.nodes) == sum(len(tree["nodes"]) for tree in forest)
+    texts = path_texts(unfolded, np.arange(len(unfolded.nodes))).to_list()
+    expected = [Oracle(tree, PreferencePairsSection()).text(node) for tree in forest for node in tree["nodes"]]
+    assert texts == expected
 
 
 def test_the_value_of_a_terminal_node_is_its_reward() -> None:
     """Six visits of 0.8 sum to 4.799999...: the mean must not fall below the threshold of 0.8."""
     tree = _tree_of([(1, 0, "good.", True, 0.8, 6), (2, 0, "bad.", True, -1.0, 1)])
     for kind in ("preference_pairs", "prm_pairs"):
-        pairs = pairs_of(kind, frame([tree]), PairsSection(), Counter())
+        pairs = pairs_of(kind, frame([tree]), SECTIONS[kind], Counter())
         assert pairs["chosen_value"].to_list() == [0.8]
 
 
@@ -222,7 +314,7 @@ def test_text_without_a_visible_character_is_in_no_pair() -> None:
     """The schema refuses such a row; a tree of a weak model would fill the quarantine with them."""
     tree = _tree_of([(1, 0, "good.", True, 3.0, 1), (2, 0, "\n\n", True, -3.0, 1)])
     for kind in ("preference_pairs", "prm_pairs"):
-        assert row_schema(kind).is_valid(pairs_of(kind, frame([tree]), PairsSection(), Counter()))
+        assert row_schema(kind).is_valid(pairs_of(kind, frame([tree]), SECTIONS[kind], Counter()))
 
 
 def test_by_hand() -> None:
@@ -236,9 +328,9 @@ def test_by_hand() -> None:
             (6, 1, "", True, -3.0, 1),  # an answer that ended at once has no step to compare
         ]
     )
-    steps = pairs_of("preference_pairs", frame([tree]), PairsSection(), Counter())
+    steps = pairs_of("preference_pairs", frame([tree]), PreferencePairsSection(), Counter())
     assert steps.select("chosen", "rejected", "prefix_length", "granularity").rows() == [("👩🏽‍🚀A", "B", 0, "step")]
-    rewards = pairs_of("prm_pairs", frame([tree]), PairsSection(), Counter())
+    rewards = pairs_of("prm_pairs", frame([tree]), PrmPairsSection(), Counter())
     assert rewards.select("chosen", "rejected", "prefix_length", "granularity", "margin").rows() == [
         ("👩🏽‍🚀A", "B", 0, "step", pytest.approx(_value(tree, 1) - _value(tree, 2))),
         ("👩🏽‍🚀A\n\nD", "B\n\ne\u0301", 0, "trajectory", 4.0),
@@ -292,8 +384,8 @@ def test_not_one_pair_says_how_many_nodes_each_rule_left(tmp_path: Path) -> None
     with pytest.raises(BuildError) as caught:
         build_preference_pairs(Recipe(), BuildOptions(root=tmp_path))
     message = str(caught.value)
-    assert "not one pair for preference_pairs in trees@1.0.0 (1 trees)" in message
-    assert "nodes 2, nodes visited 2, nodes not blank 2, nodes visited enough 1" in message
+    assert "not one pair for preference_pairs in trees@1.0.0 (1 trees, 2 nodes below their roots, 0 can" in message
+    assert "Removed: unvisited 0, blank 0, too few visits 1, value too low 0, margin too small 0, too long 0" in message
     assert "Lower preference_pairs.min_margin (0.5)" in message
     assert not list((tmp_path / "preference_pairs").rglob("manifest.json"))
     section = {"min_visits": 1}
