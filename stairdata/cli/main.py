@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from stairdata.cli import artifacts, build, quickstart, serve, train
+from stairdata.cli import artifacts, build, interop, quickstart, serve, train
 from stairdata.cli.console import say
 
 INTERRUPTED = 130
@@ -46,6 +46,8 @@ app.command("validate")(artifacts.validate)
 app.command("list")(artifacts.list_)
 app.command("show")(artifacts.show)
 app.command("schema")(artifacts.schema)
+app.command("import")(interop.import_)
+app.command("export")(interop.export)
 app.command("train")(train.train)
 app.command("serve")(serve.serve)
 app.command("quickstart")(quickstart.quickstart)
