@@ -59,7 +59,7 @@ def tree(rng: random.Random) -> list[dict[str, Any]]:
         depth = nodes[parent]["depth"] + 1
         for _ in range(4):
             is_terminal = depth >= 3 and (depth == 7 or rng.random() < 0.25)
-            quality = min(1.0, max(0.0, nodes[parent]["quality"] + rng.gauss(0, 0.2)))
+            quality = min(1.0, max(0.0, nodes[parent]["quality"] + rng.gauss(0, 0.42)))
             nodes.append(_node(len(nodes), parent, depth, _step(rng, is_terminal), quality, is_terminal))
             if depth < 7 and not is_terminal:
                 leaves.append(len(nodes) - 1)
@@ -85,20 +85,20 @@ def _node(node_id: int, parent_id: int, depth: int, step: str, quality: float, i
 
 
 def _step(rng: random.Random, is_terminal: bool) -> str:
-    body = " ".join(rng.choices(WORDS, k=rng.randint(28, 36)))
+    body = " ".join(rng.choices(WORDS, k=rng.randint(22, 30)))
     if is_terminal:
         return f"\n\n<|Output|>\nFinal Answer:\n{body}\n<|/Output|>"
     return f"\n\n<|Reasoning_step|>\nTitle: Thought {rng.randint(0, 9**6)}:\n{body}\n<|/Reasoning_step|>"
 
 
 def _evaluate(nodes: list[dict[str, Any]], node: dict[str, Any], rng: random.Random) -> None:
-    visits = rng.randint(1, 3) if node["node_id"] else 1
+    visits = rng.randint(2, 8) if node["node_id"] else 1
     reward = REWARDS[min(int(node["quality"] * len(REWARDS)), len(REWARDS) - 1)]
     if node["is_terminal"]:
         node["reward"] = reward
     for _ in range(visits):
         at = node["node_id"]
-        gained = reward if node["is_terminal"] else rng.choice(REWARDS)
+        gained = reward if node["is_terminal"] or rng.random() < 0.7 else rng.choice(REWARDS)
         while at >= 0:
             nodes[at]["visits"] += 1
             nodes[at]["value_sum"] += gained
