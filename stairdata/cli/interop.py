@@ -40,8 +40,11 @@ def import_(
         options = BuildOptions(root_folder(root), version, (), None, fresh, max_quarantine, progress)
         artifact = import_thu_ml(kind.replace("-", "_"), files, options, prompts)
     say(summary(artifact))
-    for what, count in artifact.manifest.details.get("not_taken_over", {}).items():
+    lost = artifact.manifest.details.get("not_taken_over", {})
+    for what, count in lost.items():
         say(f"not taken over: {what}: {count}")
+    if not lost and not artifact.manifest.quarantine:
+        say("everything was taken over")
     emit(artifact.reference)
 
 

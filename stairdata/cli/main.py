@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from stairdata.cli import artifacts, build, interop, quickstart, serve, train
+from stairdata.cli import artifacts, build, diff, interop, quickstart, serve, train
 from stairdata.cli.console import say
 
 INTERRUPTED = 130
@@ -45,6 +45,7 @@ app.command("build")(build.build)
 app.command("validate")(artifacts.validate)
 app.command("list")(artifacts.list_)
 app.command("show")(artifacts.show)
+app.command("diff")(diff.diff)
 app.command("schema")(artifacts.schema)
 app.command("import")(interop.import_)
 app.command("export")(interop.export)

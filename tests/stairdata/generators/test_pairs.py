@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stairdata.generators.options import BuildOptions
 from stairdata.generators.lengths import TEMPLATE_BYTES, Ruler
 from stairdata.generators.nodes import path_texts, unfold
+from stairdata.generators.options import BuildOptions
 from stairdata.generators.pairs import Section, build_preference_pairs, build_prm_pairs, pairs_of
 from stairdata.recipe import PreferencePairsSection, PrmPairsSection, Recipe
 from stairdata_schemas import identity
-from stairdata_schemas.artifacts import Artifact, validate_artifact
-from stairdata_schemas.building import BuildPlan, begin_build
+from stairdata_schemas.artifacts import validate_artifact
 from stairdata_schemas.errors import ArtifactNotFoundError, BuildError, UsageError
 from stairdata_schemas.kinds import polars_schema, row_schema
-from stairdata_schemas.manifest import Parent
+from tests.stairdata.forests import Node, artifact_of, back_up, frame_of, new_node, tree_of
 
-Node = dict[str, Any]
 TEXTS = ["a", "bb", "é", "e\u0301", "👩🏽‍🚀", "\U0001f1e9\U0001f1ea", "\n\n.", "東京", "z\u0335\u0301"]
 REWARDS = [-3.0, -1.5, -1.0, -0.5, 0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0]  # their sums are exact in binary
 
@@ -34,14 +30,14 @@ REWARDS = [-3.0, -1.5, -1.0, -0.5, 0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0]  # 
 @st.composite
 def trees(draw: st.DrawFn, number: int = 0) -> dict[str, Any]:
     """A tree of the schema with visits and values that a search could have left."""
-    nodes: list[Node] = [_node(0, -1, 0, "", draw(st.none() | st.integers(0, 60)))]
+    nodes: list[Node] = [new_node(0, -1, 0, "", draw(st.none() | st.integers(0, 60)))]
     for node_id in range(1, draw(st.integers(1, 14))):
         parent = nodes[draw(st.sampled_from([node["node_id"] for node in nodes if not node["is_terminal"]]))]
         siblings = {node["step"] for node in nodes if node["parent_id"] == parent["node_id"]}
         step = draw(st.sampled_from([*TEXTS, ""])) + ("" if draw(st.booleans()) else str(node_id))
         step = f"{step}.{node_id}" if step in siblings else step
         tokens = draw(st.none() | st.integers(0, 40))
-        node = _node(node_id, parent["node_id"], parent["depth"] + 1, step, tokens)
+        node = new_node(node_id, parent["node_id"], parent["depth"] + 1, step, tokens)
         node["is_terminal"] = draw(st.booleans())
         nodes.append(node)
     for node in nodes:
@@ -49,28 +45,11 @@ def trees(draw: st.DrawFn, number: int = 0) -> dict[str, Any]:
         reward = draw(st.sampled_from(REWARDS))
         if node["is_terminal"] and evaluations:
             node["reward"] = reward
-        _back_up(nodes, node, evaluations, reward)
+        back_up(nodes, node["node_id"], evaluations, reward)
     prompt = f"prompt {number}"
     prompt_id = identity.prompt_id(prompt)
     return {"tree_id": identity.tree_id(prompt_id, 0), "prompt_id": prompt_id, "prompt": prompt, "task": "safety",
             "round": draw(st.none() | st.integers(0, 3)), "nodes": nodes}  # fmt: skip
-
-
-def _node(node_id: int, parent_id: int, depth: int, step: str, tokens: int | None) -> Node:
-    return {
-        "node_id": node_id, "parent_id": parent_id, "depth": depth, "step": step, "is_terminal": False, "visits": 0,
-        "value_sum": 0.0, "prior": None, "reward": None, "helpfulness": None, "safety": None, "rollouts": [],
-        "tokens": tokens,
-    }  # fmt: skip
-
-
-def _back_up(nodes: list[Node], node: Node, evaluations: int, reward: float) -> None:
-    at = node["node_id"]
-    while at >= 0:
-        for _ in range(evaluations):
-            nodes[at]["visits"] += 1
-            nodes[at]["value_sum"] += reward
-        at = nodes[at]["parent_id"]
 
 
 THRESHOLDS: dict[str, Any] = {
@@ -93,12 +72,6 @@ EVERY_KIND = st.one_of(
 SEED = 7
 SECTIONS: dict[str, Section] = {"preference_pairs": PreferencePairsSection(), "prm_pairs": PrmPairsSection()}
 forests = st.integers(1, 3).flatmap(lambda count: st.tuples(*[trees(number) for number in range(count)]))
-
-
-def frame(forest: Any) -> pl.DataFrame:
-    schema = polars_schema("trees")
-    rows = [{name: tree.get(name) for name in schema} for tree in forest]
-    return pl.DataFrame(rows, schema=schema)
 
 
 class Oracle:
@@ -258,7 +231,7 @@ def test_pairs_are_those_of_the_rules(forest: Any, kind_section: tuple[str, Sect
     kind, section = kind_section
     expected = [pair for tree in forest for pair in Oracle(tree, section).pairs(kind)]
     with pytest.MonkeyPatch.context() as patch:
-        found = pairs_of(kind, frame(forest), section, Counter(), SEED, ruler(section, patch))
+        found = pairs_of(kind, frame_of(forest), section, Counter(), SEED, ruler(section, patch))
     assert rounded(found.to_dicts()) == rounded(expected)
 
 
@@ -267,8 +240,8 @@ def test_pairs_are_those_of_the_rules(forest: Any, kind_section: tuple[str, Sect
 def test_pairs_are_sound_and_in_a_fixed_order(forest: Any, kind_section: tuple[str, Section]) -> None:
     kind, section = kind_section
     with pytest.MonkeyPatch.context() as patch:
-        pairs = pairs_of(kind, frame(forest), section, Counter(), SEED, ruler(section, patch))
-        assert pairs.equals(pairs_of(kind, frame(forest[::-1]), section, Counter(), SEED, ruler(section, patch)))
+        pairs = pairs_of(kind, frame_of(forest), section, Counter(), SEED, ruler(section, patch))
+        assert pairs.equals(pairs_of(kind, frame_of(forest[::-1]), section, Counter(), SEED, ruler(section, patch)))
     assert pairs.schema == polars_schema(kind)
     assert pairs["pair_id"].n_unique() == len(pairs)
     same_text = (pairs["chosen"] == pairs["rejected"]).sum()  # equal texts of different paths go to quarantine
@@ -285,7 +258,7 @@ def test_the_funnel_adds_up(forest: Any, kind_section: tuple[str, Section]) -> N
     kind, section = kind_section
     funnel: Counter[str] = Counter()
     with pytest.MonkeyPatch.context() as patch:
-        pairs = pairs_of(kind, frame(forest), section, funnel, SEED, ruler(section, patch))
+        pairs = pairs_of(kind, frame_of(forest), section, funnel, SEED, ruler(section, patch))
     assert all(count >= 0 for count in funnel.values())
     if section.granularity == "step":
         rules = ("value_too_low", "margin_too_small", "too_long", "over_cap_of_depth", "over_cap_of_tree")
@@ -295,7 +268,7 @@ def test_the_funnel_adds_up(forest: Any, kind_section: tuple[str, Section]) -> N
 @given(forest=forests)
 @settings(deadline=None, max_examples=30)
 def test_unfolding_keeps_every_node_and_its_path(forest: Any) -> None:
-    unfolded = unfold(frame(forest))
+    unfolded = unfold(frame_of(forest))
     assert len(unfolded.nodes) == sum(len(tree["nodes"]) for tree in forest)
     texts = path_texts(unfolded, np.arange(len(unfolded.nodes))).to_list()
     expected = [Oracle(tree, PreferencePairsSection()).text(node) for tree in forest for node in tree["nodes"]]
@@ -304,21 +277,21 @@ def test_unfolding_keeps_every_node_and_its_path(forest: Any) -> None:
 
 def test_the_value_of_a_terminal_node_is_its_reward() -> None:
     """Six visits of 0.8 sum to 4.799999...: the mean must not fall below the threshold of 0.8."""
-    tree = _tree_of([(1, 0, "good.", True, 0.8, 6), (2, 0, "bad.", True, -1.0, 1)])
+    tree = tree_of([(1, 0, "good.", True, 0.8, 6), (2, 0, "bad.", True, -1.0, 1)])
     for kind in ("preference_pairs", "prm_pairs"):
-        pairs = pairs_of(kind, frame([tree]), SECTIONS[kind], Counter())
+        pairs = pairs_of(kind, frame_of([tree]), SECTIONS[kind], Counter())
         assert pairs["chosen_value"].to_list() == [0.8]
 
 
 def test_text_without_a_visible_character_is_in_no_pair() -> None:
     """The schema refuses such a row; a tree of a weak model would fill the quarantine with them."""
-    tree = _tree_of([(1, 0, "good.", True, 3.0, 1), (2, 0, "\n\n", True, -3.0, 1)])
+    tree = tree_of([(1, 0, "good.", True, 3.0, 1), (2, 0, "\n\n", True, -3.0, 1)])
     for kind in ("preference_pairs", "prm_pairs"):
-        assert row_schema(kind).is_valid(pairs_of(kind, frame([tree]), SECTIONS[kind], Counter()))
+        assert row_schema(kind).is_valid(pairs_of(kind, frame_of([tree]), SECTIONS[kind], Counter()))
 
 
 def test_by_hand() -> None:
-    tree = _tree_of(
+    tree = tree_of(
         [
             (1, 0, "👩🏽‍🚀A", False, 2.0, 5),
             (2, 0, "B", False, 1.0, 4),
@@ -328,9 +301,9 @@ def test_by_hand() -> None:
             (6, 1, "", True, -3.0, 1),  # an answer that ended at once has no step to compare
         ]
     )
-    steps = pairs_of("preference_pairs", frame([tree]), PreferencePairsSection(), Counter())
+    steps = pairs_of("preference_pairs", frame_of([tree]), PreferencePairsSection(), Counter())
     assert steps.select("chosen", "rejected", "prefix_length", "granularity").rows() == [("👩🏽‍🚀A", "B", 0, "step")]
-    rewards = pairs_of("prm_pairs", frame([tree]), PrmPairsSection(), Counter())
+    rewards = pairs_of("prm_pairs", frame_of([tree]), PrmPairsSection(), Counter())
     assert rewards.select("chosen", "rejected", "prefix_length", "granularity", "margin").rows() == [
         ("👩🏽‍🚀A", "B", 0, "step", pytest.approx(_value(tree, 1) - _value(tree, 2))),
         ("👩🏽‍🚀A\n\nD", "B\n\ne\u0301", 0, "trajectory", 4.0),
@@ -343,32 +316,11 @@ def _value(tree: dict[str, Any], node_id: int) -> float:
     return value
 
 
-def _tree_of(nodes: list[tuple[int, int, str, bool, float, int]], number: int = 0) -> dict[str, Any]:
-    """A tree of (node_id, parent_id, step, is_terminal, reward, evaluations)."""
-    tree = [_node(0, -1, 0, "", 5)]
-    for node_id, parent_id, step, is_terminal, reward, evaluations in nodes:
-        node = _node(node_id, parent_id, tree[parent_id]["depth"] + 1, step, 3)
-        node |= {"is_terminal": is_terminal, "reward": reward if is_terminal else None}
-        tree.append(node)
-        _back_up(tree, node, evaluations, reward)
-    prompt_id = identity.prompt_id(f"p{number}")
-    return {"tree_id": identity.tree_id(prompt_id, 0), "prompt_id": prompt_id, "prompt": f"p{number}",
-            "task": "safety", "round": 1, "nodes": tree}  # fmt: skip
-
-
 GOOD_TREE = [(1, 0, "safe.", True, 3.0, 4), (2, 0, "unsafe.", True, -3.0, 4)]
 
 
-def forest_artifact(root: Path, forest: list[dict[str, Any]]) -> Artifact:
-    parent = Parent(kind="prompts", version="1.0.0", content_hash="0")
-    build = begin_build(BuildPlan("trees", "test/1", {"forest": json.dumps(forest)}, parents=[parent]), root)
-    assert not isinstance(build, Artifact)
-    with build:
-        return build.finish([frame(forest)])
-
-
 def test_building_pairs(tmp_path: Path) -> None:
-    trees_ = forest_artifact(tmp_path, [_tree_of(GOOD_TREE, number) for number in range(3)])
+    trees_ = artifact_of(tmp_path, [tree_of(GOOD_TREE, number) for number in range(3)])
     for make in (build_preference_pairs, build_prm_pairs):
         artifact = make(Recipe(), BuildOptions(root=tmp_path))
         assert validate_artifact(artifact) == []
@@ -380,7 +332,7 @@ def test_building_pairs(tmp_path: Path) -> None:
 
 
 def test_not_one_pair_says_how_many_nodes_each_rule_left(tmp_path: Path) -> None:
-    forest_artifact(tmp_path, [_tree_of([(1, 0, "a", False, 1.0, 3), (2, 0, "b", False, -1.0, 4)])])
+    artifact_of(tmp_path, [tree_of([(1, 0, "a", False, 1.0, 3), (2, 0, "b", False, -1.0, 4)])])
     with pytest.raises(BuildError) as caught:
         build_preference_pairs(Recipe(), BuildOptions(root=tmp_path))
     message = str(caught.value)
@@ -399,8 +351,8 @@ def test_pairs_without_trees(tmp_path: Path) -> None:
 
 
 def test_inputs_of_the_wrong_kind_or_two_of_the_right_one(tmp_path: Path) -> None:
-    artifact = forest_artifact(tmp_path, [_tree_of(GOOD_TREE)])
-    other = forest_artifact(tmp_path, [_tree_of(GOOD_TREE, 1)])
+    artifact = artifact_of(tmp_path, [tree_of(GOOD_TREE)])
+    other = artifact_of(tmp_path, [tree_of(GOOD_TREE, 1)])
     pairs = build_preference_pairs(Recipe(), BuildOptions(root=tmp_path))
     with pytest.raises(UsageError, match=r"needs an input of kind trees; --input gave preference_pairs@1\.0\.0"):
         build_preference_pairs(Recipe(), BuildOptions(root=tmp_path, inputs=(str(pairs.folder),)))
