@@ -59,14 +59,14 @@ def show_tree(artifact: Artifact, tree_id: str) -> None:
 def _node_label(node: dict[str, Any], seen: Any) -> Text:
     from rich.text import Text
 
-    from stairdata.report.trees import title_of
+    from stairdata.report.trees import title_of, visits_of
     from stairdata_schemas.errors import quote
 
     value = "not visited" if seen.value is None else f"{seen.value:+.2f}"
     end = " end" if node["is_terminal"] else ""
     label = Text("* " if seen.is_best else "  ", style="bold" if seen.is_best else "")
     label.append(value, style="" if seen.value is None else "green" if seen.value > 0 else "red")
-    label.append(f"  {node['visits']} visits  {seen.safety}{end}  #{node['node_id']} ")
+    label.append(f"  {visits_of(node)}  {seen.safety}{end}  #{node['node_id']} ")
     label.append(quote(title_of(node)))
     return label
 

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from stairdata.report.measures import Numbers, classes, figures
-from stairdata.report.trees import Row, Seen, look, title_of
+from stairdata.report.trees import Row, Seen, look, title_of, visits_of
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import visible
 from stairdata_schemas.manifest import Manifest
@@ -152,7 +152,7 @@ def _icicle(nodes: list[Row], seen: list[Seen]) -> Row:
 def _label(node: Row, seen: Seen) -> str:
     value = "not visited" if seen.value is None else f"{seen.value:+.2f}"
     end = ", end" if node["is_terminal"] else ""
-    return f"#{node['node_id']} {value}, {node['visits']} visits, {seen.safety}{end}{' *' if seen.is_best else ''}"
+    return f"#{node['node_id']} {value}, {visits_of(node)}, {seen.safety}{end}{' *' if seen.is_best else ''}"
 
 
 def _widths(nodes: list[Row]) -> list[int]:

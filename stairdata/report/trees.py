@@ -82,6 +82,11 @@ def _own_verdicts(node: Row) -> tuple[int, int]:
     return sum(sign is not None and sign > 0 for sign in signs), sum(sign is not None and sign <= 0 for sign in signs)
 
 
+def visits_of(node: Row) -> str:
+    """Say how often a node was visited."""
+    return "1 visit" if node["visits"] == 1 else f"{node['visits']} visits"
+
+
 def best_path(nodes: list[Row]) -> set[int]:
     """Follow the child of highest value from the root to a leaf."""
     children: dict[int, list[Row]] = {}

@@ -98,7 +98,11 @@ def rewrite(artifact: Artifact, frame: pl.DataFrame) -> Artifact:
     return open_artifact(artifact.folder)
 
 
-def test_a_build_uses_the_sound_trees_and_keeps_the_broken_ones_in_quarantine(tmp_path: Path) -> None:
+@pytest.mark.parametrize("nodes_at_once", [5, 1000])
+def test_a_build_uses_the_sound_trees_and_keeps_the_broken_ones_in_quarantine(
+    nodes_at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stairdata.generators.nodes.NODES_AT_ONCE", nodes_at_once)
     trees = [tree_of(SHAPE, number) for number in range(40)]
     artifact = artifact_of(tmp_path, trees)
     trees[7]["nodes"][3]["parent_id"] = 9

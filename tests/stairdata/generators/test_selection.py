@@ -82,7 +82,7 @@ def test_near_duplicates(forest: list[dict[str, Any]], limit: float, kind: str) 
 
 
 @given(forest=wide_forests(), cap=st.integers(1, 6), seed=st.integers(0, 3))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 def test_caps_sample_inside_each_tree_whatever_stands_beside_it(
     forest: list[dict[str, Any]], cap: int, seed: int
 ) -> None:
