@@ -18,6 +18,7 @@ from stairdata_schemas.errors import InputError, quote
 WINDOW_BYTES = 4 * 1024**2
 LARGEST_ELEMENT = 1024**3
 _WHITESPACE = " \t\n\r"
+_CUT_NUMBER = len("e-")  # what a number may go on with that is not yet a number
 _LONGEST_TOKEN = len("-Infinity") + len("\\ud83d\\ude00")
 
 
@@ -56,7 +57,9 @@ class _Reader:
         self._is_at_end = False
 
     def elements(self) -> Iterator[Any]:
-        position = self._next(1 if self._peek_bom() else 0)
+        position = self._next(0)
+        if self._window.startswith("\ufeff"):  # a byte order mark
+            position = self._next(1)
         if self._window[position : position + 1] != "[":
             found = quote(self._window[position : position + 20])
             raise InputError(f"{self._path} has to be a JSON list; it begins with {found}")
@@ -76,10 +79,6 @@ class _Reader:
                 raise self._broken("a comma or the end of the list was expected", position, is_cut=not sign)
             position = self._next(position + 1)
 
-    def _peek_bom(self) -> bool:
-        self._grow(0)
-        return self._window.startswith("\ufeff")
-
     def _element(self, position: int) -> tuple[Any, int]:
         while True:
             try:
@@ -91,7 +90,7 @@ class _Reader:
             except RecursionError as error:
                 raise self._broken("nested too deeply", position) from error
             else:
-                if end < len(self._window) or self._is_at_end:
+                if end + _CUT_NUMBER < len(self._window) or self._is_at_end:
                     return value, end
             position = self._grow(position)
 

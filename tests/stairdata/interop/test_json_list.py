@@ -41,7 +41,7 @@ def test_elements_are_those_that_json_reads(
     assert list(read_list(path)) == elements
 
 
-@given(elements=st.lists(VALUES, min_size=1, max_size=4), data=st.data())
+@given(elements=st.lists(st.dictionaries(st.text(), VALUES), min_size=1, max_size=4), data=st.data())
 @settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_file_cut_anywhere_is_refused_with_the_byte_it_ends_at(
     elements: list[Any], data: st.DataObject, tmp_path: Path
@@ -64,10 +64,10 @@ def read(tmp_path: Path, content: bytes) -> list[Any]:
     ("content", "words"),
     [
         (b"", "is empty"),
-        (b"{}", "has to be a JSON list; it begins with '{}'"),
+        (b"{}", "has to be a JSON list; it begins with '{"),
         (b"  ", "has to be a JSON list"),
         (b"[1 2]", "is not JSON at byte 3 of 5: a comma or the end of the list was expected"),
-        ('["é", x, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]'.encode(), "is not JSON at byte 7 of 41: expecting value"),
+        ('["é", x, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]'.encode(), "is not JSON at byte 7 of 40: expecting value"),
         (b"[1] 2", "is not JSON at byte 4 of 5: text after the end of the list"),
         (b'["a", "\xff"]', "is not UTF-8 at byte 7"),
         (b"[[" + b"[" * 100_000 + b"]" * 100_002, "nested too deeply"),
