@@ -36,7 +36,9 @@ from stairdata_schemas.kinds import polars_schema
 from stairdata_schemas.manifest import Parent
 
 NODES = 301
-PUBLISHED_SECONDS = 181.0  # the published script: 200 trees of this size, 44,710 pairs, two cores of this machine's kind
+PUBLISHED_SECONDS = (
+    181.0  # the published script: 200 trees of this size, 44,710 pairs, two cores of this machine's kind
+)
 REWARDS = (-3.0, -1.0, 1.0, 1.5, 2.0, 2.5, 3.0)
 WORDS = "the request asks for help with safe advice about risk and harm so a careful plain answer should say".split()
 FORESTS = 200  # different trees; a larger set repeats them under other prompts
@@ -203,7 +205,9 @@ def main() -> None:
 def benchmark(folder: Path, small: int, large: int) -> None:
     """Measure import, pairs, export, and how pairs grow with the number of trees."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("polars", "pyarrow", "dataframely", "stairdata"))
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {packages}")
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {packages}"
+    )
     different = forest()
     published = folder / "published.json"
     count = export_thu_ml(trees(folder / "made", small, different), published)
@@ -226,7 +230,9 @@ def benchmark(folder: Path, small: int, large: int) -> None:
     same = published.read_bytes() == (folder / "back.json").read_bytes()
     print(f"export of the import is {'' if same else 'NOT '}the file that was imported, byte for byte")
     if small == FORESTS:
-        print(f"published script {PUBLISHED_SECONDS:.0f} s, ours {taken.seconds:.2f} s: {PUBLISHED_SECONDS / taken.seconds:.0f} times")
+        print(
+            f"published script {PUBLISHED_SECONDS:.0f} s, ours {taken.seconds:.2f} s: {PUBLISHED_SECONDS / taken.seconds:.0f} times"
+        )
 
 
 if __name__ == "__main__":

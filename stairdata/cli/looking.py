@@ -147,6 +147,7 @@ def _pair(row: dict[str, Any]) -> Iterator[RenderableType]:
     from rich.table import Table
     from rich.text import Text
 
+    from stairdata.report.trees import visits_of
     from stairdata_schemas import grammar
     from stairdata_schemas.errors import quote, visible
 
@@ -160,7 +161,8 @@ def _pair(row: dict[str, Any]) -> Iterator[RenderableType]:
     table = Table(box=ASCII, expand=True)
     for side in ("chosen", "rejected"):
         end = ", end" if row[f"{side}_is_terminal"] else ""
-        heading = f"{side}: value {row[f'{side}_value']:+.2f}, {row[f'{side}_visits']} visits{end}"
+        visits = visits_of({"visits": row[f"{side}_visits"]})
+        heading = f"{side}: value {row[f'{side}_value']:+.2f}, {visits}{end}"
         table.add_column(Text(heading), ratio=1, overflow="fold")
     table.add_row(*(Text(visible(row[side][length:].strip("\n"))) for side in ("chosen", "rejected")))
     yield table
