@@ -40,7 +40,22 @@ PUBLISHED_SECONDS = (
     181.0  # the published script: 200 trees of this size, 44,710 pairs, two cores of this machine's kind
 )
 REWARDS = (-3.0, -1.0, 1.0, 1.5, 2.0, 2.5, 3.0)
-WORDS = "the request asks for help with safe advice about risk and harm so a careful plain answer should say".split()
+WORDS = [
+    "the",
+    "request",
+    "asks",
+    "for",
+    "safe",
+    "advice",
+    "about",
+    "risk",
+    "and",
+    "harm",
+    "so",
+    "a",
+    "plain",
+    "answer",
+]
 FORESTS = 200  # different trees; a larger set repeats them under other prompts
 
 
@@ -205,9 +220,8 @@ def main() -> None:
 def benchmark(folder: Path, small: int, large: int) -> None:
     """Measure import, pairs, export, and how pairs grow with the number of trees."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("polars", "pyarrow", "dataframely", "stairdata"))
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {packages}"
-    )
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    print(f"{machine}, Python {platform.python_version()}, {packages}")
     different = forest()
     published = folder / "published.json"
     count = export_thu_ml(trees(folder / "made", small, different), published)
@@ -230,9 +244,8 @@ def benchmark(folder: Path, small: int, large: int) -> None:
     same = published.read_bytes() == (folder / "back.json").read_bytes()
     print(f"export of the import is {'' if same else 'NOT '}the file that was imported, byte for byte")
     if small == FORESTS:
-        print(
-            f"published script {PUBLISHED_SECONDS:.0f} s, ours {taken.seconds:.2f} s: {PUBLISHED_SECONDS / taken.seconds:.0f} times"
-        )
+        times = PUBLISHED_SECONDS / taken.seconds
+        print(f"published script {PUBLISHED_SECONDS:.0f} s, ours {taken.seconds:.2f} s: {times:.0f} times as fast")
 
 
 if __name__ == "__main__":
