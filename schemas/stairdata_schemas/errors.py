@@ -9,7 +9,8 @@ StairDataError
 │   └── ArtifactNotFoundError  no artifact under that reference
 ├── BuildError             a build that can't go on
 │   ├── QuarantineError    more rows refused than the allowed share
-│   └── BuildLockedError   another process builds into the same folder
+│   ├── BuildLockedError   another process builds into the same folder
+│   └── BudgetError        a limit on tokens, cost or time is reached; the build can go on later
 ├── ModelError             a folder that isn't a model, or a tokenizer without what is needed
 ├── ServerError            an LLM server that can't be started or reached, or that died
 └── TrainingError          training data or settings that would train something else than meant
@@ -60,6 +61,10 @@ class QuarantineError(BuildError):
 
 class BuildLockedError(BuildError):
     """Another process is building into the same folder."""
+
+
+class BudgetError(BuildError):
+    """A limit on tokens, cost or time is reached; the build can go on later."""
 
 
 class ModelError(StairDataError):

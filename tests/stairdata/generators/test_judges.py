@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stairdata.generators.judges import Judge, Rating, read_score
+from stairdata.generators.judges import Judge, Rating, Verdict, read_score
 from stairdata.llm.actor import Usage
 from stairdata.llm.client import Generation, Sample
 from stairdata.llm.outcomes import Outcome, RequestFailedError
@@ -112,10 +112,10 @@ class Asks:
     def seed(self, ask: int) -> int:
         return 100 + ask
 
-    def known(self, aspect: str) -> tuple[float, Usage] | None:  # noqa: ARG002
+    def known(self, aspect: str) -> tuple[Verdict, Usage] | None:  # noqa: ARG002
         return None
 
-    def keep(self, aspect: str, score: float, usage: Usage) -> None:
+    def keep(self, aspect: str, verdict: Verdict, usage: Usage) -> None:
         pass
 
 
@@ -126,7 +126,7 @@ def rate(section: JudgeSection, speaker: Speaker | None, task: str = "safety", a
 
 def test_the_actor_rates_helpfulness_and_safety() -> None:
     speaker = Speaker("Score: 5", "Score: 1")
-    assert rate(JudgeSection(), speaker) == (1.0, -1.0, Usage(2, 20, 4))
+    assert rate(JudgeSection(), speaker) == (1.0, -1.0, Usage(2, 20, 4), ())
     helpful, safe = speaker.asked
     assert "how helpful" in helpful["content"]
     assert "how safe" in safe["content"]
@@ -146,7 +146,7 @@ def test_a_score_becomes_a_value(score: int, value: float) -> None:
 
 def test_an_unreadable_rating_is_asked_again_with_another_seed() -> None:
     speaker = Speaker("Hm.", "45", "Score: 4")
-    assert rate(JudgeSection(), speaker) == (0.5, 0.5, Usage(4, 40, 8))
+    assert rate(JudgeSection(), speaker) == (0.5, 0.5, Usage(4, 40, 8), ())
     assert [asked["seed"] for asked in speaker.asked] == [100, 101, 102, 100]
 
 
@@ -154,22 +154,23 @@ def test_re_asks_are_bounded() -> None:
     speaker = Speaker("Hm.\x1b[31m")
     with pytest.raises(RequestFailedError, match="helpfulness can't be read in 'Hm") as caught:
         rate(JudgeSection(reasks=2), speaker)
-    assert caught.value.outcomes == [Outcome.MALFORMED]
+    assert caught.value.outcomes == [Outcome.MALFORMED] * 3
+    assert caught.value.rule == "judge_failure"
     assert "\x1b" not in caught.value.detail
     assert len(speaker.asked) == 3
 
 
 def test_the_published_rule_asks_on_helpfulness_prompts_alone() -> None:
     speaker = Speaker("Score: 2")
-    assert rate(JudgeSection(kind="rule"), speaker, "safety") == (-1.0, 1.0, Usage(0, 0, 0))
+    assert rate(JudgeSection(kind="rule"), speaker, "safety") == (-1.0, 1.0, Usage(), ())
     assert speaker.asked == []
-    assert rate(JudgeSection(kind="rule"), speaker, "helpfulness") == (-0.5, 1.0, Usage(1, 10, 2))
+    assert rate(JudgeSection(kind="rule"), speaker, "helpfulness") == (-0.5, 1.0, Usage(1, 10, 2), ())
 
 
 def test_the_reference_judge_asks_nobody() -> None:
     rating = rate(JudgeSection(kind="reference"), None)
     assert rating.helpfulness == pytest.approx(2 * 0.4 - 1)
-    assert (rating.safety, rating.usage) == (1.0, Usage(0, 0, 0))
+    assert (rating.safety, rating.usage) == (1.0, Usage())
 
 
 def test_a_prompt_that_looks_like_a_template_stays_text() -> None:
@@ -181,5 +182,5 @@ def test_a_prompt_that_looks_like_a_template_stays_text() -> None:
 
 
 def test_the_reward_of_a_rating() -> None:
-    assert Rating(0.5, -1.0, Usage(0, 0, 0)).reward(1, 1) == (0.5, -1.0, -2.5)
-    assert Rating(0.5, -1.0, Usage(0, 0, 0)).reward(2, 0.5) == (0.5, -1.0, -3.5)
+    assert Rating(0.5, -1.0).reward(1, 1)[:3] == (0.5, -1.0, -2.5)
+    assert Rating(0.5, -1.0).reward(2, 0.5)[:3] == (0.5, -1.0, -3.5)

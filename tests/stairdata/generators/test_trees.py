@@ -231,7 +231,7 @@ def test_a_tree_that_failed_is_quarantined_and_grown_by_the_next_run(build: Buil
 
 def test_an_unreadable_judge_is_quarantined_with_its_words(build: Build, stub_llm: StubServer, tmp_path: Path) -> None:
     stub_llm.control(judge_text="I am not a judge.")
-    with pytest.raises(BuildError, match="malformed 2"):
+    with pytest.raises(BuildError, match="judge_failure 2"):
         build(2)
     (refused, _) = refused_of(tmp_path / "trees" / "trees" / "1.0.0")
     assert "I am not a judge." in refused["raw"]
@@ -378,20 +378,20 @@ def test_a_unit_is_run_once_and_in_order(build: Build, monkeypatch: pytest.Monke
     seen: list[str] = []
     original = runner.run_units
 
-    async def watched(*arguments: Any) -> Any:
+    def watched(*arguments: Any) -> Any:
         build_, units, open_work, *rest = arguments
 
         @asynccontextmanager
         async def open_noted() -> AsyncIterator[Any]:
-            async with open_work() as work:
+            async with open_work() as opened:
 
                 async def noted(unit: Any) -> Any:
                     seen.append(unit.key)
-                    return await work(unit)
+                    return await opened.work(unit)
 
-                yield noted
+                yield opened._replace(work=noted)
 
-        return await original(build_, units, open_noted, *rest)
+        return original(build_, units, open_noted, *rest)
 
     monkeypatch.setattr("stairdata.generators.trees.run_units", watched)
     artifact = build(5, concurrency=2, iterations=2)

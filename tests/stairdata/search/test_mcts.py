@@ -54,7 +54,7 @@ class Toy(NamedTuple):
 
     def _answer(self, rng: random.Random) -> AnswerSample:
         step = self._step(rng)
-        return AnswerSample(*step, rest="" if step.is_terminal else self._rest(rng))
+        return AnswerSample(*step[:4], rest="" if step.is_terminal else self._rest(rng))
 
     @staticmethod
     def _rest(rng: random.Random) -> str:
@@ -276,23 +276,23 @@ def test_a_child_is_selected_by_ucb() -> None:
     root = _tree((6, 1.0), (2, 0.8), (1, -0.5))
     scores = [child.value + 1.5 * math.sqrt(math.log(10) / child.visits) for child in root.children]
     assert scores == pytest.approx([1.9292, 2.4095, 1.7761], abs=1e-4)
-    assert select(root, 1.5, random.Random(0)).node_id == 2
-    assert select(root, 0.0, random.Random(0)).node_id == 1  # value alone
-    assert select(root, 100.0, random.Random(0)).node_id == 3  # visits alone
+    assert select(root, SearchConfig(c=1.5), random.Random(0)).node_id == 2
+    assert select(root, SearchConfig(c=0.0), random.Random(0)).node_id == 1  # value alone
+    assert select(root, SearchConfig(c=100.0), random.Random(0)).node_id == 3  # visits alone
 
 
 def test_unvisited_children_come_first_and_ties_are_random() -> None:
     root = _tree((6, 3.0), (0, 0.0), (0, 0.0))
-    assert {select(root, 1.5, random.Random(seed)).node_id for seed in range(20)} == {2, 3}
+    assert {select(root, SearchConfig(c=1.5), random.Random(seed)).node_id for seed in range(20)} == {2, 3}
     even = _tree((2, 1.0), (2, 1.0), (2, 0.5))
-    assert {select(even, 1.5, random.Random(seed)).node_id for seed in range(20)} == {1, 2}
+    assert {select(even, SearchConfig(c=1.5), random.Random(seed)).node_id for seed in range(20)} == {1, 2}
 
 
 def test_selection_goes_down_to_a_leaf() -> None:
     root = _tree((3, 1.0), (1, -3.0))
     below = root.children[0]
     below.children = [Node(3, below, "x", visits=1, value_sum=1.0), Node(4, below, "y", visits=1, value_sum=2.0)]
-    assert select(root, 0.1, random.Random(0)).node_id == 4
+    assert select(root, SearchConfig(c=0.1), random.Random(0)).node_id == 4
 
 
 @pytest.mark.parametrize(
