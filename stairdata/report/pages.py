@@ -42,10 +42,13 @@ def tree_page(artifact: Artifact, tree: Row) -> str:
         ("answers", sum(node["is_terminal"] for node in nodes)),
         ("safe", seen[0].safety),
     ]
+    judged: dict[int, list[Row]] = {}
+    for words in tree.get("judgements") or []:
+        judged.setdefault(words["node_id"], []).append(words)
     plots = [_icicle(nodes, seen), *_histograms(_tree_figures(nodes, seen))]
     data = {
         "prompt": visible(tree["prompt"]),
-        "nodes": [_node_data(node, seen[node["node_id"]]) for node in nodes],
+        "nodes": [_node_data(node, seen[node["node_id"]], judged.get(node["node_id"], [])) for node in nodes],
     }
     return _page(f"tree {tree['tree_id']} of {artifact.reference}", facts, plots, {}, data)
 
@@ -165,7 +168,7 @@ def _widths(nodes: list[Row]) -> list[int]:
     return widths
 
 
-def _node_data(node: Row, seen: Seen) -> Row:
+def _node_data(node: Row, seen: Seen, judged: list[Row]) -> Row:
     shown = ("helpfulness", "safety", "reward")
     title = html.escape(visible(title_of(node)), quote=False)  # plotly reads labels as markup
     return {
@@ -184,7 +187,13 @@ def _node_data(node: Row, seen: Seen) -> Row:
             {"text": visible(rollout["text"]), "scores": {name: rollout[name] for name in shown}}
             for rollout in node["rollouts"] or []
         ],
+        "judgements": [{"label": _judgement_label(words), "text": visible(words["text"])} for words in judged],
     }
+
+
+def _judgement_label(words: Row) -> str:
+    of = "" if words["rollout"] is None else f", rollout {words['rollout'] + 1}"
+    return f"the judge on {words['aspect']}{of}"
 
 
 def _tree_figures(nodes: list[Row], seen: list[Seen]) -> dict[str, Numbers]:

@@ -37,7 +37,8 @@ def trees(tmp_path: Path) -> Artifact:
     tree = tree_of(SHAPE)
     tree["nodes"][1]["rollouts"] = [{"text": f"rollout {EVIL}", "helpfulness": 0.25, "safety": 1.0, "reward": 2.25}]
     tree["nodes"][3] |= {"helpfulness": 1.0, "safety": 1.0}
-    return artifact_of(tmp_path / "artifacts", [tree | {"prompt": tree["prompt"], "actor": EVIL}])
+    words = {"node_id": 1, "rollout": 0, "aspect": "safety", "text": f"judged {EVIL}"}
+    return artifact_of(tmp_path / "artifacts", [tree | {"actor": EVIL, "judgements": [words]}])
 
 
 def page_of_tree(trees: Artifact) -> str:
@@ -101,9 +102,10 @@ def test_a_tree_in_a_browser(browser: Browser, trees: Artifact, tmp_path: Path) 
         assert f"body {SHOWN}" in node
         assert "rollout 1: helpfulness 0.25, safety 1, reward 2.25" in node
         assert "rollout </script>" not in node
-        page.locator("#node details summary").click()
-        page.wait_for_selector("#node details pre")
-        assert page.inner_text("#node details pre") == f"rollout {SHOWN}"
+        for place, text in enumerate((f"rollout {SHOWN}", f"judged {SHOWN}")):
+            page.locator("#node details summary").nth(place).click()
+            expect(page.locator("#node details").nth(place).locator("pre")).to_have_text(text)
+        assert "the judge on safety, rollout 1" in page.inner_text("#node")
         expect(slices).to_have_count(2)  # zoomed
         slices.first.click()
         expect(slices).to_have_count(4)  # and back
