@@ -41,12 +41,12 @@ def show_tree(artifact: Artifact, tree_id: str) -> None:
     from rich.tree import Tree
 
     from stairdata.report.trees import find_tree, look
-    from stairdata_schemas.errors import quote
+    from stairdata_schemas.errors import quote, visible
 
     row = find_tree(artifact, tree_id)
     nodes = row["nodes"]
     seen = look(nodes)
-    emit(f"tree {row['tree_id']} of {artifact.reference}: {len(nodes)} nodes; * marks the best path")
+    emit(visible(f"tree {row['tree_id']} of {artifact.reference}: {len(nodes)} nodes; * marks the best path"))
     emit(f"prompt: {quote(row['prompt'])}")
     drawn: dict[int, Tree] = {}
     for node in nodes:
@@ -77,7 +77,7 @@ def tree_as_json(artifact: Artifact, tree_id: str) -> str:
 
     from stairdata.report.trees import find_tree
 
-    return json.dumps(find_tree(artifact, tree_id), ensure_ascii=False)
+    return json.dumps(find_tree(artifact, tree_id))  # in ASCII: what a terminal could obey is escaped
 
 
 def list_trees(artifact: Artifact, count: int = TREES_UNASKED) -> None:
@@ -151,8 +151,8 @@ def _pair(row: dict[str, Any]) -> Iterator[RenderableType]:
     from stairdata_schemas import grammar
     from stairdata_schemas.errors import quote, visible
 
-    yield Rule(Text(f"pair {row['pair_id']} of tree {row['tree_id']}"), align="left", characters="-")
-    yield Text(f"{row['granularity']} pair at depth {row['depth']}, margin {row['margin']:.2f}")
+    yield Rule(Text(visible(f"pair {row['pair_id']} of tree {row['tree_id']}")), align="left", characters="-")
+    yield Text(visible(f"{row['granularity']} pair at depth {row['depth']}, margin {row['margin']:.2f}"))
     yield Text(f"prompt: {quote(row['prompt'])}")
     length = row["prefix_length"]
     shared = [grammar.step_title(step) or step for step in grammar.split_steps(row["chosen"][:length])]

@@ -67,10 +67,10 @@ def _texts(artifact: Artifact) -> Iterator[str]:
             if artifact.kind == "trees"
             else thu_ml.prompt_element(row)
         )
-        yield ("[\n" if number == 0 else ",\n") + textwrap_json(element)
+        yield ("[\n" if number == 0 else ",\n") + _indented(element)
 
 
-def textwrap_json(element: Any) -> str:
+def _indented(element: Any) -> str:
     """Write an element as the published writer does: indented by four, inside a list."""
     return textwrap.indent(json.dumps(element, ensure_ascii=False, indent=4), _INDENT, lambda _: True)
 

@@ -255,7 +255,7 @@ def tree_element(prompt: str, nodes: list[Row], endings: dict[bool, str]) -> Row
     tags: dict[int, str] = {}
     paths: dict[int, list[str]] = {}
     children: Counter[int] = Counter()
-    element: Row = {SIZE: len(nodes)}
+    written: dict[str, Row] = {}
     for node in sorted(nodes, key=lambda each: each["depth"]):
         number, parent = node["node_id"], node["parent_id"]
         tags[number] = f"{tags[parent]}.{children[parent]}" if parent >= 0 else ROOT
@@ -264,11 +264,11 @@ def tree_element(prompt: str, nodes: list[Row], endings: dict[bool, str]) -> Row
         if node["is_terminal"] and step:
             step += endings.get(grammar.closes_output(step), "")
         paths[number] = [*paths[parent], step] if parent >= 0 else []
-        element[tags[number]] = _published_node(prompt, paths[number], node)
-    return {SIZE: element.pop(SIZE), **dict(sorted(element.items(), key=lambda item: _tag_order(item[0])))}
+        written[tags[number]] = _published_node(prompt, paths[number], node)
+    return {SIZE: len(nodes), **{tag: written[tag] for tag in sorted(written, key=_breadth_first_tag)}}
 
 
-def _tag_order(tag: str) -> tuple[int, tuple[int, ...]]:
+def _breadth_first_tag(tag: str) -> tuple[int, tuple[int, ...]]:
     place = tuple(map(int, tag.split(".")))
     return len(place), place
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -359,3 +361,10 @@ def test_inputs_of_the_wrong_kind_or_two_of_the_right_one(tmp_path: Path) -> Non
     both = (artifact.reference, other.reference)
     with pytest.raises(UsageError, match="more than one --input of kind trees"):
         build_preference_pairs(Recipe(), BuildOptions(root=tmp_path, inputs=both))
+
+
+def test_building_pairs_imports_nothing_that_talks_to_models() -> None:
+    """A build of some thousand pairs takes less time than importing those."""
+    program = "import sys, stairdata.generators.pairs; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert not {"openai", "transformers", "torch", "datasets"} & set(done.stdout.split())
