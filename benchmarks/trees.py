@@ -320,8 +320,7 @@ def small_tokenizer(folder: Path) -> Path:
     tokenizer.train_from_iterator([f"word{number} Title: Step" for number in range(200)], trainer)
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
+        **{"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"},
         additional_special_tokens=list(TAGS),
         chat_template="{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",

@@ -18,6 +18,7 @@ from stairdata.generators.judges import Judge as JudgeModel
 from stairdata.generators.judges import Verdict
 from stairdata.generators.runner import Done, Row, outcomes_of
 from stairdata.llm.actor import Actor, Piece, Usage, step_prior
+from stairdata.llm.outcomes import RequestFailedError
 from stairdata.recipe import Recipe, TreesSection
 from stairdata.search import mcts
 from stairdata.search.mcts import (
@@ -132,16 +133,19 @@ class Grower:
         rng = random.Random(f"{self._recipe.seed}/{tree_id}")  # noqa: S311
         search = mcts.search(search_config(self._recipe.trees), rng, fetch.prompt_tokens)
         try:
-            tree, usage = await drive(search, fetch)
+            tree = await drive(search, fetch)
+        except RequestFailedError as error:
+            error.before = outcomes_of(fetch.used.requests, fetch.used.failures)
+            raise
         finally:
             memory.close()
         row = _tree_row(tree_id, prompt, tree, self._recipe, self._name) | {
-            "requests": usage.requests,
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.completion_tokens,
+            "requests": fetch.used.requests,
+            "prompt_tokens": fetch.used.prompt_tokens,
+            "completion_tokens": fetch.used.completion_tokens,
             "seconds": round(time.monotonic() - started, 3),
         }
-        return Done(row, _counts(tree), outcomes_of(usage.requests, usage.failures), memory.path)
+        return Done(row, _counts(tree), outcomes_of(fetch.used.requests, fetch.used.failures), memory.path)
 
 
 def search_config(section: TreesSection) -> mcts.SearchConfig:
@@ -150,18 +154,16 @@ def search_config(section: TreesSection) -> mcts.SearchConfig:
     return mcts.SearchConfig(**{name: getattr(section, name) for name in names})
 
 
-async def drive(search: mcts.Search, fetch: Fetch) -> tuple[mcts.Tree, Usage]:
+async def drive(search: mcts.Search, fetch: Fetch) -> mcts.Tree:
     """Run a search to its end, the requests of a batch at the same time."""
-    total = Usage()
     batch = next(search)
     while True:
         answers = await _gather([fetch(request) for request in batch])
-        for answered in answers:
-            total = total.plus(answered.usage)
         try:
             batch = search.send([answered.result for answered in answers])
         except StopIteration as stop:
-            return stop.value, total
+            tree: mcts.Tree = stop.value
+            return tree
 
 
 async def _gather(waiting: list[Awaitable[Answered]]) -> list[Answered]:
@@ -189,19 +191,21 @@ class Fetch:
         self._memory = memory
         self._rendered = actor.render(prompt.prompt)
         self._judged: dict[str, asyncio.Future[Answered]] = {}
+        self.used = Usage()
+        """By all answered requests so far."""
 
     @property
     def prompt_tokens(self) -> int:
         return self._actor.count_tokens(self._rendered)
 
     async def __call__(self, request: Request) -> Answered:
-        known = self._memory.get(request.call)
-        if known is not None:
-            if isinstance(request, Judge) and request.answer not in self._judged:
-                self._judged[request.answer] = _done(known)
-            return known
-        answered = await self._ask(request)
-        self._memory.keep(request.call, answered)
+        answered = self._memory.get(request.call)
+        if answered is None:
+            answered = await self._ask(request)
+            self._memory.keep(request.call, answered)
+        elif isinstance(request, Judge) and request.answer not in self._judged:
+            self._judged[request.answer] = _done(answered)
+        self.used = self.used.plus(answered.usage)
         return answered
 
     async def _ask(self, request: Request) -> Answered:

@@ -109,7 +109,7 @@ class TreeWorker:
             done = await self._fleet.grow(key, prompt)
             result = {"done": [done.row, done.counts, done.outcomes, str(done.leftover)]}
         except RequestFailedError as error:
-            result = {"failed": [error.outcomes, error.detail, isinstance(error, JudgeFailedError)]}
+            result = {"failed": [error.outcomes, error.detail, isinstance(error, JudgeFailedError), error.before]}
         except ServerError as error:
             result = {"gone": str(error)}
         spent = self._budget.spent
@@ -164,9 +164,10 @@ def _take(run: Run, unit: Unit, result: dict[str, Any], budget: Budget, gone: li
         row, counts, outcomes, leftover = result["done"]
         run.keep(unit, Done(row, counts, outcomes, Path(leftover)))
     elif "failed" in result:
-        outcomes, detail, is_judge = result["failed"]
-        kind = JudgeFailedError if is_judge else RequestFailedError
-        run.refuse(unit, kind([Outcome(outcome) for outcome in outcomes], detail))
+        outcomes, detail, is_judge, before = result["failed"]
+        error = (JudgeFailedError if is_judge else RequestFailedError)([Outcome(name) for name in outcomes], detail)
+        error.before = before
+        run.refuse(unit, error)
     else:
         gone.append(result["gone"])
     run.save_spent()

@@ -334,17 +334,21 @@ def _outcomes_of(refused: Sequence[Refused]) -> Counter[str]:
     total: Counter[str] = Counter()
     for refusal in refused:
         with contextlib.suppress(ValueError, TypeError, KeyError):
-            total.update(json.loads(refusal.raw)["outcomes"])
+            history = json.loads(refusal.raw)
+            total.update(history["outcomes"])
+            total.update(history.get("before", {}))
     return total
 
 
 def _refusal(build: Build, unit: Unit, error: RequestFailedError | UnitFailedError) -> Refused:
     if isinstance(error, UnitFailedError):
         return Refused(build.plan.kind, unit.number, error.rule, error.raw)
-    raw = json.dumps(
-        {"text": unit.text, "outcomes": [str(outcome) for outcome in error.outcomes], "detail": error.detail},
-        ensure_ascii=False,
-    )
+    history = {
+        "text": unit.text,
+        "outcomes": [str(outcome) for outcome in error.outcomes],
+        "detail": error.detail,
+    } | ({"before": error.before} if error.before else {})
+    raw = json.dumps(history, ensure_ascii=False)
     return Refused(build.plan.kind, unit.number, error.rule, raw)
 
 

@@ -28,7 +28,7 @@ from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildPlan, Report, begin_build
 from stairdata_schemas.errors import UsageError
 
-GENERATOR = "trees/1"
+GENERATOR = "trees/2"
 _NOT_ROWS = {"concurrency"}
 
 

@@ -47,11 +47,13 @@ class RequestFailedError(Exception):
     Attributes:
         outcomes: how each attempt ended, in order.
         detail: the server's words on the last one.
+        before: how the requests of the same unit before it ended.
     """
 
     def __init__(self, outcomes: list[Outcome], detail: str) -> None:
         self.outcomes = outcomes
         self.detail = detail
+        self.before: dict[str, int] = {}
         super().__init__(outcomes, detail)
 
     @property

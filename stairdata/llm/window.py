@@ -1,8 +1,9 @@
 """How many requests one server is sent at a time: as many as make it faster, fewer while it is overloaded.
 
 The window grows while more requests in flight bring more work a second, and then stays at the smallest size that
-brought (almost) as much. A sign of overload (429, 503, a time-out) shrinks it at once, but one burst of such signs
-counts once: those of requests that were sent before the last shrinking say nothing new.
+brought (almost) as much. Signs of overload (429, 503, time-outs) shrink it as soon as they are more than a few: any
+server loses a request now and then, and would be starved if each one counted. Of one burst of signs those that belong
+to requests sent before the last shrinking say nothing new.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ START = 32
 MOST = 512
 GROWTH = 1.5
 SHRINKING = 0.8
+OVERLOADED = 0.2  # share of the requests of a block; more signs than that shrink the window
+BLOCK = 20  # requests, or as many as the window holds
 GAIN = 0.04  # a larger window has to bring that much more work a second
 PATIENCE = 2  # epochs without a gain until growing ends
 PROBE_AFTER = 40  # epochs after which a window at rest tries to grow again
@@ -54,6 +57,8 @@ class Window:
         self._watchers: list[asyncio.Future[None]] = []
         self._paused_until = 0.0
         self._shrunk_at = -math.inf
+        self._signs = 0
+        self._ended = 0
         self._pace = Pace(clock())
 
     @property
@@ -81,9 +86,11 @@ class Window:
             self._admit()
 
     def overloaded(self, sent_at: float) -> None:
-        """Shrink, because a request sent then met a server with too much to do."""
-        if sent_at <= self._shrunk_at:
+        """Note that a request sent then met a server with too much to do; shrink if there are many such."""
+        self._signs += sent_at > self._shrunk_at
+        if self._signs <= OVERLOADED * max(BLOCK, self.limit):
             return
+        self._signs = self._ended = 0
         self._shrunk_at = self._clock()
         self.limit = max(1, int(self.limit * SHRINKING))
         self._pace.restart(self._shrunk_at)
@@ -127,6 +134,9 @@ class Window:
                     watcher.set_result(None)
 
     def _measure(self, work: float) -> None:
+        self._ended += 1
+        if self._ended >= max(BLOCK, self.limit):
+            self._signs = self._ended = 0
         was_full = bool(self._waiting) or self.in_flight + 1 >= FULL * self.limit
         self._pace.add(work, was_full=was_full)
         wanted = self._pace.verdict(self.limit, self._clock())

@@ -33,6 +33,11 @@ class SearchConfig:
     parallel: int = 1
     virtual_loss: float = 1.0
 
+    @property
+    def judges_ahead(self) -> bool:
+        """Whether the answers of an expansion are judged at once: where each is sure to be visited in the end."""
+        return self.fused and self.visit_all_leaves
+
 
 class SampleSteps(NamedTuple):
     """Ask for n next steps after a prefix; the result is a sequence of `StepSample`."""
@@ -117,6 +122,8 @@ class Node:
     is_exhausted: bool = False
     waiting_rest: str | None = None
     """Of a fused expansion: the rest of the answer this step came from, until the node's first visit."""
+    waiting_reward: Reward | None = None
+    """What was judged ahead of that visit."""
     depth: int = 0
 
     @property
@@ -170,7 +177,8 @@ def search(config: SearchConfig, rng: random.Random, root_tokens: int | None = N
     """
     tree = Tree([Node(0, None, "", tokens=root_tokens)])
     calls = _Calls()
-    left = config.iterations
+    yield from _begin(tree, config, calls)
+    left = config.iterations - 1
     while left:
         leaves = _choose(tree.root, config, rng, min(config.parallel, left))
         growing = [leaf for leaf in leaves if leaf.visits and _can_expand(leaf, config)]
@@ -183,6 +191,25 @@ def search(config: SearchConfig, rng: random.Random, root_tokens: int | None = N
         unvisited = [node for node in tree.nodes if not node.children and not node.visits]
         yield from _evaluate(tree, unvisited, calls)
     return tree
+
+
+def _begin(tree: Tree, config: SearchConfig, calls: _Calls) -> Generator[list[Request], list[Result], None]:
+    """Make the first iteration, which evaluates the root.
+
+    The second one expands it whatever comes of the first, so both ask at the same time.
+    """
+    root = tree.root
+    if config.iterations == 1:
+        yield from _evaluate(tree, [root], calls)
+        return
+    ask = SampleAnswers if config.fused else SampleSteps
+    rest, samples = yield [SampleRest(calls.take(), ""), ask(calls.take(), "", config.samples)]
+    assert isinstance(rest, RestSample)
+    assert not isinstance(samples, RestSample | Reward)
+    root.waiting_rest = rest.text
+    children = _add_children(tree, root, samples)
+    yield from _judge_ahead([root, *(children if config.judges_ahead else [])], calls)
+    yield from _evaluate(tree, [root], calls)
 
 
 def _choose(root: Node, config: SearchConfig, rng: random.Random, most: int) -> list[Node]:
@@ -250,12 +277,23 @@ def _expand(
 ) -> Generator[list[Request], list[Result], None]:
     ask = SampleAnswers if config.fused else SampleSteps
     sampled = yield [ask(calls.take(), leaf.text, config.samples) for leaf in leaves]
+    children: list[Node] = []
     for leaf, samples in zip(leaves, sampled, strict=True):
         assert not isinstance(samples, RestSample | Reward)
-        _add_children(tree, leaf, samples)
+        children += _add_children(tree, leaf, samples)
+    if config.judges_ahead and children:
+        yield from _judge_ahead(children, calls)
 
 
-def _add_children(tree: Tree, leaf: Node, samples: Sequence[StepSample | AnswerSample]) -> None:
+def _judge_ahead(nodes: list[Node], calls: _Calls) -> Generator[list[Request], list[Result], None]:
+    """Judge answers before the visits that back them up; what is judged doesn't depend on when."""
+    judged = yield [Judge(calls.take(), node.text + (node.waiting_rest or "")) for node in nodes]
+    for node, reward in zip(nodes, judged, strict=True):
+        assert isinstance(reward, Reward)
+        node.waiting_reward = reward
+
+
+def _add_children(tree: Tree, leaf: Node, samples: Sequence[StepSample | AnswerSample]) -> list[Node]:
     seen: set[str] = set()
     for sample in samples:
         if sample.is_cut:
@@ -271,6 +309,7 @@ def _add_children(tree: Tree, leaf: Node, samples: Sequence[StepSample | AnswerS
             leaf.children.append(child)
             tree.nodes.append(child)
     leaf.is_exhausted = not leaf.children
+    return leaf.children
 
 
 def _evaluate(tree: Tree, leaves: list[Node], calls: _Calls) -> Generator[list[Request], list[Result], None]:
@@ -282,8 +321,8 @@ def _evaluate(tree: Tree, leaves: list[Node], calls: _Calls) -> Generator[list[R
         for leaf, rest in zip(unfinished, sampled, strict=True):
             assert isinstance(rest, RestSample)
             rests[leaf.node_id] = rest.text
-    unjudged = [leaf for leaf in leaves if leaf.reward is None]
-    rewards: dict[int, Reward] = {}
+    rewards = {leaf.node_id: leaf.waiting_reward for leaf in leaves if leaf.waiting_reward is not None}
+    unjudged = [leaf for leaf in leaves if leaf.reward is None and leaf.node_id not in rewards]
     if unjudged:
         judged = yield [Judge(calls.take(), leaf.text + rests.get(leaf.node_id, "")) for leaf in unjudged]
         for leaf, reward in zip(unjudged, judged, strict=True):
@@ -295,7 +334,7 @@ def _evaluate(tree: Tree, leaves: list[Node], calls: _Calls) -> Generator[list[R
 
 
 def _keep(leaf: Node, rest: str | None, reward: Reward | None) -> None:
-    leaf.waiting_rest = None
+    leaf.waiting_rest = leaf.waiting_reward = None
     if reward is None:
         return  # a terminal node judged on an earlier visit
     if rest is None:

@@ -12,6 +12,7 @@ import pytest
 from stairdata.generators.options import BuildOptions
 from stairdata.generators.prompts import build_prompts
 from stairdata.llm.budget import Budget
+from stairdata.llm.window import Window
 from stairdata.recipe import Recipe
 from stairdata_schemas.artifacts import Artifact
 
@@ -28,6 +29,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         asked.append(seconds)
 
     monkeypatch.setattr(Budget, "sleep", sleep)
+    monkeypatch.setattr(Window, "pause", lambda *_: None)
     return asked
 
 

@@ -75,7 +75,8 @@ def test_an_actor_that_is_killed_loses_no_tree(
     local = build("local", 12)
     undisturbed = stub_llm.stats()["requests"]
     stub_llm.reset()
-    plain, killed = ray_trees._take, []
+    plain = ray_trees._take
+    killed: list[int] = []
 
     def take(*arguments: Any) -> None:
         if not killed:

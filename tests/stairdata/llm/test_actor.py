@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from stairdata.llm.actor import Actor, Piece, Usage
-from stairdata.llm.client import Client, Generation, Sample
+from stairdata.llm.actor import Actor, Piece, Usage, step_prior
+from stairdata.llm.client import Client, Generation, Sample, TokenLogprob
 from stairdata.recipe import Endpoint, Sampling
 from stairdata_schemas import grammar, rendering
 
@@ -148,3 +149,19 @@ def test_a_lone_surrogate_in_a_servers_answer_becomes_a_replacement_character(to
     piece = pieces_of(tokenizer, "half \ud83d" + EOT, "stop")
     piece.text.encode("utf-8")
     assert piece.is_terminal
+
+
+def test_the_prior_of_a_step_is_the_mean_probability_of_its_tokens() -> None:
+    halves = tuple(
+        TokenLogprob(token, math.log(value), {}) for token, value in [("a", 0.5), (grammar.STEP_CLOSE, 0.125)]
+    )
+    rest = (TokenLogprob("of the answer", math.log(0.9), {}),)
+    assert step_prior(halves + rest, "arithmetic") == pytest.approx(0.3125)
+    assert step_prior(halves + rest, "geometric") == pytest.approx(0.25)
+    assert step_prior(rest, "arithmetic") == pytest.approx(0.9), "no tag: all of it"
+    assert step_prior((), "geometric") is None
+
+
+def test_a_closing_tag_in_several_tokens_ends_the_step() -> None:
+    tokens = tuple(TokenLogprob(token, math.log(0.5), {}) for token in ("x", "<|/Reasoning", "_step", "|>"))
+    assert step_prior((*tokens, TokenLogprob("y", 0.0, {})), "arithmetic") == pytest.approx(0.5)
