@@ -52,7 +52,8 @@ def answers(tree: dict[str, Any], min_value: float, max_tokens: int) -> list[str
     found = []
     for node in tree["nodes"]:
         has_children = any(other["parent_id"] == node["node_id"] for other in tree["nodes"])
-        path, at = [], node
+        path: list[dict[str, Any]] = []
+        at = node
         while at["node_id"]:
             path.insert(0, at)
             at = tree["nodes"][at["parent_id"]]
