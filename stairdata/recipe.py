@@ -279,13 +279,19 @@ class StructuredCotSection(Section):
     """Stage `structured_cot`."""
 
     from_trees: FromTreesSection | None = None
-    """Take the rows out of trees; `--input trees@X.Y.Z` does so, too."""
+    """Take the rows out of trees ({} for the defaults); `--input trees@X.Y.Z` does so, too."""
     path: Path | None = None
     """Rows written by hand: JSONL with prompt, task, steps, output. Without it a teacher is asked."""
     teacher: Teacher = Teacher()
     """The model that writes the reasoning."""
     concurrency: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Prompts in flight at most; auto: one is begun whenever the server could take one more request."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.path is not None and self.from_trees is not None:
+            raise ValueError("give path or from_trees, not both")
+        return self
 
 
 class ResponsesSection(Sampling):

@@ -34,6 +34,11 @@ NOTES = [
 Row = dict[str, Any]
 
 
+def takes_trees(recipe: Recipe, options: BuildOptions) -> bool:
+    """Tell whether rows of structured_cot are to come out of trees: the recipe says so, or --input names some."""
+    return recipe.structured_cot.from_trees is not None or options.names("trees")
+
+
 def build_from_trees(recipe: Recipe, options: BuildOptions) -> Artifact:
     """Take SFT rows out of trees.
 

@@ -25,7 +25,7 @@ from stairdata.generators.runner import (
     table_of_outcomes,
     usage_of,
 )
-from stairdata.generators.sft import build_from_trees
+from stairdata.generators.sft import build_from_trees, takes_trees
 from stairdata.generators.sources import BrokenRow, read_rows
 from stairdata.llm.budget import Budget
 from stairdata.llm.client import Client
@@ -68,7 +68,7 @@ def build_structured_cot(recipe: Recipe, options: BuildOptions) -> Artifact:
         InputError: the file can't be read.
         ServerError: the teacher can't be reached.
     """
-    if recipe.structured_cot.from_trees is not None or options.names("trees"):
+    if takes_trees(recipe, options):
         return build_from_trees(recipe, options)
     return _from_file(recipe, options) if recipe.structured_cot.path else _from_teacher(recipe, options)
 

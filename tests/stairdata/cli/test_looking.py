@@ -158,6 +158,14 @@ def test_export_and_import(run: Run, trees: Artifact, tmp_path: Path) -> None:
     assert "not taken over: unknown field 'note' (nodes): 1" in ended.err
 
 
+def test_rows_out_of_trees_ask_no_model(run: Run, trees: Artifact) -> None:
+    ended = run("build", "structured-cot", "--input", "trees", "--dry-run")
+    assert (ended.status, ended.out) == (0, "structured_cot: asks no model\n")
+    ended = run("build", "structured-cot", "--set", "structured_cot={path: x, from_trees: {}}")
+    assert ended.status == 1
+    assert "give path or from_trees, not both" in ended.err
+
+
 def test_held_out_pairs_are_not_trained_on(run: Run, trees: Artifact) -> None:
     part = ["--set", "preference_pairs.hold_out=0.9", "--set", "preference_pairs.part=held_out"]
     assert run("build", "preference-pairs", *part).status == 0
