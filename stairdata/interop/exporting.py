@@ -77,8 +77,9 @@ def _indented(element: Any) -> str:
 
 def _endings(artifact: Artifact) -> dict[bool, str]:
     """Return the end-of-turn text that an import took off, to be put back."""
-    usual = artifact.manifest.details.get("end_of_turn", {})
-    return {True: usual.get("closed", ""), False: usual.get("open", "")}
+    usual = artifact.manifest.details.get("end_of_turn")
+    known = usual if isinstance(usual, dict) else {}
+    return {True: str(known.get("closed", "")), False: str(known.get("open", ""))}
 
 
 def _rows(artifact: Artifact) -> Iterator[dict[str, Any]]:

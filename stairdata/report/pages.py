@@ -250,8 +250,9 @@ def _counts(artifact: Artifact, manifest: Manifest) -> dict[str, dict[str, int]]
     if manifest.outcomes:
         counts["outcomes"] = manifest.outcomes
     for name in ("funnel", "not_taken_over"):
-        if found := {key: n for key, n in (manifest.details.get(name) or {}).items() if isinstance(n, int)}:
-            counts[name.replace("_", " ")] = found
+        found = manifest.details.get(name)
+        if isinstance(found, dict) and found:
+            counts[name.replace("_", " ")] = {key: count for key, count in found.items() if isinstance(count, int)}
     return counts
 
 

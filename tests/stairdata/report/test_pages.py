@@ -143,6 +143,19 @@ def test_trees_in_a_browser(browser: Browser, trees: Artifact, tmp_path: Path) -
         assert page.locator(".plots .main-svg").count() > 5
 
 
+@pytest.mark.parametrize("visits", [0, 1])
+def test_a_tree_of_its_root_alone(visits: int, browser: Browser, tmp_path: Path) -> None:
+    from playwright.sync_api import expect
+
+    tree = tree_of([])
+    tree["nodes"][0] |= {"visits": visits, "value_sum": float(visits)}
+    trees = artifact_of(tmp_path / "artifacts", [tree])
+    with opened(browser, tmp_path / "tree.html", page_of_tree(trees)) as page:
+        expect(page.locator("#plot-0 .slice")).to_have_count(1)
+    with opened(browser, tmp_path / "trees.html", artifact_page(trees)) as page:
+        expect(page.locator("#rows details")).to_have_count(1)
+
+
 @pytest.mark.parametrize("values", [[1.0], [0.0, 0.0], [1e-300, 1e300], [-3.0, 2.5, 7.1] * 50, list(range(500))])
 def test_histograms_count_everything(values: list[Any]) -> None:
     import numpy as np
