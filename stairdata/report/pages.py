@@ -24,6 +24,7 @@ from stairdata_schemas.errors import visible
 from stairdata_schemas.manifest import Manifest
 
 BINS = 40
+FEW_BARS = 12
 ROWS_SHOWN = 100
 _COLORS = [[0.0, "#b2182b"], [0.5, "#f7f7f7"], [1.0, "#2166ac"]]  # red to blue: told apart by colour-blind readers, too
 _PAGE_KINDS = ("trees", "preference_pairs", "prm_pairs")
@@ -239,6 +240,7 @@ def _histogram(name: str, numbers: Numbers) -> Row:
         "height": 260,
         "margin": {"t": 46, "l": 50, "r": 10, "b": 30},
         "bargap": 0,
+        "xaxis": {"dtick": 1} if is_whole and high - low <= FEW_BARS else {},
     }
     return _plot(name, trace, layout)
 
