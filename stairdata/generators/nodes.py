@@ -28,6 +28,14 @@ NODE_FIELDS = (*_REQUIRED, "reward", "tokens")
 # a terminal node's mean is its reward, without the rounding of a sum
 _VALUE = pl.coalesce(pl.when(pl.col("is_terminal")).then(pl.col("reward")), pl.col("value_sum") / pl.col("visits"))
 _ABSOLUTE_TOLERANCE = 1e-9
+STRUCTURE = {
+    "nodes|min_length",
+    "nodes_have_no_nulls",
+    "node_ids_are_dense",
+    "first_node_is_the_root",
+    "parents_come_first",
+}
+"""Rules without which nodes are no tree."""
 
 Indices = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]

@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from stairdata.generators.nodes import STRUCTURE, sound_trees
 from stairdata_schemas import grammar
 from stairdata_schemas.artifacts import Artifact
-from stairdata_schemas.errors import ArtifactNotFoundError, UsageError, quote
+from stairdata_schemas.building import Refused
+from stairdata_schemas.errors import ArtifactError, ArtifactNotFoundError, UsageError, quote
 
 Row = dict[str, Any]
 SHORTEST_PREFIX = 4
@@ -41,6 +43,7 @@ def find_tree(trees: Artifact, tree_id: str) -> Row:
     Raises:
         UsageError: not an artifact of trees, or a beginning that several ids have.
         ArtifactNotFoundError: no such tree.
+        ArtifactError: its nodes are no tree.
     """
     if trees.kind != "trees":
         raise UsageError(f"{trees.reference} has no trees; name an artifact of kind trees")
@@ -52,7 +55,15 @@ def find_tree(trees: Artifact, tree_id: str) -> Row:
     if ids.is_empty():
         some = ", ".join(trees.scan().select("tree_id").head(3).collect()["tree_id"])
         raise ArtifactNotFoundError(f"no tree {quote(tree_id)} in {trees.reference}; there are, among others, {some}")
-    return trees.scan().filter(pl.col("tree_id") == ids["tree_id"][0]).head(1).collect().to_dicts()[0]
+    found = trees.scan().filter(pl.col("tree_id") == ids["tree_id"][0]).head(1).collect()
+    refused: list[Refused] = []
+    sound_trees(found, 0, trees, refused)
+    if refused and refused[0].rule in STRUCTURE:
+        raise ArtifactError(
+            f"tree {quote(ids['tree_id'][0])} of {trees.reference} can't be drawn: it breaks the rule "
+            f"{refused[0].rule}; see `stairdata validate {trees.reference}`"
+        )
+    return found.to_dicts()[0]
 
 
 def look(nodes: list[Row]) -> list[Seen]:

@@ -13,8 +13,10 @@ from stairdata.generators.nodes import read_trees, sound_trees
 from stairdata.generators.options import BuildOptions
 from stairdata.generators.pairs import build_preference_pairs
 from stairdata.recipe import Recipe
+from stairdata.report.trees import find_tree
 from stairdata_schemas.artifacts import Artifact, open_artifact
 from stairdata_schemas.building import Refused
+from stairdata_schemas.errors import ArtifactError
 from stairdata_schemas.kinds import arrow_schema
 from stairdata_schemas.manifest import sha256_of_file
 from tests.stairdata.forests import Node, artifact_of, frame_of, tree_of
@@ -84,7 +86,7 @@ def test_visits_are_added_up_on_trees_grown_here_alone(tmp_path: Path) -> None:
     assert len(sound_trees(frame_of([tree]), 0, grown, [])) == 1
 
 
-def rewrite(artifact: Artifact, frame: pl.DataFrame) -> Artifact:
+def rewritten(artifact: Artifact, frame: pl.DataFrame) -> Artifact:
     """Put other rows into a finished artifact, as a program that knows no rules would."""
     import pyarrow.parquet as pq
 
@@ -106,12 +108,26 @@ def test_a_build_uses_the_sound_trees_and_keeps_the_broken_ones_in_quarantine(
     trees = [tree_of(SHAPE, number) for number in range(40)]
     artifact = artifact_of(tmp_path, trees)
     trees[7]["nodes"][3]["parent_id"] = 9
-    rewrite(artifact, frame_of(trees))
+    rewritten(artifact, frame_of(trees))
     pairs = build_preference_pairs(Recipe(), BuildOptions(root=tmp_path))
     assert pairs.manifest.quarantine == {"parents_come_first": 1}
     assert pairs.scan().collect()["tree_id"].n_unique() == 39
     refused = pl.read_parquet(pairs.folder / "quarantine" / "refused.parquet")
     assert refused.select("source", "row", "rule").rows() == [("trees@1.0.0", 7, "parents_come_first")]
+
+
+def test_what_is_no_tree_is_not_drawn(tmp_path: Path) -> None:
+    tree = tree_of(SHAPE)
+    artifact = artifact_of(tmp_path, [tree])
+    for change_it, is_drawn in ((change(1, parent_id=3), False), (change(3, reward=1.0), True)):
+        broken = tree_of(SHAPE)
+        change_it(broken["nodes"])
+        changed = rewritten(artifact, frame_of([broken]))
+        if is_drawn:
+            assert find_tree(changed, tree["tree_id"])["nodes"][3]["reward"] == 1.0
+        else:
+            with pytest.raises(ArtifactError, match="can't be drawn: it breaks the rule parents_come_first"):
+                find_tree(changed, tree["tree_id"])
 
 
 @pytest.mark.parametrize("nodes_at_once", [1, 5, 12, 1000])
