@@ -22,9 +22,12 @@ ARGUMENTS = [
 ]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium of the system; skips where there is none."""
+    """Chromium of the system; skips where there is none.
+
+    Playwright keeps an event loop in this thread, so it has to end before tests of other modules start theirs.
+    """
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         pytest.skip("no chromium; get it with `apt-get install -y chromium` (Debian)")
