@@ -22,6 +22,7 @@ from stairdata_schemas.manifest import (
     Parent,
     content_hash,
     read_manifest,
+    read_origin,
     sha256_of_file,
 )
 
@@ -72,7 +73,15 @@ class Artifact:
 
     def as_parent(self) -> Parent:
         """Return the entry that a child's manifest keeps of this artifact."""
-        return Parent(kind=self.kind, version=self.manifest.version, content_hash=self.manifest.content_hash)
+        origin = read_origin(self.folder)
+        return Parent(
+            kind=self.kind,
+            version=self.manifest.version,
+            content_hash=self.manifest.content_hash,
+            repo=origin.repo if origin else None,
+            commit=origin.commit if origin else None,
+            license=self.manifest.license,
+        )
 
 
 def parse_version(text: str) -> Version:

@@ -127,7 +127,14 @@ def test_a_name_of_several_lines_stays_in_its_item() -> None:
     models = [ModelIdentity(role="actor", name="model\n\n# A heading of its own\n\n<script>alert(1)</script>")]
     card = render_card(manifest(models=models, notes=["a\n## Another\n"]))
     headings = [line for line in card.splitlines() if line.startswith("#")]
-    assert headings == ["# prompts 1.2.3", "## Columns", "## How it was made", "## How to load it"]
+    assert headings == [
+        "# prompts 1.2.3",
+        "## Columns",
+        "## How it was made",
+        "## Intended use and misuse",
+        "## How to load it",
+        "## Citation",
+    ]
     assert "<script>" not in card
 
 
