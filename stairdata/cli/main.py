@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from stairdata.cli import artifacts, build, quickstart, serve, train
+from stairdata.cli import artifacts, build, hub, quickstart, serve, train
 from stairdata.cli.console import say
 
 INTERRUPTED = 130
@@ -46,6 +46,8 @@ app.command("validate")(artifacts.validate)
 app.command("list")(artifacts.list_)
 app.command("show")(artifacts.show)
 app.command("schema")(artifacts.schema)
+app.command("push")(hub.push)
+app.command("pull")(hub.pull)
 app.command("train")(train.train)
 app.command("serve")(serve.serve)
 app.command("quickstart")(quickstart.quickstart)
@@ -55,6 +57,7 @@ def main() -> None:
     """Run the command line; a user's mistake prints one message and no traceback."""
     for name, value in {
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_XET_TELEMETRY_ENABLED": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "TOKENIZERS_PARALLELISM": "false",

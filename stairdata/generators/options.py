@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stairdata.hub.pull import open_reference
 from stairdata_schemas.artifacts import Artifact, resolve
 from stairdata_schemas.errors import UsageError
 
@@ -32,7 +33,7 @@ class BuildOptions:
 
     def parent(self, kind: str) -> Artifact:
         """Open the input of a kind: the one named by --input, else the newest local one."""
-        named = [resolve(reference, self.root) for reference in self.inputs]
+        named = [open_reference(reference, self.root) for reference in self.inputs]
         of_kind = [artifact for artifact in named if artifact.kind == kind]
         if len(of_kind) > 1:
             raise UsageError(f"more than one --input of kind {kind}: {', '.join(self.inputs)}")
