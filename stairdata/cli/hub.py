@@ -81,6 +81,8 @@ def push(
     if json_:
         emit(json.dumps(done._asdict()))
         return
+    if done.was_there and default:
+        say("--default goes with the commit of a new version; this one is there already")
     say(f"{done.tag} is there already, with the same content" if done.was_there else f"published {done.tag}")
     emit(f"{done.repo}@{done.tag}")
 

@@ -186,8 +186,10 @@ def retried(call: Callable[[], T]) -> T:
 def is_transient(error: BaseException) -> bool:
     """Tell whether an exception may be gone the next time, and whether what it interrupted may have happened."""
     import httpx2
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    if isinstance(error, LocalEntryNotFoundError):  # a download whose first request failed
+        return error.__cause__ is None or is_transient(error.__cause__)
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code if error.response is not None else 0
         return status in {408, 425, 429} or status >= 500
@@ -213,10 +215,17 @@ def hub_errors(repo: str) -> Iterator[None]:
         HubError: always instead of the client's exceptions.
     """
     import httpx2
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        LocalTokenNotFoundError,
+    )
 
     try:
         yield
+    except LocalEntryNotFoundError as error:
+        raise HubError(explain(error.__cause__ or error, repo)) from None
     except (HfHubHTTPError, httpx2.HTTPError, ConnectionError, TimeoutError, HFValidationError) as error:
         raise HubError(explain(error, repo)) from None
     except LocalTokenNotFoundError as error:

@@ -61,6 +61,8 @@ class Release:
     """Data files by their path in the repository."""
     small: Mapping[str, bytes]
     """Manifest, Croissant metadata and plots by their path in the repository."""
+    dataset_info: dict[str, Any]
+    """The config's entry in the card's YAML head: features and sizes."""
 
     @property
     def manifest(self) -> Manifest:
@@ -116,7 +118,8 @@ def prepare(artifact: Artifact, options: PushOptions) -> Release:
     place = Place(options.config)
     data = {place.prefix + entry.path: artifact.folder / entry.path for entry in artifact.manifest.files}
     tag = place.tag(artifact.manifest.version)
-    return Release(artifact, options, place, tag, data, _small_files(artifact, options, place))
+    small = _small_files(artifact, options, place)
+    return Release(artifact, options, place, tag, data, small, _measured_info(artifact, place))
 
 
 def _check_quarantine(artifact: Artifact, limit: float) -> None:
@@ -149,6 +152,27 @@ def _small_files(artifact: Artifact, options: PushOptions, place: Place) -> dict
         options.progress(f"drawing the plots of {artifact.reference}", 0, 0)
         files |= {f"plots/{picture.name}": picture.png for picture in plots.draw(artifact)}
     return {place.prefix + name: content for name, content in files.items()}
+
+
+def _measured_info(artifact: Artifact, place: Place) -> dict[str, Any]:
+    import pyarrow.parquet as pq
+    from datasets import DatasetInfo
+    from datasets.splits import SplitDict, SplitInfo
+
+    from stairdata_schemas.kinds import features
+
+    size = 0
+    for path in artifact.data_files:
+        metadata = pq.read_metadata(path)
+        size += sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
+    stored = sum(entry.bytes for entry in artifact.manifest.files)
+    info = DatasetInfo(
+        features=features(artifact.kind),
+        splits=SplitDict({"train": SplitInfo("train", num_bytes=size, num_examples=artifact.manifest.rows)}),
+        download_size=stored,
+        dataset_size=size,
+    )
+    return {"config_name": place.config or artifact.kind, **info._to_yaml_dict()}
 
 
 # -- the repository ------------------------------------------------------------------------------------------
@@ -257,31 +281,10 @@ def _dataset_info(release: Release, configs: list[CardConfig], there: Any) -> An
     found = []
     for config in configs:
         if config.name == release.config_name:
-            found.append(_measured_info(release))
+            found.append(release.dataset_info)
         elif config.name in known:
             found.append(known[config.name])
     return found[0] if len(found) == 1 else found
-
-
-def _measured_info(release: Release) -> dict[str, Any]:
-    import pyarrow.parquet as pq
-    from datasets import DatasetInfo
-    from datasets.splits import SplitDict, SplitInfo
-
-    from stairdata_schemas.kinds import features
-
-    size = 0
-    for path in release.data.values():
-        metadata = pq.read_metadata(path)
-        size += sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
-    rows, stored = release.manifest.rows, sum(entry.bytes for entry in release.manifest.files)
-    info = DatasetInfo(
-        features=features(release.artifact.kind),
-        splits=SplitDict({"train": SplitInfo("train", num_bytes=size, num_examples=rows)}),
-        download_size=stored,
-        dataset_size=size,
-    )
-    return {"config_name": release.config_name, **info._to_yaml_dict()}
 
 
 def _changelog(release: Release, head: Head, repository: Repository, earlier: str | None) -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from stairdata.hub.client import DATASET, README, Repository, Tree, hub_errors, manifests, read, repository, tree
+from stairdata.hub.client import DATASET, README, Repository, Tree, api, hub_errors, manifests, read, repository, retried, tree
 from stairdata.hub.places import Address, Place, TagName, parse_address, parse_tag
 from stairdata_schemas import card as cards
 from stairdata_schemas.artifacts import Artifact, Version, open_artifact, resolve, validate_artifact
@@ -143,7 +143,7 @@ def _tag_for(revision: str | None, found: Repository, config: str | None) -> str
     tag = Place(config or wanted.place.config).tag(wanted.version)
     if tag in found.tags:
         return tag
-    same = [name for name, parsed in releases.items() if parsed.version == wanted.version]
+    same = sorted(name for name, parsed in releases.items() if parsed.version == wanted.version)
     known = ", ".join(sorted(releases)) or "none"
     hint = f"; that version is there as {', '.join(same)}" if same else ""
     raise HubError(f"{found.name} has no release {quote(revision)}; its releases: {known}{hint}")
@@ -176,8 +176,6 @@ def _default_config(found: Repository) -> str | None:
 
 
 def _commit_for(revision: str, found: Repository) -> str:
-    from stairdata.hub.client import api, retried
-
     if revision in found.branches:
         return found.branches[revision]
     if not _SHA.fullmatch(revision):
@@ -340,7 +338,11 @@ def _fetch_files(target: Target, wanted: list[str], staging: Path) -> None:
     from huggingface_hub import hf_hub_download
 
     def download(path: str) -> None:
-        hf_hub_download(target.repo, path, repo_type=DATASET, revision=target.commit, local_dir=staging)
+        retried(
+            lambda: hf_hub_download(
+                target.repo, path, repo_type=DATASET, revision=target.commit, local_dir=staging
+            )
+        )
 
     missing = [path for path in wanted if not (staging.parent / path.removeprefix(target.place.prefix)).is_file()]
     with hub_errors(target.repo), ThreadPoolExecutor(WORKERS) as pool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -244,7 +245,8 @@ class _Publisher:
             if self._has_landed(head):
                 commit: str | None = head.commit
             else:
-                commit = self._attempt(lambda b=branch, h=head, f=found: self._commit(b, h, f))  # type: ignore[misc]
+                card = self._card(head, found)
+                commit = self._attempt(partial(self._commit, branch, head, card))
             if commit is not None and self._tag(commit):
                 return commit
             _wait(race)
@@ -323,10 +325,9 @@ class _Publisher:
                 raise HubError(explain(error, self.repo)) from None
             return None
 
-    def _commit(self, branch: str, head: Head, found: Repository) -> str:
+    def _commit(self, branch: str, head: Head, card: str) -> str:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-        card = self._card(head, found)
         data = [CommitOperationAdd(path, str(local)) for path, local in self.release.data.items()]
         if self.hashed:  # they were hashed when they were uploaded, and found to be the manifest's
             for operation in data:

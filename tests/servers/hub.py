@@ -145,16 +145,17 @@ class Hub:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.xet = XetStore(folder / "xet")
         self.reset()
 
     def reset(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Forget all but Xet's storage: clients remember what they have sent there."""
+        shutil.rmtree(self.folder / "blobs", ignore_errors=True)
         (self.folder / "blobs").mkdir(parents=True)
         self.options = Options()
         self.repos: dict[str, Repo] = {}
         self.requests: list[str] = []
         self.tokens_seen: set[str] = set()
-        self.xet = XetStore(self.folder / "xet")
         self.held = asyncio.Barrier(1)
 
     # -- the one entrance ------------------------------------------------------------------------------------

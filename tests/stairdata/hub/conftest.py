@@ -13,7 +13,7 @@ from stairdata_schemas import building, identity
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import BuildPlan, Refused, begin_build
 from stairdata_schemas.kinds import polars_schema
-from stairdata_schemas.manifest import Parent
+from stairdata_schemas.manifest import Parent, sha256_of_json
 
 Make = Callable[..., Artifact]
 
@@ -84,7 +84,7 @@ def make(tmp_path: Path) -> Make:
         plan = BuildPlan(
             kind,
             "tests/1",
-            {"texts": list(texts), **given},
+            {"texts": sha256_of_json(texts), **given},
             parents=list(parents),
             license=license,
             inputs={"rows": "x"} if not parents else {},
