@@ -133,7 +133,11 @@ class HubServer:
         self.url = HUB_URL
         command = [sys.executable, "-m", "tests.servers.hub", str(folder), "--fd", str(_HUB_SOCKET.fileno())]
         self._process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, pass_fds=[_HUB_SOCKET.fileno()], cwd=Path(__file__).parent.parent
+            command,
+            stdout=subprocess.PIPE,
+            text=True,
+            pass_fds=[_HUB_SOCKET.fileno()],
+            cwd=Path(__file__).parent.parent,
         )
         assert self._process.stdout is not None
         self._process.stdout.readline()
@@ -201,11 +205,17 @@ def hub(hub_process: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
 @pytest.fixture(params=["lfs", "xet"])
 def lane(request: pytest.FixtureRequest, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways in which files go to the Hub and come from there."""
-    use_lane(request.param, hub, monkeypatch)
+    _use_lane(request.param, hub, monkeypatch)
     return str(request.param)
 
 
-def use_lane(name: str, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def lfs_lane(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain LFS alone."""
+    _use_lane("lfs", hub, monkeypatch)
+
+
+def _use_lane(name: str, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Switch client and server to plain LFS, or to Xet."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", name == "lfs")
     hub.control(xet=name == "xet")

@@ -20,8 +20,8 @@ PERMISSIVE = frozenset(
 )  # fmt: skip
 SHARE_ALIKE = frozenset(
     {
-        "agpl-3.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cdla-sharing-1.0", "eupl-1.1", "eupl-1.2", "gfdl", "gpl", "gpl-2.0",
-        "gpl-3.0", "lgpl", "lgpl-2.1", "lgpl-3.0", "mpl-2.0", "odbl", "osl-3.0",
+        "agpl-3.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cdla-sharing-1.0", "eupl-1.1", "eupl-1.2", "gfdl", "gpl",
+        "gpl-2.0", "gpl-3.0", "lgpl", "lgpl-2.1", "lgpl-3.0", "mpl-2.0", "odbl", "osl-3.0",
     }
 )  # fmt: skip
 NON_COMMERCIAL = frozenset({"cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0"})

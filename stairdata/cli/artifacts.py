@@ -16,12 +16,16 @@ if TYPE_CHECKING:
 
     from stairdata_schemas.artifacts import Artifact
 
-Reference = Annotated[str, typer.Argument(metavar="REF", help="KIND, KIND@X.Y.Z, a folder, or org/name@TAG on the Hub.")]
+Reference = Annotated[
+    str, typer.Argument(metavar="REF", help="KIND, KIND@X.Y.Z, a folder, or org/name@TAG on the Hub.")
+]
 
 
 def list_(
     root: RootOption = None,
-    repo: Annotated[str | None, typer.Option("--repo", metavar="ORG/NAME", help="List its releases on the Hub.")] = None,
+    repo: Annotated[
+        str | None, typer.Option("--repo", metavar="ORG/NAME", help="List its releases on the Hub.")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """List the artifacts under the root, complete or not, or the releases of a repository on the Hub."""

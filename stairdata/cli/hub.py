@@ -132,7 +132,9 @@ def _print_plan(plan: Plan, *, json_: bool) -> None:
 
 
 def pull(
-    reference: Annotated[str, typer.Argument(metavar="ORG/NAME[@REV]", help="Tag, commit or branch; default: highest.")],
+    reference: Annotated[
+        str, typer.Argument(metavar="ORG/NAME[@REV]", help="Tag, commit or branch; default: highest.")
+    ],
     root: RootOption = None,
     config: ConfigOption = None,
     migrate: Annotated[bool, typer.Option("--migrate", help="Bring an older schema version to the current.")] = False,
@@ -146,10 +148,12 @@ def pull(
 
     address = parse_address(reference)
     if address is None:
-        raise UsageError(f"{quote(reference)} is no dataset on the Hub; write org/name, org/name@v1.0.0 or org/name@SHA")
+        raise UsageError(
+            f"{quote(reference)} is no dataset on the Hub; write org/name, org/name@v1.0.0 or org/name@SHA"
+        )
 
     def progress(what: str, done: int, total: int) -> None:
-        if not done:
+        if done == total:
             say(what)
 
     artifact = fetch(address, root_folder(root), config, to_current=migrate, progress=progress)

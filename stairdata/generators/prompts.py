@@ -60,7 +60,9 @@ def _pin(source: PromptSource) -> PromptSource:
     if source.hub is None:
         return source
     revision = hub_revision(source.hub, source.revision)
-    return source.model_copy(update={"revision": revision, "license": source.license or hub_license(source.hub, revision)})
+    return source.model_copy(
+        update={"revision": revision, "license": source.license or hub_license(source.hub, revision)}
+    )
 
 
 def _plan(sources: list[PromptSource], seed: int, limit: int | None) -> BuildPlan:

@@ -247,13 +247,13 @@ def explain(error: BaseException, repo: str) -> str:
         return f"no dataset {repo} on the Hub for this token; check the name, and `hf auth whoami`"
     if isinstance(error, RevisionNotFoundError):
         return f"{repo} has no such revision; `stairdata list --repo {repo}` shows what it has ({said})"
-    if status == 401:
-        return f"the Hub does not accept the token for {repo}; run `hf auth login`, or set HF_TOKEN to a valid one"
-    if status == 403:
-        return f"the token may not do this to {repo}; use one with write access to it ({said})"
     if is_transient(error):
         return f"the Hub could not be reached or failed ({said}); run the same command again, finished work is kept"
-    return f"the Hub refused a request about {repo} ({said})"
+    refusals = {
+        401: f"the Hub does not accept the token for {repo}; run `hf auth login`, or set HF_TOKEN to a valid one",
+        403: f"the token may not do this to {repo}; use one with write access to it ({said})",
+    }
+    return refusals.get(status or 0, f"the Hub refused a request about {repo} ({said})")
 
 
 def redact(text: str) -> str:

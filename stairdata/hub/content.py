@@ -111,7 +111,9 @@ def prepare(artifact: Artifact, options: PushOptions) -> Release:
     options.progress(f"checking {artifact.reference}", 0, 0)
     problems = validate_artifact(artifact)
     if problems:
-        found = "; ".join(f"{one.where}: {one.rule} ({one.violations}, such as {quote(one.example)})" for one in problems[:SHOWN])
+        found = "; ".join(
+            f"{one.where}: {one.rule} ({one.violations}, such as {quote(one.example)})" for one in problems[:SHOWN]
+        )
         raise PublishError(f"{artifact.reference} is not valid and was not published: {found}; build or pull it again")
     options.progress(f"looking for secrets in {artifact.reference}", 0, 0)
     check_secrets(artifact, {README: _local_card(artifact)}, options.allow_secrets)
@@ -298,7 +300,9 @@ def _changelog(release: Release, head: Head, repository: Repository, earlier: st
                 lines[tag] = changelog_line(tag, manifest, None).replace("; first release", "")
     lines[release.tag] = changelog_line(release.tag, release.manifest, before)
     names = {tag: parse_tag(tag) for tag in lines}
-    order = [(name.place.config or "", tuple(-part for part in name.version), tag) for tag, name in names.items() if name]
+    order = [
+        (name.place.config or "", tuple(-part for part in name.version), tag) for tag, name in names.items() if name
+    ]
     return {tag: lines[tag] for _, _, tag in sorted(order)}
 
 

@@ -15,7 +15,8 @@ from stairdata_schemas.errors import UsageError, quote
 _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _ADDRESS = re.compile(rf"({_NAME}/{_NAME})(?:@(.+))?", re.ASCII)
 _CONFIG = re.compile(r"[A-Za-z0-9_]+(?:[.-][A-Za-z0-9_]+)*", re.ASCII)
-_TAG = re.compile(r"(?:(.+)-)?v?(\d+\.\d+\.\d+)", re.ASCII)
+_NUMBER = r"(?:0|[1-9]\d*)"
+_TAG = re.compile(rf"(?:(.+)-)?v({_NUMBER}\.{_NUMBER}\.{_NUMBER})", re.ASCII)
 _RESERVED = {"data", "plots", "quarantine", "default"}
 
 
@@ -92,6 +93,4 @@ def parse_config(text: str) -> str:
 def parse_tag(tag: str) -> TagName | None:
     """Read `vX.Y.Z` or `CONFIG-vX.Y.Z`; None for a tag that is no release."""
     match = _TAG.fullmatch(tag)
-    if match is None or "v" not in tag.removeprefix(f"{match[1]}-" if match[1] else ""):
-        return None
-    return TagName(Place(match[1]), parse_version(match[2]))
+    return TagName(Place(match[1]), parse_version(match[2])) if match else None

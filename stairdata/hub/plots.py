@@ -54,7 +54,10 @@ def _drawn(artifact: Artifact) -> Iterator[Picture]:
     for wanted in DISTRIBUTIONS.get(artifact.kind, []):
         values = _collect(artifact, wanted.values)
         if len(values):
-            figure = _bars(values, wanted) if wanted.names else _histogram(values, wanted)
+            try:
+                figure = _bars(values, wanted) if wanted.names else _histogram(values, wanted)
+            except ValueError:
+                continue  # numbers of a range that has no histogram; the rows are published without it
             yield Picture(f"{wanted.name}.png", wanted.caption, figure)
 
 
@@ -64,7 +67,8 @@ def _collect(artifact: Artifact, values: pl.Expr) -> pl.Series:
 
 
 def _histogram(values: pl.Series, wanted: Distribution) -> bytes:
-    numbers: NDArray[Any] = values.cast(pl.Float64).to_numpy()
+    finite = values.cast(pl.Float64)
+    numbers: NDArray[Any] = finite.filter(finite.is_finite()).to_numpy()
     distinct = int(values.n_unique())
     low, high = float(numbers.min()), float(numbers.max())
     if distinct <= BINS and high - low <= BINS and values.dtype.is_integer():

@@ -16,7 +16,19 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from stairdata.hub.client import DATASET, README, Repository, Tree, api, hub_errors, manifests, read, repository, retried, tree
+from stairdata.hub.client import (
+    DATASET,
+    README,
+    Repository,
+    Tree,
+    api,
+    hub_errors,
+    manifests,
+    read,
+    repository,
+    retried,
+    tree,
+)
 from stairdata.hub.places import Address, Place, TagName, parse_address, parse_tag
 from stairdata_schemas import card as cards
 from stairdata_schemas.artifacts import Artifact, Version, open_artifact, resolve, validate_artifact
@@ -124,8 +136,8 @@ def resolve_address(address: Address, config: str | None = None) -> Target:
     place = name.place if name and not config else _place(address, files, config)
     if place.prefix + MANIFEST_NAME not in files:
         raise HubError(
-            f"{address} has no {place.prefix}{MANIFEST_NAME}: it is a plain dataset, no artifact of stairdata; its rows "
-            f"can become prompts: stairdata build prompts --set 'prompts.sources=[{{hub: {address.repo}}}]'"
+            f"{address} has no {place.prefix}{MANIFEST_NAME}: it is a plain dataset, no artifact of stairdata; its "
+            f"rows can become prompts: stairdata build prompts --set 'prompts.sources=[{{hub: {address.repo}}}]'"
         )
     return Target(address.repo, commit, place, tag, files)
 
@@ -137,7 +149,7 @@ def _tag_for(revision: str | None, found: Repository, config: str | None) -> str
         return _highest(found, releases, config)
     if revision in found.tags:
         return revision
-    wanted = parse_tag(revision)
+    wanted = parse_tag(revision) or parse_tag(f"v{revision}")
     if wanted is None:
         return None
     tag = Place(config or wanted.place.config).tag(wanted.version)
@@ -234,7 +246,9 @@ def _check_files(manifest: Manifest, target: Target, where: str) -> None:
         if there is None:
             raise ArtifactError(f"{where} lacks {entry.path}, which its manifest lists: the release is damaged")
         if there.size != entry.bytes or there.sha256 not in {None, entry.sha256}:
-            raise ArtifactError(f"{where}: {entry.path} is not the file that its manifest lists; the release is damaged")
+            raise ArtifactError(
+                f"{where}: {entry.path} is not the file that its manifest lists; the release is damaged"
+            )
     folder, known = f"{target.place.prefix}data/", {target.place.prefix + entry.path for entry in manifest.files}
     extra = [path for path in target.files if path.startswith(folder) and path not in known]
     if extra:
@@ -284,7 +298,9 @@ def _identity(target: Target) -> tuple[str, str, str | None]:
 
 def _check_schema(manifest: Manifest) -> None:
     if manifest.schema_version > SCHEMA_VERSION:
-        raise ArtifactError(f"schema version {manifest.schema_version} is newer than {SCHEMA_VERSION}; upgrade stairdata")
+        raise ArtifactError(
+            f"schema version {manifest.schema_version} is newer than {SCHEMA_VERSION}; upgrade stairdata"
+        )
 
 
 @contextmanager
@@ -339,9 +355,7 @@ def _fetch_files(target: Target, wanted: list[str], staging: Path) -> None:
 
     def download(path: str) -> None:
         retried(
-            lambda: hf_hub_download(
-                target.repo, path, repo_type=DATASET, revision=target.commit, local_dir=staging
-            )
+            lambda: hf_hub_download(target.repo, path, repo_type=DATASET, revision=target.commit, local_dir=staging)
         )
 
     missing = [path for path in wanted if not (staging.parent / path.removeprefix(target.place.prefix)).is_file()]

@@ -192,7 +192,9 @@ def _open_repository(plan: Plan) -> None:
     if found is None:
         raise HubError(f"{repo} was made but can't be seen with this token; use one with write access to it")
     if not found.private and not plan.release.options.public:
-        raise PublishError(f"{repo} is public although it was made private; nothing was uploaded; type --public if it may")
+        raise PublishError(
+            f"{repo} is public although it was made private; nothing was uploaded; type --public if it may"
+        )
     if not found.is_gated and plan.access.gate != "no":
         raise PublishError(f"{repo} is not gated although it should be; nothing was uploaded; gate it on the Hub")
 
@@ -218,10 +220,12 @@ def _remove_branch(release: Release) -> None:
     found = repository(repo)
     if found is not None and name in found.branches:
         try:
-            api().delete_branch(repo, repo_type=DATASET, branch=name)
-        except Exception as error:
-            if not is_transient(error) and status_of(error) != 404:
-                raise HubError(explain(error, repo)) from None
+            with hub_errors(repo):
+                retried(lambda: api().delete_branch(repo, repo_type=DATASET, branch=name))
+        except HubError:
+            after = repository(repo)
+            if after is None or name in after.branches:
+                raise  # and not an answer that got lost
 
 
 class _Publisher:
@@ -268,7 +272,11 @@ class _Publisher:
         name = _branch_name(self.release)
         if name not in found.branches:
             with hub_errors(self.repo):
-                retried(lambda: api().create_branch(self.repo, repo_type=DATASET, branch=name, revision=head.commit, exist_ok=True))
+                retried(
+                    lambda: api().create_branch(
+                        self.repo, repo_type=DATASET, branch=name, revision=head.commit, exist_ok=True
+                    )
+                )
         return name, read_head(self.repo, self._look().branches[name])
 
     def _check_neighbours(self, head: Head) -> None:
@@ -280,12 +288,12 @@ class _Publisher:
         first, self.first = self.first, self.first or head
         if first is None or first.commit == head.commit:
             return
-        changed = {path for path in first.files.keys() | head.files.keys() if first.files.get(path) != head.files.get(path)}
+        changed = {
+            path for path in first.files.keys() | head.files.keys() if first.files.get(path) != head.files.get(path)
+        }
         released = {name for name in head.manifests if head.manifests[name] != first.manifests.get(name)}
         strange = [
-            path
-            for path in sorted(changed - {README, *BLANK})
-            if not any(Place(name).holds(path) for name in released)
+            path for path in sorted(changed - {README, *BLANK}) if not any(Place(name).holds(path) for name in released)
         ]
         if strange:
             raise ReleaseConflictError(
@@ -297,7 +305,8 @@ class _Publisher:
             if self._has_landed(head):
                 return
             raise ReleaseConflictError(
-                f"somebody else is publishing {self.release.tag} to {self.repo} with other content; build another version"
+                f"somebody else is publishing {self.release.tag} to {self.repo} with other content; build another "
+                "version"
             )
         self.say(f"{self.repo} changed meanwhile; the release goes on top of that")
 

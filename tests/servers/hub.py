@@ -114,11 +114,11 @@ class Repo:
         if found is None and re.fullmatch(r"[0-9a-f]{7,40}", oid):
             found = next((commit for key, commit in self.commits.items() if key.startswith(oid)), None)
         if found is None:
-            raise Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            raise RefusedError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return found
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """An answer other than 200."""
 
     def __init__(self, status: int, code: str | None, message: str, **headers: str) -> None:
@@ -239,11 +239,10 @@ class Hub:
     async def answer(self, request: Request, raw: str) -> Response:
         try:
             for method, pattern, handler in ROUTES:
-                if match := re.fullmatch(pattern, raw):
-                    if request.method in method.split():
-                        return await handler(self, request, *match.groups())
-            raise Refused(418, None, f"this server does not know {request.method} {raw}")
-        except Refused as refused:
+                if (match := re.fullmatch(pattern, raw)) and request.method in method.split():
+                    return await handler(self, request, *match.groups())
+            raise RefusedError(418, None, f"this server does not know {request.method} {raw}")
+        except RefusedError as refused:
             return refused.response()
         except Exception as error:  # noqa: BLE001 - a fault of this server must not look like the Hub's own
             sys.stderr.write(f"{request.method} {raw}: {error!r}\n")
@@ -254,18 +253,18 @@ class Hub:
     def user(self, request: Request) -> list[str] | None:
         token = request.headers.get("authorization", "").removeprefix("Bearer ")
         if token and token not in self.options.tokens:
-            raise Refused(401, None, "Invalid credentials in Authorization header")
+            raise RefusedError(401, None, "Invalid credentials in Authorization header")
         return self.options.tokens.get(token)
 
     def repo(self, request: Request, name: str, *, write: bool = False, content: bool = False) -> Repo:
         user, repo = self.user(request), self.repos.get(unquote(name))
         member = user is not None and name.partition("/")[0] in user[1:]
         if repo is None or (repo.private and not member):
-            raise Refused(404 if user else 401, "RepoNotFound", "Repository not found")
+            raise RefusedError(404 if user else 401, "RepoNotFound", "Repository not found")
         if write and (user is None or not member or user[0] != "write"):
-            raise Refused(403, None, "You have no write access to this repository")
+            raise RefusedError(403, None, "You have no write access to this repository")
         if content and repo.gated and not member:
-            raise Refused(403 if user else 401, "GatedRepo", f"Access to dataset {name} is restricted")
+            raise RefusedError(403 if user else 401, "GatedRepo", f"Access to dataset {name} is restricted")
         return repo
 
     # -- repositories ----------------------------------------------------------------------------------------
@@ -273,7 +272,7 @@ class Hub:
     async def whoami(self, request: Request) -> Response:
         user = self.user(request)
         if user is None:
-            raise Refused(401, None, "Invalid username or password.")
+            raise RefusedError(401, None, "Invalid username or password.")
         orgs = [{"name": name, "roleInOrg": user[0]} for name in user[2:]]
         access = {"displayName": "tests", "role": user[0]}
         answer = {"type": "user", "id": "1", "name": user[1], "fullname": user[1], "orgs": orgs}
@@ -282,10 +281,10 @@ class Hub:
     async def create(self, request: Request) -> Response:
         user, body = self.user(request), await request.json()
         if user is None:
-            raise Refused(401, None, "Invalid username or password.")
+            raise RefusedError(401, None, "Invalid username or password.")
         space = body.get("organization") or user[1]
         if user[0] != "write" or space not in user[1:]:
-            raise Refused(403, None, f"You don't have the rights to create a dataset under the namespace {space}")
+            raise RefusedError(403, None, f"You don't have the rights to create a dataset under the namespace {space}")
         name = f"{space}/{body['name']}"
         url = f"{request.base_url}datasets/{name}"
         if name in self.repos:
@@ -334,7 +333,7 @@ class Hub:
         repo, body = self.repo(request, name, write=True), await request.json()
         commit = repo.resolve(unquote(revision))
         if body["tag"] in repo.tags:
-            raise Refused(409, None, "Tag reference exists already.")
+            raise RefusedError(409, None, "Tag reference exists already.")
         repo.tags[body["tag"]] = commit.oid
         return JSONResponse({})
 
@@ -343,13 +342,13 @@ class Hub:
         branch = unquote(branch)
         if request.method == "DELETE":
             if branch == "main":
-                raise Refused(403, None, "Cannot delete the default branch")
+                raise RefusedError(403, None, "Cannot delete the default branch")
             if repo.branches.pop(branch, None) is None:
-                raise Refused(404, "RevisionNotFound", f"Invalid rev id: {branch}")
+                raise RefusedError(404, "RevisionNotFound", f"Invalid rev id: {branch}")
             return JSONResponse({})
         body = json.loads(await request.body() or b"{}")
         if branch in repo.branches:
-            raise Refused(409, None, "Reference already exists")
+            raise RefusedError(409, None, "Reference already exists")
         repo.branches[branch] = repo.resolve(body.get("startingPoint") or "main").oid
         return JSONResponse({})
 
@@ -376,7 +375,7 @@ class Hub:
         prefix = f"{unquote(path)}/" if path else ""
         inside = {key: entry for key, entry in sorted(commit.tree.items()) if key.startswith(prefix)}
         if prefix and not inside:
-            raise Refused(404, "EntryNotFound", f"{path} does not exist on {revision}")
+            raise RefusedError(404, "EntryNotFound", f"{path} does not exist on {revision}")
         recursive = request.query_params.get("recursive", "false").lower() == "true"
         return self.paged(request, self.listed(inside, prefix, recursive=recursive))
 
@@ -429,7 +428,7 @@ class Hub:
     async def preupload(self, request: Request, name: str, branch: str) -> Response:
         repo = self.repo(request, name, write=True)
         if unquote(branch) not in repo.branches:
-            raise Refused(404, "RevisionNotFound", f"Invalid rev id: {branch}")
+            raise RefusedError(404, "RevisionNotFound", f"Invalid rev id: {branch}")
         tree = repo.resolve(unquote(branch)).tree
         files = []
         for asked in (await request.json())["files"]:
@@ -443,7 +442,7 @@ class Hub:
     async def commit(self, request: Request, name: str, branch: str) -> Response:
         repo, branch = self.repo(request, name, write=True), unquote(branch)
         if branch not in repo.branches:
-            raise Refused(404, "RevisionNotFound", f"Invalid rev id: {branch}")
+            raise RefusedError(404, "RevisionNotFound", f"Invalid rev id: {branch}")
         lines = [json.loads(line) for line in (await request.body()).splitlines()]
         if self.held.parties > 1:
             await self.held.wait()
@@ -452,7 +451,7 @@ class Hub:
         head = repo.commits[repo.branches[branch]]
         header = lines[0]["value"]
         if header.get("parentCommit") and not head.oid.startswith(header["parentCommit"]):
-            raise Refused(412, None, "A commit has happened since. Please refresh and try again.")
+            raise RefusedError(412, None, "A commit has happened since. Please refresh and try again.")
         tree = dict(head.tree)
         for line in lines[1:]:
             self.apply(tree, line["key"], line["value"])
@@ -478,7 +477,7 @@ class Hub:
             tree[path] = self.lfs_entry(value["oid"])
         elif key == "deletedFile":
             if tree.pop(path, None) is None:
-                raise Refused(404, "EntryNotFound", "A file with this name doesn't exist")
+                raise RefusedError(404, "EntryNotFound", "A file with this name doesn't exist")
         elif key == "deletedFolder":
             for inside in [name for name in tree if name.startswith(path.rstrip("/") + "/")]:
                 del tree[inside]
@@ -502,14 +501,14 @@ class Hub:
         path = self.path_of(sha256)
         size = path.stat().st_size if path.exists() else self.xet.size_of(sha256)
         if size is None:
-            raise Refused(400, None, f"LFS object {sha256} was not uploaded")
+            raise RefusedError(400, None, f"LFS object {sha256} was not uploaded")
         pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
         oid = hashlib.sha1(b"blob %d\0" % len(pointer) + pointer).hexdigest()  # noqa: S324 - git's
         return Entry(size, oid, sha256, lfs=True)
 
     def path_of(self, sha256: str) -> Path:
         if not re.fullmatch(r"[0-9a-f]{64}", sha256):
-            raise Refused(400, None, "no sha256")
+            raise RefusedError(400, None, "no sha256")
         return self.folder / "blobs" / sha256
 
     def blob(self, entry: Entry) -> bytes:
@@ -531,13 +530,16 @@ class Hub:
         if size > self.options.multipart_over:
             parts = range(1, -(-size // self.options.part_bytes) + 1)
             urls = {str(part): f"{base}/lfs/{oid}/{part}?signature=SIGNED" for part in parts}
-            upload = {"href": f"{base}/lfs/{oid}/complete", "header": {"chunk_size": str(self.options.part_bytes)} | urls}
+            upload = {
+                "href": f"{base}/lfs/{oid}/complete",
+                "header": {"chunk_size": str(self.options.part_bytes)} | urls,
+            }
         verify = {"href": f"{base}/lfs/{oid}/verify"}
         return {"oid": oid, "size": size, "actions": {"upload": upload, "verify": verify}}
 
     async def lfs_put(self, request: Request, oid: str, part: str = "") -> Response:
         if request.query_params.get("signature") != "SIGNED":
-            raise Refused(403, None, "the URL is not signed")
+            raise RefusedError(403, None, "the URL is not signed")
         target = self.path_of(oid)
         temporary = target.with_name(f"{oid}.part{part}" if part else f"{oid}.{len(self.requests)}.tmp")
         hasher = hashlib.sha256()
@@ -563,14 +565,14 @@ class Hub:
     def lfs_done(self, temporary: Path, target: Path, found: str) -> Response:
         if found != target.name:
             temporary.unlink()
-            raise Refused(400, None, f"content has sha256 {found}")
+            raise RefusedError(400, None, f"content has sha256 {found}")
         temporary.replace(target)
         return Response()
 
     async def lfs_verify(self, request: Request, oid: str) -> Response:
         body = await request.json()
         if not self.path_of(oid).exists() or self.path_of(oid).stat().st_size != body["size"]:
-            raise Refused(400, None, "size differs")
+            raise RefusedError(400, None, "size differs")
         return Response()
 
     # -- downloads -------------------------------------------------------------------------------------------
@@ -580,7 +582,7 @@ class Hub:
         commit = repo.resolve(unquote(revision))
         entry = commit.tree.get(unquote(path))
         if entry is None:
-            raise Refused(404, "EntryNotFound", "Entry not found", X_Repo_Commit=commit.oid)
+            raise RefusedError(404, "EntryNotFound", "Entry not found", X_Repo_Commit=commit.oid)
         headers = {"X-Repo-Commit": commit.oid, "ETag": f'"{entry.sha256 if entry.lfs else entry.oid}"'}
         if entry.lfs:
             headers |= {"X-Linked-Size": str(entry.size), "X-Linked-Etag": f'"{entry.sha256}"'}
@@ -595,7 +597,7 @@ class Hub:
 
     async def cdn(self, request: Request, sha256: str) -> Response:
         if request.headers.get("authorization"):
-            raise Refused(400, None, "a token was sent to another origin")
+            raise RefusedError(400, None, "a token was sent to another origin")
         return self.content(sha256, {"ETag": f'"{sha256}"'})
 
     def content(self, sha256: str, headers: dict[str, str]) -> Response:
@@ -629,12 +631,12 @@ class Hub:
     async def reconstruction(self, request: Request, xet_hash: str) -> Response:
         answer = self.xet.reconstruction(xet_hash, request.headers.get("range"), f"{request.base_url}cas/xorb")
         if answer is None:
-            raise Refused(404, None, "no such file")
+            raise RefusedError(404, None, "no such file")
         return JSONResponse(answer) if answer else Response(status_code=416)
 
     async def cas_unknown(self, request: Request, path: str) -> Response:
         del request
-        raise Refused(404, None, f"{path} is not there")
+        raise RefusedError(404, None, f"{path} is not there")
 
     async def agents(self, request: Request) -> Response:
         del request

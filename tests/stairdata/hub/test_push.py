@@ -20,8 +20,6 @@ from stairdata_schemas import card as cards
 from stairdata_schemas.artifacts import Artifact, validate_artifact
 from stairdata_schemas.errors import HubError, PublishError, ReleaseConflictError
 from stairdata_schemas.manifest import sha256_of_file
-
-from tests.conftest import use_lane
 from tests.stairdata.hub.conftest import pair_rows
 
 if TYPE_CHECKING:
@@ -64,7 +62,9 @@ def test_a_tag_with_the_same_content_is_success_and_nothing_is_sent(lane: str, h
 def test_a_tag_with_other_content_is_an_error_that_names_the_files(hub: HubServer, make: Make) -> None:
     first = push(make("a"), PushOptions(REPO))
     hub.control(recount=True)
-    with pytest.raises(ReleaseConflictError, match=r"v1\.0\.0 already.*data/train-00000-of-00001.parquet.*manifest.json"):
+    with pytest.raises(
+        ReleaseConflictError, match=r"v1\.0\.0 already.*data/train-00000-of-00001.parquet.*manifest.json"
+    ):
         push(make("b", root="other"), PushOptions(REPO))
     assert hub.repo(REPO)["tags"] == {"v1.0.0": first.commit}
     assert {request.split()[0] for request in hub.requests} == {"GET"}
@@ -112,9 +112,8 @@ def test_more_than_a_hundred_shards_are_one_commit(
 
 
 def test_a_large_file_goes_in_parts_and_comes_back_from_another_origin(
-    hub: HubServer, make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    lfs_lane: None, hub: HubServer, make: Make, tmp_path: Path
 ) -> None:
-    use_lane("lfs", hub, monkeypatch)
     hub.control(multipart_over=1000, part_bytes=700, redirect=True)
     push(make(frame=pair_rows(40)), PushOptions(REPO))
     assert [request for request in hub.requests if request.startswith("PUT /lfs/") and request.endswith("/3")]
@@ -138,7 +137,9 @@ def test_configs_stand_beside_each_other_with_one_card(lane: str, hub: HubServer
     assert pull(Address(REPO), root).reference == "preference_pairs@1.1.0"
     assert pull(Address(REPO, "prompts-v1.0.0"), root).reference == "prompts@1.0.0"
     assert pull(Address(REPO, "v1.0.0"), root, "preference_pairs").reference == "preference_pairs@1.0.0"
-    with pytest.raises(HubError, match=r"no release 'v1\.0\.0'.*that version is there as preference_pairs-v1\.0\.0, prompts-v1\.0\.0"):
+    with pytest.raises(
+        HubError, match=r"no release 'v1\.0\.0'.*that version is there as preference_pairs-v1\.0\.0, prompts-v1\.0\.0"
+    ):
         pull(Address(REPO, "v1.0.0"), root)
 
 
@@ -208,7 +209,9 @@ def test_eight_pushes_at_once_all_land(lane: str, hub: HubServer, make: Make) ->
     with ThreadPoolExecutor(8) as pool:
         tags = list(pool.map(publish, artifacts))
     there = hub.repo(REPO)
-    assert sorted(there["tags"]) == sorted(tags) == sorted(f"{name}-v1.{minor}.0" for name in "abcd" for minor in (0, 1))
+    assert (
+        sorted(there["tags"]) == sorted(tags) == sorted(f"{name}-v1.{minor}.0" for name in "abcd" for minor in (0, 1))
+    )
     for artifact, tag in zip(artifacts, tags, strict=True):
         prefix = tag.partition("-")[0]
         assert there["trees"][tag][f"{prefix}/manifest.json"] == sha256(artifact.folder / "manifest.json")
@@ -239,9 +242,7 @@ def test_anything_else_that_somebody_changed_meanwhile_stops_the_push(path: str,
     assert hub.repo(REPO)["commits"][0] == "stranger"
 
 
-def test_a_file_that_changes_while_it_is_uploaded_is_not_published(
-    lane: str, hub: HubServer, make: Make
-) -> None:
+def test_a_file_that_changes_while_it_is_uploaded_is_not_published(lane: str, hub: HubServer, make: Make) -> None:
     plan = make_plan(prepare(make(), PushOptions(REPO)))
     path = next(iter(plan.release.data.values()))
     path.write_bytes(path.read_bytes()[:-1] + b"!")

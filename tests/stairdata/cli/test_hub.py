@@ -1,0 +1,158 @@
+"""push, pull, list --repo and show --lineage as typed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.conftest import HubServer
+    from tests.stairdata.cli.conftest import Ended
+
+Run = Callable[..., "Ended"]
+REPO = "org/prompts"
+PROGRAM = str(Path(sys.executable).with_name("stairdata"))
+
+
+@pytest.fixture
+def build(run: Run, tmp_path: Path) -> Callable[..., str]:
+    """Build prompts and return their reference."""
+
+    def built(*prompts: str, license: str = "mit") -> str:
+        rows = [{"prompt": prompt, "task": "safety"} for prompt in prompts]
+        path = tmp_path / "q.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        source = f"prompts.sources=[{{path: q.jsonl, license: {license}}}]"
+        ended = run("build", "prompts", "--set", source)
+        assert ended.status == 0, ended.err
+        return ended.out.strip()
+
+    return built
+
+
+def test_push_list_show_and_pull(hub: HubServer, run: Run, build: Callable[..., str], tmp_path: Path) -> None:
+    build("one", "two")
+    dry = run("push", "prompts", "--repo", REPO, "--dry-run")
+    assert (dry.status, hub.has(REPO)) == (0, False)
+    for words in ("not there -> private, gated manual", "v1.0.0 (new)", "data/train-00000-of-00001.parquet", "mit"):
+        assert words in dry.out
+    assert run("push", "prompts", "--repo", REPO, "--dry-run", "--json").out.count("\n") == 1
+    ended = run("push", "prompts", "--repo", REPO)
+    assert (ended.status, ended.out) == (0, f"{REPO}@v1.0.0\n"), ended.err
+    again = run("push", "prompts@1.0.0", "--repo", REPO)
+    assert (again.status, "there already, with the same content" in again.err) == (0, True)
+    build("one", "two", "three")
+    assert run("push", "prompts", "--repo", REPO).status == 0
+    listed = run("list", "--repo", REPO)
+    for words in ("v1.1.0", "v1.0.0", "rows 2 -> 3", "prompts", "mit"):
+        assert words in listed.out
+    facts = json.loads(run("list", "--repo", REPO, "--json").out)
+    assert [release["tag"] for release in facts["releases"]] == ["v1.1.0", "v1.0.0"]
+    assert facts["private"]
+    pulled = run("pull", f"{REPO}@v1.0.0", "--root", "there")
+    assert (pulled.status, pulled.out) == (0, "prompts@1.0.0\n"), pulled.err
+    assert run("validate", "prompts@1.0.0", "--root", "there").status == 0
+    assert run("validate", f"{REPO}@v1.1.0").out == "prompts@1.1.0 is valid: 3 rows\n"
+    shown = run("show", "prompts", "--root", "there", "--lineage")
+    assert "prompts@1.0.0  2 rows" in shown.out
+    assert f"on the Hub as {REPO}" in shown.out
+    assert json.loads(run("show", f"{REPO}@v1.0.0", "--lineage", "--json").out)["rows"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["push", "prompts", "--repo", "nothing"], 2, "'nothing' is no repository; write --repo org/name"),
+        (["push", "prompts", "--repo", REPO, "--gated", "yes"], 2, "--gated 'yes': write one of manual, auto, no"),
+        (["push", "prompts", "--repo", REPO, "--config", "../x"], 2, "'../x' can't be a config"),
+        (["push", "prompts", "--repo", REPO, "--license", "My own"], 2, "is no licence's identifier"),
+        (["push", "trees", "--repo", REPO], 1, "no complete trees under artifacts"),
+        (["push", "prompts"], 2, "Missing option '--repo'"),
+        (["push", "prompts", "--repo", "other/prompts"], 1, "you don't have the rights to create"),
+        (["pull", "prompts"], 2, "'prompts' is no dataset on the Hub; write org/name"),
+        (["pull", "org/none"], 1, "no dataset org/none on the Hub for this token"),
+        (["list", "--repo", "org/none"], 1, "no dataset org/none on the Hub for this token"),
+        (["show", "org/none@v1.0.0"], 1, "no dataset org/none on the Hub for this token"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_message(
+    arguments: list[str], status: int, words: str, hub: HubServer, run: Run, build: Callable[..., str]
+) -> None:
+    build("one")
+    ended = run(*arguments)
+    assert ended.status == status, ended.err
+    assert words.lower() in ended.err.lower()
+    assert "Traceback" not in ended.err
+    assert "hf_test_write" not in ended.err
+
+
+def test_without_matplotlib_it_says_what_to_install(
+    hub: HubServer, run: Run, build: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build("one")
+    monkeypatch.setattr("stairdata.hub.plots.available", lambda: False)
+    ended = run("push", "prompts", "--repo", REPO)
+    assert ended.status == 0
+    assert "pip install 'stairdata[publish]'" in ended.err
+
+
+def push_in_a_process(hub: HubServer, folder: Path, repo: str, **faults: str) -> int:
+    """Push in a process of its own, which the Hub kills at some request; return how it ended."""
+    command = [PROGRAM, "push", "prompts", "--repo", repo]
+    process = subprocess.Popen(command, cwd=folder, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    hub.control(faults=faults, kill_pid=process.pid)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode in {0, -9}, said
+    return process.returncode
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["kill", "kill_late"])
+def test_a_kill_at_any_request_is_mended_by_the_next_run(
+    fault: str, hub: HubServer, run: Run, build: Callable[..., str], tmp_path: Path
+) -> None:
+    build("one", "two")
+    assert push_in_a_process(hub, tmp_path, REPO) == 0
+    count = len(hub.requests)
+    for index in range(count):
+        hub.control(forget=REPO, recount=True)
+        assert push_in_a_process(hub, tmp_path, REPO, **{str(index): fault}) == -9
+        if hub.has(REPO):
+            assert hub.repo(REPO)["private"]
+        hub.control(recount=True)
+        ended = run("push", "prompts", "--repo", REPO)
+        assert ended.status == 0, ended.err
+        there = hub.repo(REPO)
+        assert (there["private"], there["gated"], list(there["tags"])) == (True, "manual", ["v1.0.0"])
+        assert there["commits"] == ["Release v1.0.0", "initial commit"]
+
+
+@pytest.mark.slow
+def test_eight_processes_at_once(hub: HubServer, build: Callable[..., str], tmp_path: Path) -> None:
+    """Four configs of two versions each, every push a process of its own."""
+    for texts in (("one",), ("one", "two")):
+        build(*texts)
+    processes = [
+        subprocess.Popen(
+            [PROGRAM, "push", f"prompts@1.{minor}.0", "--repo", REPO, "--config", config],
+            cwd=tmp_path,
+            env=os.environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for config in "abcd"
+        for minor in (0, 1)
+    ]
+    ends = [(process.communicate(timeout=300)[1], process.returncode) for process in processes]
+    assert [code for _, code in ends] == [0] * 8, ends
+    there = hub.repo(REPO)
+    assert sorted(there["tags"]) == sorted(f"{config}-v1.{minor}.0" for config in "abcd" for minor in (0, 1))
+    assert list(there["branches"]) == ["main"]
