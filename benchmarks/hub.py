@@ -146,9 +146,8 @@ def measure(url: str, work: Path, gigabytes: float, lane: str) -> None:
     started = time.monotonic()
     folder = make_artifact(work / "artifacts", gigabytes)
     size = sum(path.stat().st_size for path in folder.rglob("*.parquet"))
-    print(
-        f"{size / 1e9:.2f} GB in {len(list(folder.rglob('*.parquet')))} shards, made in {time.monotonic() - started:.0f} s"
-    )
+    shards, seconds = len(list(folder.rglob("*.parquet"))), time.monotonic() - started
+    say(f"{size / 1e9:.2f} GB in {shards} shards, made in {seconds:.0f} s")
     rows = {}
     for name, push_body, pull_body in (("bare", BARE_PUSH, BARE_PULL), ("ours", OUR_PUSH, OUR_PULL)):
         httpx2.post(f"{url}/_control", json={"reset": True, "xet": lane == "xet"})
@@ -162,10 +161,9 @@ def measure(url: str, work: Path, gigabytes: float, lane: str) -> None:
         moved = ours["seconds"] - ours["checks"]
         say(f"{lane} {what}: bare {bare['seconds']:.1f} s, {bare['peak_mb']:.0f} MB at most")
         say(f"{lane} {what}: ours {ours['seconds']:.1f} s, of which checks {ours['checks']:.1f} s")
-        say(
-            f"{lane} {what}: ratio {ours['seconds'] / bare['seconds']:.2f}, without checks {moved / bare['seconds']:.2f}"
-        )
-        say(f"{lane} {what}: {ours['peak_mb']:.0f} MB at most, {ours['idle_mb']:.0f} MB of it for imports alone")
+        ratio, without = ours["seconds"] / bare["seconds"], moved / bare["seconds"]
+        say(f"{lane} {what}: ratio {ratio:.2f}, without checks {without:.2f}")
+        say(f"{lane} {what}: {ours['peak_mb']:.0f} MB at most, {ours['idle_mb']:.0f} MB of it imports")
 
 
 def say(line: str) -> None:

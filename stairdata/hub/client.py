@@ -124,7 +124,7 @@ def read(name: str, path: str, revision: str) -> bytes:
         HubError: not there, too large, or the Hub can't be reached or refuses.
     """
     from huggingface_hub import get_session, hf_hub_url
-    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
     url = hf_hub_url(name, path, repo_type=DATASET, revision=revision)
 

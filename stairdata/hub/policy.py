@@ -27,7 +27,7 @@ class Access(NamedTuple):
 
     private: bool
     gate: Gate
-    gate_first: Gate | None
+    gate_first: Literal["manual", "auto"] | None
     """Gate to set before anything is uploaded; None if it is right already."""
     open_last: bool
     """Make the repository public once the release is whole."""
@@ -61,8 +61,7 @@ def decide_access(
     must = needs_gate(artifact)
     if found is None or is_new:
         gate: Gate = gated or ("manual" if must else "no")
-        first = gate if gate != "no" else None
-        return Access(not public, gate, first, open_last=public, ungate_last=False)
+        return Access(not public, gate, None if gate == "no" else gate, open_last=public, ungate_last=False)
     if not found.private and not public:
         raise PublishError(
             f"{found.name} is public; type --public to publish into it, or make it private on the Hub, or name another "
@@ -78,7 +77,7 @@ def decide_access(
     return Access(
         private=found.private and not public,
         gate=wanted,
-        gate_first=wanted if wanted not in {current, "no"} else None,
+        gate_first=None if wanted == "no" or wanted == current else wanted,  # noqa: PLR1714
         open_last=found.private and public,
         ungate_last=wanted == "no" and current != "no",
     )

@@ -141,7 +141,8 @@ def _is_released(release: Release, found: Repository) -> bool:
 def _changes(release: Release, head: Head | None) -> list[Change]:
     files = head.files if head else {}
     changes = []
-    for path, local in {**release.data, **release.small}.items():
+    contents: dict[str, Path | bytes] = {**release.data, **release.small}
+    for path, local in contents.items():
         size = local.stat().st_size if isinstance(local, Path) else len(local)
         same = holds(files.get(path), local, release.sha256.get(path))
         changes.append(Change(path, size, "same" if same else "changed" if path in files else "new"))

@@ -165,17 +165,14 @@ class Hub:
             return
         request = Request(scope, receive)
         raw = scope["raw_path"].decode().partition("?")[0]
-        if raw.startswith("/_"):
-            response = await self.own(request, raw)
-        else:
-            response = await self.counted(request, raw)
+        response = await (self.own if raw.startswith("/_") else self.counted)(request, raw)
         if response is None:
             request.state.transport.abort()
             await asyncio.sleep(0)
             return
         await response(scope, receive, send)
 
-    async def own(self, request: Request, raw: str) -> Response:
+    async def own(self, request: Request, raw: str) -> Response | None:
         if raw == "/_stats":
             repos = {name: self.describe(repo) for name, repo in self.repos.items()}
             return JSONResponse({"requests": self.requests, "tokens": sorted(self.tokens_seen), "repos": repos})
@@ -223,15 +220,18 @@ class Hub:
         if fault == "drop":
             return None
         if fault == "kill":
-            return self.kill()
+            self.kill()
+            return None
         response = await self.answer(request, raw)
         if fault == "late_error":
             return JSONResponse({"error": "the Hub has hiccups"}, 500)
         if fault == "kill_late":
-            return self.kill()
+            self.kill()
+            return None
         return None if fault == "lost" else response
 
     def kill(self) -> None:
+        """End the client, not the server."""
         if self.options.kill_pid is not None:
             os.kill(self.options.kill_pid, signal.SIGKILL)
             self.options.kill_pid = None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from huggingface_hub import HfApi
 
+from stairdata.hub.client import read
 from stairdata.hub.content import PushOptions, prepare
 from stairdata.hub.policy import Gate
 from stairdata.hub.push import make_plan, push
@@ -34,8 +35,6 @@ def sent(hub: HubServer) -> list[str]:
 
 
 def card() -> str:
-    from stairdata.hub.client import read
-
     return read(REPO, "README.md", "main").decode()
 
 
@@ -294,8 +293,6 @@ def test_the_token_is_nowhere_but_in_the_header(hub: HubServer, make: Make, tmp_
     assert token in hub.tokens
     for path in artifact.folder.rglob("*"):
         assert path.is_dir() or token.encode() not in path.read_bytes()
-    for path in ("README.md", "manifest.json", "croissant.json"):
-        from stairdata.hub.client import read
-
-        assert token.encode() not in read(REPO, path, "main")
+    for name in ("README.md", "manifest.json", "croissant.json"):
+        assert token.encode() not in read(REPO, name, "main")
     json.loads((artifact.folder / "hub.json").read_text())
