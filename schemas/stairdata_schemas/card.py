@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -64,6 +64,8 @@ GATE = {
     },
     "extra_gated_button_content": "Ask for access",
 }
+_WORDS = frozenset({"granularity", "kind", "method", "score"})
+"""Keys of a configuration whose values are one of ours."""
 _OURS = frozenset(
     {"license", "task_categories", "tags", "size_categories", "configs", "dataset_info", "source_datasets", *GATE}
 )
@@ -135,6 +137,8 @@ def render(card: Card) -> str:
             kept={name: _Verbatim(_marked(name, card.kept.get(name, ""))) for name in SECTIONS},
             changelog=[_Verbatim(line) for line in card.changelog.values()],
             title=card.repo or f"{card.configs[0].manifest.kind} {card.configs[0].manifest.version}",
+            settings={config.name: list(_figures(config.manifest.configuration)) for config in card.configs},
+            details={config.name: list(_figures(config.manifest.details)) for config in card.configs},
             columns={config.name: _columns(config.manifest.kind) for config in card.configs},
             descriptions=DESCRIPTIONS,
             uses=USES,
@@ -149,6 +153,15 @@ def _columns(kind: str) -> list[tuple[str, str, bool, str]]:
         (name, str(column.dtype).split("(")[0].lower(), column.nullable, column.description or "")
         for name, column in row_schema(kind).columns().items()
     ]
+
+
+def _figures(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the numbers, switches and fixed words of a configuration: no text of a user's, no path and no address."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _figures(value, f"{prefix}{key}.")
+        elif isinstance(value, bool | int | float) or key in _WORDS:
+            yield f"{prefix}{key}", str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _head(card: Card) -> dict[str, Any]:

@@ -126,6 +126,9 @@ def _print_plan(plan: Plan, *, json_: bool) -> None:
     rows = [["repository", f"{now} -> {will}"], ["licence", plan.license or "unknown"]]
     rows.append(["tag", f"{plan.release.tag} ({'there, with the same content' if plan.is_done else 'new'})"])
     print_table(["", str(facts["repo"])], rows)
+    if plan.is_done:
+        say("dry run: the release is there already, nothing would change")
+        return
     files = [[change.path, f"{change.bytes:,}" if change.bytes else "", change.change] for change in plan.changes]
     print_table(["file", "bytes", "change"], files)
     say("dry run: nothing was changed")

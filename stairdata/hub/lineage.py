@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stairdata.hub.client import manifests, read, tree
 from stairdata.hub.releases import parse_manifest
@@ -43,7 +43,16 @@ def lineage(artifact: Artifact, root: Path) -> Ancestor:
     local = {**_local_artifacts(artifact.folder.parent.parent), **_local_artifacts(root)}
     origin = read_origin(artifact.folder)
     where = str(artifact.folder) + (f", on the Hub as {origin.repo} at {origin.commit[:12]}" if origin else "")
-    return _ancestor(artifact.manifest, where, local, frozenset())
+    beside = (origin.repo, origin.commit) if origin else None
+    return _ancestor(artifact.manifest, where, Known(local, beside), frozenset())
+
+
+class Known(NamedTuple):
+    """Where parents are looked for."""
+
+    local: dict[str, Artifact]
+    beside: tuple[str, str] | None
+    """Repository and commit of the child: its other configs may be what it was made from."""
 
 
 def _local_artifacts(root: Path) -> dict[str, Artifact]:
@@ -57,7 +66,7 @@ def _local_artifacts(root: Path) -> dict[str, Artifact]:
     return found
 
 
-def _ancestor(manifest: Manifest, where: str, local: dict[str, Artifact], seen: frozenset[str]) -> Ancestor:
+def _ancestor(manifest: Manifest, where: str, known: Known, seen: frozenset[str]) -> Ancestor:
     below = seen | {manifest.content_hash}
     return Ancestor(
         reference=f"{manifest.kind}@{manifest.version}",
@@ -68,27 +77,28 @@ def _ancestor(manifest: Manifest, where: str, local: dict[str, Artifact], seen: 
         generator=manifest.generator,
         models=[f"{model.role} {model.name}" for model in manifest.models],
         license=manifest.license,
-        parents=[_parent(parent, local, below) for parent in manifest.parents],
+        parents=[_parent(parent, known, below) for parent in manifest.parents],
     )
 
 
-def _parent(parent: Parent, local: dict[str, Artifact], seen: frozenset[str]) -> Ancestor:
+def _parent(parent: Parent, known: Known, seen: frozenset[str]) -> Ancestor:
     reference = f"{parent.kind}@{parent.version}"
     if parent.content_hash in seen:
         return Ancestor(reference, parent.content_hash, "its own ancestor: a manifest is wrong", found=False)
-    if parent.content_hash in local:
-        artifact = local[parent.content_hash]
-        return _ancestor(artifact.manifest, str(artifact.folder), local, seen)
-    if parent.repo is None or parent.commit is None:
+    if parent.content_hash in known.local:
+        artifact = known.local[parent.content_hash]
+        return _ancestor(artifact.manifest, str(artifact.folder), known, seen)
+    place = (parent.repo, parent.commit) if parent.repo and parent.commit else known.beside
+    if place is None:
         return Ancestor(reference, parent.content_hash, "not under the root, and not from the Hub", found=False)
-    where = f"{parent.repo} at {parent.commit[:12]}"
+    where = f"{place[0]} at {place[1][:12]}"
     try:
-        manifest = _remote_manifest(parent.repo, parent.commit, parent.content_hash)
+        manifest = _remote_manifest(*place, parent.content_hash)
     except HubError as error:
         return Ancestor(reference, parent.content_hash, f"{where}: {error}", found=False)
     if manifest is None:
         return Ancestor(reference, parent.content_hash, f"{where}: no such artifact there", found=False)
-    return _ancestor(manifest, where, local, seen)
+    return _ancestor(manifest, where, Known(known.local, place), seen)
 
 
 def _remote_manifest(repo: str, commit: str, content_hash: str) -> Manifest | None:

@@ -36,6 +36,8 @@ class Distribution(NamedTuple):
     values: pl.Expr
     names: tuple[str, ...] = ()
     """The only names shown; none for numbers."""
+    unit: str = "rows"
+    """What is counted."""
 
 
 def available() -> bool:
@@ -75,7 +77,8 @@ def _histogram(values: pl.Series, wanted: Distribution) -> bytes:
         edges: Any = [low - 0.5 + step for step in range(int(high - low) + 2)]
     else:
         edges = BINS
-    return _figure(wanted, lambda axes: axes.hist(numbers, bins=edges, color="#3b6ea8", edgecolor="white"))
+    style = {"color": "#3b6ea8", "edgecolor": "white"}
+    return _figure(wanted, lambda axes: axes.hist(numbers, bins=edges, **style), integer=values.dtype.is_integer())
 
 
 def _bars(values: pl.Series, wanted: Distribution) -> bytes:
@@ -83,14 +86,17 @@ def _bars(values: pl.Series, wanted: Distribution) -> bytes:
     return _figure(wanted, lambda axes: axes.bar(list(counts), list(counts.values()), color="#3b6ea8", width=0.6))
 
 
-def _figure(wanted: Distribution, plot: Callable[[Any], object]) -> bytes:
+def _figure(wanted: Distribution, plot: Callable[[Any], object], *, integer: bool = False) -> bytes:
     from matplotlib.figure import Figure  # without pyplot: no window, no global state
 
     figure = Figure(figsize=(6, 3), dpi=100, layout="tight")
     axes = figure.subplots()
     plot(axes)
     axes.set_title(wanted.caption, fontsize=10)
-    axes.set_ylabel("rows" if wanted.names or "node" not in wanted.caption else "nodes")
+    axes.set_ylabel(wanted.unit)
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    if integer:
+        axes.xaxis.get_major_locator().set_params(integer=True)
     axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
@@ -126,9 +132,9 @@ DISTRIBUTIONS: dict[str, list[Distribution]] = {
     ],
     "trees": [
         _TASK,
-        Distribution("nodes", "Size of a tree (rows), in steps", pl.col("nodes").list.len()),
-        Distribution("node_depth", "Depth of nodes", _NODE.field("depth")),
-        Distribution("node_reward", "Reward of terminal nodes", _NODE.field("reward")),
+        Distribution("nodes", "Nodes of a tree", pl.col("nodes").list.len()),
+        Distribution("node_depth", "Depth of nodes", _NODE.field("depth"), unit="nodes"),
+        Distribution("node_reward", "Reward of terminal nodes", _NODE.field("reward"), unit="nodes"),
     ],
     "preference_pairs": _PAIRS,
     "prm_pairs": _PAIRS,

@@ -107,7 +107,7 @@ def make_plan(release: Release) -> Plan:
         check_layout(release, head)
     license = _license(release, head, public=not access.private)
     is_done = found is not None and _is_released(release, found)
-    return Plan(release, found, access, license, head, is_done, _changes(release, head))
+    return Plan(release, found, access, license, head, is_done, [] if is_done else _changes(release, head))
 
 
 def _license(release: Release, head: Head | None, *, public: bool) -> str | None:
@@ -342,9 +342,9 @@ class _Publisher:
         if self.hashed:  # they were hashed when they were uploaded, and found to be the manifest's
             for operation in data:
                 operation.upload_info.sha256 = bytes.fromhex(self.release.sha256[operation.path_in_repo])
-        api().preupload_lfs_files(self.repo, data, repo_type=DATASET, revision=branch, free_memory=False)
-        self._check_uploads(data)
         small = [CommitOperationAdd(path, content) for path, content in self.release.small.items()]
+        api().preupload_lfs_files(self.repo, [*data, *small], repo_type=DATASET, revision=branch, free_memory=False)
+        self._check_uploads(data)
         gone = [CommitOperationDelete(path) for path in _leftovers(self.release, head.files)]
         done = api().create_commit(
             self.repo,

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.stairdata.hub.conftest import pair_rows
+
 if TYPE_CHECKING:
     from tests.conftest import HubServer
     from tests.stairdata.cli.conftest import Ended
@@ -156,3 +158,32 @@ def test_eight_processes_at_once(hub: HubServer, build: Callable[..., str], tmp_
     there = hub.repo(REPO)
     assert sorted(there["tags"]) == sorted(f"{config}-v1.{minor}.0" for config in "abcd" for minor in (0, 1))
     assert list(there["branches"]) == ["main"]
+
+
+@pytest.mark.slow
+def test_training_on_a_pulled_set(hub: HubServer, run: Run, tmp_path: Path, tokenizer_folder: Path) -> None:
+    """Step-DPO of a tiny model on pairs by their Hub reference."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from stairdata_schemas.building import Build, BuildPlan, begin_build
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=4096,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "sft")
+    tokenizer.save_pretrained(tmp_path / "sft")
+    (tmp_path / "sft" / "training.json").write_text("{}", encoding="utf-8")
+    build = begin_build(BuildPlan("preference_pairs", "tests/1", {}), tmp_path / "made")
+    assert isinstance(build, Build)
+    with build:
+        build.finish([pair_rows(8)])
+    assert run("push", "preference-pairs", "--repo", "org/pairs", "--root", "made").status == 0
+    ended = run(
+        "train", "dpo", "--input", "org/pairs@v1.0.0", "--model", "sft", "--output", "dpo",
+        "--set", "dpo.max_steps=2", "--set", "dpo.batch_size=2", "--set", "dpo.gradient_accumulation=1",
+    )  # fmt: skip
+    assert ended.status == 0, ended.err
+    assert (tmp_path / "dpo" / "model.safetensors").is_file()
+    assert not (tmp_path / "artifacts" / "preference_pairs").exists()
