@@ -156,8 +156,8 @@ def pull(
         )
 
     def progress(what: str, done: int, total: int) -> None:
-        if done == total:
-            say(what)
+        del done, total
+        say(what)
 
     artifact = fetch(address, root_folder(root), config, to_current=migrate, progress=progress)
     say(summary(artifact))

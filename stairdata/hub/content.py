@@ -17,7 +17,7 @@ from stairdata.hub.client import README, Repository, Tree, holds, manifests, rea
 from stairdata.hub.places import Place, parse_tag
 from stairdata.hub.policy import Gate
 from stairdata.hub.releases import changelog_line, manifest_at, parse_manifest, previous
-from stairdata.hub.secrets import check_secrets
+from stairdata.hub.secrets import RowScanner, check_secrets, own_secrets
 from stairdata_schemas import card as cards
 from stairdata_schemas.artifacts import Artifact, parse_version, validate_artifact
 from stairdata_schemas.card import Card, CardConfig, Plot
@@ -108,15 +108,15 @@ def prepare(artifact: Artifact, options: PushOptions) -> Release:
         PublishError: invalid, too many rows refused, or with a secret in it.
     """
     _check_quarantine(artifact, options.max_quarantine)
-    options.progress(f"checking {artifact.reference}", 0, 0)
-    problems = validate_artifact(artifact)
+    options.progress(f"checking {artifact.reference}, and looking for secrets in it", 0, 0)
+    scanner = RowScanner(artifact.kind, own_secrets())
+    problems = validate_artifact(artifact, scanner)
     if problems:
         found = "; ".join(
             f"{one.where}: {one.rule} ({one.violations}, such as {quote(one.example)})" for one in problems[:SHOWN]
         )
         raise PublishError(f"{artifact.reference} is not valid and was not published: {found}; build or pull it again")
-    options.progress(f"looking for secrets in {artifact.reference}", 0, 0)
-    check_secrets(artifact, {README: _local_card(artifact)}, options.allow_secrets)
+    check_secrets(artifact, scanner.hits, {README: _local_card(artifact)}, options.allow_secrets)
     place = Place(options.config)
     data = {place.prefix + entry.path: artifact.folder / entry.path for entry in artifact.manifest.files}
     tag = place.tag(artifact.manifest.version)

@@ -88,15 +88,16 @@ def _bars(values: pl.Series, wanted: Distribution) -> bytes:
 
 def _figure(wanted: Distribution, plot: Callable[[Any], object], *, integer: bool = False) -> bytes:
     from matplotlib.figure import Figure  # without pyplot: no window, no global state
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(6, 3), dpi=100, layout="tight")
     axes = figure.subplots()
     plot(axes)
     axes.set_title(wanted.caption, fontsize=10)
     axes.set_ylabel(wanted.unit)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     if integer:
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})

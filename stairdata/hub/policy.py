@@ -59,7 +59,7 @@ def decide_access(
         PublishError: the repository is public or ungated and that was not typed.
     """
     must = needs_gate(artifact)
-    if found is None or is_new:
+    if found is None or (is_new and not found.is_gated):
         gate: Gate = gated or ("manual" if must else "no")
         return Access(not public, gate, None if gate == "no" else gate, open_last=public, ungate_last=False)
     if not found.private and not public:

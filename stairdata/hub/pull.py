@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +32,15 @@ from stairdata.hub.client import (
 )
 from stairdata.hub.places import Address, Place, TagName, parse_address, parse_tag
 from stairdata_schemas import card as cards
-from stairdata_schemas.artifacts import Artifact, Version, open_artifact, resolve, validate_artifact
+from stairdata_schemas.artifacts import (
+    Artifact,
+    Problem,
+    Version,
+    open_artifact,
+    resolve,
+    validate_file,
+    validate_whole,
+)
 from stairdata_schemas.card import Card, CardConfig
 from stairdata_schemas.errors import ArtifactError, HubError, quote
 from stairdata_schemas.files import sync_file, sync_folder, write_atomic
@@ -39,6 +48,7 @@ from stairdata_schemas.kinds import KINDS, SCHEMA_VERSION
 from stairdata_schemas.manifest import (
     MANIFEST_NAME,
     ORIGIN_NAME,
+    FileEntry,
     Manifest,
     Origin,
     read_manifest,
@@ -48,6 +58,7 @@ from stairdata_schemas.manifest import (
 from stairdata_schemas.migrations import check_paths, migrate
 
 STORE = ".hub"
+STAGING = ".pull"
 WORKERS = 4
 _SHA = re.compile(r"[0-9a-f]{7,40}")
 Progress = Callable[[str, int, int], None]
@@ -318,64 +329,70 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _download(target: Target, manifest: Manifest, folder: Path, progress: Progress) -> None:
     """Download, check, and write the manifest last."""
-    staging = folder / ".pull"
-    wanted = [target.place.prefix + entry.path for entry in manifest.files]
-    size = sum(entry.bytes for entry in manifest.files)
-    progress(f"downloading {len(wanted)} files, {size / 1e6:.1f} MB, from {target.repo}", 0, 0)
-    _fetch_files(target, wanted, staging)
-    (folder / "data").mkdir(exist_ok=True)
-    for number, entry in enumerate(manifest.files, 1):
-        _accept(staging / (target.place.prefix + entry.path), folder / entry.path, entry.sha256, target)
-        progress("checking hashes", number, len(manifest.files))
-    sync_folder(folder / "data")
     artifact = Artifact(folder, manifest)
+    size = sum(entry.bytes for entry in manifest.files)
+    progress(f"downloading {len(manifest.files)} files, {size / 1e6:.1f} MB, from {target.repo}", 0, 0)
+    (folder / "data").mkdir(exist_ok=True)
+    problems = _fetch_files(target, artifact)
     if manifest.schema_version == SCHEMA_VERSION:
-        progress(f"checking the rows of {artifact.reference}", 0, 0)
-        problems = validate_artifact(artifact)
-        if problems:
-            shutil.rmtree(folder / "data")
-            one = problems[0]
-            raise ArtifactError(
-                f"{target.repo} at {target.commit[:12]} breaks the schema of {manifest.kind}: {one.where}: {one.rule} "
-                f"({one.violations} times, such as {quote(one.example)}); it was not kept"
-            )
+        problems = problems or validate_whole(artifact)
+    if problems:
+        shutil.rmtree(folder / "data")
+        one = problems[0]
+        raise ArtifactError(
+            f"{target.repo} at {target.commit[:12]} breaks the schema of {manifest.kind}: {one.where}: {one.rule} "
+            f"({one.violations} times, such as {quote(one.example)}); it was not kept"
+        )
+    sync_folder(folder / "data")
     write_atomic(folder / README, _local_card(target, manifest))
     origin = Origin(repo=target.repo, commit=target.commit, tag=target.tag, config=target.place.config)
     write_atomic(folder / ORIGIN_NAME, origin.model_dump_json(indent=2) + "\n")
     content = read(target.repo, target.place.prefix + MANIFEST_NAME, target.commit)
     write_atomic(folder / MANIFEST_NAME, content)
-    shutil.rmtree(staging, ignore_errors=True)
+    shutil.rmtree(folder / STAGING, ignore_errors=True)
 
 
-def _fetch_files(target: Target, wanted: list[str], staging: Path) -> None:
-    """Download files as they are; those that an earlier run finished are not fetched again."""
+def _fetch_files(target: Target, artifact: Artifact) -> list[Problem]:
+    """Download the files that an earlier run did not finish, and check each while others are on their way."""
     from concurrent.futures import ThreadPoolExecutor
 
+    def fetched(entry: FileEntry) -> list[Problem]:
+        home = artifact.folder / entry.path
+        if not home.is_file():
+            _download_file(target, target.place.prefix + entry.path, home)
+        if artifact.manifest.schema_version != SCHEMA_VERSION:
+            _check_hash(home, entry, sha256_of_file(home), target)
+            return []
+        problems = validate_file(artifact, entry)
+        if problems and problems[0].rule == "sha256":
+            _check_hash(home, entry, problems[0].example, target)
+        return problems
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        return list(chain.from_iterable(pool.map(fetched, artifact.manifest.files)))
+
+
+def _download_file(target: Target, path: str, home: Path) -> None:
+    """Download a file as it is, and move it to its place."""
     from huggingface_hub import hf_hub_download
 
-    def download(path: str) -> None:
-        retried(
+    staging = home.parents[1] / STAGING
+    with hub_errors(target.repo):
+        downloaded = retried(
             lambda: hf_hub_download(target.repo, path, repo_type=DATASET, revision=target.commit, local_dir=staging)
         )
-
-    missing = [path for path in wanted if not (staging.parent / path.removeprefix(target.place.prefix)).is_file()]
-    with hub_errors(target.repo), ThreadPoolExecutor(WORKERS) as pool:
-        list(pool.map(download, missing))
+    sync_file(Path(downloaded))
+    Path(downloaded).replace(home)
 
 
-def _accept(downloaded: Path, home: Path, sha256: str, target: Target) -> None:
-    """Move a file to its place if it is the one that the manifest lists."""
-    path = home if home.is_file() else downloaded
-    found = sha256_of_file(path)
-    if found != sha256:
-        path.unlink()
+def _check_hash(home: Path, entry: FileEntry, found: str, target: Target) -> None:
+    """Throw away a file that is not the one that the manifest lists."""
+    if found != entry.sha256:
+        home.unlink()
         raise ArtifactError(
             f"{home.name} of {target.repo} at {target.commit[:12]} has sha256 {found[:16]}, its manifest says "
-            f"{sha256[:16]}; it was damaged on the way or on the Hub: pull again"
+            f"{entry.sha256[:16]}; it was damaged on the way or on the Hub: pull again"
         )
-    if path is downloaded:
-        sync_file(downloaded)
-        downloaded.replace(home)
 
 
 def _local_card(target: Target, manifest: Manifest) -> str:

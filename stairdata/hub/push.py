@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -37,7 +38,7 @@ from stairdata.hub.secrets import Hit, own_secrets, scan_texts
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import HubError, PublishError, ReleaseConflictError, quote
 from stairdata_schemas.files import write_atomic
-from stairdata_schemas.manifest import ORIGIN_NAME, Origin
+from stairdata_schemas.manifest import ORIGIN_NAME, Origin, read_origin
 
 Say = Callable[[str], None]
 RACES = 100
@@ -166,19 +167,28 @@ def publish(plan: Plan, say: Say = lambda _: None) -> Pushed:
     """
     release, access = plan.release, plan.access
     repo = release.options.repo
+    _open_repository(plan)
     if plan.is_done:
         assert plan.repository is not None
         commit = plan.repository.tags[release.tag]
     else:
-        _open_repository(plan)
         megabytes = release.bytes / 1e6
         say(f"uploading {len(release.data) + len(release.small) + 1} files, {megabytes:.1f} MB, to {repo}")
         commit = _Publisher(plan, say).run()
     _remove_branch(release)
     _settle(repo, access, say)
-    origin = Origin(repo=repo, commit=commit, tag=release.tag, config=release.place.config)
-    write_atomic(release.artifact.folder / ORIGIN_NAME, origin.model_dump_json(indent=2) + "\n")
+    _note_origin(release, commit)
     return Pushed(repo, release.tag, commit, plan.is_done)
+
+
+def _note_origin(release: Release, commit: str) -> None:
+    """Write down where the artifact stands now, unless it came from elsewhere; it is whole without the note."""
+    folder, repo = release.artifact.folder, release.options.repo
+    known = read_origin(folder)
+    if known is None or known.repo == repo:
+        origin = Origin(repo=repo, commit=commit, tag=release.tag, config=release.place.config)
+        with suppress(OSError):
+            write_atomic(folder / ORIGIN_NAME, origin.model_dump_json(indent=2) + "\n")
 
 
 def _open_repository(plan: Plan) -> None:
@@ -189,15 +199,6 @@ def _open_repository(plan: Plan) -> None:
             retried(lambda: api().create_repo(repo, repo_type=DATASET, private=True, exist_ok=True))
         if gate is not None:
             retried(lambda: api().update_repo_settings(repo, repo_type=DATASET, gated=gate))
-    found = repository(repo)
-    if found is None:
-        raise HubError(f"{repo} was made but can't be seen with this token; use one with write access to it")
-    if not found.private and not plan.release.options.public:
-        raise PublishError(
-            f"{repo} is public although it was made private; nothing was uploaded; type --public if it may"
-        )
-    if not found.is_gated and plan.access.gate != "no":
-        raise PublishError(f"{repo} is not gated although it should be; nothing was uploaded; gate it on the Hub")
 
 
 def _settle(repo: str, access: Access, say: Say) -> None:
@@ -261,6 +262,10 @@ class _Publisher:
         found = repository(self.repo)
         if found is None:
             raise HubError(f"{self.repo} is gone from the Hub, or this token may no longer see it")
+        if not found.private and not self.release.options.public:
+            raise PublishError(f"{self.repo} was made public meanwhile; type --public if the release may be there")
+        if not found.is_gated and self.plan.access.gate != "no":
+            raise PublishError(f"{self.repo} lost its gate meanwhile; gate it on the Hub, or type --gated no")
         return found
 
     def _branch(self, found: Repository) -> tuple[str, Head]:
@@ -364,7 +369,7 @@ class _Publisher:
         self.hashed = True
 
     def _card(self, head: Head, found: Repository) -> str:
-        card = render_card(self.release, head, found, self.plan.license, gated=found.is_gated)
+        card = render_card(self.release, head, found, self.plan.license, gated=self.plan.access.gate != "no")
         hits: list[Hit] = list(scan_texts({README: card}, own_secrets()))
         if hits and README not in self.release.options.allow_secrets:
             raise PublishError(

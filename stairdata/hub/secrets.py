@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from stairdata_schemas.artifacts import Artifact, iterate_frames
+from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import PublishError
 from stairdata_schemas.kinds import row_schema
+from stairdata_schemas.manifest import FileEntry
 
 PATTERNS: Mapping[str, str] = {
     "Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}",
@@ -37,7 +38,6 @@ PATTERNS: Mapping[str, str] = {
     "private key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY",
     "password in a URL": r"://[^/\s:@]{1,64}:[^/\s:@]{6,128}@[A-Za-z0-9]",
 }
-BATCH_ROWS = 512
 SHOWN = 8
 _TELLING_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)
 
@@ -54,11 +54,33 @@ class Hit(NamedTuple):
     """Its first characters alone."""
 
 
-def check_secrets(artifact: Artifact, texts: Mapping[str, str], allowed: Iterable[str] = ()) -> None:
+class RowScanner:
+    """Looks through rows as they are read."""
+
+    def __init__(self, kind: str, own: Iterable[str]) -> None:
+        self.keys = row_schema(kind).primary_key()
+        self.patterns = _patterns(own)
+        self.anything = "|".join(f"(?:{pattern})" for pattern in self.patterns.values())
+        self.hits: list[Hit] = []
+
+    def __call__(self, entry: FileEntry, first: int, frame: pl.DataFrame) -> None:
+        """Look through all text of some rows, nested text included."""
+        for column, leaf in _leaves(frame):
+            found = leaf.filter(pl.col("value").str.contains(self.anything))
+            for row, text in found.unique("row", maintain_order=True).iter_rows():
+                key = "/".join(str(frame[name][row]) for name in self.keys)
+                where = f"{entry.path} row {first + row} ({key}), column {column}"
+                self.hits.append(_hit(where, key, text, self.patterns))
+
+
+def check_secrets(
+    artifact: Artifact, rows: Iterable[Hit], texts: Mapping[str, str], allowed: Iterable[str] = ()
+) -> None:
     """Refuse an artifact in whose rows, manifest or card something like a token or key stands.
 
     Args:
         artifact: what is about to be published.
+        rows: what was found in its rows.
         texts: further texts by name, such as the card.
         allowed: names of rows, fields and files that were looked at and are fine.
 
@@ -68,7 +90,7 @@ def check_secrets(artifact: Artifact, texts: Mapping[str, str], allowed: Iterabl
     accepted = set(allowed)
     own = own_secrets()
     documents = {**_strings(artifact.manifest.model_dump(mode="json"), "manifest.json:"), **texts}
-    hits = [*scan_texts(documents, own), *scan_rows(artifact, own)]
+    hits = [*scan_texts(documents, own), *sorted(rows)]
     left = [hit for hit in hits if hit.allow not in accepted]
     if left:
         lines = [f"{hit.where}: {hit.what} ({hit.beginning}…)" for hit in left[:SHOWN]]
@@ -94,23 +116,6 @@ def scan_texts(texts: Mapping[str, str], own: Iterable[str] = ()) -> Iterator[Hi
         for what, pattern in patterns.items():
             if match := re.search(pattern, text):
                 yield Hit(name, name, what, match[0][:4])
-
-
-def scan_rows(artifact: Artifact, own: Iterable[str] = ()) -> Iterator[Hit]:
-    """Look through all text of all rows, nested text included."""
-    patterns = _patterns(own)
-    anything = "|".join(f"(?:{pattern})" for pattern in patterns.values())
-    keys = row_schema(artifact.kind).primary_key()
-    for path in artifact.data_files:
-        first = 0
-        for frame in iterate_frames(path, BATCH_ROWS):
-            for column, leaf in _leaves(frame):
-                found = leaf.filter(pl.col("value").str.contains(anything))
-                for row, text in found.unique("row", maintain_order=True).iter_rows():
-                    key = "/".join(str(frame[name][row]) for name in keys)
-                    where = f"data/{path.name} row {first + row} ({key}), column {column}"
-                    yield _hit(where, key, text, patterns)
-            first += len(frame)
 
 
 def _hit(where: str, key: str, text: str, patterns: Mapping[str, str]) -> Hit:

@@ -126,7 +126,8 @@ def test_a_kill_at_any_request_is_mended_by_the_next_run(
     count = len(hub.requests)
     for index in range(count):
         hub.control(forget=REPO, recount=True)
-        assert push_in_a_process(hub, tmp_path, REPO, **{str(index): fault}) == -9
+        code = push_in_a_process(hub, tmp_path, REPO, **{str(index): fault})
+        assert code == -9 or index >= len(hub.requests)  # Xet sends less when it knows the content
         if hub.has(REPO):
             assert hub.repo(REPO)["private"]
         hub.control(recount=True)
