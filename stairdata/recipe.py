@@ -89,16 +89,24 @@ class Endpoint(Section):
     """Folder or Hub id of the tokenizer whose chat template renders prompts; default: path."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; the key itself is never in a recipe."""
-    concurrency: int = Field(32, ge=1)
-    """Requests in flight at most."""
+    concurrency: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Requests in flight at most. auto: as many as make the server faster, up to 512. Either way fewer while it says
+    that it is overloaded."""
     timeout: float = Field(600, gt=0)
     """Seconds a request may take."""
     retries: int = Field(8, ge=0)
     """How often a failed request is sent again, with exponential back-off."""
+    retry_seconds: float = Field(900, ge=0)
+    """Seconds after which a failed request is not sent again; a server that asks for a longer wait stops the build."""
     max_model_len: int = Field(4096, ge=64)
     """Context length of the served model, in tokens: prompt and answer together."""
     port: int = Field(0, ge=0, le=65535)
     """Port of the served model; 0 takes a free one."""
+
+    @property
+    def name(self) -> str:
+        """What prices and rows call the model: its name at the server, or the last part of its folder."""
+        return self.model or Path(self.path or "").name
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
@@ -114,8 +122,13 @@ class JudgeSection(Section):
     """self: the actor rates its own answers. rule: the published code's rule on safety prompts, the actor's
     rating on the others. reference: no model; the rule, and word F1 against reference_answer. endpoint: another
     model rates."""
+    style: Literal["reasoned", "direct"] = "reasoned"
+    """reasoned: a short assessment, then the score. direct: the score alone, in one token; where the server gives
+    log-probabilities it is the expected score over 1 to 5."""
     cache: bool = True
     """Judge equal answers of one tree once (the paper asks each time)."""
+    keep_text: bool = False
+    """Keep what the judge said, in the column `judgements`."""
     temperature: float = Field(0.6, ge=0)
     """Sampling temperature of the rating."""
     top_p: float = Field(0.9, gt=0, le=1)
@@ -145,8 +158,16 @@ class TreesSection(Sampling):
     """Depth at which nodes are not expanded any more."""
     c: float = Field(1.5, ge=0)
     """Exploration constant."""
-    score: Literal["ucb"] = "ucb"
-    """How a child is selected."""
+    score: Literal["ucb", "pucb"] = "ucb"
+    """How a child is selected. ucb: V + c sqrt(ln N_parent / N). pucb: V + c p sqrt(N_parent) / (1 + N), where p is the
+    mean probability of the child's tokens; needs a server that gives log-probabilities."""
+    prior: Literal["arithmetic", "geometric"] = "arithmetic"
+    """Which mean of the token probabilities p is."""
+    parallel: int = Field(1, ge=1)
+    """Rollouts of one tree at a time, kept apart by a virtual loss; more than 1 changes the search (a deviation from
+    the paper) and helps only where there are fewer prompts than the server could answer at once."""
+    virtual_loss: float = Field(1.0, ge=0)
+    """With parallel rollouts: reward taken from the nodes above a rollout under way."""
     max_tokens: int = Field(2048, ge=1)
     """Tokens of one step; a step cut there is dropped and counted."""
     rollout_tokens: int = Field(2048, ge=1)
@@ -168,7 +189,7 @@ class TreesSection(Sampling):
     round: int = Field(1, ge=0)
     """Iteration of the self-improvement loop, written into the rows."""
     concurrency: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Trees in flight at most; auto: twice the actor's requests, so that its window is never empty."""
+    """Trees in flight at most; auto: a tree is begun whenever the actor could take one more request."""
 
 
 class PairsSection(Section):
@@ -204,8 +225,8 @@ class StructuredCotSection(Section):
     """Licence of the rows written by hand, as the Hub names it."""
     teacher: Teacher = Teacher()
     """The model that writes the reasoning."""
-    concurrency: int = Field(64, ge=1)
-    """Prompts in flight at most."""
+    concurrency: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Prompts in flight at most; auto: one is begun whenever the server could take one more request."""
 
 
 class ResponsesSection(Sampling):
@@ -219,14 +240,23 @@ class ResponsesSection(Sampling):
     """Folder of the process reward model that scores."""
     max_tokens: int = Field(2048, ge=1)
     """Tokens of one answer."""
-    concurrency: int = Field(64, ge=1)
-    """Prompts in flight at most."""
+    concurrency: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Prompts in flight at most; auto: one is begun whenever the server could take one more request."""
 
     @model_validator(mode="after")
     def _best_needs_a_judge(self) -> Self:
         if self.method == "best_of_n" and self.prm is None:
             raise ValueError("best_of_n needs a prm")
         return self
+
+
+class Price(Section):
+    """What a model costs, in any one currency."""
+
+    input: float = Field(0, ge=0)
+    """Of a million prompt tokens; 0 is free."""
+    output: float = Field(0, ge=0)
+    """Of a million completion tokens; 0 is free."""
 
 
 class Recipe(Section):
@@ -241,6 +271,8 @@ class Recipe(Section):
     preference_pairs: PairsSection = PairsSection()
     prm_pairs: PairsSection = PairsSection()
     responses: ResponsesSection = ResponsesSection()
+    prices: dict[str, Price] = {}
+    """Price of each model, by its name (of a served folder: the folder's last part). Needed for --max-cost."""
 
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)

@@ -91,9 +91,9 @@ class StubServer:
         """Put options and counts back."""
         self.control(reset=True)
 
-    def stats(self, hanging: int = 0) -> dict[str, Any]:
-        """Return its counts, as soon as that many requests hang."""
-        return self._call("GET", f"/stats?hanging={hanging}")
+    def stats(self, hanging: int = 0, requests: int = 0) -> dict[str, Any]:
+        """Return its counts, as soon as that many requests hang, and that many were sent."""
+        return self._call("GET", f"/stats?hanging={hanging}&requests={requests}")
 
     def last(self) -> dict[str, Any]:
         """Return path, body and headers of the last request."""

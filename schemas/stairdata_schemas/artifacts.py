@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from stairdata_schemas import grammar, identity
 from stairdata_schemas.errors import ArtifactError, ArtifactNotFoundError, GrammarError, UsageError, quote
-from stairdata_schemas.kinds import KINDS, SCHEMA_VERSION, kind_name, polars_schema, row_schema
+from stairdata_schemas.kinds import KINDS, LATER_COLUMNS, SCHEMA_VERSION, kind_name, polars_schema, row_schema
 from stairdata_schemas.manifest import (
     MANIFEST_NAME,
     FileEntry,
@@ -67,8 +67,11 @@ class Artifact:
         return [self.folder / entry.path for entry in self.manifest.files]
 
     def scan(self) -> pl.LazyFrame:
-        """Return the rows as a polars LazyFrame, columns in the schema's order."""
-        return pl.scan_parquet(self.data_files, schema=polars_schema(self.kind))
+        """Return the rows as a polars LazyFrame, columns in the schema's order.
+
+        A column that came later and that older files lack is null.
+        """
+        return pl.scan_parquet(self.data_files, schema=polars_schema(self.kind), missing_columns="insert")
 
     def dataset(self) -> Any:
         """Return the rows as a memory-mapped `datasets.Dataset`."""
@@ -267,16 +270,18 @@ def validate_file(artifact: Artifact, entry: FileEntry, look: Look | None = None
 
 def _validate_table(artifact: Artifact, entry: FileEntry, path: Path, look: Look | None) -> list[Problem]:
     expected, found = polars_schema(artifact.kind), pl.read_parquet_schema(path)
-    if dict(found) != dict(expected):
-        wrong = [name for name in {*expected, *found} if found.get(name) != expected.get(name)]
+    later = {name: expected[name] for name in LATER_COLUMNS.get(artifact.kind, ()) if name not in found}
+    wrong = [name for name in {*expected, *found} - {*later} if found.get(name) != expected.get(name)]
+    if wrong:
         return [Problem(entry.path, "columns", len(wrong), ", ".join(sorted(wrong)))]
     rows = 0
     problems: list[Problem] = []
+    absent = [pl.lit(None, dtype).alias(name) for name, dtype in later.items()]
     for frame in iterate_frames(path):
         if look is not None:
             look(entry, rows, frame)
         rows += len(frame)
-        problems += _validate_rows(artifact.kind, entry.path, frame)
+        problems += _validate_rows(artifact.kind, entry.path, frame.with_columns(absent))
     if rows != entry.rows:
         problems.append(Problem(entry.path, "rows", 1, f"{rows} instead of {entry.rows}"))
     return problems

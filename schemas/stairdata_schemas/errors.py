@@ -9,7 +9,8 @@ StairDataError
 │   └── ArtifactNotFoundError  no artifact under that reference
 ├── BuildError             a build that can't go on
 │   ├── QuarantineError    more rows refused than the allowed share
-│   └── BuildLockedError   another process builds into the same folder
+│   ├── BuildLockedError   another process builds into the same folder
+│   └── BudgetError        a limit on tokens, cost or time is reached; the build can go on later
 ├── ModelError             a folder that isn't a model, or a tokenizer without what is needed
 ├── HubError               the Hub can't be reached, refuses, or holds something else than expected
 │   └── ReleaseConflictError  a version that exists there with other content, or somebody else's change
@@ -63,6 +64,10 @@ class QuarantineError(BuildError):
 
 class BuildLockedError(BuildError):
     """Another process is building into the same folder."""
+
+
+class BudgetError(BuildError):
+    """A limit on tokens, cost or time is reached; the build can go on later."""
 
 
 class ModelError(StairDataError):

@@ -7,7 +7,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -51,14 +51,22 @@ class Journal:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab")
-        self._file.truncate(_sound_length(path))
+        self._size = _sound_length(path)
+        self._file.truncate(self._size)
 
-    def append(self, record: dict[str, Any], *, durable: bool = False) -> None:
-        """Write a record; with `durable` it also survives a power cut."""
-        self._file.write(_line(record))
+    def append(self, record: dict[str, Any], *, durable: bool = False) -> int:
+        """Write a record; with `durable` it also survives a power cut.
+
+        Returns:
+            Where it begins in the file, for `read_record`.
+        """
+        line, begin = _line(record), self._size
+        self._file.write(line)
         self._file.flush()
+        self._size += len(line)
         if durable:
             os.fsync(self._file.fileno())
+        return begin
 
     def close(self) -> None:
         """Close the file."""
@@ -67,14 +75,30 @@ class Journal:
 
 def read_journal(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a journal up to the first one that is cut or damaged."""
+    for _, record in scan_journal(path):
+        yield record
+
+
+def scan_journal(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield where each record begins, and the record, as `read_journal` does."""
     if not path.exists():
         return
+    begin = 0
     with path.open("rb") as file:
         for line in file:
             record = _record(line)
             if record is None:
                 return
-            yield record
+            yield begin, record
+            begin += len(line)
+
+
+def read_record(file: IO[bytes], begin: int) -> dict[str, Any]:
+    """Read the record of an open journal that begins there."""
+    file.seek(begin)
+    record = _record(file.readline())
+    assert record is not None, "it was whole when it was written"
+    return record
 
 
 def _line(record: dict[str, Any]) -> bytes:

@@ -25,6 +25,8 @@ VERDICTS = ("chosen", "rejected", "tie", "both_bad")
 SIDES = ("chosen", "rejected")
 SAFE_SIDES = ("chosen", "rejected", "both", "neither")
 VALUE_TOLERANCE = 1e-6
+LATER_COLUMNS = {"trees": ("judgements",)}
+"""Nullable columns that version 1 began without: files that lack them are read as null there."""
 
 _ID = r"^[0-9a-f]{16}$"
 
@@ -152,6 +154,22 @@ class Trees(dy.Schema):
     prompt_tokens = _count("prompt tokens of those requests", nullable=True)
     completion_tokens = _count("completion tokens of those requests", nullable=True)
     seconds = dy.Float64(nullable=True, min=0, description="wall time the tree was in flight")
+    judgements = dy.List(
+        dy.Struct(
+            {
+                "node_id": dy.Int32(min=0, description="the node whose answer was judged"),
+                "rollout": dy.Int32(
+                    nullable=True,
+                    min=0,
+                    description="index among the node's rollouts; null for a terminal node's reward",
+                ),
+                "aspect": _one_of(TASKS, nullable=False, description="helpfulness or safety"),
+                "text": dy.String(description="what the judge said"),
+            }
+        ),
+        nullable=True,
+        description="the judge's words, where judge.keep_text is set",
+    )
 
     @dy.rule()
     def node_ids_are_dense(cls) -> pl.Expr:

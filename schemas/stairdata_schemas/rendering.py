@@ -11,13 +11,19 @@ End-of-turn belongs after terminal steps alone: after a partial step it would te
 from __future__ import annotations
 
 import hashlib
+import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from stairdata_schemas.errors import ModelError
-from stairdata_schemas.grammar import TAGS
+from stairdata_schemas.grammar import OUTPUT_CLOSE, OUTPUT_OPEN, STEP_CLOSE, STEP_OPEN, TAGS
 
 DATE_STRING = "26 Jul 2024"  # templates that print today's date would make every day's prompts new
+COUNTS_KEPT = 16384
+_TAG = re.compile("(" + "|".join(map(re.escape, TAGS)) + ")")
+_STEP = f"{STEP_OPEN}\nTitle: A: \nb  c\n{STEP_CLOSE}\n\n{OUTPUT_OPEN}\nFinal Answer:\n 1 x\n{OUTPUT_CLOSE}"
+_PROBES = (_STEP, f"user\nWhy?\n{_STEP}", f" \n\n{_STEP} and more")
 _SENTINEL = "stairdata-sentinel"
 
 
@@ -81,6 +87,33 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     """Return the token ids of a text, tags as single ids and nothing added around it."""
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
+
+
+class TokenCounter:
+    """Counts tokens of prompts and answers, each part between two tags once.
+
+    Where tags are single special tokens, a tokenizer cuts a text at them before anything else, so the counts of the
+    parts add up to the count of the whole. Some tokenizers treat the start of a text in a way of its own: whether it
+    all adds up is tried out first, and if it does not, each text is counted whole.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._count = lru_cache(maxsize=COUNTS_KEPT)(self._count_part)
+        self._adds_up = not missing_tags(tokenizer) and all(
+            self._sum(text) == len(encode(tokenizer, text)) for text in _PROBES
+        )
+
+    def __call__(self, text: str) -> int:
+        """Return the number of tokens, nothing added around the text."""
+        return self._sum(text) if self._adds_up else len(encode(self._tokenizer, text))
+
+    def _sum(self, text: str) -> int:
+        parts = _TAG.split(text)
+        return len(parts) // 2 + sum(self._count(part) for part in parts[::2] if part)
+
+    def _count_part(self, part: str) -> int:
+        return len(encode(self._tokenizer, part))
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str, prefix: str = "") -> list[int]:

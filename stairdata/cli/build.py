@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,6 +28,14 @@ if TYPE_CHECKING:
     from stairdata_schemas.artifacts import Artifact
     from stairdata_training.scoring import PrmScorer
 
+
+class Executor(StrEnum):
+    """Where trees are grown."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
 BUILT_KINDS = ("prompts", "structured-cot", "trees", "preference-pairs", "prm-pairs", "responses")
 
 
@@ -39,22 +48,72 @@ def build(
     version: VersionOption = None,
     limit: LimitOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of continuing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the build would ask of the models, and build nothing.")
+    ] = False,
+    pilot: Annotated[
+        int | None, typer.Option("--pilot", min=1, help="With --dry-run: build that many rows first, and reckon on.")
+    ] = None,
+    max_total_tokens: Annotated[
+        int | None, typer.Option("--max-total-tokens", min=1, help="Stop before the build takes more tokens.")
+    ] = None,
+    max_cost: Annotated[
+        float | None, typer.Option("--max-cost", min=0, help="Stop before it costs more, by the recipe's prices.")
+    ] = None,
+    max_seconds: Annotated[float | None, typer.Option("--max-seconds", min=0, help="Stop after that time.")] = None,
     max_quarantine: Annotated[
         float, typer.Option("--max-quarantine", min=0, max=1, help="Largest share of refused rows.")
     ] = 0.05,
+    endpoints: Annotated[
+        str | None, typer.Option("--endpoints", metavar="URL,URL", help="Spread trees over servers of the actor.")
+    ] = None,
+    executor: Annotated[Executor, typer.Option("--executor", help="Where trees are grown.")] = Executor.LOCAL,
+    address: Annotated[
+        str | None, typer.Option("--address", help="Ray cluster; default: one on this machine.", show_default=False)
+    ] = None,
 ) -> None:
     """Build an artifact; a finished one of the same recipe and inputs is returned as it is."""
     from stairdata.generators.options import BuildOptions
+    from stairdata.llm.budget import Limits
     from stairdata_schemas.errors import UsageError
 
     if kind.replace("_", "-") not in BUILT_KINDS:
         raise UsageError(f"can't build {kind!r}; this command builds {', '.join(BUILT_KINDS)}")
+    name = kind.replace("-", "_")
+    if name != "trees" and (endpoints or executor is not Executor.LOCAL or address):
+        raise UsageError("--endpoints, --executor and --address go with `build trees`")
+    if pilot and not dry_run:
+        raise UsageError("--pilot goes with --dry-run; --limit builds an artifact of the first rows")
     settings = read_recipe(recipe, set_)
     with show_progress() as progress:
-        options = BuildOptions(root_folder(root), version, tuple(input_ or ()), limit, fresh, max_quarantine, progress)
-        artifact = build_kind(kind.replace("-", "_"), settings, options)
+        options = BuildOptions(
+            root_folder(root),
+            version,
+            tuple(input_ or ()),
+            limit,
+            fresh,
+            max_quarantine,
+            progress,
+            Limits(max_total_tokens, max_cost, max_seconds),
+            tuple(filter(None, (endpoints or "").split(","))),
+            executor.value,
+            address,
+            pilot,
+            tell=lambda words: say(words) if words else None,
+        )
+        if dry_run:
+            emit(forecast(name, settings, options))
+            return
+        artifact = build_kind(name, settings, options)
     say(summary(artifact))
     emit(artifact.reference)
+
+
+def forecast(kind: str, recipe: FullRecipe, options: BuildOptions) -> str:
+    """Say what a build would ask of the models."""
+    from stairdata.generators.forecast import forecast_build
+
+    return forecast_build(kind, recipe, options)
 
 
 def build_kind(kind: str, recipe: FullRecipe, options: BuildOptions) -> Artifact:
@@ -105,4 +164,6 @@ def summary(artifact: Artifact) -> str:
         parts.append(f"{sum(manifest.quarantine.values())} refused ({rules})")
     if manifest.usage.requests:
         parts.append(f"{manifest.usage.requests} requests, {manifest.usage.completion_tokens} tokens")
+    if manifest.usage.cost is not None:
+        parts.append(f"cost {manifest.usage.cost:.2f}")
     return "; ".join(parts)

@@ -15,9 +15,9 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 class ProgressFunction(Protocol):
-    """What generators call: what is being done, how much is done, how much there is (0: unknown)."""
+    """What generators call: what is being done, how much is done, how much there is (0: unknown), and details."""
 
-    def __call__(self, what: str, done: int, total: int) -> None: ...
+    def __call__(self, what: str, done: int, total: int, detail: str = "") -> None: ...
 
 
 def stderr() -> Console:
@@ -52,7 +52,6 @@ def show_progress() -> Iterator[ProgressFunction]:
         Progress,
         TextColumn,
         TimeElapsedColumn,
-        TimeRemainingColumn,
     )
 
     columns = (
@@ -60,13 +59,13 @@ def show_progress() -> Iterator[ProgressFunction]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[detail]}", markup=False),
     )
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
+        task = bar.add_task("", total=None, detail="")
 
-        def update(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total or None)
+        def update(what: str, done: int, total: int, detail: str = "") -> None:
+            bar.update(task, description=what, completed=done, total=total or None, detail=detail)
 
         yield update
 
@@ -75,7 +74,7 @@ class _Lines:
     def __init__(self) -> None:
         self._last = time.monotonic()
 
-    def __call__(self, what: str, done: int, total: int) -> None:
+    def __call__(self, what: str, done: int, total: int, detail: str = "") -> None:
         if time.monotonic() - self._last >= SECONDS_BETWEEN_LINES or (total and done == total):
             self._last = time.monotonic()
-            say(f"{what}: {done} of {total}" if total else what)
+            say((f"{what}: {done} of {total}" if total else what) + (f"; {detail}" if detail else ""))

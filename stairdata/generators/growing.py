@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stairdata.generators.judges import Judge as JudgeModel
-from stairdata.generators.runner import Done, Row
-from stairdata.llm.actor import Actor, Piece, Usage
-from stairdata.recipe import Recipe
+from stairdata.generators.judges import Verdict
+from stairdata.generators.runner import Done, Row, outcomes_of
+from stairdata.llm.actor import Actor, Piece, Usage, step_prior
+from stairdata.llm.outcomes import RequestFailedError
+from stairdata.recipe import Recipe, TreesSection
 from stairdata.search import mcts
 from stairdata.search.mcts import (
     AnswerSample,
@@ -31,6 +33,7 @@ from stairdata.search.mcts import (
 )
 from stairdata.search.reward import Reward
 from stairdata_schemas import identity
+from stairdata_schemas.errors import ServerError
 from stairdata_schemas.files import Journal, read_journal
 from stairdata_schemas.grammar import STEP_CLOSE, closes_output, split_steps
 
@@ -57,7 +60,7 @@ class Memory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._answered: dict[int, Answered] = {}
-        self._ratings: dict[tuple[int, str], tuple[float, Usage]] = {}
+        self._ratings: dict[tuple[int, str], tuple[Verdict, Usage]] = {}
         for record in read_journal(path):
             self._remember(record)
         self._journal = Journal(path)
@@ -71,22 +74,23 @@ class Memory:
         kind, value = _to_json(answered.result)
         self._journal.append({"call": call, "kind": kind, "value": value, "usage": list(answered.usage)})
 
-    def rating(self, call: int, aspect: str) -> tuple[float, Usage] | None:
+    def rating(self, call: int, aspect: str) -> tuple[Verdict, Usage] | None:
         """Return one rating of a judgement, if it was given in an earlier run."""
         return self._ratings.get((call, aspect))
 
-    def keep_rating(self, call: int, aspect: str, score: float, usage: Usage) -> None:
+    def keep_rating(self, call: int, aspect: str, verdict: Verdict, usage: Usage) -> None:
         """Write one rating down."""
-        self._journal.append({"call": call, "kind": "rating", "value": [aspect, score], "usage": list(usage)})
+        self._journal.append({"call": call, "kind": "rating", "value": [aspect, *verdict], "usage": list(usage)})
 
     def close(self) -> None:
         """Close the file."""
         self._journal.close()
 
     def _remember(self, record: dict[str, Any]) -> None:
-        usage, value = Usage(*record["usage"]), record["value"]
+        requests, read, written, failures = record["usage"]
+        usage, value = Usage(requests, read, written, tuple(failures)), record["value"]
         if record["kind"] == "rating":
-            self._ratings[record["call"], value[0]] = (value[1], usage)
+            self._ratings[record["call"], value[0]] = (Verdict(*value[1:]), usage)
         else:
             self._answered[record["call"]] = Answered(_from_json(record["kind"], value), usage)
 
@@ -102,7 +106,8 @@ def _to_json(result: Result) -> tuple[str, list[Any]]:
 
 def _from_json(kind: str, value: list[Any]) -> Result:
     if kind == "reward":
-        return Reward(*value)
+        helpfulness, safety, reward, said = value
+        return Reward(helpfulness, safety, reward, tuple((aspect, words) for aspect, words in said))
     if kind == "rest":
         return RestSample(*value)
     if kind == "answers":
@@ -123,34 +128,42 @@ class Grower:
     async def grow(self, tree_id: str, prompt: Prompt) -> Done:
         """Grow a tree, from its journal as far as that goes."""
         started = time.monotonic()
-        section = self._recipe.trees
         memory = Memory(self._running / f"{tree_id}.jsonl")
         fetch = Fetch(self._recipe, self._actor, self._judge, tree_id, prompt, memory)
-        config = mcts.SearchConfig(
-            section.iterations, section.samples, section.max_depth, section.c, section.visit_all_leaves, section.fused
-        )
-        search = mcts.search(config, random.Random(f"{self._recipe.seed}/{tree_id}"), fetch.prompt_tokens)  # noqa: S311
+        rng = random.Random(f"{self._recipe.seed}/{tree_id}")  # noqa: S311
+        search = mcts.search(search_config(self._recipe.trees), rng, fetch.prompt_tokens)
         try:
-            tree, usage = await drive(search, fetch)
+            tree = await drive(search, fetch)
+        except RequestFailedError as error:
+            error.before = outcomes_of(fetch.used.requests, fetch.used.failures)
+            raise
         finally:
             memory.close()
-        spent = usage._asdict() | {"seconds": round(time.monotonic() - started, 3)}
-        row = _tree_row(tree_id, prompt, tree, self._recipe, self._name) | spent
-        return Done(row, _counts(tree), memory.path)
+        row = _tree_row(tree_id, prompt, tree, self._recipe, self._name) | {
+            "requests": fetch.used.requests,
+            "prompt_tokens": fetch.used.prompt_tokens,
+            "completion_tokens": fetch.used.completion_tokens,
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        return Done(row, _counts(tree), outcomes_of(fetch.used.requests, fetch.used.failures), memory.path)
 
 
-async def drive(search: mcts.Search, fetch: Fetch) -> tuple[mcts.Tree, Usage]:
+def search_config(section: TreesSection) -> mcts.SearchConfig:
+    """Pass on what the search itself needs to know."""
+    names = mcts.SearchConfig.__dataclass_fields__
+    return mcts.SearchConfig(**{name: getattr(section, name) for name in names})
+
+
+async def drive(search: mcts.Search, fetch: Fetch) -> mcts.Tree:
     """Run a search to its end, the requests of a batch at the same time."""
-    total = Usage(0, 0, 0)
     batch = next(search)
     while True:
         answers = await _gather([fetch(request) for request in batch])
-        for answered in answers:
-            total = Usage(*(mine + its for mine, its in zip(total, answered.usage, strict=True)))
         try:
             batch = search.send([answered.result for answered in answers])
         except StopIteration as stop:
-            return stop.value, total
+            tree: mcts.Tree = stop.value
+            return tree
 
 
 async def _gather(waiting: list[Awaitable[Answered]]) -> list[Answered]:
@@ -178,19 +191,21 @@ class Fetch:
         self._memory = memory
         self._rendered = actor.render(prompt.prompt)
         self._judged: dict[str, asyncio.Future[Answered]] = {}
+        self.used = Usage()
+        """By all answered requests so far."""
 
     @property
     def prompt_tokens(self) -> int:
         return self._actor.count_tokens(self._rendered)
 
     async def __call__(self, request: Request) -> Answered:
-        known = self._memory.get(request.call)
-        if known is not None:
-            if isinstance(request, Judge) and request.answer not in self._judged:
-                self._judged[request.answer] = _done(known)
-            return known
-        answered = await self._ask(request)
-        self._memory.keep(request.call, answered)
+        answered = self._memory.get(request.call)
+        if answered is None:
+            answered = await self._ask(request)
+            self._memory.keep(request.call, answered)
+        elif isinstance(request, Judge) and request.answer not in self._judged:
+            self._judged[request.answer] = _done(answered)
+        self.used = self.used.plus(answered.usage)
         return answered
 
     async def _ask(self, request: Request) -> Answered:
@@ -198,26 +213,46 @@ class Fetch:
             return await self._reward(request)
         section, text = self._section, self._rendered + request.prefix
         seed = identity.request_seed(self._seed, self._tree_id, request.call)
+        with_logprobs = section.score == "pucb"
         if isinstance(request, SampleSteps):
-            pieces, usage = await self._actor.steps(text, n=request.n, max_tokens=section.max_tokens, seed=seed)
-            return Answered([StepSample(*piece) for piece in pieces], usage)
+            pieces, usage = await self._actor.steps(
+                text, n=request.n, max_tokens=section.max_tokens, seed=seed, with_logprobs=with_logprobs
+            )
+            return Answered([self._step(piece) for piece in pieces], usage)
         if isinstance(request, SampleAnswers):
             limit = section.max_tokens + section.rollout_tokens
-            pieces, usage = await self._actor.answers(text, n=request.n, max_tokens=limit, seed=seed)
+            pieces, usage = await self._actor.answers(
+                text, n=request.n, max_tokens=limit, seed=seed, with_logprobs=with_logprobs
+            )
             return Answered([self._split(piece) for piece in pieces], usage)
         pieces, usage = await self._actor.answers(text, n=1, max_tokens=section.rollout_tokens, seed=seed)
         return Answered(RestSample(pieces[0].text), usage)
+
+    def _prior(self, piece: Piece) -> float | None:
+        if self._section.score != "pucb":
+            return None
+        prior = step_prior(piece.logprobs, self._section.prior)
+        if prior is None and piece.text:
+            raise ServerError(
+                "the actor's server gives no log-probabilities, which trees.score pucb needs for its priors; "
+                "take another server, or trees.score ucb"
+            )
+        return prior
+
+    def _step(self, piece: Piece) -> StepSample:
+        tokens = self._actor.count_tokens(piece.text)
+        return StepSample(piece.text, tokens, piece.is_terminal, piece.is_cut, self._prior(piece))
 
     def _split(self, piece: Piece) -> AnswerSample:
         """Cut an answer behind its first step."""
         steps = split_steps(piece.text)
         first = steps[0] if steps else ""
         rest = piece.text[len(first) :]
-        tokens = piece.tokens if not rest else self._actor.count_tokens(first)
+        tokens = self._actor.count_tokens(first)
         is_whole = len(steps) <= 1 and not first.endswith(STEP_CLOSE)
         is_cut = tokens > self._section.max_tokens or (is_whole and piece.is_cut)
         is_terminal = closes_output(first) or (not rest and not first.endswith(STEP_CLOSE) and piece.is_terminal)
-        return AnswerSample(first, tokens, is_terminal, is_cut, rest)
+        return AnswerSample(first, tokens, is_terminal, is_cut, rest, self._prior(piece))
 
     async def _reward(self, request: Judge) -> Answered:
         if not self._section.judge.cache:
@@ -228,7 +263,7 @@ class Fetch:
             rating.add_done_callback(_look)  # nobody waits for it once its tree is given up
             self._judged[request.answer] = rating
         answered = await asyncio.shield(self._judged[request.answer])
-        return answered if first else Answered(answered.result, Usage(0, 0, 0))
+        return answered if first else Answered(answered.result, Usage())
 
     async def _rate(self, request: Judge) -> Answered:
         call = request.call
@@ -255,13 +290,13 @@ class Asks:
         """Return the seed of the ask-th time a rating is asked for."""
         return identity.request_seed(self._seed, self._tree_id, self._call, ask)
 
-    def known(self, aspect: str) -> tuple[float, Usage] | None:
+    def known(self, aspect: str) -> tuple[Verdict, Usage] | None:
         """Return a rating given before."""
         return self._memory.rating(self._call, aspect)
 
-    def keep(self, aspect: str, score: float, usage: Usage) -> None:
+    def keep(self, aspect: str, verdict: Verdict, usage: Usage) -> None:
         """Write a rating down."""
-        self._memory.keep_rating(self._call, aspect, score, usage)
+        self._memory.keep_rating(self._call, aspect, verdict, usage)
 
 
 def _look(future: asyncio.Future[Answered]) -> None:
@@ -296,7 +331,18 @@ def _tree_row(tree_id: str, prompt: Prompt, tree: mcts.Tree, recipe: Recipe, act
         "nodes": [_node_row(node) for node in tree.nodes],
         "iterations": recipe.trees.iterations,
         "seed": recipe.seed,
+        "judgements": _judgement_rows(tree) if recipe.trees.judge.keep_text else None,
     }
+
+
+def _judgement_rows(tree: mcts.Tree) -> list[Row]:
+    return [
+        {"node_id": node.node_id, "rollout": rollout, "aspect": aspect, "text": text}
+        for node in tree.nodes
+        for rollout, rated in [(None, node.reward), *((index, pair[1]) for index, pair in enumerate(node.rollouts))]
+        if rated is not None
+        for aspect, text in rated.said
+    ]
 
 
 def _node_row(node: mcts.Node) -> Row:
@@ -309,10 +355,13 @@ def _node_row(node: mcts.Node) -> Row:
         "is_terminal": node.is_terminal,
         "visits": node.visits,
         "value_sum": node.value_sum,
-        "prior": None,
+        "prior": node.prior,
         "reward": reward.reward if reward else None,
         "helpfulness": reward.helpfulness if reward else None,
         "safety": reward.safety if reward else None,
-        "rollouts": [{"text": text, **rated._asdict()} for text, rated in node.rollouts],
+        "rollouts": [
+            {"text": text, "helpfulness": rated.helpfulness, "safety": rated.safety, "reward": rated.reward}
+            for text, rated in node.rollouts
+        ],
         "tokens": node.tokens,
     }

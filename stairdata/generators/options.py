@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stairdata.generators.progress import Progress, quiet
 from stairdata.hub.pull import open_reference
+from stairdata.llm.budget import Limits
 from stairdata_schemas.artifacts import Artifact, resolve
 from stairdata_schemas.errors import UsageError
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is (0: unknown)."""
-
-
-def quiet(what: str, done: int, total: int) -> None:
-    """Report to nobody."""
+__all__ = ["BuildOptions", "Progress", "quiet"]
 
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """Where to build, from what, and how much."""
+    """Where to build, from what, how much, and at what cost."""
 
     root: Path = Path("artifacts")
     version: str | None = None
@@ -30,6 +27,17 @@ class BuildOptions:
     fresh: bool = False
     max_quarantine: float = 0.05
     progress: Progress = quiet
+    limits: Limits = field(default_factory=Limits)
+    endpoints: tuple[str, ...] = ()
+    """Servers of the actor, in place of the recipe's one."""
+    executor: str = "local"
+    """local: this process. ray: Ray Data."""
+    address: str | None = None
+    """The Ray cluster's; default: one started here."""
+    pilot: int | None = None
+    """Stop after that many units and leave the build unfinished."""
+    tell: Callable[[str], None] = lambda _: None
+    """Called with words for the user: the table of outcomes."""
 
     def parent(self, kind: str) -> Artifact:
         """Open the input of a kind: the one named by --input, else the newest local one."""

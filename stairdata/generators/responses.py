@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -10,8 +9,19 @@ from functools import partial
 import polars as pl
 
 from stairdata.generators.options import BuildOptions
-from stairdata.generators.runner import Done, Row, Unit, Work, counts_of, journaled_frames, run_units, usage_of
-from stairdata.llm.actor import Piece
+from stairdata.generators.runner import (
+    Done,
+    Opened,
+    Row,
+    Unit,
+    open_budget,
+    outcomes_of,
+    run_units,
+    table_of_outcomes,
+    usage_of,
+)
+from stairdata.llm.actor import Actor, Piece
+from stairdata.llm.budget import Budget
 from stairdata.llm.session import identify, make_actor, open_client
 from stairdata.recipe import Recipe, ResponsesSection
 from stairdata_schemas import identity
@@ -64,20 +74,23 @@ def build_responses(
     with build:
         prompts = {row["prompt_id"]: row for row in options.rows(parent, ["prompt_id", "prompt", "task"])}
         units = [Unit(key, number, row["prompt"]) for number, (key, row) in enumerate(prompts.items())]
-        work = partial(_open_work, build, recipe, prompts, options)
-        result = asyncio.run(run_units(build, units, work, section.concurrency, options.progress))
+        budget = open_budget(build, recipe, options)
+        work = partial(_open_work, build, recipe, prompts, options, budget)
+        result = run_units(build, units, work, budget, options, section.concurrency)
+        options.tell(table_of_outcomes(result))
         names = (prm.name if prm else None, section)
-        frames = (_scored(rows, score, *names) for rows in journaled_frames(build, units))
-        report = Report(result.outcomes, usage_of(build, units), details=counts_of(build))
+        frames = (_scored(rows, score, *names) for rows in result.frames())
+        usage = usage_of(result, budget, [actor.name])
+        report = Report(result.outcomes, usage, details={**result.counts, "requests": result.requests})
         return build.finish(frames, result.refused, report, options.max_quarantine)
 
 
 @asynccontextmanager
 async def _open_work(
-    build: Build, recipe: Recipe, prompts: dict[str, Row], options: BuildOptions
-) -> AsyncIterator[Work]:
+    build: Build, recipe: Recipe, prompts: dict[str, Row], options: BuildOptions, budget: Budget
+) -> AsyncIterator[Opened]:
     section = recipe.responses
-    async with open_client(recipe.actor, build.work / "server.log", options.waiting) as client:
+    async with open_client(recipe.actor, build.work / "server.log", options.waiting, budget) as client:
         actor = make_actor(client, recipe.actor, section)
 
         async def work(unit: Unit) -> Done:
@@ -85,14 +98,15 @@ async def _open_work(
             pieces, usage = await actor.answers(
                 actor.render(unit.text), n=section.n, max_tokens=section.max_tokens, seed=seed
             )
-            row = _response_row(prompts[unit.key], build.plan.models[0].name, recipe, pieces)
+            row = _response_row(prompts[unit.key], build.plan.models[0].name, recipe, pieces, actor)
             cut = sum(piece.is_cut for piece in pieces)
-            return Done(row | {"completion_tokens": usage.completion_tokens}, {"cut_answers": cut})
+            row["completion_tokens"] = usage.completion_tokens
+            return Done(row, {"cut_answers": cut}, outcomes_of(usage.requests, usage.failures))
 
-        yield work
+        yield Opened(work, client.window.room, [client])
 
 
-def _response_row(prompt: Row, model: str, recipe: Recipe, pieces: list[Piece]) -> Row:
+def _response_row(prompt: Row, model: str, recipe: Recipe, pieces: list[Piece], actor: Actor) -> Row:
     """Make the row before it is scored: the first candidate counts as chosen."""
     section = recipe.responses
     return prompt | {
@@ -101,15 +115,15 @@ def _response_row(prompt: Row, model: str, recipe: Recipe, pieces: list[Piece]) 
         "model": model,
         "prm": None,
         "n": section.n,
-        "candidates": [_candidate(piece) for piece in pieces],
+        "candidates": [_candidate(piece, actor.count_tokens(piece.text)) for piece in pieces],
         "chosen_index": 0,
         "text": pieces[0].text,
         "score": None,
     }
 
 
-def _candidate(piece: Piece) -> Row:
-    return {"text": piece.text, "score": None, "is_complete": not piece.is_cut, "tokens": piece.tokens}
+def _candidate(piece: Piece, tokens: int) -> Row:
+    return {"text": piece.text, "score": None, "is_complete": not piece.is_cut, "tokens": tokens}
 
 
 def _scored(

@@ -1,31 +1,40 @@
-"""One way to run many units of work against a server: bounded, resumable, and each failure typed.
+"""One way to run many units of work against servers: bounded, resumable, within a budget, and each failure typed.
 
 A unit (a prompt, a tree) becomes one row. Rows are journaled as they come, so that a kill loses none; the next
 run skips what stands in the journal. A unit whose request fails for good is refused with the history of its
-outcomes and tried again by the next run.
+outcomes and tried again by the next run. Ctrl-C and a spent budget let the requests in flight come home first.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import signal
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import polars as pl
 
-from stairdata.generators.options import Progress
-from stairdata.llm.outcomes import RequestFailedError
+from stairdata.generators.options import BuildOptions
+from stairdata.generators.progress import Meter
+from stairdata.llm.budget import Budget, Spent, StoppedError
+from stairdata.llm.client import Client
+from stairdata.llm.outcomes import Outcome, RequestFailedError
+from stairdata.recipe import Recipe
 from stairdata_schemas.building import Build, Refused
-from stairdata_schemas.files import read_journal
+from stairdata_schemas.files import read_record, scan_journal, write_atomic
 from stairdata_schemas.kinds import polars_schema
 from stairdata_schemas.manifest import Usage
 
 JOURNAL = "rows.jsonl"
-FRAME_ROWS = 256
+SPENT = "spent.json"
+FRAME_ROWS = 64
+TICK_SECONDS = 1.0
+DRAIN_SECONDS = 6.0  # what Ctrl-C grants to requests in flight; ending a server of ours takes 3 s more
 
 Row = dict[str, Any]
 
@@ -52,6 +61,8 @@ class Done(NamedTuple):
 
     row: Row
     counts: dict[str, int]
+    outcomes: dict[str, int]
+    """How its requests ended, those that were made again included."""
     leftover: Path | None = None
     """The unit's own journal, to be removed once its row is safe."""
 
@@ -59,115 +70,291 @@ class Done(NamedTuple):
 Work = Callable[[Unit], Awaitable[Done]]
 
 
+class Opened(NamedTuple):
+    """What works on units, once it stands ready."""
+
+    work: Work
+    room: Callable[[], Awaitable[None]]
+    """Returns when one more unit would find its server idle."""
+    clients: Sequence[Client]
+
+
+OpenWork = Callable[[], AbstractAsyncContextManager[Opened]]
+
+
 class RunResult(NamedTuple):
     """What a run leaves."""
 
     refused: list[Refused]
     outcomes: dict[str, int]
+    """Units by how they ended."""
+    requests: dict[str, int]
+    """Requests by how they ended."""
+    counts: dict[str, int]
+    usage: Usage
+    frames: Callable[[], Iterator[pl.DataFrame]]
+    """The rows in the units' order, in frames of bounded size."""
 
 
-async def run_units(
+class Record:
+    """The journal of finished rows, and sums over them."""
+
+    def __init__(self, build: Build) -> None:
+        self.path = build.work / JOURNAL
+        self._journal = build.journal(JOURNAL)  # cuts off what a kill left half-written
+        self.begins: dict[str, int] = {}
+        self.counts: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
+        self.usage: Counter[str] = Counter()
+        for begin, record in scan_journal(self.path):
+            self._add(begin, record)
+
+    def keep(self, key: str, done: Done) -> None:
+        """Write a row down for good."""
+        record = {"key": key, "row": done.row, "counts": done.counts, "outcomes": done.outcomes}
+        self._add(self._journal.append(record, durable=True), record)
+        if done.leftover:
+            done.leftover.unlink(missing_ok=True)
+
+    def frames(self, kind: str, units: Sequence[Unit]) -> Iterator[pl.DataFrame]:
+        """Yield the rows in the units' order, in frames of bounded size."""
+        begins = [self.begins[unit.key] for unit in units if unit.key in self.begins]
+        if not begins:
+            return
+        with self.path.open("rb") as file:
+            for start in range(0, len(begins), FRAME_ROWS):
+                rows = [read_record(file, begin)["row"] for begin in begins[start : start + FRAME_ROWS]]
+                yield pl.DataFrame(rows, schema=polars_schema(kind))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._journal.close()
+
+    def _add(self, begin: int, record: dict[str, Any]) -> None:
+        row = record["row"]
+        self.begins[record["key"]] = begin
+        self.counts.update(record["counts"])
+        self.requests.update(record["outcomes"])
+        self.usage["requests"] += row.get("requests", 1)
+        for name in ("prompt_tokens", "completion_tokens"):
+            self.usage[name] += row.get(name) or 0
+
+
+def run_units(
     build: Build,
     units: Sequence[Unit],
-    open_work: Callable[[], AbstractAsyncContextManager[Work]],
-    concurrency: int,
-    progress: Progress,
+    open_work: OpenWork,
+    budget: Budget,
+    options: BuildOptions,
+    concurrency: int | Literal["auto"],
 ) -> RunResult:
-    """Turn units into journaled rows, at most `concurrency` at a time, in the order given.
+    """Turn units into journaled rows, begun in the order given.
 
     What `open_work` opens (a server, say) is opened only where something is left to do.
 
+    Args:
+        build: where to.
+        units: what is to be done; those in the journal are skipped.
+        open_work: makes a unit into a row.
+        budget: stops the run when it is spent.
+        options: progress, and how many units a pilot runs.
+        concurrency: units in flight at most; auto: as many as the servers have room for.
+
     Raises:
         ServerError: the server is gone; what is finished is kept.
+        BudgetError: a limit is reached; what is finished is kept.
+        KeyboardInterrupt: after requests in flight have been answered, for some seconds at most.
     """
-    path = build.work / JOURNAL
-    known = {record["key"] for record in read_journal(path)}
-    journal = build.journal(JOURNAL)
-    refused: list[Refused] = []
-    missing = [unit for unit in units if unit.key not in known]
-    waiting = iter(missing)
-    finished = len(units) - len(missing)
-
-    async def worker(work: Work) -> None:
-        nonlocal finished
-        for unit in waiting:
-            try:
-                done = await work(unit)
-                journal.append({"key": unit.key, "row": done.row, "counts": done.counts}, durable=True)
-                if done.leftover:
-                    done.leftover.unlink()
-            except (RequestFailedError, UnitFailedError) as error:
-                refused.append(_refusal(build, unit, error))
-            finished += 1
-            progress(build.plan.kind, finished, len(units))
-
-    progress(build.plan.kind, finished, len(units))
+    record = Record(build)
+    run = Run(build, record, budget, options, len(units))
+    missing = [unit for unit in units if unit.key not in record.begins]
+    if options.pilot is not None:
+        missing = missing[: max(0, options.pilot - len(record.begins))]
     try:
         if missing:
-            async with open_work() as work, asyncio.TaskGroup() as group:
-                for _ in range(concurrency):
-                    group.create_task(worker(work))
+            asyncio.run(run.all(missing, open_work, concurrency))
     except BaseExceptionGroup as errors:
         raise _first(errors) from errors
     finally:
-        journal.close()
-    refused.sort(key=lambda refusal: refusal.row)
-    outcomes = Counter(refusal.rule for refusal in refused)
-    return RunResult(refused, {"ok": len(units) - len(refused), **dict(sorted(outcomes.items()))})
+        record.close()
+        run.save_spent()
+    if budget.reason is not None:
+        raise budget.reason
+    return run.result(units)
 
 
-def journaled_frames(build: Build, units: Sequence[Unit]) -> Iterator[pl.DataFrame]:
-    """Yield the journaled rows in the units' order, in frames of bounded size."""
-    path = build.work / JOURNAL
-    offsets = dict(_offsets(path))
-    keys = [unit.key for unit in units if unit.key in offsets]
-    schema = polars_schema(build.plan.kind)
-    if not keys:
+def open_budget(build: Build, recipe: Recipe, options: BuildOptions) -> Budget:
+    """Make a build's budget, charged with what its earlier runs spent.
+
+    Raises:
+        RecipeError: a limit on cost, and a model without a price.
+    """
+    budget = Budget(options.limits, recipe.prices)
+    budget.check_prices([model.name for model in build.plan.models])
+    with contextlib.suppress(FileNotFoundError):
+        budget.charge(Spent(*json.loads((build.work / SPENT).read_text(encoding="utf-8"))))
+    return budget
+
+
+def usage_of(result: RunResult, budget: Budget, models: Sequence[str]) -> Usage:
+    """Return the usage of the rows, with the cost of all that was sent, where every price is known."""
+    known = bool(models) and all(name in budget.prices for name in models)
+    return result.usage.model_copy(update={"cost": round(budget.spent.cost, 6) if known else None})
+
+
+class Run:
+    """One run of a build: what is finished, refused and spent, and who is told."""
+
+    def __init__(self, build: Build, record: Record, budget: Budget, options: BuildOptions, total: int) -> None:
+        self._build = build
+        self._record = record
+        self._budget = budget
+        self._progress = options.progress
+        self._refused: list[Refused] = []
+        self._meter = Meter(len(record.begins), total, [])
+        self._saved = budget.spent
+        self.tell()
+
+    async def all(self, units: Sequence[Unit], open_work: OpenWork, concurrency: int | Literal["auto"]) -> None:
+        """Run units until all are done or the budget is stopped."""
+        async with open_work() as opened:
+            self._meter = Meter(self._meter.done, self._meter.total, opened.clients)
+            room = opened.room if concurrency == "auto" else None
+            places = asyncio.Semaphore(len(units) if concurrency == "auto" else concurrency)
+            with _interruptible(self._budget):
+                async with asyncio.TaskGroup() as outer:
+                    ticker = outer.create_task(self._tick())
+                    async with asyncio.TaskGroup() as group:
+                        for unit in units:
+                            await places.acquire()
+                            if room:
+                                await room()
+                            if self._budget.reason is not None:
+                                break
+                            task = group.create_task(self._one(opened.work, unit))
+                            task.add_done_callback(lambda _: places.release())
+                            await asyncio.sleep(0)  # it asks for its first answer before the next one begins
+                    ticker.cancel()
+
+    async def _one(self, work: Work, unit: Unit) -> None:
+        try:
+            self.keep(unit, await work(unit))
+        except StoppedError:
+            return
+        except (RequestFailedError, UnitFailedError) as error:
+            self.refuse(unit, error)
+
+    def keep(self, unit: Unit, done: Done) -> None:
+        """Write a finished unit down."""
+        self._record.keep(unit.key, done)
+        self._meter.iterations += done.counts.get("evaluations", 0)
+        self._meter.done += 1
+        self.tell()
+
+    def refuse(self, unit: Unit, error: RequestFailedError | UnitFailedError) -> None:
+        """Put a unit into quarantine."""
+        self._refused.append(_refusal(self._build, unit, error))
+        self._meter.done += 1
+        self.tell()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self.save_spent()
+            self.tell()
+
+    def tell(self) -> None:
+        """Report how far it is."""
+        meter = self._meter
+        self._progress(self._build.plan.kind, meter.done, meter.total, meter.describe())
+
+    def save_spent(self) -> None:
+        """Keep what was spent for the next run of this build."""
+        if self._budget.spent != self._saved:
+            self._saved = self._budget.spent
+            write_atomic(self._build.work / SPENT, json.dumps(self._saved))
+
+    def result(self, units: Sequence[Unit]) -> RunResult:
+        """Sum up this run and those before it."""
+        record, refused = self._record, sorted(self._refused, key=lambda refusal: refusal.row)
+        requests = record.requests + _outcomes_of(refused)
+        outcomes = Counter(refusal.rule for refusal in refused)
+        return RunResult(
+            refused,
+            {"ok": len(record.begins), **dict(sorted(outcomes.items()))},
+            dict(sorted(requests.items())),
+            dict(record.counts),
+            Usage(**record.usage),
+            lambda: record.frames(self._build.plan.kind, units),
+        )
+
+
+@contextmanager
+def _interruptible(budget: Budget) -> Iterator[None]:
+    """Let Ctrl-C stop the budget first, and cut off what is still in flight some seconds later, or when asked again."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+
+    cuts: list[asyncio.TimerHandle] = []
+
+    def interrupt() -> None:
+        if budget.reason is not None:
+            task.cancel()
+        budget.stop(KeyboardInterrupt())
+        cuts.append(loop.call_later(DRAIN_SECONDS, task.cancel))
+
+    try:
+        loop.add_signal_handler(signal.SIGINT, interrupt)
+    except (NotImplementedError, ValueError, RuntimeError):  # not the main thread, or no Unix
+        yield
         return
-    with path.open("rb") as file:
-        for start in range(0, len(keys), FRAME_ROWS):
-            rows = []
-            for key in keys[start : start + FRAME_ROWS]:
-                file.seek(offsets[key])
-                rows.append(json.loads(file.readline()[9:])["row"])
-            yield pl.DataFrame(rows, schema=schema)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not isinstance(budget.reason, KeyboardInterrupt):
+            raise
+        task.uncancel()
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+        for cut in cuts:
+            cut.cancel()
 
 
-def usage_of(build: Build, units: Sequence[Unit]) -> Usage:
-    """Add up what the journaled rows used; a row without a count of requests took one."""
+def table_of_outcomes(result: RunResult) -> str:
+    """Return a table of how requests ended, and units where one was refused; empty where nothing is to be told."""
+    rows = list(result.requests.items())
+    if set(result.outcomes) - {"ok"}:
+        rows += [(f"refused: {rule}", count) for rule, count in result.outcomes.items() if rule != "ok"]
+    width = max((len(name) for name, _ in rows), default=0)
+    lines = [f"  {name:<{width}}  {count:>9,}" for name, count in rows]
+    return "\n".join(["how requests ended:", *lines]) if rows else ""
+
+
+def _outcomes_of(refused: Sequence[Refused]) -> Counter[str]:
     total: Counter[str] = Counter()
-    for frame in journaled_frames(build, units):
-        total["requests"] += len(frame) if "requests" not in frame.columns else int(frame["requests"].sum())
-        for name in {"prompt_tokens", "completion_tokens"} & set(frame.columns):
-            total[name] += int(frame[name].sum())
-    return Usage(**total)
-
-
-def counts_of(build: Build) -> dict[str, int]:
-    """Add up the counts of the journaled units."""
-    total: Counter[str] = Counter()
-    for record in read_journal(build.work / JOURNAL):
-        total.update(record["counts"])
-    return dict(total)
-
-
-def _offsets(path: Path) -> Iterator[tuple[str, int]]:
-    # opening the journal for writing cut it after its last whole record
-    position = 0
-    with path.open("rb") as file:
-        for line in file:
-            yield json.loads(line[9:])["key"], position
-            position += len(line)
+    for refusal in refused:
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            history = json.loads(refusal.raw)
+            total.update(history["outcomes"])
+            total.update(history.get("before", {}))
+    return total
 
 
 def _refusal(build: Build, unit: Unit, error: RequestFailedError | UnitFailedError) -> Refused:
     if isinstance(error, UnitFailedError):
         return Refused(build.plan.kind, unit.number, error.rule, error.raw)
-    raw = json.dumps(
-        {"text": unit.text, "outcomes": [str(outcome) for outcome in error.outcomes], "detail": error.detail},
-        ensure_ascii=False,
-    )
-    return Refused(build.plan.kind, unit.number, str(error.outcomes[-1]), raw)
+    history = {
+        "text": unit.text,
+        "outcomes": [str(outcome) for outcome in error.outcomes],
+        "detail": error.detail,
+    } | ({"before": error.before} if error.before else {})
+    raw = json.dumps(history, ensure_ascii=False)
+    return Refused(build.plan.kind, unit.number, error.rule, raw)
+
+
+def outcomes_of(requests: int, failures: Sequence[str]) -> dict[str, int]:
+    """Count how a unit's requests ended."""
+    return dict(Counter({str(Outcome.OK): requests}) + Counter(failures))
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

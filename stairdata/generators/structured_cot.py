@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,15 +15,18 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from stairdata.generators.options import BuildOptions
 from stairdata.generators.runner import (
     Done,
+    Opened,
     Row,
     Unit,
     UnitFailedError,
-    Work,
-    journaled_frames,
+    open_budget,
+    outcomes_of,
     run_units,
+    table_of_outcomes,
     usage_of,
 )
 from stairdata.generators.sources import BrokenRow, read_rows
+from stairdata.llm.budget import Budget
 from stairdata.llm.client import Client
 from stairdata.llm.session import identify, open_client
 from stairdata.recipe import Recipe
@@ -168,25 +170,29 @@ def _from_teacher(recipe: Recipe, options: BuildOptions) -> Artifact:
         rows = options.rows(parent, ["prompt_id", "prompt", "task", "reference_answer"])
         prompts = {row["prompt_id"]: row for row in rows}
         units = [Unit(key, number, row["prompt"]) for number, (key, row) in enumerate(prompts.items())]
-        work = partial(_open_work, build, recipe, prompts, options)
-        result = asyncio.run(run_units(build, units, work, section.concurrency, options.progress))
-        report = Report(result.outcomes, usage_of(build, units))
-        return build.finish(journaled_frames(build, units), result.refused, report, options.max_quarantine)
+        budget = open_budget(build, recipe, options)
+        work = partial(_open_work, build, recipe, prompts, options, budget)
+        result = run_units(build, units, work, budget, options, section.concurrency)
+        options.tell(table_of_outcomes(result))
+        usage = usage_of(result, budget, [build.plan.models[0].name])
+        report = Report(result.outcomes, usage, details={"requests": result.requests})
+        return build.finish(result.frames(), result.refused, report, options.max_quarantine)
 
 
 @asynccontextmanager
 async def _open_work(
-    build: Build, recipe: Recipe, prompts: dict[str, Row], options: BuildOptions
-) -> AsyncIterator[Work]:
-    async with open_client(recipe.structured_cot.teacher, build.work / "server.log", options.waiting) as client:
+    build: Build, recipe: Recipe, prompts: dict[str, Row], options: BuildOptions, budget: Budget
+) -> AsyncIterator[Opened]:
+    teacher = recipe.structured_cot.teacher
+    async with open_client(teacher, build.work / "server.log", options.waiting, budget) as client:
 
         async def work(unit: Unit) -> Done:
-            return Done(await _ask(client, recipe, prompts[unit.key], build.plan.models[0].name), {})
+            return await _ask(client, recipe, prompts[unit.key], build.plan.models[0].name)
 
-        yield work
+        yield Opened(work, client.window.room, [client])
 
 
-async def _ask(client: Client, recipe: Recipe, prompt: Row, teacher: str) -> Row:
+async def _ask(client: Client, recipe: Recipe, prompt: Row, teacher: str) -> Done:
     section = recipe.structured_cot.teacher
     generation = await client.chat(
         [{"role": "user", "content": _template(prompt["task"]).render(prompt)}],
@@ -198,12 +204,13 @@ async def _ask(client: Client, recipe: Recipe, prompt: Row, teacher: str) -> Row
     said = generation.samples[0]
     if said.finish == "length":
         raise UnitFailedError("cut_at_length", said.text)
-    return _row(prompt["prompt"], prompt["task"], _parse_answer(said.text)) | {
+    row = _row(prompt["prompt"], prompt["task"], _parse_answer(said.text)) | {
         "teacher": teacher,
         "finish": said.finish,
         "prompt_tokens": generation.prompt_tokens,
         "completion_tokens": generation.completion_tokens,
     }
+    return Done(row, {}, outcomes_of(1, list(map(str, generation.failures))))
 
 
 def _response_format() -> dict[str, Any]:

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any
 
-from stairdata.generators.growing import Grower, Prompt
-from stairdata.generators.judges import open_judge
+from stairdata.generators.fleet import open_fleet
+from stairdata.generators.growing import Prompt
+from stairdata.generators.judges import TEMPLATE_VERSION
 from stairdata.generators.options import BuildOptions
-from stairdata.generators.runner import RunResult, Unit, Work, counts_of, journaled_frames, run_units, usage_of
-from stairdata.llm.session import identify, make_actor, open_client
+from stairdata.generators.runner import (
+    Opened,
+    OpenWork,
+    RunResult,
+    Unit,
+    open_budget,
+    run_units,
+    table_of_outcomes,
+    usage_of,
+)
+from stairdata.llm.budget import Budget
+from stairdata.llm.session import identify
 from stairdata.recipe import Recipe, TreesSection
 from stairdata_schemas import identity
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildPlan, Report, begin_build
+from stairdata_schemas.errors import UsageError
 
-GENERATOR = "trees/1"
+GENERATOR = "trees/2"
 _NOT_ROWS = {"concurrency"}
 
 
@@ -27,8 +37,30 @@ def build_trees(recipe: Recipe, options: BuildOptions) -> Artifact:
 
     Raises:
         ServerError: the server can't be started or has gone; what is finished is kept.
+        BudgetError: a limit is reached; what is finished is kept.
         QuarantineError: too many trees could not be finished.
     """
+    begun = begin_trees(recipe, options)
+    if isinstance(begun, Artifact):
+        return begun
+    with begun as build:
+        budget = open_budget(build, recipe, options)
+        result = grow_trees(build, recipe, options, budget)
+        options.tell(table_of_outcomes(result))
+        report = _report(build, recipe, result, budget)
+        return build.finish(result.frames(), result.refused, report, max_quarantine=options.max_quarantine)
+
+
+def begin_trees(recipe: Recipe, options: BuildOptions) -> Artifact | Build:
+    """Find or make the folder of a build of trees.
+
+    Raises:
+        UsageError: servers are given for an actor that is to be served here.
+    """
+    if options.endpoints and (recipe.actor.path or recipe.actor.model is None or recipe.actor.tokenizer is None):
+        raise UsageError("--endpoints needs actor.model and actor.tokenizer in the recipe, and no actor.path")
+    if options.endpoints:
+        recipe = recipe.model_copy(update={"actor": recipe.actor.model_copy(update={"base_url": options.endpoints[0]})})
     parent = options.parent("prompts")
     models = [identify(recipe.actor, "actor")]
     judge_endpoint = recipe.trees.judge.endpoint
@@ -43,35 +75,29 @@ def build_trees(recipe: Recipe, options: BuildOptions) -> Artifact:
             "seed": recipe.seed,
             "limit": options.limit,
         },
-        settings={"actor": recipe.actor.model_dump(mode="json")},
+        settings={"actor": recipe.actor.model_dump(mode="json"), "executor": options.executor},
         parents=[parent.as_parent()],
         models=models,
         seeds={"search": recipe.seed},
     )
-    build = begin_build(plan, options.root, options.version, fresh=options.fresh)
-    if isinstance(build, Artifact):
-        return build
-    with build:
-        units, prompts = _units(parent, recipe, options)
-        work = partial(_open_work, build, recipe, prompts, options)
-        result = asyncio.run(run_units(build, units, work, _concurrency(recipe), options.progress))
-        return build.finish(
-            journaled_frames(build, units),
-            result.refused,
-            _report(build, recipe, units, result),
-            max_quarantine=options.max_quarantine,
-        )
+    return begin_build(plan, options.root, options.version, fresh=options.fresh)
 
 
-def _row_settings(section: TreesSection) -> dict[str, Any]:
-    settings = section.model_dump(mode="json", exclude=_NOT_ROWS)
-    settings["judge"].pop("endpoint")  # counts as a model
-    return settings
+def grow_trees(build: Build, recipe: Recipe, options: BuildOptions, budget: Budget) -> RunResult:
+    """Grow what is still missing of a build."""
+    units, prompts = units_of(recipe, options)
+    concurrency = recipe.trees.concurrency
+    if options.executor == "ray":
+        from stairdata.generators.ray_trees import run_on_ray
+
+        return run_on_ray(build, units, prompts, recipe, options, budget)
+    return run_units(build, units, _opener(build, recipe, prompts, options, budget), budget, options, concurrency)
 
 
-def _units(parent: Artifact, recipe: Recipe, options: BuildOptions) -> tuple[list[Unit], dict[str, Prompt]]:
+def units_of(recipe: Recipe, options: BuildOptions) -> tuple[list[Unit], dict[str, Prompt]]:
+    """Return the trees to be grown, and the prompt of each."""
     units, prompts = [], {}
-    for number, row in enumerate(options.rows(parent, list(Prompt._fields))):
+    for number, row in enumerate(options.rows(options.parent("prompts"), list(Prompt._fields))):
         prompt = Prompt(**row)
         for ordinal in range(recipe.trees.trees_per_prompt):
             key = identity.tree_id(prompt.prompt_id, recipe.seed, ordinal)
@@ -80,27 +106,34 @@ def _units(parent: Artifact, recipe: Recipe, options: BuildOptions) -> tuple[lis
     return units, prompts
 
 
-def _concurrency(recipe: Recipe) -> int:
-    """Return the trees in flight; with `auto` twice the actor's requests, since a tree mostly waits for one."""
-    wanted = recipe.trees.concurrency
-    return 2 * recipe.actor.concurrency if wanted == "auto" else wanted
+def _row_settings(section: TreesSection) -> dict[str, Any]:
+    settings = section.model_dump(mode="json", exclude=_NOT_ROWS)
+    settings["judge"].pop("endpoint")  # counts as a model
+    settings["judge"]["template"] = TEMPLATE_VERSION
+    return settings
 
 
-@asynccontextmanager
-async def _open_work(
-    build: Build, recipe: Recipe, prompts: dict[str, Prompt], options: BuildOptions
-) -> AsyncIterator[Work]:
-    async with open_client(recipe.actor, build.work / "server.log", options.waiting) as client:
-        actor = make_actor(client, recipe.actor, recipe.trees)
-        async with open_judge(recipe.trees, client, build.work / "judge.log", options.waiting) as judge:
-            grower = Grower(recipe, actor, judge, build.plan.models[0].name, build.work / "running")
-            yield lambda unit: grower.grow(unit.key, prompts[unit.key])
+def _opener(
+    build: Build, recipe: Recipe, prompts: dict[str, Prompt], options: BuildOptions, budget: Budget
+) -> OpenWork:
+    @asynccontextmanager
+    async def open_work() -> AsyncIterator[Opened]:
+        name = build.plan.models[0].name
+        async with open_fleet(recipe, options, budget, name, build.work) as (fleet, clients):
+            yield Opened(lambda unit: fleet.grow(unit.key, prompts[unit.key]), fleet.room, clients)
+
+    return open_work
 
 
-def _report(build: Build, recipe: Recipe, units: list[Unit], result: RunResult) -> Report:
+def _report(build: Build, recipe: Recipe, result: RunResult, budget: Budget) -> Report:
+    section = recipe.trees
     notes = ["a step cut at max_tokens is dropped (the published code keeps it)"]
-    if recipe.trees.judge.cache:
+    if section.judge.cache:
         notes.append("equal answers of one tree were judged once (the paper judges each)")
-    if recipe.trees.fused:
+    if section.fused:
         notes.append("expansions were fused with first rollouts (the same distribution wherever no token limit cut)")
-    return Report(result.outcomes, usage_of(build, units), notes, counts_of(build))
+    if section.parallel > 1:
+        notes.append(f"{section.parallel} rollouts of a tree at a time, with virtual loss (the paper has one)")
+    usage = usage_of(result, budget, [model.name for model in build.plan.models])
+    details = {**result.counts, "requests": result.requests, "tokens_of_all_runs": budget.spent.tokens}
+    return Report(result.outcomes, usage, notes, details)

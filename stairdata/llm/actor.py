@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Literal, NamedTuple
 
-from stairdata.llm.client import Client, Sample
+from stairdata.llm.client import Client, Generation, Sample, TokenLogprob
 from stairdata.recipe import Sampling
 from stairdata_schemas import rendering
 from stairdata_schemas.grammar import (
@@ -22,19 +23,41 @@ class Piece(NamedTuple):
 
     text: str
     """Without end-of-turn text."""
-    tokens: int
     is_terminal: bool
     """It ends the answer: by `<|/Output|>` or by the end-of-turn token."""
     is_cut: bool
     """It was cut at the token limit."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """Of its tokens, where asked for."""
 
 
 class Usage(NamedTuple):
-    """What one call used up."""
+    """What calls used up."""
 
-    requests: int
-    prompt_tokens: int
-    completion_tokens: int
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    failures: tuple[str, ...] = ()
+    """Outcomes of attempts that were made again."""
+
+    def plus(self, other: Usage) -> Usage:
+        """Add up."""
+        return Usage(
+            self.requests + other.requests,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.failures + other.failures,
+        )
+
+    @classmethod
+    def of(cls, generation: Generation) -> Usage:
+        """Return what one answer used up."""
+        return cls(
+            generation.requests,
+            generation.prompt_tokens,
+            generation.completion_tokens,
+            tuple(map(str, generation.failures)),
+        )
 
 
 class Actor:
@@ -51,6 +74,7 @@ class Actor:
         self.client = client
         self._context = context
         self.tokenizer = tokenizer
+        self.count_tokens = rendering.TokenCounter(tokenizer)
         self.end_of_turn = rendering.end_of_turn(tokenizer).text
         self._sampling = {
             "temperature": sampling.temperature,
@@ -62,27 +86,32 @@ class Actor:
         """Render a prompt up to where the answer begins."""
         return rendering.render_prompt(self.tokenizer, prompt)
 
-    def count_tokens(self, text: str) -> int:
-        """Count a text's tokens."""
-        return len(rendering.encode(self.tokenizer, text))
-
-    async def steps(self, rendered: str, *, n: int, max_tokens: int, seed: int) -> tuple[list[Piece], Usage]:
+    async def steps(
+        self, rendered: str, *, n: int, max_tokens: int, seed: int, with_logprobs: bool = False
+    ) -> tuple[list[Piece], Usage]:
         """Sample n next steps: each up to and including the next closing tag, or to the end of the turn."""
-        return await self._sample(rendered, n, max_tokens, seed, [*CLOSING_TAGS, self.end_of_turn])
+        stop = [*CLOSING_TAGS, self.end_of_turn]
+        return await self._sample(rendered, n, max_tokens, seed, stop, with_logprobs=with_logprobs)
 
-    async def answers(self, rendered: str, *, n: int, max_tokens: int, seed: int) -> tuple[list[Piece], Usage]:
+    async def answers(
+        self, rendered: str, *, n: int, max_tokens: int, seed: int, with_logprobs: bool = False
+    ) -> tuple[list[Piece], Usage]:
         """Sample n times to the end of the answer."""
-        return await self._sample(rendered, n, max_tokens, seed, [OUTPUT_CLOSE, self.end_of_turn])
+        stop = [OUTPUT_CLOSE, self.end_of_turn]
+        return await self._sample(rendered, n, max_tokens, seed, stop, with_logprobs=with_logprobs)
 
     async def _sample(
-        self, rendered: str, n: int, max_tokens: int, seed: int, stop: list[str]
+        self, rendered: str, n: int, max_tokens: int, seed: int, stop: list[str], *, with_logprobs: bool
     ) -> tuple[list[Piece], Usage]:
-        room = min(max_tokens, self._context - self.count_tokens(rendered))
+        read = self.count_tokens(rendered)
+        room = min(max_tokens, self._context - read)
         if room < 1:
-            return [Piece("", 0, is_terminal=False, is_cut=True)] * n, Usage(0, 0, 0)
-        generation = await self.client.complete(rendered, n=n, max_tokens=room, seed=seed, stop=stop, **self._sampling)
-        pieces = [self._piece(sample, stop) for sample in generation.samples]
-        return pieces, Usage(1, generation.prompt_tokens, generation.completion_tokens)
+            return [Piece("", is_terminal=False, is_cut=True)] * n, Usage()
+        sampling = self._sampling | {"stop": stop} | ({"logprobs": 1} if with_logprobs else {})
+        generation = await self.client.complete(
+            rendered, n=n, max_tokens=room, seed=seed, prompt_tokens=read, **sampling
+        )
+        return [self._piece(sample, stop) for sample in generation.samples], Usage.of(generation)
 
     def _piece(self, sample: Sample, stop: list[str]) -> Piece:
         text, ended, _ = sample.text.partition(self.end_of_turn)
@@ -90,7 +119,26 @@ class Actor:
             text = _restore_stop(text, stop)
         is_step = text.endswith(STEP_CLOSE) and not ended
         is_cut = sample.finish == "length" and not ended
-        return Piece(text, self.count_tokens(text), not (is_step or is_cut) or closes_output(text), is_cut)
+        is_terminal = not (is_step or is_cut) or closes_output(text)
+        return Piece(text, is_terminal, is_cut, sample.logprobs)
+
+
+def step_prior(logprobs: tuple[TokenLogprob, ...], mean: Literal["arithmetic", "geometric"]) -> float | None:
+    """Return the mean probability of the tokens of a first step, as PUCB's p; None where there are none.
+
+    The step ends with the token that completes a closing tag; without one it is all of the tokens.
+    """
+    text, values = "", []
+    for token in logprobs:
+        values.append(token.logprob)
+        text += token.token
+        if text.endswith(CLOSING_TAGS):
+            break
+    if not values:
+        return None
+    if mean == "geometric":
+        return math.exp(sum(values) / len(values))
+    return sum(map(math.exp, values)) / len(values)
 
 
 def _restore_stop(text: str, stop: list[str]) -> str:

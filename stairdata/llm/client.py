@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import openai
@@ -14,13 +15,33 @@ from openai.types import CompletionChoice
 from openai.types.chat import ChatCompletionMessageParam
 from openai.types.chat.chat_completion import Choice as ChatChoice
 
-from stairdata.llm.outcomes import UNREACHABLE, MalformedAnswerError, Outcome, RequestFailedError, with_retries
+from stairdata.llm.budget import Budget
+from stairdata.llm.outcomes import (
+    UNREACHABLE,
+    AttemptFailedError,
+    MalformedAnswerError,
+    Outcome,
+    RequestFailedError,
+    RetryLimits,
+    with_retries,
+)
+from stairdata.llm.window import MOST, START, Window
 from stairdata.recipe import Endpoint
 from stairdata_schemas.errors import ServerError, quote
 
 DEAD_AFTER = 3  # failed requests in a row, each after all its retries, until the server counts as gone
 PROBE_SECONDS = 10.0
+TEMPLATE_TOKENS = 64  # what a chat template may add to a message
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+
+
+class TokenLogprob(NamedTuple):
+    """A sampled token and its log-probability."""
+
+    token: str
+    logprob: float
+    others: dict[str, float]
+    """The likeliest tokens in its place, where asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +51,8 @@ class Sample:
     text: str
     finish: str
     """The server's finish_reason: stop, length."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """Of each token, where asked for."""
 
     def __post_init__(self) -> None:
         # half a character comes as a lone surrogate, which no file and no tokenizer can hold
@@ -44,6 +67,10 @@ class Generation:
     samples: list[Sample]
     prompt_tokens: int
     completion_tokens: int
+    requests: int = 1
+    """More than one where the server takes no n."""
+    failures: tuple[Outcome, ...] = ()
+    """How the attempts before it ended."""
 
 
 @dataclass(slots=True)
@@ -56,6 +83,13 @@ class Tally:
     outcomes: Counter[str] = field(default_factory=Counter)
 
 
+class Most(NamedTuple):
+    """The most tokens that a request can take."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
 class Client:
     """Sends requests to one server, a bounded number of them at a time.
 
@@ -65,6 +99,7 @@ class Client:
         model: the server's name for the model.
         api_key: the key; it is cut out of whatever the server says.
         check: called after a lost connection; raises if the server is known to be dead.
+        budget: admits each request, and is charged for it.
 
     Raises:
         ServerError: the key can't be sent, or the URL is none.
@@ -77,17 +112,22 @@ class Client:
         model: str,
         api_key: str,
         check: Callable[[], None] | None = None,
+        budget: Budget | None = None,
     ) -> None:
         if not (api_key and api_key.isascii() and api_key.isprintable() and " " not in api_key):
             raise ServerError(f"the key in the environment variable {endpoint.api_key_env} is empty or no key")
         self.model = model
         self.base_url = base_url
         self.tally = Tally()
+        self.budget = budget or Budget()
+        self.window = _window(endpoint)
+        self.budget.on_stop.append(self.window.open)
+        self._name = endpoint.name
         self._api_key = api_key
-        self._retries = endpoint.retries
-        self._window = asyncio.Semaphore(endpoint.concurrency)
+        self._limits = RetryLimits(endpoint.retries, endpoint.retry_seconds)
         self._check = check or (lambda: None)
         self._failed_in_a_row = 0
+        self._takes_n: bool | None = None
         try:
             self._openai = openai.AsyncOpenAI(
                 base_url=base_url,
@@ -100,40 +140,62 @@ class Client:
         except Exception as error:
             raise ServerError(f"base_url {quote(base_url)} is no URL: {error}") from error
 
-    async def complete(self, prompt: str, *, n: int, max_tokens: int, seed: int, **sampling: Any) -> Generation:
+    async def complete(
+        self, prompt: str, *, n: int, max_tokens: int, seed: int, prompt_tokens: int | None = None, **sampling: Any
+    ) -> Generation:
         """Continue a rendered prompt.
+
+        A server that takes no n is asked n times, with the seeds that vLLM would give the samples of one request.
 
         Args:
             prompt: the text as the model reads it, template and all.
             n: how many samples.
             max_tokens: length of each.
-            seed: the request's seed.
-            sampling: temperature, top_p, top_k, stop.
+            seed: the request's seed; sample i has seed + i.
+            prompt_tokens: length of the prompt, if known; for the budget.
+            sampling: temperature, top_p, top_k, stop, logprobs.
 
         Raises:
             RequestFailedError: no answer after all retries.
+            StoppedError: the build sends nothing more.
             ServerError: the server is gone.
         """
+        most = Most(prompt_tokens if prompt_tokens is not None else len(prompt.encode()), max_tokens)
+        parts: list[Generation] = []
+        if n == 1 or self._takes_n is not False:
+            try:
+                parts = [await self._complete(prompt, n, most, seed, sampling)]
+            except RequestFailedError as error:
+                if n == 1 or self._takes_n or not _refuses_n(error):
+                    raise
+        got = sum(len(part.samples) for part in parts)
+        if n > 1:
+            self._takes_n = got == n
+        singles = (self._complete(prompt, 1, most, seed + index, sampling) for index in range(got, n))
+        return _joined([*parts, *await asyncio.gather(*singles)])
+
+    async def _complete(self, prompt: str, n: int, most: Most, seed: int, sampling: dict[str, Any]) -> Generation:
         extra = {
             "skip_special_tokens": False,  # the tags are special tokens
             "include_stop_str_in_output": True,
             "add_special_tokens": False,  # the template wrote the BOS already
-            "top_k": sampling.pop("top_k", 0) or -1,
+            "top_k": sampling.get("top_k", 0) or -1,
         }
+        plain = {key: value for key, value in sampling.items() if key != "top_k"}
 
         async def attempt() -> Generation:
             answer: Any = await self._openai.completions.create(
                 model=self.model,
                 prompt=prompt,
                 n=n,
-                max_tokens=max_tokens,
+                max_tokens=most.completion_tokens,
                 seed=seed,
                 extra_body=extra,
-                **sampling,
+                **plain,
             )
-            return _generation(answer, n, _completion_sample)
+            return _generation(answer, n, _completion_sample, may_ignore_n=self._takes_n is not True)
 
-        return await self._send(attempt)
+        return await self._send(attempt, most._replace(completion_tokens=n * most.completion_tokens))
 
     async def chat(
         self, messages: list[ChatCompletionMessageParam], *, max_tokens: int, seed: int, **options: Any
@@ -142,6 +204,7 @@ class Client:
 
         Raises:
             RequestFailedError: no answer after all retries, or a refusal or filtered content.
+            StoppedError: the build sends nothing more.
             ServerError: the server is gone.
         """
 
@@ -151,7 +214,8 @@ class Client:
             )
             return _generation(answer, 1, _chat_sample)
 
-        return await self._send(attempt)
+        read = sum(len(str(message.get("content")).encode()) + TEMPLATE_TOKENS for message in messages)
+        return await self._send(attempt, Most(read, max_tokens))
 
     async def models(self) -> list[str]:
         """List the server's models: the health check of a server that isn't ours.
@@ -171,27 +235,54 @@ class Client:
         """Close the connections."""
         await self._openai.close()
 
-    async def _send(self, attempt: Callable[[], Awaitable[Generation]]) -> Generation:
-        async def counted() -> Generation:
-            self.tally.requests += 1
-            try:
-                return await attempt()
-            except openai.APIConnectionError:
-                await asyncio.to_thread(self._check)
-                raise
-
-        async with self._window:
-            try:
-                generation = await with_retries(counted, self._retries)
-            except RequestFailedError as error:
-                error.detail = self._redact(error.detail)
-                await self._note_failure(error)
-                raise
+    async def _send(self, attempt: Callable[[], Awaitable[Generation]], most: Most) -> Generation:
+        ticket = await self.budget.admit(self._name, *most)
+        used = Most(0, 0)
+        try:
+            generation = await self._retried(attempt)
+            used = Most(generation.prompt_tokens, generation.completion_tokens)
+        except RequestFailedError as error:
+            error.detail = self._redact(error.detail)
+            await self._note_failure(error)
+            raise
+        finally:
+            self.budget.settle(ticket, self._name, *used)
         self._failed_in_a_row = 0
         self.tally.prompt_tokens += generation.prompt_tokens
         self.tally.completion_tokens += generation.completion_tokens
         self.tally.outcomes[Outcome.OK] += 1
         return generation
+
+    async def _retried(self, attempt: Callable[[], Awaitable[Generation]]) -> Generation:
+        sent_at = 0.0
+
+        async def once() -> Generation:
+            nonlocal sent_at
+            async with self.window.slot() as slot:
+                self.budget.check_running()
+                sent_at = slot.sent_at
+                self.tally.requests += 1
+                try:
+                    generation = await attempt()
+                except openai.APIConnectionError:
+                    await asyncio.to_thread(self._check)
+                    raise
+                slot.work = generation.completion_tokens + 1
+                return generation
+
+        def note(failure: AttemptFailedError) -> None:
+            if failure.is_final_for_all:
+                raise ServerError(
+                    f"the LLM server at {self.base_url} refuses to work: {quote(self._redact(failure.detail))}; "
+                    "finished work is kept: mend the key or the account and run the same command again"
+                ) from failure
+            if failure.is_overload:
+                self.window.overloaded(sent_at)
+            if failure.retry_after is not None and failure.retry_after < self._limits.seconds:
+                self.window.pause(failure.retry_after)
+
+        generation, failures = await with_retries(once, self._limits, note, self.budget.sleep)
+        return replace(generation, failures=tuple(failures))
 
     async def _note_failure(self, error: RequestFailedError) -> None:
         """Tell a request that failed from a server that is gone: a prompt must not be lost to the latter."""
@@ -219,13 +310,33 @@ class Client:
         return str(words).replace(self._api_key, "<key>")
 
 
-def _generation(answer: Any, wanted: int, read: Callable[[Any], Sample]) -> Generation:
+def _window(endpoint: Endpoint) -> Window:
+    if endpoint.concurrency == "auto":
+        return Window(MOST, START)
+    return Window(endpoint.concurrency, endpoint.concurrency)
+
+
+def _refuses_n(error: RequestFailedError) -> bool:
+    return error.outcomes[-1] is Outcome.INVALID_REQUEST and re.search(r"\bn\b", error.detail) is not None
+
+
+def _joined(parts: list[Generation]) -> Generation:
+    return Generation(
+        [sample for part in parts for sample in part.samples],
+        sum(part.prompt_tokens for part in parts),
+        sum(part.completion_tokens for part in parts),
+        len(parts),
+        tuple(outcome for part in parts for outcome in part.failures),
+    )
+
+
+def _generation(answer: Any, wanted: int, read: Callable[[Any], Sample], *, may_ignore_n: bool = False) -> Generation:
     """Read an answer that may be anything: the openai package does not check what a server sends."""
     choices = getattr(answer, "choices", None)
     if not isinstance(choices, list):
         raise MalformedAnswerError("the answer has no choices")
     samples = [read(choice) for choice in choices]
-    if len(samples) != wanted:
+    if len(samples) != wanted and not (may_ignore_n and len(samples) == 1):
         raise MalformedAnswerError(f"{len(samples)} samples instead of {wanted}")
     usage = answer.usage
     return Generation(samples, usage.prompt_tokens if usage else 0, (usage.completion_tokens or 0) if usage else 0)
@@ -234,7 +345,9 @@ def _generation(answer: Any, wanted: int, read: Callable[[Any], Sample]) -> Gene
 def _completion_sample(choice: Any) -> Sample:
     if not isinstance(choice, CompletionChoice) or not isinstance(getattr(choice, "text", None), str):
         raise MalformedAnswerError("a choice has no text")
-    return _sample(choice.text, choice.finish_reason)
+    given = choice.logprobs
+    pairs = zip(given.tokens or [], given.token_logprobs or [], strict=False) if given else []
+    return _sample(choice.text, choice.finish_reason, tuple(TokenLogprob(token, value, {}) for token, value in pairs))
 
 
 def _chat_sample(choice: Any) -> Sample:
@@ -243,10 +356,15 @@ def _chat_sample(choice: Any) -> Sample:
         raise MalformedAnswerError("a choice has no message")
     if message.refusal:
         raise RequestFailedError([Outcome.REFUSAL], message.refusal)
-    return _sample(message.content or "", choice.finish_reason)
+    given = choice.logprobs.content if choice.logprobs else None
+    logprobs = tuple(
+        TokenLogprob(token.token, token.logprob, {other.token: other.logprob for other in token.top_logprobs})
+        for token in given or []
+    )
+    return _sample(message.content or "", choice.finish_reason, logprobs)
 
 
-def _sample(text: str, finish: str | None) -> Sample:
+def _sample(text: str, finish: str | None, logprobs: tuple[TokenLogprob, ...]) -> Sample:
     if finish == "content_filter":
         raise RequestFailedError([Outcome.CONTENT_FILTER], "the server withheld its answer")
-    return Sample(text, finish or "")
+    return Sample(text, finish or "", logprobs)

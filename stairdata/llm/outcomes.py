@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Awaitable, Callable
+from email.utils import parsedate_to_datetime
 from enum import StrEnum
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import openai
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
+
+from stairdata_schemas.errors import ServerError, quote
 
 T = TypeVar("T")
 
@@ -33,6 +37,8 @@ class Outcome(StrEnum):
 
 RETRIED = {Outcome.RATE_LIMITED, Outcome.TIMEOUT, Outcome.CONNECTION, Outcome.SERVER_ERROR, Outcome.MALFORMED}
 UNREACHABLE = {Outcome.TIMEOUT, Outcome.CONNECTION}
+OVERLOADED = {408, 429, 503, 529}
+REFUSED_KEY = {401, 403}
 
 
 class RequestFailedError(Exception):
@@ -41,22 +47,57 @@ class RequestFailedError(Exception):
     Attributes:
         outcomes: how each attempt ended, in order.
         detail: the server's words on the last one.
+        before: how the requests of the same unit before it ended.
     """
 
     def __init__(self, outcomes: list[Outcome], detail: str) -> None:
         self.outcomes = outcomes
         self.detail = detail
+        self.before: dict[str, int] = {}
         super().__init__(outcomes, detail)
+
+    @property
+    def rule(self) -> str:
+        """What quarantine counts the unit under."""
+        return str(self.outcomes[-1])
 
     def __str__(self) -> str:
         return f"{' '.join(self.outcomes)}: {self.detail}"
 
 
-class _AttemptFailedError(Exception):
-    def __init__(self, outcome: Outcome, detail: str, retry_after: float | None = None) -> None:
+class JudgeFailedError(RequestFailedError):
+    """A judge that answered, and never with a rating that can be read."""
+
+    @property
+    def rule(self) -> str:
+        return "judge_failure"
+
+
+class AttemptFailedError(Exception):
+    """One attempt that failed.
+
+    Attributes:
+        outcome: how.
+        detail: the server's words.
+        retry_after: seconds that the server asks to wait.
+        is_overload: the server has more to do than it can.
+        is_final_for_all: no other request will fare better (a key that is refused, an account without credit).
+    """
+
+    def __init__(
+        self,
+        outcome: Outcome,
+        detail: str,
+        retry_after: float | None = None,
+        *,
+        is_overload: bool = False,
+        is_final_for_all: bool = False,
+    ) -> None:
         self.outcome = outcome
         self.detail = detail
         self.retry_after = retry_after
+        self.is_overload = is_overload
+        self.is_final_for_all = is_final_for_all
         super().__init__(detail)
 
 
@@ -64,70 +105,118 @@ class MalformedAnswerError(Exception):
     """A 200 whose body is not what was asked for."""
 
 
-async def with_retries(attempt: Callable[[], Awaitable[T]], retries: int) -> T:
-    """Call until it succeeds, ends for good, or has been retried `retries` times.
+class RetryLimits(NamedTuple):
+    """How long a request is tried."""
+
+    retries: int
+    """Attempts after the first."""
+    seconds: float
+    """No attempt begins later than that after the first failure."""
+
+
+async def with_retries(
+    attempt: Callable[[], Awaitable[T]],
+    limits: RetryLimits,
+    on_failure: Callable[[AttemptFailedError], None],
+    sleep: Callable[[float], Awaitable[None]],
+) -> tuple[T, list[Outcome]]:
+    """Call until it succeeds, ends for good, or has been tried as long as it may.
+
+    Returns:
+        The answer, and how the attempts before it ended.
 
     Raises:
         RequestFailedError: with the outcome of each attempt.
+        ServerError: the server asks for a longer wait than `limits` allow, or refuses everything.
     """
     outcomes: list[Outcome] = []
+    first_failure: list[float] = []
 
     async def classified() -> T:
         try:
             return await attempt()
         except (openai.OpenAIError, MalformedAnswerError, ValueError) as error:
-            failure = _classify(error)
+            failure = classify(error)
             outcomes.append(failure.outcome)
+            first_failure.append(time.monotonic())
+            on_failure(failure)
             raise failure from error
 
+    def is_over(state: RetryCallState) -> bool:
+        is_late = time.monotonic() - first_failure[0] + state.upcoming_sleep >= limits.seconds
+        return is_late or state.attempt_number > limits.retries
+
     retrying = AsyncRetrying(
-        retry=retry_if_exception(lambda error: isinstance(error, _AttemptFailedError) and error.outcome in RETRIED),
-        stop=stop_after_attempt(retries + 1),
+        retry=retry_if_exception(lambda error: isinstance(error, AttemptFailedError) and error.outcome in RETRIED),
+        stop=is_over,
         wait=_wait,
+        sleep=sleep,
         reraise=True,
     )
     try:
-        return await retrying(classified)
-    except _AttemptFailedError as failure:
+        return await retrying(classified), outcomes
+    except AttemptFailedError as failure:
+        _check_wait(failure, limits)
         raise RequestFailedError(outcomes, failure.detail) from failure
 
 
+def _check_wait(failure: AttemptFailedError, limits: RetryLimits) -> None:
+    if failure.retry_after is not None and failure.retry_after >= limits.seconds:
+        raise ServerError(
+            f"the LLM server asks to wait {failure.retry_after:.0f} s, longer than retry_seconds "
+            f"({limits.seconds:g}), and says {quote(failure.detail)}; finished work is kept: run the same command then"
+        )
+
+
 def _wait(state: RetryCallState) -> float:
-    """Back off exponentially with full jitter, on top of what the server asked for (at most 30 s of that)."""
+    """Back off exponentially with full jitter, on top of what the server asked for."""
     error = state.outcome.exception() if state.outcome else None
-    asked = error.retry_after if isinstance(error, _AttemptFailedError) else None
+    asked = error.retry_after if isinstance(error, AttemptFailedError) else None
     ceiling = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (state.attempt_number - 1))
     return (asked or 0.0) + random.uniform(0, ceiling)  # noqa: S311
 
 
-def _classify(error: Exception) -> _AttemptFailedError:
+def classify(error: Exception) -> AttemptFailedError:
+    """Tell how an attempt ended from what the openai package raised."""
     # most special first: a time-out is a connection error to the openai package
     if isinstance(error, openai.APITimeoutError):
-        return _AttemptFailedError(Outcome.TIMEOUT, "the server did not answer in time")
+        return AttemptFailedError(Outcome.TIMEOUT, "the server did not answer in time", is_overload=True)
     if isinstance(error, openai.APIConnectionError):
-        return _AttemptFailedError(Outcome.CONNECTION, str(error.__cause__ or error))
+        return AttemptFailedError(Outcome.CONNECTION, str(error.__cause__ or error))
     if isinstance(error, openai.APIStatusError):
         return _from_status(error)
-    return _AttemptFailedError(Outcome.MALFORMED, str(error))
+    return AttemptFailedError(Outcome.MALFORMED, str(error))
 
 
-def _from_status(error: openai.APIStatusError) -> _AttemptFailedError:
-    status, detail = error.status_code, error.message
-    retry_after = _seconds(error.response.headers.get("retry-after"))
+def _from_status(error: openai.APIStatusError) -> AttemptFailedError:
+    status, detail, code = error.status_code, error.message, getattr(error, "code", None)
+    outcome = _outcome_of_status(status, code)
+    return AttemptFailedError(
+        outcome,
+        detail,
+        _seconds(error.response.headers.get("retry-after")) if outcome in RETRIED else None,
+        is_overload=status in OVERLOADED,
+        is_final_for_all=status in REFUSED_KEY or code == "insufficient_quota",
+    )
+
+
+def _outcome_of_status(status: int, code: str | None) -> Outcome:
     if status == 429:
-        return _AttemptFailedError(Outcome.RATE_LIMITED, detail, retry_after)
+        return Outcome.INVALID_REQUEST if code == "insufficient_quota" else Outcome.RATE_LIMITED
     if status == 408:
-        return _AttemptFailedError(Outcome.TIMEOUT, detail, retry_after)
+        return Outcome.TIMEOUT
     if status >= 500:
-        return _AttemptFailedError(Outcome.SERVER_ERROR, detail, retry_after)
-    if getattr(error, "code", None) == "content_filter":
-        return _AttemptFailedError(Outcome.CONTENT_FILTER, detail)
-    return _AttemptFailedError(Outcome.INVALID_REQUEST, detail)
+        return Outcome.SERVER_ERROR
+    return Outcome.CONTENT_FILTER if code == "content_filter" else Outcome.INVALID_REQUEST
 
 
 def _seconds(header: str | None) -> float | None:
+    """Read Retry-After: seconds, or a date."""
     try:
         seconds = float(header or "nan")
     except ValueError:
-        return None  # the HTTP date form; back-off alone has to do
-    return min(seconds, LONGEST_WAIT) if seconds > 0 else None
+        try:
+            seconds = parsedate_to_datetime(header or "").timestamp() - time.time()
+        except ValueError:
+            return None
+    return seconds if 0 < seconds < float("inf") else None

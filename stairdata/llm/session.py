@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from stairdata.llm.actor import Actor
+from stairdata.llm.budget import Budget
 from stairdata.llm.client import Client
 from stairdata.recipe import Endpoint, Sampling
 from stairdata_schemas import rendering
@@ -51,14 +52,17 @@ def identify(endpoint: Endpoint, role: str, *, needs_tokenizer: bool = True) -> 
 
 
 @asynccontextmanager
-async def open_client(endpoint: Endpoint, log: Path, on_progress: OnProgress | None = None) -> AsyncIterator[Client]:
+async def open_client(
+    endpoint: Endpoint, log: Path, on_progress: OnProgress | None = None, budget: Budget | None = None
+) -> AsyncIterator[Client]:
     """Connect to an endpoint, starting its server if it names a model.
 
     Raises:
         ServerError: the server can't be started or reached, or does not serve the model.
     """
     if endpoint.base_url is not None:
-        client = Client(endpoint, endpoint.base_url, endpoint.model or "", os.environ.get(endpoint.api_key_env, "none"))
+        key = os.environ.get(endpoint.api_key_env, "none")
+        client = Client(endpoint, endpoint.base_url, endpoint.model or "", key, budget=budget)
         try:
             await _check_model(client)
             yield client
@@ -71,7 +75,7 @@ async def open_client(endpoint: Endpoint, log: Path, on_progress: OnProgress | N
     server = ManagedServer(served)
     try:
         await asyncio.to_thread(server.start, on_progress)
-        client = Client(endpoint, server.base_url, server.served_name, server.api_key, server.check)
+        client = Client(endpoint, server.base_url, server.served_name, server.api_key, server.check, budget)
         try:
             yield client
         finally:

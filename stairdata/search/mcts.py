@@ -4,7 +4,8 @@
 and is sent their results in the same order. Whoever drives it fetches them in any way, so its tests need no server,
 and a search can be replayed from recorded results: it depends on nothing but its seed and what it is sent.
 
-Deviation from the published code: a step that was cut at the token limit is dropped like a duplicate, not kept.
+Deviations from the published code: a step that was cut at the token limit is dropped like a duplicate, not kept; with
+`parallel` above 1 several rollouts are under way at a time, kept apart by a virtual loss.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 import random
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from stairdata.search.reward import Reward
 
@@ -28,6 +29,14 @@ class SearchConfig:
     c: float = 1.5
     visit_all_leaves: bool = True
     fused: bool = True
+    score: Literal["ucb", "pucb"] = "ucb"
+    parallel: int = 1
+    virtual_loss: float = 1.0
+
+    @property
+    def judges_ahead(self) -> bool:
+        """Whether the answers of an expansion are judged at once: where each is sure to be visited in the end."""
+        return self.fused and self.visit_all_leaves
 
 
 class SampleSteps(NamedTuple):
@@ -67,6 +76,8 @@ class StepSample(NamedTuple):
     tokens: int | None
     is_terminal: bool
     is_cut: bool
+    prior: float | None = None
+    """PUCB's p: the mean probability of its tokens."""
 
 
 class AnswerSample(NamedTuple):
@@ -77,6 +88,7 @@ class AnswerSample(NamedTuple):
     is_terminal: bool
     is_cut: bool
     rest: str
+    prior: float | None = None
 
 
 class RestSample(NamedTuple):
@@ -99,14 +111,19 @@ class Node:
     step: str
     tokens: int | None = None
     is_terminal: bool = False
+    prior: float | None = None
     visits: int = 0
     value_sum: float = 0.0
+    under_way: int = 0
+    """Rollouts at it and below it that were chosen and are not backed up yet."""
     reward: Reward | None = None
     rollouts: list[tuple[str, Reward]] = field(default_factory=list)
     children: list[Node] = field(default_factory=list)
     is_exhausted: bool = False
     waiting_rest: str | None = None
     """Of a fused expansion: the rest of the answer this step came from, until the node's first visit."""
+    waiting_reward: Reward | None = None
+    """What was judged ahead of that visit."""
     depth: int = 0
 
     @property
@@ -160,34 +177,95 @@ def search(config: SearchConfig, rng: random.Random, root_tokens: int | None = N
     """
     tree = Tree([Node(0, None, "", tokens=root_tokens)])
     calls = _Calls()
-    for _ in range(config.iterations):
-        leaf = select(tree.root, config.c, rng)
-        if leaf.visits and _can_expand(leaf, config):
-            yield from _expand(tree, leaf, config, calls)
-            if leaf.children:
-                leaf = rng.choice(leaf.children)
-        yield from _evaluate(tree, [leaf], calls)
+    yield from _begin(tree, config, calls)
+    left = config.iterations - 1
+    while left:
+        leaves = _choose(tree.root, config, rng, min(config.parallel, left))
+        growing = [leaf for leaf in leaves if leaf.visits and _can_expand(leaf, config)]
+        if growing:
+            yield from _expand(tree, growing, config, calls)
+        leaves = [_pick(leaf, config, rng) if leaf.children else leaf for leaf in leaves]
+        yield from _evaluate(tree, leaves, calls)
+        left -= len(leaves)
     if config.visit_all_leaves:
         unvisited = [node for node in tree.nodes if not node.children and not node.visits]
         yield from _evaluate(tree, unvisited, calls)
     return tree
 
 
-def select(root: Node, c: float, rng: random.Random) -> Node:
-    """Go down to a leaf by UCB, V + c sqrt(ln N_parent / N); unvisited children first, ties at random."""
+def _begin(tree: Tree, config: SearchConfig, calls: _Calls) -> Generator[list[Request], list[Result], None]:
+    """Make the first iteration, which evaluates the root.
+
+    The second one expands it whatever comes of the first, so both ask at the same time.
+    """
+    root = tree.root
+    if config.iterations == 1:
+        yield from _evaluate(tree, [root], calls)
+        return
+    ask = SampleAnswers if config.fused else SampleSteps
+    rest, samples = yield [SampleRest(calls.take(), ""), ask(calls.take(), "", config.samples)]
+    assert isinstance(rest, RestSample)
+    assert not isinstance(samples, RestSample | Reward)
+    root.waiting_rest = rest.text
+    children = _add_children(tree, root, samples)
+    yield from _judge_ahead([root, *(children if config.judges_ahead else [])], calls)
+    yield from _evaluate(tree, [root], calls)
+
+
+def _choose(root: Node, config: SearchConfig, rng: random.Random, most: int) -> list[Node]:
+    """Select leaves for one batch, each as if those before it had come back with a loss.
+
+    A leaf that comes up again ends the batch: what it needs is under way already.
+    """
+    leaves: list[Node] = []
+    while len(leaves) < most:
+        leaf = select(root, config, rng)
+        if any(leaf is other for other in leaves):
+            break
+        leaves.append(leaf)
+        _mark(leaf, 1)
+    for leaf in leaves:
+        _mark(leaf, -1)
+    return leaves
+
+
+def _mark(leaf: Node, rollouts: int) -> None:
+    node: Node | None = leaf
+    while node is not None:
+        node.under_way += rollouts
+        node = node.parent
+
+
+def select(root: Node, config: SearchConfig, rng: random.Random) -> Node:
+    """Go down to a leaf."""
     node = root
     while node.children:
-        unvisited = [child for child in node.children if not child.visits]
-        if unvisited:
-            return rng.choice(unvisited)
-        scores = [_ucb(child, node.visits, c) for child in node.children]
-        best = max(scores)
-        node = rng.choice([child for child, score in zip(node.children, scores, strict=True) if score == best])
+        node = _pick(node, config, rng)
     return node
 
 
-def _ucb(node: Node, parent_visits: int, c: float) -> float:
-    return node.value + c * math.sqrt(math.log(parent_visits) / node.visits)
+def _pick(node: Node, config: SearchConfig, rng: random.Random) -> Node:
+    """Choose a child: unvisited ones first, under PUCB the likeliest of them, else by score; ties at random."""
+    candidates = [child for child in node.children if not child.visits + child.under_way]
+    if candidates and config.score == "ucb":
+        return rng.choice(candidates)
+    if candidates:
+        scores = [child.prior or 0.0 for child in candidates]
+    else:
+        candidates = node.children
+        visits = node.visits + node.under_way
+        scores = [_score(child, visits, config) for child in candidates]
+    best = max(scores)
+    return rng.choice([child for child, score in zip(candidates, scores, strict=True) if score == best])
+
+
+def _score(node: Node, parent_visits: int, config: SearchConfig) -> float:
+    """UCB: V + c sqrt(ln N_parent / N). PUCB: V + c p sqrt(N_parent) / (1 + N)."""
+    visits = node.visits + node.under_way
+    value = (node.value_sum - config.virtual_loss * node.under_way) / visits
+    if config.score == "ucb":
+        return value + config.c * math.sqrt(math.log(parent_visits) / visits)
+    return value + config.c * (node.prior or 0.0) * math.sqrt(parent_visits) / (1 + visits)
 
 
 def _can_expand(leaf: Node, config: SearchConfig) -> bool:
@@ -195,11 +273,27 @@ def _can_expand(leaf: Node, config: SearchConfig) -> bool:
 
 
 def _expand(
-    tree: Tree, leaf: Node, config: SearchConfig, calls: _Calls
+    tree: Tree, leaves: list[Node], config: SearchConfig, calls: _Calls
 ) -> Generator[list[Request], list[Result], None]:
     ask = SampleAnswers if config.fused else SampleSteps
-    (samples,) = yield [ask(calls.take(), leaf.text, config.samples)]
-    assert not isinstance(samples, RestSample | Reward)
+    sampled = yield [ask(calls.take(), leaf.text, config.samples) for leaf in leaves]
+    children: list[Node] = []
+    for leaf, samples in zip(leaves, sampled, strict=True):
+        assert not isinstance(samples, RestSample | Reward)
+        children += _add_children(tree, leaf, samples)
+    if config.judges_ahead and children:
+        yield from _judge_ahead(children, calls)
+
+
+def _judge_ahead(nodes: list[Node], calls: _Calls) -> Generator[list[Request], list[Result], None]:
+    """Judge answers before the visits that back them up; what is judged doesn't depend on when."""
+    judged = yield [Judge(calls.take(), node.text + (node.waiting_rest or "")) for node in nodes]
+    for node, reward in zip(nodes, judged, strict=True):
+        assert isinstance(reward, Reward)
+        node.waiting_reward = reward
+
+
+def _add_children(tree: Tree, leaf: Node, samples: Sequence[StepSample | AnswerSample]) -> list[Node]:
     seen: set[str] = set()
     for sample in samples:
         if sample.is_cut:
@@ -208,12 +302,14 @@ def _expand(
             tree.duplicates += 1
         else:
             seen.add(sample.text)
-            child = Node(len(tree.nodes), leaf, sample.text, sample.tokens, sample.is_terminal, depth=leaf.depth + 1)
+            child = Node(len(tree.nodes), leaf, sample.text, sample.tokens, sample.is_terminal, sample.prior)
+            child.depth = leaf.depth + 1
             if isinstance(sample, AnswerSample) and not sample.is_terminal:
                 child.waiting_rest = sample.rest
             leaf.children.append(child)
             tree.nodes.append(child)
     leaf.is_exhausted = not leaf.children
+    return leaf.children
 
 
 def _evaluate(tree: Tree, leaves: list[Node], calls: _Calls) -> Generator[list[Request], list[Result], None]:
@@ -225,8 +321,8 @@ def _evaluate(tree: Tree, leaves: list[Node], calls: _Calls) -> Generator[list[R
         for leaf, rest in zip(unfinished, sampled, strict=True):
             assert isinstance(rest, RestSample)
             rests[leaf.node_id] = rest.text
-    unjudged = [leaf for leaf in leaves if leaf.reward is None]
-    rewards: dict[int, Reward] = {}
+    rewards = {leaf.node_id: leaf.waiting_reward for leaf in leaves if leaf.waiting_reward is not None}
+    unjudged = [leaf for leaf in leaves if leaf.reward is None and leaf.node_id not in rewards]
     if unjudged:
         judged = yield [Judge(calls.take(), leaf.text + rests.get(leaf.node_id, "")) for leaf in unjudged]
         for leaf, reward in zip(unjudged, judged, strict=True):
@@ -238,7 +334,7 @@ def _evaluate(tree: Tree, leaves: list[Node], calls: _Calls) -> Generator[list[R
 
 
 def _keep(leaf: Node, rest: str | None, reward: Reward | None) -> None:
-    leaf.waiting_rest = None
+    leaf.waiting_rest = leaf.waiting_reward = None
     if reward is None:
         return  # a terminal node judged on an earlier visit
     if rest is None:

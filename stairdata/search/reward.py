@@ -23,6 +23,8 @@ class Reward(NamedTuple):
     helpfulness: float
     safety: float
     reward: float
+    said: tuple[tuple[str, str], ...] = ()
+    """What the judge said, where it is kept: (helpfulness or safety, its words)."""
 
 
 def combine(helpfulness: float, safety: float, k1: float = 1.0, k2: float = 1.0) -> float:

@@ -39,7 +39,7 @@ COLUMNS = {
         depth: i32, step, is_terminal: bool, visits: i32, value_sum: f64, prior?: f64, reward?: f64,
         helpfulness?: f64, safety?: f64, rollouts: list<struct{text, helpfulness?: f64, safety?: f64, reward: f64}>,
         tokens?: i32}>, iterations?: i64, seed?: i64, requests?: i64, prompt_tokens?: i64, completion_tokens?: i64,
-        seconds?: f64
+        seconds?: f64, judgements?: list<struct{node_id: i32, rollout?: i32, aspect, text}>
     """,
     "preference_pairs": """
         pair_id, tree_id, prompt_id, prompt, task?, round?: i64, chosen, rejected, prefix_length: i64, depth: i64,
@@ -164,6 +164,7 @@ def tree(name: str = "p") -> dict[str, Any]:
         "prompt_tokens": 70,
         "completion_tokens": 30,
         "seconds": 1.5,
+        "judgements": [{"node_id": 1, "rollout": None, "aspect": "safety", "text": "It is safe.\nScore: 5"}],
     }
 
 

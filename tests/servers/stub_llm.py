@@ -6,7 +6,7 @@ Its texts are a function of (prompt, seed, sample index) alone, as vLLM's are: s
 is sampled with s + i. They follow the step grammar and end in `<|im_end|>` where a chat model's do; some are
 refusals, some bare sentences without tags. `POST /control` changes `Options` while it runs (`{"reset": true}`
 first puts all back to their defaults and the counts to zero), `GET /stats` counts (`?hanging=N` answers when
-N requests hang), `GET /last` shows the last request.
+N requests hang, `?requests=N` when N were sent), `GET /last` shows the last request.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 import os
 import random
 import re
@@ -63,6 +64,14 @@ class Options:
     """Share of steps after which the model ends its turn without an answer."""
     samples_short: int = 0
     """Leave out that many samples of each completion."""
+    takes_n: str = "yes"
+    """yes; refuses: answer 400 to a request for several samples; ignores: give one sample, whatever n says."""
+    gives_logprobs: bool = True
+    """Answer the request for log-probabilities; otherwise leave them out."""
+    refuses_logprobs: bool = False
+    """Answer 400 to a request for them."""
+    overloaded_above: int | None = None
+    """Answer 503 while more requests than that are in flight."""
     delay: float = 0.0
     """Seconds every answer takes."""
     die_after: int | None = None
@@ -124,9 +133,9 @@ async def control(request: Request) -> Response:
 
 
 async def stats(request: Request) -> Response:
-    hanging = int(request.query_params.get("hanging", 0))
+    hanging, requests = (int(request.query_params.get(name, 0)) for name in ("hanging", "requests"))
     async with CHANGED:
-        await CHANGED.wait_for(lambda: STATE.faults["hang"] >= hanging)
+        await CHANGED.wait_for(lambda: STATE.faults["hang"] >= hanging and STATE.requests >= requests)
     return JSONResponse(
         {
             "requests": STATE.requests,
@@ -151,12 +160,14 @@ async def _serve(request: Request, answer: Any) -> Response:
     STATE.bodies[hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()] += 1
     STATE.last = {"path": request.url.path, "body": body, "headers": dict(request.headers)}
     _end_somebody()
+    async with CHANGED:
+        CHANGED.notify_all()
     STATE.in_flight += 1
     STATE.most_in_flight = max(STATE.most_in_flight, STATE.in_flight)
     try:
         if STATE.options.delay:
             await asyncio.sleep(STATE.options.delay)
-        return _refused_key(request) or await _respond(request, body, number, answer)
+        return _refused_key(request) or _refused_options(body) or await _respond(request, body, number, answer)
     finally:
         STATE.in_flight -= 1
 
@@ -223,8 +234,19 @@ def _refused_key(request: Request) -> Response | None:
     return JSONResponse({"error": {"message": f"Incorrect API key provided: {given}", "code": "invalid_api_key"}}, 401)
 
 
+def _refused_options(body: dict[str, Any]) -> Response | None:
+    options = STATE.options
+    if options.takes_n == "refuses" and (body.get("n") or 1) > 1:
+        return JSONResponse({"error": {"message": "n has to be 1", "type": "invalid_request_error"}}, 400)
+    if options.refuses_logprobs and body.get("logprobs"):
+        return JSONResponse({"error": {"message": "no logprobs here", "type": "invalid_request_error"}}, 400)
+    if options.overloaded_above is not None and STATE.in_flight > options.overloaded_above:
+        return JSONResponse({"error": {"message": "too much to do"}}, 503)
+    return None
+
+
 def _completion(body: dict[str, Any], fault: str | None) -> dict[str, Any]:
-    wanted = body.get("n") or 1
+    wanted = 1 if STATE.options.takes_n == "ignores" else body.get("n") or 1
     stops = body.get("stop") or []
     stops = [stops] if isinstance(stops, str) else stops
     choices, tokens = [], 0
@@ -235,7 +257,8 @@ def _completion(body: dict[str, Any], fault: str | None) -> dict[str, Any]:
         text, finish, count = ("", "stop", 1) if fault == "empty" else _limited(text, finish, limit)
         tokens += count
         finish = STATE.options.finish or finish
-        choices.append({"index": index, "text": text, "finish_reason": finish, "logprobs": None})
+        logprobs = _logprobs(text) if body.get("logprobs") and STATE.options.gives_logprobs else None
+        choices.append({"index": index, "text": text, "finish_reason": finish, "logprobs": logprobs})
     return _envelope("text_completion", choices, body["prompt"], tokens)
 
 
@@ -249,8 +272,24 @@ def _chat(body: dict[str, Any], fault: str | None) -> dict[str, Any]:
     said, finish, tokens = ("", "stop", 1) if fault == "empty" else _limited(said, "stop", limit)
     refusal = STATE.options.chat_refusal
     message = {"role": "assistant", "content": None if refusal else said, "refusal": refusal}
-    choice = {"index": 0, "message": message, "finish_reason": STATE.options.finish or finish, "logprobs": None}
+    logprobs = _chat_logprobs(said) if body.get("logprobs") and STATE.options.gives_logprobs else None
+    choice = {"index": 0, "message": message, "finish_reason": STATE.options.finish or finish, "logprobs": logprobs}
     return _envelope("chat.completion", [choice], asked, tokens)
+
+
+def _logprobs(text: str) -> dict[str, Any]:
+    """Give each token a probability of its own, the same wherever it stands."""
+    tokens = _TOKEN.findall(text)
+    values = [math.log(0.1 + 0.9 * _dice(token).random()) for token in tokens]
+    return {"tokens": tokens, "token_logprobs": values, "top_logprobs": None, "text_offset": None}
+
+
+def _chat_logprobs(said: str) -> dict[str, Any]:
+    """Say that the score could as well be 1, half as likely, and a word that is none, more likely than both."""
+    score = said.rpartition("Score: ")[2][:1] or "3"
+    likely = [{"token": "The", "logprob": math.log(0.6)}, {"token": f" {score}", "logprob": math.log(0.2)}]
+    likely.append({"token": "1", "logprob": math.log(0.1)})
+    return {"content": [{"token": " " + score, "logprob": math.log(0.2), "bytes": None, "top_logprobs": likely}]}
 
 
 def _envelope(kind: str, choices: list[dict[str, Any]], prompt: str, tokens: int) -> dict[str, Any]:

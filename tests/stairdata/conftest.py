@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import tenacity
 
 from stairdata.generators.options import BuildOptions
 from stairdata.generators.prompts import build_prompts
+from stairdata.llm.budget import Budget
+from stairdata.llm.window import Window
 from stairdata.recipe import Recipe
 from stairdata_schemas.artifacts import Artifact
 
@@ -25,11 +25,11 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that retries would have waited; they go on at once."""
     asked: list[float] = []
 
-    async def sleep(seconds: float) -> None:
+    async def sleep(self: Budget, seconds: float) -> None:
         asked.append(seconds)
 
-    retrying = functools.partial(tenacity.AsyncRetrying, sleep=sleep)
-    monkeypatch.setattr("stairdata.llm.outcomes.AsyncRetrying", retrying)
+    monkeypatch.setattr(Budget, "sleep", sleep)
+    monkeypatch.setattr(Window, "pause", lambda *_: None)
     return asked
 
 

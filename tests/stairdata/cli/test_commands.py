@@ -338,7 +338,7 @@ def test_trees(trees: Callable[..., Ended], run: Run, stub_llm: StubServer) -> N
 
 
 def test_a_key_is_written_nowhere(trees: Callable[..., Ended], stub_llm: StubServer, tmp_path: Path) -> None:
-    stub_llm.control(script=[{"status": 401, "text": json.dumps({"error": {"message": f"wrong key {KEY}"}})}])
+    stub_llm.control(script=[{"status": 400, "text": json.dumps({"error": {"message": f"wrong key {KEY}"}})}])
     ended = trees("--max-quarantine", "1")
     assert ended.status == 0
     assert KEY not in ended.out + ended.err

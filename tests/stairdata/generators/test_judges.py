@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stairdata.generators.judges import Judge, Rating, read_score
+from stairdata.generators.judges import Judge, Rating, Verdict, read_expected_score, read_score
 from stairdata.llm.actor import Usage
-from stairdata.llm.client import Generation, Sample
+from stairdata.llm.client import Generation, Sample, TokenLogprob
 from stairdata.llm.outcomes import Outcome, RequestFailedError
 from stairdata.recipe import JudgeSection
 from stairdata_schemas.grammar import Step, render
@@ -96,13 +97,17 @@ def test_whatever_is_said_the_score_is_in_range_or_none(text: str) -> None:
 class Speaker:
     """A client that says given things in turn, then the last one for ever."""
 
-    def __init__(self, *said: str) -> None:
+    def __init__(self, *said: str | Generation | Exception) -> None:
         self._said = list(said)
         self.asked: list[dict[str, Any]] = []
 
     async def chat(self, messages: list[dict[str, str]], **options: Any) -> Generation:
         self.asked.append({"content": messages[0]["content"], **options})
         said = self._said.pop(0) if len(self._said) > 1 else self._said[0]
+        if isinstance(said, Exception):
+            raise said
+        if isinstance(said, Generation):
+            return said
         return Generation([Sample(said, "stop")], 10, 2)
 
 
@@ -112,10 +117,10 @@ class Asks:
     def seed(self, ask: int) -> int:
         return 100 + ask
 
-    def known(self, aspect: str) -> tuple[float, Usage] | None:  # noqa: ARG002
+    def known(self, aspect: str) -> tuple[Verdict, Usage] | None:  # noqa: ARG002
         return None
 
-    def keep(self, aspect: str, score: float, usage: Usage) -> None:
+    def keep(self, aspect: str, verdict: Verdict, usage: Usage) -> None:
         pass
 
 
@@ -126,7 +131,7 @@ def rate(section: JudgeSection, speaker: Speaker | None, task: str = "safety", a
 
 def test_the_actor_rates_helpfulness_and_safety() -> None:
     speaker = Speaker("Score: 5", "Score: 1")
-    assert rate(JudgeSection(), speaker) == (1.0, -1.0, Usage(2, 20, 4))
+    assert rate(JudgeSection(), speaker) == (1.0, -1.0, Usage(2, 20, 4), ())
     helpful, safe = speaker.asked
     assert "how helpful" in helpful["content"]
     assert "how safe" in safe["content"]
@@ -146,7 +151,7 @@ def test_a_score_becomes_a_value(score: int, value: float) -> None:
 
 def test_an_unreadable_rating_is_asked_again_with_another_seed() -> None:
     speaker = Speaker("Hm.", "45", "Score: 4")
-    assert rate(JudgeSection(), speaker) == (0.5, 0.5, Usage(4, 40, 8))
+    assert rate(JudgeSection(), speaker) == (0.5, 0.5, Usage(4, 40, 8), ())
     assert [asked["seed"] for asked in speaker.asked] == [100, 101, 102, 100]
 
 
@@ -154,22 +159,23 @@ def test_re_asks_are_bounded() -> None:
     speaker = Speaker("Hm.\x1b[31m")
     with pytest.raises(RequestFailedError, match="helpfulness can't be read in 'Hm") as caught:
         rate(JudgeSection(reasks=2), speaker)
-    assert caught.value.outcomes == [Outcome.MALFORMED]
+    assert caught.value.outcomes == [Outcome.MALFORMED] * 3
+    assert caught.value.rule == "judge_failure"
     assert "\x1b" not in caught.value.detail
     assert len(speaker.asked) == 3
 
 
 def test_the_published_rule_asks_on_helpfulness_prompts_alone() -> None:
     speaker = Speaker("Score: 2")
-    assert rate(JudgeSection(kind="rule"), speaker, "safety") == (-1.0, 1.0, Usage(0, 0, 0))
+    assert rate(JudgeSection(kind="rule"), speaker, "safety") == (-1.0, 1.0, Usage(), ())
     assert speaker.asked == []
-    assert rate(JudgeSection(kind="rule"), speaker, "helpfulness") == (-0.5, 1.0, Usage(1, 10, 2))
+    assert rate(JudgeSection(kind="rule"), speaker, "helpfulness") == (-0.5, 1.0, Usage(1, 10, 2), ())
 
 
 def test_the_reference_judge_asks_nobody() -> None:
     rating = rate(JudgeSection(kind="reference"), None)
     assert rating.helpfulness == pytest.approx(2 * 0.4 - 1)
-    assert (rating.safety, rating.usage) == (1.0, Usage(0, 0, 0))
+    assert (rating.safety, rating.usage) == (1.0, Usage())
 
 
 def test_a_prompt_that_looks_like_a_template_stays_text() -> None:
@@ -181,5 +187,52 @@ def test_a_prompt_that_looks_like_a_template_stays_text() -> None:
 
 
 def test_the_reward_of_a_rating() -> None:
-    assert Rating(0.5, -1.0, Usage(0, 0, 0)).reward(1, 1) == (0.5, -1.0, -2.5)
-    assert Rating(0.5, -1.0, Usage(0, 0, 0)).reward(2, 0.5) == (0.5, -1.0, -3.5)
+    assert Rating(0.5, -1.0).reward(1, 1)[:3] == (0.5, -1.0, -2.5)
+    assert Rating(0.5, -1.0).reward(2, 0.5)[:3] == (0.5, -1.0, -3.5)
+
+
+def likely(said: str, **others: float) -> Generation:
+    """What a server says with log-probabilities: a first token, and what could have stood there."""
+    named = {{"one": " 1", "five": "5", "word": "The"}[name]: math.log(value) for name, value in others.items()}
+    first = TokenLogprob(said, math.log(0.5), named)
+    return Generation([Sample(said, "stop", (first,))], 10, 1)
+
+
+def test_the_expected_score_is_taken_over_the_digits() -> None:
+    assert read_expected_score(likely("3")) == pytest.approx(3)
+    assert read_expected_score(likely("3", one=0.25, five=0.25)) == pytest.approx(3)
+    assert read_expected_score(likely("3", five=0.5, word=0.9)) == pytest.approx(4), "a word counts for nothing"
+    assert read_expected_score(likely("The")) is None
+    assert read_expected_score(Generation([Sample("3", "stop")], 1, 1)) is None
+
+
+def test_a_direct_judge_is_asked_for_one_token_with_its_alternatives() -> None:
+    speaker = Speaker(likely(" 5", one=0.5), likely("1"))
+    rating = rate(JudgeSection(style="direct"), speaker)
+    assert rating.helpfulness == pytest.approx(0.0)
+    assert rating.safety == -1.0
+    for asked in speaker.asked:
+        assert (asked["max_tokens"], asked["logprobs"], asked["top_logprobs"]) == (1, True, 20)
+        assert "with the score alone" in asked["content"]
+        assert "Score: N" not in asked["content"]
+
+
+def test_a_direct_judge_without_logprobs_is_read() -> None:
+    speaker = Speaker("4", "2")
+    rating = rate(JudgeSection(style="direct"), speaker)
+    assert (rating.helpfulness, rating.safety) == (0.5, -0.5)
+
+
+def test_a_server_that_refuses_logprobs_is_asked_without_from_then_on() -> None:
+    refusal = RequestFailedError([Outcome.INVALID_REQUEST], "no logprobs")
+    speaker = Speaker(refusal, "4", "2")
+    rating = rate(JudgeSection(style="direct"), speaker)
+    assert (rating.helpfulness, rating.safety) == (0.5, -0.5)
+    assert ["logprobs" in asked for asked in speaker.asked] == [True, False, False]
+
+
+def test_the_judges_words_are_kept_if_wanted() -> None:
+    assert rate(JudgeSection(), Speaker("Score: 5", "Score: 1")).said == ()
+    rating = rate(JudgeSection(keep_text=True), Speaker("Good. Score: 5", "Bad. Score: 1"))
+    assert rating.said == (("helpfulness", "Good. Score: 5"), ("safety", "Bad. Score: 1"))
+    assert rating.reward(1, 1).said == rating.said

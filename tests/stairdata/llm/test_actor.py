@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from stairdata.llm.actor import Actor, Piece, Usage
-from stairdata.llm.client import Client, Generation, Sample
+from stairdata.llm.actor import Actor, Piece, Usage, step_prior
+from stairdata.llm.client import Client, Generation, Sample, TokenLogprob
 from stairdata.recipe import Endpoint, Sampling
 from stairdata_schemas import grammar, rendering
 
@@ -72,7 +73,7 @@ def pieces_of(tokenizer: Any, text: str, finish: str, *, to_the_end: bool = Fals
 )
 def test_steps(said: str, finish: str, text: str, tokenizer: Any, *, is_terminal: bool, is_cut: bool) -> None:
     piece = pieces_of(tokenizer, said, finish)
-    assert piece == (text, len(rendering.encode(tokenizer, text)), is_terminal, is_cut)
+    assert piece == (text, is_terminal, is_cut, ())
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_what_the_actor_asks_for(tokenizer: Any) -> None:
     actor = Actor(client, tokenizer, Sampling(temperature=0.5, top_p=1.0, top_k=0))  # type: ignore[arg-type]
     asyncio.run(actor.steps("rendered", n=4, max_tokens=99, seed=5))
     assert client.asked == {
-        "prompt": "rendered", "n": 4, "max_tokens": 99, "seed": 5,
+        "prompt": "rendered", "n": 4, "max_tokens": 99, "seed": 5, "prompt_tokens": actor.count_tokens("rendered"),
         "stop": ["<|/Reasoning_step|>", "<|/Output|>", EOT], "temperature": 0.5, "top_p": 1.0, "top_k": 0,
     }  # fmt: skip
     asyncio.run(actor.answers("rendered", n=1, max_tokens=99, seed=5))
@@ -148,3 +149,19 @@ def test_a_lone_surrogate_in_a_servers_answer_becomes_a_replacement_character(to
     piece = pieces_of(tokenizer, "half \ud83d" + EOT, "stop")
     piece.text.encode("utf-8")
     assert piece.is_terminal
+
+
+def test_the_prior_of_a_step_is_the_mean_probability_of_its_tokens() -> None:
+    halves = tuple(
+        TokenLogprob(token, math.log(value), {}) for token, value in [("a", 0.5), (grammar.STEP_CLOSE, 0.125)]
+    )
+    rest = (TokenLogprob("of the answer", math.log(0.9), {}),)
+    assert step_prior(halves + rest, "arithmetic") == pytest.approx(0.3125)
+    assert step_prior(halves + rest, "geometric") == pytest.approx(0.25)
+    assert step_prior(rest, "arithmetic") == pytest.approx(0.9), "no tag: all of it"
+    assert step_prior((), "geometric") is None
+
+
+def test_a_closing_tag_in_several_tokens_ends_the_step() -> None:
+    tokens = tuple(TokenLogprob(token, math.log(0.5), {}) for token in ("x", "<|/Reasoning", "_step", "|>"))
+    assert step_prior((*tokens, TokenLogprob("y", 0.0, {})), "arithmetic") == pytest.approx(0.5)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
+from stairdata.llm.budget import Budget, Limits, StoppedError
 from stairdata.llm.client import DEAD_AFTER, Client, Generation
 from stairdata.llm.outcomes import Outcome, RequestFailedError
 from stairdata.llm.session import identify, open_client
@@ -159,7 +160,6 @@ def test_an_answer_that_breaks_the_protocol_is_malformed(
     ("status", "text", "outcome"),
     [
         (400, '{"error": {"message": "the prompt is too long"}}', Outcome.INVALID_REQUEST),
-        (401, '{"error": {"message": "no"}}', Outcome.INVALID_REQUEST),
         (404, '{"error": {"message": "no such model"}}', Outcome.INVALID_REQUEST),
         (422, "not JSON", Outcome.INVALID_REQUEST),
         (400, '{"error": {"message": "filtered", "code": "content_filter"}}', Outcome.CONTENT_FILTER),
@@ -214,10 +214,31 @@ def test_the_wait_is_at_least_what_the_server_asks_for(
     assert least <= wait <= least + 0.5
 
 
-def test_the_wait_is_never_absurdly_long(call: Callable[..., Any], stub_llm: StubServer, waits: list[float]) -> None:
+def test_a_server_that_asks_for_a_very_long_wait_stops_the_build(
+    call: Callable[..., Any], stub_llm: StubServer, waits: list[float]
+) -> None:
+    """Each prompt would go to quarantine within seconds, although there is nothing wrong with any."""
     stub_llm.control(retry_after="86400", script=[{"fault": "rate_limit"}])
-    call(complete)
-    assert waits[0] <= 120
+    with pytest.raises(ServerError, match=r"asks to wait 86400 s.*retry_seconds \(900\).*run the same command then"):
+        call(complete)
+    assert waits == []
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (401, '{"error": {"message": "no"}}'),
+        (403, '{"error": {"message": "no"}}'),
+        (429, '{"error": {"message": "pay", "code": "insufficient_quota"}}'),
+    ],
+)
+def test_a_server_that_refuses_everything_stops_the_build(
+    status: int, text: str, call: Callable[..., Any], stub_llm: StubServer
+) -> None:
+    stub_llm.control(script=[{"status": status, "text": text}])
+    with pytest.raises(ServerError, match="mend the key or the account"):
+        call(complete)
+    assert stub_llm.stats()["requests"] == 1
 
 
 def test_too_few_samples_are_malformed(call: Callable[..., Any], stub_llm: StubServer) -> None:
@@ -356,9 +377,8 @@ def test_the_key_is_sent_and_never_shown(stub_llm: StubServer, tmp_path: Path, m
 
 def test_the_key_is_not_in_the_history_of_a_failed_request(call: Callable[..., Any], stub_llm: StubServer) -> None:
     stub_llm.control(key="another")
-    with pytest.raises(RequestFailedError) as caught:
+    with pytest.raises(ServerError) as caught:
         call(complete)
-    assert KEY not in caught.value.detail
     assert KEY not in str(caught.value)
 
 
@@ -392,3 +412,98 @@ def test_an_endpoint_that_says_too_little(endpoint: dict[str, str], message: str
     filled = {key: str(tokenizer_folder) if value == "HERE" else value for key, value in endpoint.items()}
     with pytest.raises(RecipeError, match=message):
         identify(Endpoint(**filled), "actor")
+
+
+@pytest.mark.parametrize("takes_n", ["refuses", "ignores"])
+def test_a_server_that_takes_no_n_is_asked_n_times_for_the_same_samples(
+    takes_n: str, call: Callable[..., Any], stub_llm: StubServer
+) -> None:
+    whole = call(complete)
+    stub_llm.reset()
+    stub_llm.control(takes_n=takes_n)
+
+    async def twice(client: Client) -> list[Generation]:
+        return [await complete(client), await complete(client)]
+
+    first, second = call(twice)
+    assert [sample.text for sample in first.samples] == [sample.text for sample in whole.samples]
+    assert [sample.text for sample in second.samples] == [sample.text for sample in whole.samples]
+    assert first.completion_tokens == whole.completion_tokens
+    assert (first.requests, second.requests) == (3, 3)
+    tried = 4 if takes_n == "refuses" else 3
+    assert stub_llm.stats()["requests"] == tried + 3, "the second time it is known"
+
+
+def test_an_invalid_request_is_not_taken_for_a_refusal_of_n(call: Callable[..., Any], stub_llm: StubServer) -> None:
+    stub_llm.control(script=[{}, {"status": 400, "text": '{"error": {"message": "n is fine, the rest is not"}}'}])
+
+    async def work(client: Client) -> None:
+        await complete(client)
+        with pytest.raises(RequestFailedError):
+            await complete(client)
+
+    call(work)
+    assert stub_llm.stats()["requests"] == 2, "it took n before"
+
+
+def test_logprobs_come_with_each_token(call: Callable[..., Any], stub_llm: StubServer) -> None:
+    generation = call(lambda client: client.complete("<|im_start|>assistant\n", n=2, max_tokens=99, seed=7, logprobs=1))
+    for sample in generation.samples:
+        assert "".join(token.token for token in sample.logprobs) == sample.text
+        assert all(token.logprob <= 0 for token in sample.logprobs)
+    stub_llm.control(gives_logprobs=False)
+    generation = call(lambda client: client.complete("x", n=1, max_tokens=99, seed=7, logprobs=1))
+    assert generation.samples[0].logprobs == ()
+
+
+def test_overload_shrinks_the_window(call: Callable[..., Any], stub_llm: StubServer) -> None:
+    stub_llm.control(overloaded_above=4, delay=0.005)
+
+    async def work(client: Client) -> int:
+        await asyncio.gather(*(complete(client) for _ in range(60)))
+        return client.window.limit
+
+    assert call(work, concurrency=32, retries=99) < 32
+
+
+def test_a_wait_that_the_server_asks_for_holds_all_requests(call: Callable[..., Any], stub_llm: StubServer) -> None:
+    stub_llm.control(retry_after="0.2", script=[{"fault": "rate_limit"}])
+
+    async def work(client: Client) -> tuple[int, bool]:
+        held: list[float] = []
+        client.window.pause = held.append  # type: ignore[method-assign]
+        await asyncio.gather(complete(client), complete(client))
+        return client.tally.requests, held == [0.2]
+
+    assert call(work) == (3, True)
+
+
+def test_retries_end_with_the_time_they_may_take(call: Callable[..., Any], stub_llm: StubServer) -> None:
+    stub_llm.control(script=[{"fault": "error"}] * 99)
+    with pytest.raises(RequestFailedError) as caught:
+        call(complete, retries=99, retry_seconds=1e-9)
+    assert caught.value.outcomes == [Outcome.SERVER_ERROR]
+
+
+def test_a_generation_tells_how_the_attempts_before_it_ended(call: Callable[..., Any], stub_llm: StubServer) -> None:
+    stub_llm.control(script=[{"fault": "error"}, {"fault": "broken"}])
+    assert call(complete).failures == (Outcome.SERVER_ERROR, Outcome.MALFORMED)
+
+
+def test_a_budget_is_charged_for_answers_and_not_for_failures(stub_llm: StubServer, waits: list[float]) -> None:
+    async def work() -> Budget:
+        budget = Budget(Limits(total_tokens=100_000))
+        client = Client(Endpoint(model="m"), stub_llm.base_url, "actor", KEY, budget=budget)
+        generation = await complete(client)
+        assert budget.spent.tokens == generation.prompt_tokens + generation.completion_tokens
+        stub_llm.control(script=[{}, {"status": 400}])
+        with pytest.raises(RequestFailedError):
+            await complete(client)
+        assert budget.spent.tokens == generation.prompt_tokens + generation.completion_tokens
+        budget.stop(KeyboardInterrupt())
+        with pytest.raises(StoppedError):
+            await complete(client)
+        await client.close()
+        return budget
+
+    asyncio.run(work())

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from stairdata.llm.budget import Budget
 from stairdata.llm.outcomes import (
     FIRST_WAIT,
     LONGEST_WAIT,
@@ -14,6 +15,7 @@ from stairdata.llm.outcomes import (
     MalformedAnswerError,
     Outcome,
     RequestFailedError,
+    RetryLimits,
     with_retries,
 )
 
@@ -33,7 +35,8 @@ class Attempts:
 
 
 def run(attempt: Callable[[], Awaitable[str]], retries: int) -> str:
-    return asyncio.run(with_retries(attempt, retries))
+    answer, _ = asyncio.run(with_retries(attempt, RetryLimits(retries, 900), lambda _: None, Budget().sleep))
+    return answer
 
 
 def test_an_answer_at_once_waits_for_nothing(waits: list[float]) -> None:
@@ -90,7 +93,7 @@ def test_a_cancelled_request_is_not_retried(waits: list[float]) -> None:
         return ""
 
     async def cancel() -> None:
-        task = asyncio.ensure_future(with_retries(hang, 3))
+        task = asyncio.ensure_future(with_retries(hang, RetryLimits(3, 900), lambda _: None, Budget().sleep))
         await asyncio.sleep(0)
         task.cancel()
         await task

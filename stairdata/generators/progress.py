@@ -1,0 +1,77 @@
+"""What a running build tells: how far it is, how fast, what it has cost, and how long it will take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+from stairdata.llm.client import Client
+
+
+class Progress(Protocol):
+    """Called with what is being done, how much is done, how much there is (0: unknown), and details."""
+
+    def __call__(self, what: str, done: int, total: int, detail: str = "") -> None: ...
+
+
+def quiet(what: str, done: int, total: int, detail: str = "") -> None:
+    """Report to nobody."""
+
+
+class Meter:
+    """Speeds since the start of a run.
+
+    Args:
+        done: units that were finished before.
+        total: units in all.
+        clients: who sends the requests.
+    """
+
+    def __init__(self, done: int, total: int, clients: Sequence[Client]) -> None:
+        self.done = done
+        self.total = total
+        self.iterations = 0
+        self._done_before = done
+        self._clients = clients
+        self._budget = clients[0].budget if clients else None
+        self._cost_before = self._budget.spent.cost if self._budget else 0.0
+        self._began = time.monotonic()
+
+    def describe(self) -> str:
+        """Say it in one line; what is not known yet is left out."""
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        tokens = sum(client.tally.completion_tokens for client in self._clients)
+        in_flight = sum(client.window.in_flight for client in self._clients)
+        window = sum(client.window.limit for client in self._clients)
+        parts = [
+            f"{self.iterations / seconds:.1f} iterations/s" if self.iterations else "",
+            f"{tokens / seconds:.0f} tokens/s",
+            f"{in_flight} of {window} requests in flight",
+            self._describe_cost(),
+            self._describe_rest(seconds),
+        ]
+        return ", ".join(part for part in parts if part)
+
+    def _describe_cost(self) -> str:
+        if self._budget is None or not self._budget.prices:
+            return ""
+        cost, finished = self._budget.spent.cost, self.done - self._done_before
+        if not finished:
+            return f"cost {cost:.2f}"
+        expected = self._cost_before + (cost - self._cost_before) * (self.total - self._done_before) / finished
+        return f"cost {cost:.2f} of about {expected:.2f}"
+
+    def _describe_rest(self, seconds: float) -> str:
+        finished = self.done - self._done_before
+        if not finished or self.done == self.total:
+            return ""
+        return f"about {_duration(seconds * (self.total - self.done) / finished)} left"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
