@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import http.client
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,9 +25,11 @@ _HUB_SOCKET = socket.socket()
 _HUB_SOCKET.bind(("127.0.0.1", 0))
 HUB_URL = f"http://127.0.0.1:{_HUB_SOCKET.getsockname()[1]}"
 HUB_TOKEN = "hf_test_write"
+_HUB_HOME = tempfile.mkdtemp(prefix="stairdata-tests-hf-")
+atexit.register(shutil.rmtree, _HUB_HOME, ignore_errors=True)
 HUB_ENVIRONMENT = {
     "HF_ENDPOINT": HUB_URL,
-    "HF_HOME": tempfile.mkdtemp(prefix="stairdata-tests-hf-"),
+    "HF_HOME": _HUB_HOME,
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_UPDATE_DOWNLOAD_COUNTS": "0",
     "HF_XET_TELEMETRY_ENABLED": "0",

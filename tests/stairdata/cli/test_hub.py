@@ -106,9 +106,9 @@ def test_without_matplotlib_it_says_what_to_install(
     assert "pip install 'stairdata[publish]'" in ended.err
 
 
-def push_in_a_process(hub: HubServer, folder: Path, repo: str, **faults: str) -> int:
-    """Push in a process of its own, which the Hub kills at some request; return how it ended."""
-    command = [PROGRAM, "push", "prompts", "--repo", repo]
+def in_a_process(hub: HubServer, folder: Path, *arguments: str, **faults: str) -> int:
+    """Run a command in a process of its own, which the Hub kills at some request; return how it ended."""
+    command = [PROGRAM, *arguments]
     process = subprocess.Popen(command, cwd=folder, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     hub.control(faults=faults, kill_pid=process.pid)
     _, said = process.communicate(timeout=120)
@@ -122,20 +122,40 @@ def test_a_kill_at_any_request_is_mended_by_the_next_run(
     fault: str, hub: HubServer, run: Run, build: Callable[..., str], tmp_path: Path
 ) -> None:
     build("one", "two")
-    assert push_in_a_process(hub, tmp_path, REPO) == 0
+    push = ("push", "prompts", "--repo", REPO)
+    assert in_a_process(hub, tmp_path, *push) == 0
     count = len(hub.requests)
     for index in range(count):
         hub.control(forget=REPO, recount=True)
-        code = push_in_a_process(hub, tmp_path, REPO, **{str(index): fault})
+        code = in_a_process(hub, tmp_path, *push, **{str(index): fault})
         assert code == -9 or index >= len(hub.requests)  # Xet sends less when it knows the content
         if hub.has(REPO):
             assert hub.repo(REPO)["private"]
         hub.control(recount=True)
-        ended = run("push", "prompts", "--repo", REPO)
+        ended = run(*push)
         assert ended.status == 0, ended.err
         there = hub.repo(REPO)
         assert (there["private"], there["gated"], list(there["tags"])) == (True, "manual", ["v1.0.0"])
         assert there["commits"] == ["Release v1.0.0", "initial commit"]
+
+
+@pytest.mark.slow
+def test_a_pull_killed_at_any_request_is_finished_by_the_next_one(
+    hub: HubServer, run: Run, build: Callable[..., str], tmp_path: Path
+) -> None:
+    build("one", "two")
+    assert run("push", "prompts", "--repo", REPO).status == 0
+    hub.control(recount=True)
+    assert run("pull", REPO, "--root", "clean").status == 0
+    for index in range(len(hub.requests)):
+        hub.control(recount=True)
+        root = f"root-{index}"
+        assert in_a_process(hub, tmp_path, "pull", REPO, "--root", root, **{str(index): "kill_late"}) == -9
+        assert not (tmp_path / root / "prompts").exists()
+        hub.control(recount=True)
+        assert run("pull", REPO, "--root", root).status == 0
+        assert run("validate", "prompts", "--root", root).status == 0
+        assert [path.name for path in (tmp_path / root).iterdir()] == ["prompts"]
 
 
 @pytest.mark.slow
