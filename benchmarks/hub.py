@@ -105,7 +105,7 @@ def _frames(wanted: float) -> Any:
                 {
                     "pair_id": identity.pair_id(tree, 1, 2, "step"), "tree_id": tree,
                     "prompt_id": identity.prompt_id(prompt), "prompt": prompt, "task": "safety",
-                    "chosen": chosen.replace("/", " "), "rejected": rejected.replace("/", " "),
+                    "chosen": chosen.replace("A", " "), "rejected": rejected.replace("A", " "),
                     "prefix_length": 0, "depth": 1, "chosen_value": 1.0, "rejected_value": 0.0, "margin": 1.0,
                     "chosen_visits": 4, "rejected_visits": 4, "chosen_is_terminal": False,
                     "rejected_is_terminal": False, "chosen_node_id": 1, "rejected_node_id": 2, "granularity": "step",

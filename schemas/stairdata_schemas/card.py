@@ -217,6 +217,13 @@ def user_text(card: str) -> dict[str, str]:
     return found
 
 
+def foreign_text(card: str) -> str:
+    """Return the text of a card that is not one of ours: somebody wrote it, and it must not be lost."""
+    if not card.strip() or any(mark in card for name in SECTIONS for mark in _marks(name)):
+        return ""
+    return re.sub(r"\A---\s*\n.*?\n---\s*\n", "", card.replace("\r\n", "\n"), flags=re.DOTALL).strip("\n")
+
+
 def read_changelog(card: str) -> dict[str, str]:
     """Return the lines of a card's changelog by their tag."""
     section = card.rpartition("\n## Changelog\n")[2].partition("\n## ")[0] if "\n## Changelog\n" in card else ""

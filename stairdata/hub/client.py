@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from stairdata.hub.places import TagName, parse_tag
+from stairdata.hub.places import TagName, is_config, parse_tag
 from stairdata_schemas.errors import HubError, quote
 from stairdata_schemas.manifest import MANIFEST_NAME
 
@@ -142,7 +142,7 @@ def manifests(files: Tree) -> dict[str | None, str]:
     found: dict[str | None, str] = {}
     for path in sorted(files):
         folder, _, name = path.rpartition("/")
-        if name == MANIFEST_NAME and "/" not in folder:
+        if name == MANIFEST_NAME and (not folder or is_config(folder)):
             found[folder or None] = path
     return found
 

@@ -309,6 +309,9 @@ def _changelog(release: Release, head: Head, repository: Repository, earlier: st
 def _kept(release: Release, head: Head, repository: Repository, earlier: str | None) -> dict[str, str]:
     """Join the user's own text of both sides; the last release's tells who changed it."""
     here, there = cards.user_text(_local_card(release.artifact)), cards.user_text(head.readme)
+    foreign = cards.foreign_text(head.readme)
+    if foreign:
+        there = {"introduction": foreign}
     if not here or here == there:
         return there
     base: dict[str, str] = {}

@@ -83,14 +83,21 @@ def parse_config(text: str) -> str:
     Raises:
         UsageError: a name that can't be a folder and a part of a tag.
     """
-    if not _CONFIG.fullmatch(text) or text in _RESERVED or len(text) > 60:
+    if not is_config(text):
         raise UsageError(
             f"{quote(text)} can't be a config; write letters, digits and _, with . or - between them, such as trees"
         )
     return text
 
 
+def is_config(name: str) -> bool:
+    """Tell whether a name can be a config: it becomes a folder, here and on the Hub."""
+    return _CONFIG.fullmatch(name) is not None and name not in _RESERVED and len(name) <= 60
+
+
 def parse_tag(tag: str) -> TagName | None:
     """Read `vX.Y.Z` or `CONFIG-vX.Y.Z`; None for a tag that is no release."""
     match = _TAG.fullmatch(tag)
-    return TagName(Place(match[1]), parse_version(match[2])) if match else None
+    if match is None or (match[1] is not None and not is_config(match[1])):
+        return None
+    return TagName(Place(match[1]), parse_version(match[2]))

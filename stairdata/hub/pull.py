@@ -37,12 +37,13 @@ from stairdata_schemas.artifacts import (
     Problem,
     Version,
     open_artifact,
+    parse_version,
     resolve,
     validate_file,
     validate_whole,
 )
 from stairdata_schemas.card import Card, CardConfig
-from stairdata_schemas.errors import ArtifactError, HubError, quote
+from stairdata_schemas.errors import ArtifactError, HubError, UsageError, quote
 from stairdata_schemas.files import sync_file, sync_folder, write_atomic
 from stairdata_schemas.kinds import KINDS, SCHEMA_VERSION
 from stairdata_schemas.manifest import (
@@ -142,6 +143,8 @@ def resolve_address(address: Address, config: str | None = None) -> Target:
         )
     tag = _tag_for(address.revision, found, config)
     commit = found.tags[tag] if tag else _commit_for(str(address.revision), found)
+    if not _SHA.fullmatch(commit):
+        raise HubError(f"{found.name} has {quote(commit)} for a commit, which is none")
     files = tree(address.repo, commit)
     name = parse_tag(tag) if tag else None
     place = name.place if name and not config else _place(address, files, config)
@@ -245,6 +248,10 @@ def _read_manifest(target: Target) -> Manifest:
     where = f"{target.repo} at {target.commit[:12]}"
     if manifest.kind not in KINDS:
         raise ArtifactError(f"{where}: unknown kind {quote(manifest.kind)}; a newer stairdata may know it")
+    try:
+        parse_version(manifest.version)  # it becomes a folder
+    except UsageError as error:
+        raise ArtifactError(f"{where}: its manifest's version is wrong: {error}") from None
     check_paths(manifest, where)
     _check_files(manifest, target, where)
     return manifest

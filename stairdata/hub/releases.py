@@ -9,9 +9,10 @@ from pydantic import ValidationError
 
 from stairdata.hub.client import Repository, read
 from stairdata.hub.places import Place
-from stairdata_schemas.artifacts import Version
+from stairdata_schemas.artifacts import Version, parse_version
 from stairdata_schemas.card import inline
-from stairdata_schemas.errors import HubError
+from stairdata_schemas.errors import HubError, UsageError
+from stairdata_schemas.kinds import KINDS
 from stairdata_schemas.manifest import MANIFEST_NAME, Manifest
 
 
@@ -67,9 +68,11 @@ def manifest_at(repo: str, place: Place, commit: str) -> Manifest | None:
 def parse_manifest(content: bytes) -> Manifest | None:
     """Read a manifest's text; None if it is not one of ours."""
     try:
-        return Manifest.model_validate_json(content)
-    except ValidationError:
+        manifest = Manifest.model_validate_json(content)
+        parse_version(manifest.version)
+    except (ValidationError, UsageError):
         return None
+    return manifest if manifest.kind in KINDS else None
 
 
 def previous(repository: Repository, place: Place, version: Version) -> str | None:

@@ -172,6 +172,20 @@ def test_a_user_s_own_text_and_keys_survive(hub: HubServer, make: Make) -> None:
     assert "v9.9.9" not in cards.read_changelog(card)
 
 
+def test_a_card_that_somebody_wrote_before_the_first_release_is_kept(hub: HubServer, make: Make) -> None:
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi()
+    api.create_repo(REPO, repo_type="dataset", private=True)
+    written = CommitOperationAdd("README.md", b"---\npretty_name: Mine\n---\n# My data\n\nIn my own words.\n")
+    api.create_commit(REPO, [written], commit_message="mine", repo_type="dataset")
+    push(make("a"), PushOptions(REPO, gated="manual"))
+    push(make("b"), PushOptions(REPO))
+    card = read(REPO, "README.md", "main").decode()
+    assert cards.user_text(card) == {"introduction": "# My data\n\nIn my own words."}
+    assert cards.user_keys(card) == {"pretty_name": "Mine"}
+
+
 def test_a_text_changed_on_both_sides_is_not_lost(hub: HubServer, make: Make) -> None:
     from huggingface_hub import CommitOperationAdd, HfApi
 

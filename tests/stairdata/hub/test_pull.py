@@ -143,6 +143,25 @@ def test_a_path_that_leaves_the_folder_is_refused(path: str, hub: HubServer, mak
     assert not (tmp_path / "there").exists()
 
 
+@pytest.mark.parametrize("version", ["../../evil", "1.0.0/../..", "1.0", "/elsewhere"])
+def test_a_version_that_leaves_the_folder_is_refused(version: str, hub: HubServer, make: Make, tmp_path: Path) -> None:
+    artifact = make()
+    push(artifact, PushOptions(REPO))
+    change_manifest(artifact, version=version)
+    with pytest.raises(ArtifactError, match="its manifest's version is wrong"):
+        pull(Address(REPO, "main"), tmp_path / "there")
+    assert not (tmp_path / "there").exists()
+
+
+def test_a_config_that_leaves_the_folder_is_none(hub: HubServer, make: Make, tmp_path: Path) -> None:
+    done = push(make(), PushOptions(REPO))
+    HfApi().create_tag(REPO, repo_type="dataset", tag="..-v9.0.0", revision=done.commit)
+    assert pull(Address(REPO), tmp_path / "there").reference == "prompts@1.0.0"
+    operation = CommitOperationAdd("a b/manifest.json", (make().folder / "manifest.json").read_bytes())
+    change(operation)
+    assert pull(Address(REPO, "main"), tmp_path / "main").reference == "prompts@1.0.0"
+
+
 def test_rows_that_break_the_schema_are_refused(hub: HubServer, make: Make, tmp_path: Path) -> None:
     artifact = make()
     push(artifact, PushOptions(REPO))
