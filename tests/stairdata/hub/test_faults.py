@@ -79,6 +79,7 @@ def test_one_fault_anywhere_in_a_push(fault: str, lane: str, hub: HubServer, mak
         push_until_done(artifact, hub)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_hub_is_gone_from_some_request_on(fault: str, lane: str, hub: HubServer, make: Make) -> None:
     for index, artifact in each_index(make, hub):
@@ -99,6 +100,7 @@ def test_one_fault_anywhere_in_a_pull(fault: str, lane: str, hub: HubServer, mak
         pull_until_done(artifact, hub, tmp_path / str(index))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["error", "drop"])
 def test_the_hub_is_gone_from_some_request_of_a_pull_on(
     fault: str, lane: str, hub: HubServer, make: Make, tmp_path: Path

@@ -97,6 +97,7 @@ def make_shards(make: Make, frame: pl.DataFrame, count: int, root: Path | None =
         return build.finish(frame.iter_slices(size))
 
 
+@pytest.mark.slow
 def test_more_than_a_hundred_shards_are_one_commit(
     lane: str, hub: HubServer, make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
