@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from stairdata.generators.judges import Judge as JudgeModel
 from stairdata.generators.judges import Verdict
-from stairdata.generators.runner import Done, Row, outcomes_of
+from stairdata.generators.runner import Done, Row
 from stairdata.llm.actor import Actor, Piece, Usage, step_prior
 from stairdata.llm.outcomes import RequestFailedError
 from stairdata.recipe import Recipe, TreesSection
@@ -87,8 +88,8 @@ class Memory:
         self._journal.close()
 
     def _remember(self, record: dict[str, Any]) -> None:
-        requests, read, written, failures = record["usage"]
-        usage, value = Usage(requests, read, written, tuple(failures)), record["value"]
+        requests, read, written, outcomes = record["usage"]
+        usage, value = Usage(requests, read, written, tuple(outcomes)), record["value"]
         if record["kind"] == "rating":
             self._ratings[record["call"], value[0]] = (Verdict(*value[1:]), usage)
         else:
@@ -135,7 +136,7 @@ class Grower:
         try:
             tree = await drive(search, fetch)
         except RequestFailedError as error:
-            error.before = outcomes_of(fetch.used.requests, fetch.used.failures)
+            error.before = dict(Counter(fetch.used.outcomes))
             raise
         finally:
             memory.close()
@@ -145,7 +146,7 @@ class Grower:
             "completion_tokens": fetch.used.completion_tokens,
             "seconds": round(time.monotonic() - started, 3),
         }
-        return Done(row, _counts(tree), outcomes_of(fetch.used.requests, fetch.used.failures), memory.path)
+        return Done(row, _counts(tree), dict(Counter(fetch.used.outcomes)), memory.path)
 
 
 def search_config(section: TreesSection) -> mcts.SearchConfig:

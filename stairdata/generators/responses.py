@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -15,7 +16,6 @@ from stairdata.generators.runner import (
     Row,
     Unit,
     open_budget,
-    outcomes_of,
     run_units,
     table_of_outcomes,
     usage_of,
@@ -101,7 +101,7 @@ async def _open_work(
             row = _response_row(prompts[unit.key], build.plan.models[0].name, recipe, pieces, actor)
             cut = sum(piece.is_cut for piece in pieces)
             row["completion_tokens"] = usage.completion_tokens
-            return Done(row, {"cut_answers": cut}, outcomes_of(usage.requests, usage.failures))
+            return Done(row, {"cut_answers": cut}, dict(Counter(usage.outcomes)))
 
         yield Opened(work, client.window.room, [client])
 

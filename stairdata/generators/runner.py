@@ -23,7 +23,7 @@ from stairdata.generators.options import BuildOptions
 from stairdata.generators.progress import Meter
 from stairdata.llm.budget import Budget, Spent, StoppedError
 from stairdata.llm.client import Client
-from stairdata.llm.outcomes import Outcome, RequestFailedError
+from stairdata.llm.outcomes import RequestFailedError
 from stairdata.recipe import Recipe
 from stairdata_schemas.building import Build, Refused
 from stairdata_schemas.files import read_record, scan_journal, write_atomic
@@ -350,11 +350,6 @@ def _refusal(build: Build, unit: Unit, error: RequestFailedError | UnitFailedErr
     } | ({"before": error.before} if error.before else {})
     raw = json.dumps(history, ensure_ascii=False)
     return Refused(build.plan.kind, unit.number, error.rule, raw)
-
-
-def outcomes_of(requests: int, failures: Sequence[str]) -> dict[str, int]:
-    """Count how a unit's requests ended."""
-    return dict(Counter({str(Outcome.OK): requests}) + Counter(failures))
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -20,7 +21,6 @@ from stairdata.generators.runner import (
     Unit,
     UnitFailedError,
     open_budget,
-    outcomes_of,
     run_units,
     table_of_outcomes,
     usage_of,
@@ -210,7 +210,7 @@ async def _ask(client: Client, recipe: Recipe, prompt: Row, teacher: str) -> Don
         "prompt_tokens": generation.prompt_tokens,
         "completion_tokens": generation.completion_tokens,
     }
-    return Done(row, {}, outcomes_of(1, list(map(str, generation.failures))))
+    return Done(row, {}, dict(Counter(map(str, generation.outcomes))))
 
 
 def _response_format() -> dict[str, Any]:

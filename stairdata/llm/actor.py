@@ -37,8 +37,8 @@ class Usage(NamedTuple):
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    failures: tuple[str, ...] = ()
-    """Outcomes of attempts that were made again."""
+    outcomes: tuple[str, ...] = ()
+    """How each attempt ended."""
 
     def plus(self, other: Usage) -> Usage:
         """Add up."""
@@ -46,7 +46,7 @@ class Usage(NamedTuple):
             self.requests + other.requests,
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
-            self.failures + other.failures,
+            self.outcomes + other.outcomes,
         )
 
     @classmethod
@@ -56,7 +56,7 @@ class Usage(NamedTuple):
             generation.requests,
             generation.prompt_tokens,
             generation.completion_tokens,
-            tuple(map(str, generation.failures)),
+            tuple(map(str, generation.outcomes)),
         )
 
 

@@ -69,8 +69,8 @@ class Generation:
     completion_tokens: int
     requests: int = 1
     """More than one where the server takes no n."""
-    failures: tuple[Outcome, ...] = ()
-    """How the attempts before it ended."""
+    outcomes: tuple[Outcome, ...] = (Outcome.OK,)
+    """How each attempt ended; the last one is ok, or length where a sample was cut."""
 
 
 @dataclass(slots=True)
@@ -250,7 +250,7 @@ class Client:
         self._failed_in_a_row = 0
         self.tally.prompt_tokens += generation.prompt_tokens
         self.tally.completion_tokens += generation.completion_tokens
-        self.tally.outcomes[Outcome.OK] += 1
+        self.tally.outcomes[generation.outcomes[-1]] += 1
         return generation
 
     async def _retried(self, attempt: Callable[[], Awaitable[Generation]]) -> Generation:
@@ -282,7 +282,7 @@ class Client:
                 self.window.pause(failure.retry_after)
 
         generation, failures = await with_retries(once, self._limits, note, self.budget.sleep)
-        return replace(generation, failures=tuple(failures))
+        return replace(generation, outcomes=(*failures, *generation.outcomes))
 
     async def _note_failure(self, error: RequestFailedError) -> None:
         """Tell a request that failed from a server that is gone: a prompt must not be lost to the latter."""
@@ -321,12 +321,14 @@ def _refuses_n(error: RequestFailedError) -> bool:
 
 
 def _joined(parts: list[Generation]) -> Generation:
+    if len(parts) == 1:
+        return parts[0]
     return Generation(
         [sample for part in parts for sample in part.samples],
         sum(part.prompt_tokens for part in parts),
         sum(part.completion_tokens for part in parts),
         len(parts),
-        tuple(outcome for part in parts for outcome in part.failures),
+        tuple(outcome for part in parts for outcome in part.outcomes),
     )
 
 
@@ -339,7 +341,9 @@ def _generation(answer: Any, wanted: int, read: Callable[[Any], Sample], *, may_
     if len(samples) != wanted and not (may_ignore_n and len(samples) == 1):
         raise MalformedAnswerError(f"{len(samples)} samples instead of {wanted}")
     usage = answer.usage
-    return Generation(samples, usage.prompt_tokens if usage else 0, (usage.completion_tokens or 0) if usage else 0)
+    read, written = (usage.prompt_tokens, usage.completion_tokens or 0) if usage else (0, 0)
+    is_cut = any(sample.finish == "length" for sample in samples)
+    return Generation(samples, read, written, outcomes=(Outcome.LENGTH if is_cut else Outcome.OK,))
 
 
 def _completion_sample(choice: Any) -> Sample:

@@ -131,7 +131,7 @@ def rate(section: JudgeSection, speaker: Speaker | None, task: str = "safety", a
 
 def test_the_actor_rates_helpfulness_and_safety() -> None:
     speaker = Speaker("Score: 5", "Score: 1")
-    assert rate(JudgeSection(), speaker) == (1.0, -1.0, Usage(2, 20, 4), ())
+    assert rate(JudgeSection(), speaker) == (1.0, -1.0, Usage(2, 20, 4, ("ok",) * 2), ())
     helpful, safe = speaker.asked
     assert "how helpful" in helpful["content"]
     assert "how safe" in safe["content"]
@@ -151,7 +151,7 @@ def test_a_score_becomes_a_value(score: int, value: float) -> None:
 
 def test_an_unreadable_rating_is_asked_again_with_another_seed() -> None:
     speaker = Speaker("Hm.", "45", "Score: 4")
-    assert rate(JudgeSection(), speaker) == (0.5, 0.5, Usage(4, 40, 8), ())
+    assert rate(JudgeSection(), speaker) == (0.5, 0.5, Usage(4, 40, 8, ("ok",) * 4), ())
     assert [asked["seed"] for asked in speaker.asked] == [100, 101, 102, 100]
 
 
@@ -169,7 +169,7 @@ def test_the_published_rule_asks_on_helpfulness_prompts_alone() -> None:
     speaker = Speaker("Score: 2")
     assert rate(JudgeSection(kind="rule"), speaker, "safety") == (-1.0, 1.0, Usage(), ())
     assert speaker.asked == []
-    assert rate(JudgeSection(kind="rule"), speaker, "helpfulness") == (-0.5, 1.0, Usage(1, 10, 2), ())
+    assert rate(JudgeSection(kind="rule"), speaker, "helpfulness") == (-0.5, 1.0, Usage(1, 10, 2, ("ok",)), ())
 
 
 def test_the_reference_judge_asks_nobody() -> None:

@@ -251,7 +251,9 @@ def test_too_few_samples_are_malformed(call: Callable[..., Any], stub_llm: StubS
 def test_an_empty_text_and_one_cut_at_length_are_answers(call: Callable[..., Any], stub_llm: StubServer) -> None:
     stub_llm.control(script=[{"fault": "empty"}, {"fault": "cut"}])
     assert [sample.text for sample in call(complete).samples] == [""] * 3
-    assert {sample.finish for sample in call(complete).samples} == {"length"}
+    generation = call(complete)
+    assert {sample.finish for sample in generation.samples} == {"length"}
+    assert generation.outcomes == (Outcome.LENGTH,)
 
 
 def test_a_retry_keeps_the_seed(call: Callable[..., Any], stub_llm: StubServer) -> None:
@@ -487,7 +489,7 @@ def test_retries_end_with_the_time_they_may_take(call: Callable[..., Any], stub_
 
 def test_a_generation_tells_how_the_attempts_before_it_ended(call: Callable[..., Any], stub_llm: StubServer) -> None:
     stub_llm.control(script=[{"fault": "error"}, {"fault": "broken"}])
-    assert call(complete).failures == (Outcome.SERVER_ERROR, Outcome.MALFORMED)
+    assert call(complete).outcomes == (Outcome.SERVER_ERROR, Outcome.MALFORMED, Outcome.OK)
 
 
 def test_a_budget_is_charged_for_answers_and_not_for_failures(stub_llm: StubServer, waits: list[float]) -> None:
