@@ -40,6 +40,7 @@ from huggingface_hub import snapshot_download
 snapshot_download("org/bare", repo_type="dataset", revision="v1.0.0", local_dir=TARGET)
 """
 OUR_PUSH = """
+import matplotlib.figure
 from stairdata.hub.content import PushOptions, prepare
 from stairdata.hub.push import make_plan, publish
 from stairdata_schemas.artifacts import open_artifact
@@ -65,8 +66,7 @@ FRAME = """
 import json, resource, sys, time
 from pathlib import Path
 FOLDER, TARGET = Path(sys.argv[1]), Path(sys.argv[2])
-import huggingface_hub.hf_api, polars, stairdata_schemas.artifacts, stairdata.hub.push, stairdata.hub.pull
-import datasets, matplotlib.figure
+import huggingface_hub.hf_api, stairdata_schemas.artifacts, stairdata.hub.push, stairdata.hub.pull
 idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 marks = [time.monotonic()]
 def split():

@@ -14,9 +14,10 @@ from functools import cache
 from typing import Any
 
 import jinja2
+import polars as pl
 import yaml
 
-from stairdata_schemas.kinds import row_schema
+from stairdata_schemas.kinds import polars_schema, row_schema
 from stairdata_schemas.manifest import Manifest
 
 DESCRIPTIONS = {
@@ -63,6 +64,14 @@ GATE = {
         "I will use this dataset only to study or reduce harm": "checkbox",
     },
     "extra_gated_button_content": "Ask for access",
+}
+_DTYPES: Mapping[Any, str] = {
+    pl.String: "large_string",
+    pl.Boolean: "bool",
+    pl.Int32: "int32",
+    pl.Int64: "int64",
+    pl.Float64: "float64",
+    pl.Datetime: "timestamp[us, tz=UTC]",
 }
 _WORDS = frozenset({"granularity", "kind", "method", "score"})
 """Keys of a configuration whose values are one of ours."""
@@ -187,6 +196,19 @@ def _config(config: CardConfig, *, default: bool) -> dict[str, Any]:
 def size_category(rows: int) -> str:
     """Return the Hub's name for a number of rows."""
     return next((name for limit, name in SIZES if rows < limit), "10M<n<100M")
+
+
+def yaml_features(kind: str) -> list[dict[str, Any]]:
+    """Return the `features` of `dataset_info` as `datasets` writes them, without importing it."""
+    return [_feature(name, dtype) for name, dtype in polars_schema(kind).items()]
+
+
+def _feature(name: str, dtype: Any) -> dict[str, Any]:
+    if isinstance(dtype, pl.List):
+        is_struct = isinstance(dtype.inner, pl.Struct)
+        below: Any = [_feature(part.name, part.dtype) for part in dtype.inner.fields] if is_struct else None
+        return {"name": name, "large_list": below or _DTYPES[type(dtype.inner)]}
+    return {"name": name, "dtype": _DTYPES[type(dtype)]}
 
 
 # -- reading a card -------------------------------------------------------------------------------------------

@@ -158,24 +158,19 @@ def _small_files(artifact: Artifact, options: PushOptions, place: Place) -> dict
 
 def _measured_info(artifact: Artifact, place: Place) -> dict[str, Any]:
     import pyarrow.parquet as pq
-    from datasets import DatasetInfo, Features
-    from datasets.splits import SplitDict, SplitInfo
-
-    from stairdata_schemas.kinds import features
 
     there = set(pq.read_schema(artifact.data_files[0]).names)  # files may lack a nullable column of later schemas
     size = 0
     for path in artifact.data_files:
         metadata = pq.read_metadata(path)
         size += sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
-    stored = sum(entry.bytes for entry in artifact.manifest.files)
-    info = DatasetInfo(
-        features=Features({name: value for name, value in features(artifact.kind).items() if name in there}),
-        splits=SplitDict({"train": SplitInfo("train", num_bytes=size, num_examples=artifact.manifest.rows)}),
-        download_size=stored,
-        dataset_size=size,
-    )
-    return {"config_name": place.config or artifact.kind, **info._to_yaml_dict()}
+    return {
+        "config_name": place.config or artifact.kind,
+        "features": [feature for feature in cards.yaml_features(artifact.kind) if feature["name"] in there],
+        "splits": [{"name": "train", "num_bytes": size, "num_examples": artifact.manifest.rows}],
+        "download_size": sum(entry.bytes for entry in artifact.manifest.files),
+        "dataset_size": size,
+    }
 
 
 # -- the repository ------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from threading import Semaphore
 from typing import NamedTuple
 
 from filelock import FileLock, Timeout
@@ -33,6 +34,7 @@ from stairdata.hub.client import (
 from stairdata.hub.places import Address, Place, TagName, parse_address, parse_tag
 from stairdata_schemas import card as cards
 from stairdata_schemas.artifacts import (
+    READERS,
     Artifact,
     Problem,
     Version,
@@ -363,6 +365,8 @@ def _fetch_files(target: Target, artifact: Artifact) -> list[Problem]:
     """Download the files that an earlier run did not finish, and check each while others are on their way."""
     from concurrent.futures import ThreadPoolExecutor
 
+    readers = Semaphore(READERS)
+
     def fetched(entry: FileEntry) -> list[Problem]:
         home = artifact.folder / entry.path
         if not home.is_file():
@@ -370,7 +374,8 @@ def _fetch_files(target: Target, artifact: Artifact) -> list[Problem]:
         if artifact.manifest.schema_version != SCHEMA_VERSION:
             _check_hash(home, entry, sha256_of_file(home), target)
             return []
-        problems = validate_file(artifact, entry)
+        with readers:
+            problems = validate_file(artifact, entry)
         if problems and problems[0].rule == "sha256":
             _check_hash(home, entry, problems[0].example, target)
         return problems

@@ -55,6 +55,12 @@ def test_datasets_loads_each_config(hub: HubServer, make: Make, tmp_path: Path) 
     assert load(tmp_path, "pairs", "pairs-v1.0.0")[0]["granularity"] == "step"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_are_written_as_datasets_would(kind: str) -> None:
+    expected = datasets.DatasetInfo(features=features(kind))._to_yaml_dict()["features"]
+    assert cards.yaml_features(kind) == expected
+
+
 def manifest(kind: str) -> Manifest:
     entry = FileEntry(path="data/train-00000-of-00001.parquet", sha256="a" * 64, bytes=3, rows=1)
     return Manifest(
