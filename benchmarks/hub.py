@@ -160,7 +160,7 @@ def measure(url: str, work: Path, gigabytes: float, lane: str) -> None:
     say(f"{size / 1e9:.2f} GB in {shards} shards, made in {seconds:.0f} s")
     rows = {}
     for name, push_body, pull_body in (("bare", BARE_PUSH, BARE_PULL), ("ours", OUR_PUSH, OUR_PULL)):
-        httpx2.post(f"{url}/_control", json={"reset": True, "xet": lane == "xet"})
+        httpx2.post(f"{url}/_control", json={"reset": "all", "xet": lane == "xet"})
         shutil.rmtree(work / "home", ignore_errors=True)  # Xet remembers there what it has sent
         rows[name] = {"push": run(push_body, folder, work, environment)}
         shutil.rmtree(work / "home", ignore_errors=True)

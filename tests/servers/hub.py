@@ -7,11 +7,11 @@ Content lies in FOLDER by its hash; repositories, refs and commits are in memory
 parquet or picture is LFS: plain (batch, PUT, verify, multipart over `multipart_over`), or by Xet (see `xet.py`),
 as the client likes; a download is offered by Xet where `xet` is on.
 
-`POST /_control` changes `Options`; `{"reset": true}` forgets everything first. `GET /_stats` lists the requests
-since the last reset. Faults go by the number of a request, from 0: `error` answers 500 without doing anything,
-`drop` cuts the connection, `lost` does what was asked and cuts the connection, `late_error` does it and answers
-500, `kill` sends SIGKILL to `kill_pid` before, `kill_late` after it is done. With `outage` all requests from
-that number on fail in that way.
+`POST /_control` changes `Options`; `{"reset": true}` forgets everything first (`"all"`: Xet's storage, too).
+`GET /_stats` lists the requests since the last reset. Faults go by the number of a request, from 0: `error` answers
+500 without doing anything, `drop` cuts the connection, `lost` does what was asked and cuts the connection,
+`late_error` does it and answers 500, `kill` sends SIGKILL to `kill_pid` before, `kill_late` after it is done. With
+`outage` all requests from that number on fail in that way.
 """
 
 from __future__ import annotations
@@ -148,8 +148,11 @@ class Hub:
         self.xet = XetStore(folder / "xet")
         self.reset()
 
-    def reset(self) -> None:
-        """Forget all but Xet's storage: clients remember what they have sent there."""
+    def reset(self, *, all_of_it: bool = False) -> None:
+        """Forget all, but not Xet's storage unless asked to: clients remember what they have sent there."""
+        if all_of_it:
+            shutil.rmtree(self.folder / "xet")
+            self.xet = XetStore(self.folder / "xet")
         shutil.rmtree(self.folder / "blobs", ignore_errors=True)
         (self.folder / "blobs").mkdir(parents=True)
         self.options = Options()
@@ -177,8 +180,8 @@ class Hub:
             repos = {name: self.describe(repo) for name, repo in self.repos.items()}
             return JSONResponse({"requests": self.requests, "tokens": sorted(self.tokens_seen), "repos": repos})
         changes = await request.json()
-        if changes.pop("reset", False):
-            self.reset()
+        if wanted := changes.pop("reset", False):
+            self.reset(all_of_it=wanted == "all")
         if changes.pop("recount", False):
             self.requests = []
             self.options.faults, self.options.outage, self.options.kill_pid = {}, [], None
