@@ -149,7 +149,9 @@ def main() -> None:
 
 def measure(url: str, work: Path, gigabytes: float, lane: str) -> None:
     """Run the four sides one after the other; the server forgets in between, so that every upload is whole."""
-    environment = os.environ | {
+    from stairdata.cli.main import ENVIRONMENT
+
+    settings = os.environ | {
         "HF_ENDPOINT": url, "HF_TOKEN": "hf_test_write", "HF_HOME": str(work / "home"), "TQDM_DISABLE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1", "HF_XET_TELEMETRY_ENABLED": "0", "HF_HUB_DISABLE_XET": str(int(lane == "lfs")),
     }  # fmt: skip
@@ -162,6 +164,7 @@ def measure(url: str, work: Path, gigabytes: float, lane: str) -> None:
     for name, push_body, pull_body in (("bare", BARE_PUSH, BARE_PULL), ("ours", OUR_PUSH, OUR_PULL)):
         httpx2.post(f"{url}/_control", json={"reset": "all", "xet": lane == "xet"})
         shutil.rmtree(work / "home", ignore_errors=True)  # Xet remembers there what it has sent
+        environment = settings | (ENVIRONMENT if name == "ours" else {})  # as the command line sets it
         rows[name] = {"push": run(push_body, folder, work, environment)}
         shutil.rmtree(work / "home", ignore_errors=True)
         rows[name]["pull"] = run(pull_body, folder, work / f"pulled-{name}", environment)
