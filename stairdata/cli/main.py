@@ -21,11 +21,11 @@ ENVIRONMENT = {
     "TQDM_DISABLE": "1",  # one bar, ours
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait slow other processes down tenfold
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    # Xet's own defaults take 1.7 GB for 2 GB of files; these take some 300 MB and no more time
+    # Xet's own defaults take 1.6 GB of memory for 2 GB of files: docs/publishing.md
     "HF_XET_DATA_MAX_CONCURRENT_FILE_INGESTION": "1",
-    "HF_XET_RECONSTRUCTION_DOWNLOAD_BUFFER_SIZE": "64mb",
-    "HF_XET_RECONSTRUCTION_DOWNLOAD_BUFFER_PERFILE_SIZE": "32mb",
-    "HF_XET_RECONSTRUCTION_DOWNLOAD_BUFFER_LIMIT": "128mb",
+    "HF_XET_RECONSTRUCTION_DOWNLOAD_BUFFER_SIZE": "96mb",
+    "HF_XET_RECONSTRUCTION_DOWNLOAD_BUFFER_PERFILE_SIZE": "48mb",
+    "HF_XET_RECONSTRUCTION_DOWNLOAD_BUFFER_LIMIT": "192mb",
 }
 """What libraries read; a value that the user set stays."""
 

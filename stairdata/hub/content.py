@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+
 from stairdata.hub import plots
 from stairdata.hub.client import README, Repository, Tree, holds, manifests, read, tree
 from stairdata.hub.places import Place, parse_tag
@@ -111,6 +113,7 @@ def prepare(artifact: Artifact, options: PushOptions) -> Release:
     options.progress(f"checking {artifact.reference}, and looking for secrets in it", 0, 0)
     scanner = RowScanner(artifact.kind, own_secrets())
     problems = validate_artifact(artifact, scanner)
+    pa.default_memory_pool().release_unused()  # what the rows took would stay beside what the upload takes
     if problems:
         found = "; ".join(
             f"{one.where}: {one.rule} ({one.violations}, such as {quote(one.example)})" for one in problems[:SHOWN]
