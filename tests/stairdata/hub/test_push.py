@@ -222,6 +222,34 @@ def test_eight_pushes_at_once_all_land(lane: str, hub: HubServer, make: Make) ->
     assert [entry["config_name"] for entry in cards.read_head(hub_text(REPO, "README.md"))["configs"]] == list("abcd")
 
 
+def test_the_same_release_pushed_twice_at_once_is_one(lane: str, hub: HubServer, make: Make) -> None:
+    artifact = make()
+    hub.control(hold=2)
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda _: push(artifact, PushOptions(REPO)), range(2)))
+    assert done[0].commit == done[1].commit
+    assert hub.repo(REPO)["commits"] == ["Release v1.0.0", "initial commit"]
+
+
+def test_another_release_of_that_version_at_once_is_a_conflict(hub: HubServer, make: Make) -> None:
+    artifacts = [make("a", root="one"), make("b", root="two")]
+    hub.control(hold=2)
+
+    def publish(artifact: Artifact) -> str:
+        try:
+            return push(artifact, PushOptions(REPO)).tag
+        except ReleaseConflictError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(2) as pool:
+        said = sorted(pool.map(publish, artifacts))
+    assert said[1] == "v1.0.0"
+    assert "other content" in said[0]
+    there = hub.repo(REPO)
+    assert there["trees"]["v1.0.0"]["manifest.json"] in {sha256(one.folder / "manifest.json") for one in artifacts}
+    assert there["files"] == there["trees"]["v1.0.0"]
+
+
 def test_a_card_that_somebody_changed_meanwhile_is_merged(hub: HubServer, make: Make) -> None:
     push(make("a"), PushOptions(REPO))
     begin, end = cards._marks("notes")
