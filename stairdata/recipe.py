@@ -55,6 +55,8 @@ class PromptSource(Section):
     """Task of every row, for sources that have no such column."""
     name: str | None = None
     """Value of the `source` column; default: the source's own column, else the file's name or the Hub id."""
+    license: str | None = None
+    """The source's licence as the Hub names it, such as cc-by-nc-4.0; a Hub dataset's own card says it otherwise."""
     skip: int = Field(0, ge=0)
     """Leave out that many rows at the start."""
     count: int | None = Field(None, ge=1)
@@ -282,6 +284,8 @@ class StructuredCotSection(Section):
     """Take the rows out of trees ({} for the defaults); `--input trees@X.Y.Z` does so, too."""
     path: Path | None = None
     """Rows written by hand: JSONL with prompt, task, steps, output. Without it a teacher is asked."""
+    license: str | None = None
+    """Licence of the rows written by hand, as the Hub names it."""
     teacher: Teacher = Teacher()
     """The model that writes the reasoning."""
     concurrency: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"

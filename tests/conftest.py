@@ -1,12 +1,16 @@
-"""Fixtures that several rooms share: a stub language model behind HTTP, and a small tokenizer."""
+"""Fixtures that several rooms share: a stub language model and a Hub behind HTTP, and a small tokenizer."""
 
 from __future__ import annotations
 
+import atexit
 import http.client
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,28 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: see stairdata/cli/main.py
+
+# huggingface_hub and datasets read these once, when they are imported. The port is ours and closed until a test
+# starts the Hub: whatever asks for it before is refused at once.
+_HUB_SOCKET = socket.socket()
+_HUB_SOCKET.bind(("127.0.0.1", 0))
+HUB_URL = f"http://127.0.0.1:{_HUB_SOCKET.getsockname()[1]}"
+HUB_TOKEN = "hf_test_write"
+_HUB_HOME = tempfile.mkdtemp(prefix="stairdata-tests-hf-")
+atexit.register(shutil.rmtree, _HUB_HOME, ignore_errors=True)
+HUB_ENVIRONMENT = {
+    "HF_ENDPOINT": HUB_URL,
+    "HF_HOME": _HUB_HOME,
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+    "HF_XET_TELEMETRY_ENABLED": "0",
+    "HF_XET_CLIENT_RETRY_BASE_DELAY": "1ms",
+    "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+os.environ |= HUB_ENVIRONMENT
+for _name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET"):
+    os.environ.pop(_name, None)
 
 STUB = Path(__file__).parent / "servers" / "stub_llm.py"
 CHATML = (
@@ -102,6 +128,101 @@ def stub_llm(stub_process: StubServer) -> StubServer:
     stub_process.start()
     stub_process.reset()
     return stub_process
+
+
+class HubServer:
+    """The Hub of tests/servers/hub.py, in a process of its own, at HUB_URL."""
+
+    def __init__(self, folder: Path) -> None:
+        self.url = HUB_URL
+        command = [sys.executable, "-m", "tests.servers.hub", str(folder), "--fd", str(_HUB_SOCKET.fileno())]
+        self._process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            text=True,
+            pass_fds=[_HUB_SOCKET.fileno()],
+            cwd=Path(__file__).parent.parent,
+        )
+        assert self._process.stdout is not None
+        self._process.stdout.readline()
+
+    def stop(self) -> None:
+        """End the process that this object started."""
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def control(self, **options: Any) -> None:
+        """Change its options."""
+        self._call("POST", "/_control", json.dumps(options))
+
+    @property
+    def requests(self) -> list[str]:
+        """The requests since the last reset or recount."""
+        found: list[str] = self._call("GET", "/_stats")["requests"]
+        return found
+
+    @property
+    def tokens(self) -> list[str]:
+        """The tokens that were sent."""
+        found: list[str] = self._call("GET", "/_stats")["tokens"]
+        return found
+
+    def repo(self, name: str) -> dict[str, Any]:
+        """Return what a repository holds: tags, branches, files by path and sha256, visibility."""
+        found: dict[str, Any] = self._call("GET", "/_stats")["repos"][name]
+        return found
+
+    def has(self, name: str) -> bool:
+        """Tell whether a repository is there."""
+        return name in self._call("GET", "/_stats")["repos"]
+
+    def _call(self, method: str, path: str, body: str | None = None) -> dict[str, Any]:
+        connection = http.client.HTTPConnection(HUB_URL.removeprefix("http://"), timeout=60)
+        try:
+            connection.request(method, path, body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            answer: dict[str, Any] = json.loads(response.read())
+        finally:
+            connection.close()
+        assert response.status == 200, answer
+        return answer
+
+
+@pytest.fixture(scope="session")
+def hub_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    server = HubServer(tmp_path_factory.mktemp("hub"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def hub(hub_process: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
+    """An empty Hub, a token that may write to `org`, and waits that take no time."""
+    hub_process.control(reset=True)
+    monkeypatch.setenv("HF_TOKEN", HUB_TOKEN)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    return hub_process
+
+
+@pytest.fixture(params=["lfs", "xet"])
+def lane(request: pytest.FixtureRequest, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways in which files go to the Hub and come from there."""
+    _use_lane(request.param, hub, monkeypatch)
+    return str(request.param)
+
+
+@pytest.fixture
+def lfs_lane(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain LFS alone."""
+    _use_lane("lfs", hub, monkeypatch)
+
+
+def _use_lane(name: str, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Switch client and server to plain LFS, or to Xet."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", name == "lfs")
+    hub.control(xet=name == "xet")
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.conftest import StubServer
+    from tests.conftest import HubServer, StubServer
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -81,9 +81,9 @@ def workplace(tmp_path: Path, stub_llm: StubServer, tokenizer_folder: Path) -> P
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_of_a_page(page: Path, workplace: Path) -> None:
+def test_commands_of_a_page(page: Path, workplace: Path, hub: HubServer) -> None:
     program = Path(sys.executable).parent / "stairdata"
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(workplace / "hf")}
+    environment = {**os.environ, "HF_HOME": str(workplace / "hf")}  # whose HF_ENDPOINT is the tests' own Hub
     for command in commands(page):
         if command in RUN_BY_CI:
             continue

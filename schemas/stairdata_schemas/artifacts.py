@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +25,13 @@ from stairdata_schemas.manifest import (
     Parent,
     content_hash,
     read_manifest,
+    read_origin,
     sha256_of_file,
 )
 
+PIECE_BYTES = 8 * 1024**2
+READERS = 2
+"""Files read at once; more would take more memory than time is won."""
 _VERSION = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)", re.ASCII)
 _DATA_FILE = re.compile(r"data/train-\d{5}-of-\d{5}\.parquet", re.ASCII)
 
@@ -75,7 +82,15 @@ class Artifact:
 
     def as_parent(self) -> Parent:
         """Return the entry that a child's manifest keeps of this artifact."""
-        return Parent(kind=self.kind, version=self.manifest.version, content_hash=self.manifest.content_hash)
+        origin = read_origin(self.folder)
+        return Parent(
+            kind=self.kind,
+            version=self.manifest.version,
+            content_hash=self.manifest.content_hash,
+            repo=origin.repo if origin else None,
+            commit=origin.commit if origin else None,
+            license=self.manifest.license,
+        )
 
 
 def parse_version(text: str) -> Version:
@@ -198,17 +213,34 @@ class Problem(NamedTuple):
     example: str
 
 
-def validate_artifact(artifact: Artifact) -> list[Problem]:
+Look = Callable[[FileEntry, int, pl.DataFrame], None]
+"""Told of each piece of rows that is read: its file, the number of its first row, the rows."""
+
+
+def validate_artifact(artifact: Artifact, look: Look | None = None) -> list[Problem]:
     """Check an artifact against its manifest and its schema; an empty list means that all holds.
 
     Checked are: sha256 and row count of each file, files that the manifest doesn't know, the column names and
     types, every rule of the schema, keys across files, prompt ids, and for structured_cot the grammar.
+
+    Args:
+        artifact: what to check.
+        look: sees every row on the way, from several threads; reading them is most of the time.
     """
-    problems = [*_unknown_files(artifact)]
-    for entry in artifact.manifest.files:
-        problems += _validate_file(artifact, entry)
-    if not problems:
-        problems += _duplicate_keys(artifact)
+    files = artifact.manifest.files
+    with ThreadPoolExecutor(min(READERS, len(files) or 1, os.cpu_count() or 1)) as pool:
+        found = list(pool.map(lambda entry: validate_file(artifact, entry, look), files))
+    return [*_unknown_files(artifact), *chain.from_iterable(found), *validate_whole(artifact, sound=not any(found))]
+
+
+def validate_whole(artifact: Artifact, *, sound: bool = True) -> list[Problem]:
+    """Check what no single file can show: keys across files, and the manifest's own sums.
+
+    Args:
+        artifact: what to check.
+        sound: each file holds by itself; otherwise keys are not looked at.
+    """
+    problems = [*_duplicate_keys(artifact)] if sound else []
     total = sum(entry.rows for entry in artifact.manifest.files)
     if total != artifact.manifest.rows:
         problems.append(Problem(MANIFEST_NAME, "rows", 1, f"{artifact.manifest.rows} rows, its files hold {total}"))
@@ -224,18 +256,19 @@ def _unknown_files(artifact: Artifact) -> Iterator[Problem]:
             yield Problem(f"data/{path.name}", "not_in_the_manifest", 1, path.name)
 
 
-def _validate_file(artifact: Artifact, entry: FileEntry) -> list[Problem]:
+def validate_file(artifact: Artifact, entry: FileEntry, look: Look | None = None) -> list[Problem]:
+    """Check one data file: its sha256, its columns, and every row."""
     path = artifact.folder / entry.path
     digest = sha256_of_file(path)
     if digest != entry.sha256:
         return [Problem(entry.path, "sha256", 1, f"{digest} instead of {entry.sha256}")]
     try:
-        return _validate_table(artifact, entry, path)
+        return _validate_table(artifact, entry, path, look)
     except (pl.exceptions.PolarsError, pa.ArrowException, OSError) as error:
         return [Problem(entry.path, "parquet", 1, quote(str(error)))]
 
 
-def _validate_table(artifact: Artifact, entry: FileEntry, path: Path) -> list[Problem]:
+def _validate_table(artifact: Artifact, entry: FileEntry, path: Path, look: Look | None) -> list[Problem]:
     expected, found = polars_schema(artifact.kind), pl.read_parquet_schema(path)
     later = {name: expected[name] for name in LATER_COLUMNS.get(artifact.kind, ()) if name not in found}
     wrong = [name for name in {*expected, *found} - {*later} if found.get(name) != expected.get(name)]
@@ -245,6 +278,8 @@ def _validate_table(artifact: Artifact, entry: FileEntry, path: Path) -> list[Pr
     problems: list[Problem] = []
     absent = [pl.lit(None, dtype).alias(name) for name, dtype in later.items()]
     for frame in iterate_frames(path):
+        if look is not None:
+            look(entry, rows, frame)
         rows += len(frame)
         problems += _validate_rows(artifact.kind, entry.path, frame.with_columns(absent))
     if rows != entry.rows:
@@ -253,9 +288,12 @@ def _validate_table(artifact: Artifact, entry: FileEntry, path: Path) -> list[Pr
 
 
 def iterate_frames(path: Path, rows: int = 4096) -> Iterator[pl.DataFrame]:
-    """Read a parquet file in pieces of bounded size."""
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=rows):
+    """Read a parquet file in pieces of bounded size: about 8 MB, and at most that many rows."""
+    # pre_buffer would hold a whole row group several times over
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        size = sum(file.metadata.row_group(index).total_byte_size for index in range(file.metadata.num_row_groups))
+        fitting = PIECE_BYTES * file.metadata.num_rows // max(size, 1)
+        for batch in file.iter_batches(batch_size=max(1, min(rows, fitting))):
             frame = pl.from_arrow(batch)
             assert isinstance(frame, pl.DataFrame)
             yield frame

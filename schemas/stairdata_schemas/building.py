@@ -29,6 +29,7 @@ from stairdata_schemas.card import render_card
 from stairdata_schemas.errors import ArtifactError, BuildError, BuildLockedError, QuarantineError, UsageError
 from stairdata_schemas.files import Journal, sync_file, sync_folder, write_atomic
 from stairdata_schemas.kinds import SCHEMA_VERSION, arrow_schema, row_schema
+from stairdata_schemas.licenses import strictest
 from stairdata_schemas.manifest import (
     MANIFEST_NAME,
     FileEntry,
@@ -65,6 +66,8 @@ class BuildPlan:
     models: list[ModelIdentity] = field(default_factory=list)
     inputs: dict[str, str] = field(default_factory=dict)
     seeds: dict[str, int] = field(default_factory=dict)
+    license: str | None = None
+    """Licence of the inputs that are no artifacts; those of parents are known from the parents."""
 
     @property
     def fingerprint(self) -> str:
@@ -190,6 +193,7 @@ class Build:
             models=self.plan.models,
             seeds=self.plan.seeds,
             parents=self.plan.parents,
+            license=self._license(),
             rows=sum(entry.rows for entry in files),
             outcomes=report.outcomes,
             quarantine=quarantine,
@@ -199,6 +203,10 @@ class Build:
             details=report.details,
             files=files,
         )
+
+    def _license(self) -> str | None:
+        known = [parent.license for parent in self.plan.parents]
+        return strictest([*known, self.plan.license] if self.plan.license or self.plan.inputs else known)
 
     def _check_keys(self, data: Path) -> None:
         keys = row_schema(self.plan.kind).primary_key()

@@ -1,15 +1,23 @@
-"""The dataset card, generated from manifest and schema."""
+"""The dataset card: README.md of an artifact or of a Hub repository, generated from manifests and schemas.
+
+What a person wrote between two marked lines, and keys of the YAML head that are not ours, survive when the card is
+generated again. No row is ever shown: the card of a gated dataset is public.
+"""
 
 from __future__ import annotations
 
 import html
 import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import jinja2
+import polars as pl
+import yaml
 
-from stairdata_schemas.kinds import row_schema
+from stairdata_schemas.kinds import polars_schema, row_schema
 from stairdata_schemas.manifest import Manifest
 
 DESCRIPTIONS = {
@@ -22,29 +30,256 @@ DESCRIPTIONS = {
     "evaluations": "Answers to benchmark prompts, with what a judge said of them.",
     "reviews": "Verdicts of human reviewers, their names replaced by salted hashes.",
 }
+USES = {
+    "prompts": "as input of teachers, of searches and of evaluations",
+    "structured_cot": "supervised fine-tuning of a model that is to reason about risk before it answers",
+    "trees": "taking preference pairs, and studying how a model's own search values its steps",
+    "preference_pairs": "step-level DPO of the model that grew the trees",
+    "prm_pairs": "training a process reward model",
+    "responses": "comparing models and test-time methods",
+    "evaluations": "comparing models on benchmarks",
+    "reviews": "measuring how people judge what models and judges say",
+}
+TRAINED_BY = {"structured_cot": "sft", "preference_pairs": "dpo", "prm_pairs": "prm"}
+TASK_CATEGORIES = ["text-generation"]
+SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
+SECTIONS = ("introduction", "notes")
+GATE = {
+    "extra_gated_heading": "Access for safety research",
+    "extra_gated_prompt": (
+        "These rows hold prompts that ask for harm and what models answer to them. Access is for work that makes "
+        "models safer. By asking for it you agree not to use the rows to cause harm or to train a model to cause it, "
+        "and not to pass them on outside these terms."
+    ),
+    "extra_gated_fields": {
+        "Full name": "text",
+        "Affiliation": "text",
+        "Country": "country",
+        "What I will use this dataset for": {
+            "type": "select",
+            "options": ["Safety research", "Training a safer model", "Evaluation or red teaming", "Teaching", "Other"],
+        },
+        "The use in a few words": "text",
+        "I am at least 18 years old": "checkbox",
+        "I will use this dataset only to study or reduce harm": "checkbox",
+    },
+    "extra_gated_button_content": "Ask for access",
+}
+_DTYPES: Mapping[Any, str] = {
+    pl.String: "large_string",
+    pl.Boolean: "bool",
+    pl.Int32: "int32",
+    pl.Int64: "int64",
+    pl.Float64: "float64",
+    pl.Datetime: "timestamp[us, tz=UTC]",
+}
+_WORDS = frozenset({"granularity", "kind", "method", "score"})
+"""Keys of a configuration whose values are one of ours."""
+_OURS = frozenset(
+    {"license", "task_categories", "tags", "size_categories", "configs", "dataset_info", "source_datasets", *GATE}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A picture in the repository."""
+
+    path: str
+    caption: str
+
+
+@dataclass(frozen=True, slots=True)
+class CardConfig:
+    """One config of a card: an artifact and the folder it lies in."""
+
+    manifest: Manifest
+    name: str
+    prefix: str = ""
+    """Folder in the repository with a slash at its end; empty at the root."""
+    plots: tuple[Plot, ...] = ()
+    tag: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """All that a card says."""
+
+    configs: list[CardConfig]
+    default: str
+    """Name of the config that loads without a name."""
+    repo: str | None = None
+    license: str | None = None
+    gated: bool = False
+    dataset_info: Any = None
+    """`dataset_info` of the YAML head, as `datasets` writes it."""
+    changelog: Mapping[str, str] = field(default_factory=dict)
+    """Line of each release, by its tag, newest first."""
+    kept: Mapping[str, str] = field(default_factory=dict)
+    """A user's own text, by section."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of the YAML head that are a user's own."""
+
+
+class _Verbatim:
+    """Text that goes into the card as it is."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
 
 
 def render_card(manifest: Manifest) -> str:
-    """Render README.md of an artifact; the YAML at its head makes plain `load_dataset(path)` work."""
-    columns = [
-        (name, str(column.dtype).split("(")[0].lower(), column.nullable, column.description or "")
-        for name, column in row_schema(manifest.kind).columns().items()
-    ]
+    """Render README.md of a local artifact; the YAML at its head makes plain `load_dataset(path)` work."""
+    return render(Card([CardConfig(manifest, manifest.kind)], manifest.kind, license=manifest.license))
+
+
+def render(card: Card) -> str:
+    """Render a card."""
     return (
         _environment()
         .get_template("card.md.jinja")
         .render(
-            manifest=manifest,
-            columns=columns,
-            description=DESCRIPTIONS[manifest.kind],
-            pairs=manifest.kind in {"preference_pairs", "prm_pairs"},
+            card=card,
+            head=_Verbatim(yaml.safe_dump(_head(card), sort_keys=False, allow_unicode=True, width=110)),
+            kept={name: _Verbatim(_marked(name, card.kept.get(name, ""))) for name in SECTIONS},
+            changelog=[_Verbatim(line) for line in card.changelog.values()],
+            title=card.repo or f"{card.configs[0].manifest.kind} {card.configs[0].manifest.version}",
+            settings={config.name: list(_figures(config.manifest.configuration)) for config in card.configs},
+            details={config.name: list(_figures(config.manifest.details)) for config in card.configs},
+            columns={config.name: _columns(config.manifest.kind) for config in card.configs},
+            descriptions=DESCRIPTIONS,
+            uses=USES,
+            trained_by=TRAINED_BY,
+            single=len(card.configs) == 1 and not card.configs[0].prefix,
         )
     )
 
 
-def _inline(value: Any) -> Any:
+def _columns(kind: str) -> list[tuple[str, str, bool, str]]:
+    return [
+        (name, str(column.dtype).split("(")[0].lower(), column.nullable, column.description or "")
+        for name, column in row_schema(kind).columns().items()
+    ]
+
+
+def _figures(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the numbers, switches and fixed words of a configuration: no text of a user's, no path and no address."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _figures(value, f"{prefix}{key}.")
+        elif isinstance(value, bool | int | float) or key in _WORDS:
+            yield f"{prefix}{key}", str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _head(card: Card) -> dict[str, Any]:
+    """Return the YAML head; keys of the user's own come last."""
+    kinds = sorted({config.manifest.kind for config in card.configs})
+    return {
+        "license": card.license or "unknown",
+        "task_categories": TASK_CATEGORIES,
+        "tags": ["stairdata", "safety", "alignment", *(kind.replace("_", "-") for kind in kinds), "arxiv:2502.02384"],
+        "size_categories": [size_category(sum(config.manifest.rows for config in card.configs))],
+        "configs": [_config(config, default=config.name == card.default) for config in card.configs],
+        **({"dataset_info": card.dataset_info} if card.dataset_info else {}),
+        **(GATE if card.gated else {}),
+        **{key: value for key, value in card.extra.items() if key not in _OURS},
+    }
+
+
+def _config(config: CardConfig, *, default: bool) -> dict[str, Any]:
+    data_files = [{"split": "train", "path": f"{config.prefix}data/*.parquet"}]
+    return {"config_name": config.name, **({"default": True} if default else {}), "data_files": data_files}
+
+
+def size_category(rows: int) -> str:
+    """Return the Hub's name for a number of rows."""
+    return next((name for limit, name in SIZES if rows < limit), "10M<n<100M")
+
+
+def yaml_features(kind: str) -> list[dict[str, Any]]:
+    """Return the `features` of `dataset_info` as `datasets` writes them, without importing it."""
+    return [_feature(name, dtype) for name, dtype in polars_schema(kind).items()]
+
+
+def _feature(name: str, dtype: Any) -> dict[str, Any]:
+    if isinstance(dtype, pl.List):
+        is_struct = isinstance(dtype.inner, pl.Struct)
+        below: Any = [_feature(part.name, part.dtype) for part in dtype.inner.fields] if is_struct else None
+        return {"name": name, "large_list": below or _DTYPES[type(dtype.inner)]}
+    return {"name": name, "dtype": _DTYPES[type(dtype)]}
+
+
+# -- reading a card -------------------------------------------------------------------------------------------
+
+
+def read_head(card: str) -> dict[str, Any]:
+    """Return the YAML head of a card; {} where there is none that can be read."""
+    match = re.match(r"\A---\s*\n(.*?)\n---\s*\n", card, re.DOTALL)
+    try:
+        head = yaml.safe_load(match.group(1)) if match else {}
+    except yaml.YAMLError:
+        return {}
+    return head if isinstance(head, dict) else {}
+
+
+def user_keys(card: str) -> dict[str, Any]:
+    """Return the keys of the YAML head that are the user's own."""
+    return {key: value for key, value in read_head(card).items() if key not in _OURS}
+
+
+def user_text(card: str) -> dict[str, str]:
+    """Return what a person wrote between the marked lines, by section."""
+    found = {}
+    for name in SECTIONS:
+        match = re.search(_pattern(name), card.replace("\r\n", "\n"), re.DOTALL)
+        if match and match.group(1).strip():
+            found[name] = match.group(1).strip("\n")
+    return found
+
+
+def foreign_text(card: str) -> str:
+    """Return the text of a card that is not one of ours: somebody wrote it, and it must not be lost."""
+    if not card.strip() or any(mark in card for name in SECTIONS for mark in _marks(name)):
+        return ""
+    return re.sub(r"\A---\s*\n.*?\n---\s*\n", "", card.replace("\r\n", "\n"), flags=re.DOTALL).strip("\n")
+
+
+def read_changelog(card: str) -> dict[str, str]:
+    """Return the lines of a card's changelog by their tag."""
+    section = card.rpartition("\n## Changelog\n")[2].partition("\n## ")[0] if "\n## Changelog\n" in card else ""
+    return {match.group(1): match.group(0) for match in re.finditer(r"^- \*\*(\S+)\*\* .*$", section, re.MULTILINE)}
+
+
+def default_config(card: str) -> str | None:
+    """Return the config that loads without a name."""
+    configs = read_head(card).get("configs")
+    entries = [entry for entry in configs if isinstance(entry, dict)] if isinstance(configs, list) else []
+    return next((str(entry.get("config_name")) for entry in entries if entry.get("default")), None)
+
+
+def _marked(name: str, text: str) -> str:
+    begin, end = _marks(name)
+    return f"{begin}\n{text}\n{end}" if text else f"{begin}\n{end}"
+
+
+def _marks(name: str) -> tuple[str, str]:
+    return f"<!-- your {name}: begin (kept when this card is generated again) -->", f"<!-- your {name}: end -->"
+
+
+def _pattern(name: str) -> str:
+    begin, end = map(re.escape, _marks(name))
+    return rf"^{begin}\n(.*?)^{end}$".replace("^", r"(?m:^)").replace("$", r"(?m:$)")
+
+
+def inline(text: str) -> str:
     """Keep a name or a note on its line, and its angle brackets as text."""
-    return html.escape(re.sub(r"\s+", " ", value), quote=False) if isinstance(value, str) else value
+    return html.escape(re.sub(r"\s+", " ", text), quote=False)
+
+
+def _finalize(value: Any) -> Any:
+    return inline(value) if isinstance(value, str) else value
 
 
 @cache
@@ -53,7 +288,7 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.PackageLoader("stairdata_schemas"),
         undefined=jinja2.StrictUndefined,
         autoescape=False,  # markdown, and no text of prompts or models is in it
-        finalize=_inline,
+        finalize=_finalize,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

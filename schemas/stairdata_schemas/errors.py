@@ -12,6 +12,9 @@ StairDataError
 │   ├── BuildLockedError   another process builds into the same folder
 │   └── BudgetError        a limit on tokens, cost or time is reached; the build can go on later
 ├── ModelError             a folder that isn't a model, or a tokenizer without what is needed
+├── HubError               the Hub can't be reached, refuses, or holds something else than expected
+│   └── ReleaseConflictError  a version that exists there with other content, or somebody else's change
+├── PublishError           an artifact that must not be published as it is
 ├── ServerError            an LLM server that can't be started or reached, or that died
 └── TrainingError          training data or settings that would train something else than meant
 """
@@ -69,6 +72,18 @@ class BudgetError(BuildError):
 
 class ModelError(StairDataError):
     """A model or tokenizer folder lacks what is needed."""
+
+
+class HubError(StairDataError):
+    """The Hub can't be reached, refuses, or holds something else than expected."""
+
+
+class ReleaseConflictError(HubError):
+    """A version exists on the Hub with other content, or somebody else changed what a release would replace."""
+
+
+class PublishError(StairDataError):
+    """An artifact must not be published as it is: incomplete, a secret in it, no licence, or public by accident."""
 
 
 class ServerError(StairDataError):

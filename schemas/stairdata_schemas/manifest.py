@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from stairdata_schemas.errors import ArtifactError
 
 MANIFEST_NAME = "manifest.json"
+ORIGIN_NAME = "hub.json"
 MANIFEST_FORMAT = 1
 
 
@@ -33,6 +34,20 @@ class Parent(BaseModel):
     """Hub repository, if the parent came from there."""
     commit: str | None = None
     """Commit sha of that repository."""
+    license: str | None = None
+    """The parent's licence, as the Hub names it; null where it is unknown."""
+
+
+class Origin(BaseModel):
+    """Where an artifact stands on the Hub; kept in hub.json beside its manifest, which never changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    repo: str
+    commit: str
+    tag: str | None = None
+    config: str | None = None
+    """The config's folder in the repository; null where the artifact lies at its root."""
 
 
 class ModelIdentity(BaseModel):
@@ -94,6 +109,8 @@ class Manifest(BaseModel):
     models: list[ModelIdentity] = []
     seeds: dict[str, int] = {}
     parents: list[Parent] = []
+    license: str | None = None
+    """The strictest licence of what it was made from, as the Hub names it; null where one is unknown."""
     rows: int
     outcomes: dict[str, int] = {}
     """How the units of work ended, by name of the outcome."""
@@ -158,6 +175,14 @@ def sha256_of_file(path: Path) -> str:
 def now() -> datetime:
     """Return the current time in UTC, to the second."""
     return datetime.now(UTC).replace(microsecond=0)
+
+
+def read_origin(folder: Path) -> Origin | None:
+    """Read where an artifact stands on the Hub, if it was pulled from there or pushed."""
+    try:
+        return Origin.model_validate_json((folder / ORIGIN_NAME).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValidationError):
+        return None  # a note beside the artifact, which is whole without it
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -9,20 +9,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stairdata.cli.console import emit, say
+from stairdata.cli.hub import print_lineage, print_releases
 from stairdata.cli.options import JsonOption, RootOption, root_folder
 
 if TYPE_CHECKING:
     from stairdata_schemas.artifacts import Artifact
 
-Reference = Annotated[str, typer.Argument(metavar="REF", help="KIND, KIND@X.Y.Z or a folder.")]
+Reference = Annotated[
+    str, typer.Argument(metavar="REF", help="KIND, KIND@X.Y.Z, a folder, or org/name@TAG on the Hub.")
+]
 
 
 def list_(
-    root: RootOption = None, json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
+    root: RootOption = None,
+    repo: Annotated[
+        str | None, typer.Option("--repo", metavar="ORG/NAME", help="List its releases on the Hub.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """List the artifacts under the root, complete or not."""
+    """List the artifacts under the root, complete or not, or the releases of a repository on the Hub."""
     from stairdata_schemas.artifacts import list_folders
 
+    if repo is not None:
+        print_releases(repo, json_=json_)
+        return
     folder = root_folder(root)
     rows = [_list_row(kind, str(version), path) for kind, version, path in list_folders(folder)]
     if json_:
@@ -62,13 +72,16 @@ def show(
     root: RootOption = None,
     rows: Annotated[int, typer.Option("--rows", min=0, help="Show that many rows, text cut short.")] = 0,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page to look at.")] = None,
+    lineage: Annotated[bool, typer.Option("--lineage", help="Draw its whole ancestry.")] = False,
     json_: JsonOption = False,
 ) -> None:
     """Show what an artifact is and how it was made; draw a tree, page through pairs, or write a page."""
     from stairdata.cli import looking
-    from stairdata_schemas.artifacts import resolve
 
-    artifact = resolve(reference, root_folder(root))
+    artifact = open_artifact_of(reference, root_folder(root))
+    if lineage:
+        print_lineage(artifact, root_folder(root), json_=json_)
+        return
     if html is not None:
         looking.write_page(artifact, tree_id, html)
         return
@@ -89,6 +102,13 @@ def show(
 
         for row in artifact.scan().head(rows).collect().iter_rows(named=True):
             print_table(["column", "value"], [[key, quote(value)] for key, value in row.items() if value is not None])
+
+
+def open_artifact_of(reference: str, root: Path) -> Artifact:
+    """Open what a reference names: a folder, a local artifact, or one on the Hub."""
+    from stairdata.hub.pull import open_reference
+
+    return open_reference(reference, root)
 
 
 def _facts(artifact: Artifact) -> list[tuple[str, str]]:
@@ -120,9 +140,9 @@ def _counts(counts: dict[str, int]) -> str:
 
 def validate(reference: Reference, root: RootOption = None, json_: JsonOption = False) -> None:
     """Check files, hashes, columns and every rule; exit 1 if something is wrong."""
-    from stairdata_schemas.artifacts import resolve, validate_artifact
+    from stairdata_schemas.artifacts import validate_artifact
 
-    artifact = resolve(reference, root_folder(root))
+    artifact = open_artifact_of(reference, root_folder(root))
     problems = validate_artifact(artifact)
     if json_:
         found = [problem._asdict() for problem in problems]

@@ -8,10 +8,26 @@ from typing import Annotated
 
 import typer
 
-from stairdata.cli import artifacts, build, diff, interop, quickstart, serve, train
+from stairdata.cli import artifacts, build, diff, hub, interop, quickstart, serve, train
 from stairdata.cli.console import say
 
 INTERRUPTED = 130
+ENVIRONMENT = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_XET_TELEMETRY_ENABLED": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",  # one bar, ours
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait slow other processes down tenfold
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    # Xet's own defaults take 1.6 GB of memory for 2 GB of files: docs/publishing.md
+    "HF_XET_DATA_MAX_CONCURRENT_FILE_INGESTION": "1",
+    "HF_XET_RECONSTRUCTION_DOWNLOAD_BUFFER_SIZE": "96mb",
+    "HF_XET_RECONSTRUCTION_DOWNLOAD_BUFFER_PERFILE_SIZE": "48mb",
+    "HF_XET_RECONSTRUCTION_DOWNLOAD_BUFFER_LIMIT": "192mb",
+}
+"""What libraries read; a value that the user set stays."""
 
 app = typer.Typer(
     name="stairdata",
@@ -49,6 +65,8 @@ app.command("diff")(diff.diff)
 app.command("schema")(artifacts.schema)
 app.command("import")(interop.import_)
 app.command("export")(interop.export)
+app.command("push")(hub.push)
+app.command("pull")(hub.pull)
 app.command("train")(train.train)
 app.command("serve")(serve.serve)
 app.command("quickstart")(quickstart.quickstart)
@@ -56,15 +74,7 @@ app.command("quickstart")(quickstart.quickstart)
 
 def main() -> None:
     """Run the command line; a user's mistake prints one message and no traceback."""
-    for name, value in {
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TQDM_DISABLE": "1",  # one bar, ours
-        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait slow other processes down tenfold
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    }.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
         app()

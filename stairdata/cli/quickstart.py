@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from stairdata_schemas.artifacts import Artifact
 
 DATA = Path(__file__).parent.parent / "data"
+LICENSE = "apache-2.0"  # of the bundled rows
 HELD_OUT_FROM = 48  # rows of the bundled prompts from there on are for measuring only
 
 
@@ -160,15 +161,15 @@ class Run:
         return FullRecipe.model_validate(sections)
 
     def _prompts(self, skip: int) -> Artifact:
-        source = {"path": str(DATA / "prompts.jsonl"), "skip": skip}
+        source = {"path": str(DATA / "prompts.jsonl"), "skip": skip, "license": LICENSE}
         return self._run_build("prompts", self._recipe(prompts={"sources": [source]}), [])
 
     def structured_cot(self) -> Artifact:
         path = DATA / "structured_cot.jsonl"
         if self.teacher is None:
-            recipe = self._recipe(structured_cot={"path": str(path)})
+            recipe = self._recipe(structured_cot={"path": str(path), "license": LICENSE})
             return self._run_build("structured_cot", recipe, [], self.sizes.cot_rows)
-        source = {"path": str(path), "name": "stairdata-bundled"}
+        source = {"path": str(path), "name": "stairdata-bundled", "license": LICENSE}
         prompts = self._run_build("prompts", self._recipe(prompts={"sources": [source]}), [])
         recipe = self._recipe(structured_cot={"teacher": self.teacher})
         return self._run_build("structured_cot", recipe, [prompts], self.sizes.cot_rows)

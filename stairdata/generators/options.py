@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stairdata.generators.progress import Progress, quiet
+from stairdata.hub.pull import open_reference
 from stairdata.llm.budget import Limits
 from stairdata_schemas.artifacts import Artifact, resolve
 from stairdata_schemas.errors import UsageError
@@ -40,7 +41,7 @@ class BuildOptions:
 
     def parent(self, kind: str) -> Artifact:
         """Open the input of a kind: the one named by --input, else the newest local one."""
-        named = [resolve(reference, self.root) for reference in self.inputs]
+        named = [open_reference(reference, self.root) for reference in self.inputs]
         of_kind = [artifact for artifact in named if artifact.kind == kind]
         if len(of_kind) > 1:
             raise UsageError(f"more than one --input of kind {kind}: {', '.join(self.inputs)}")

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from stairdata.generators.options import BuildOptions
-from stairdata.generators.sources import BrokenRow, Row, hub_revision, read_hub, read_rows
+from stairdata.generators.sources import BrokenRow, Row, hub_license, hub_revision, read_hub, read_rows
 from stairdata.recipe import PromptSource, Recipe
 from stairdata_schemas import identity
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import BuildPlan, Refused, begin_build
 from stairdata_schemas.errors import InputError, RecipeError
 from stairdata_schemas.kinds import TASKS, polars_schema
+from stairdata_schemas.licenses import strictest
 from stairdata_schemas.manifest import sha256_of_file
 
 GENERATOR = "prompts/1"
@@ -58,11 +59,14 @@ def build_prompts(recipe: Recipe, options: BuildOptions) -> Artifact:
 def _pin(source: PromptSource) -> PromptSource:
     if source.hub is None:
         return source
-    return source.model_copy(update={"revision": hub_revision(source.hub, source.revision)})
+    revision = hub_revision(source.hub, source.revision)
+    return source.model_copy(
+        update={"revision": revision, "license": source.license or hub_license(source.hub, revision)}
+    )
 
 
 def _plan(sources: list[PromptSource], seed: int, limit: int | None) -> BuildPlan:
-    described = [source.model_dump(mode="json", exclude={"path"}) for source in sources]
+    described = [source.model_dump(mode="json", exclude={"path", "license"}) for source in sources]
     for source, entry in zip(sources, described, strict=True):
         entry["file"] = source.path.name if source.path else None
     inputs = {f"{index}": _file_hash(source) for index, source in enumerate(sources) if source.path is not None}
@@ -71,7 +75,9 @@ def _plan(sources: list[PromptSource], seed: int, limit: int | None) -> BuildPla
         GENERATOR,
         {"sources": described, "limit": limit, "seed": seed},
         inputs=inputs,
+        settings={"licenses": [source.license for source in sources]},
         seeds={"sampling": seed},
+        license=strictest(source.license for source in sources),
     )
 
 

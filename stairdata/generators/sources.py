@@ -105,6 +105,25 @@ def read_hub(dataset: str, revision: str | None, config: str | None, split: str)
         ) from error
 
 
+def hub_license(dataset: str, revision: str) -> str | None:
+    """Return the licence that a Hub dataset's card states; None where it states none, or several.
+
+    Raises:
+        InputError: not there or not reachable.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        card = HfApi().dataset_info(dataset, revision=revision).card_data
+    except Exception as error:
+        raise InputError(
+            f"the Hub can't say under which licence {quote(dataset)} is ({type(error).__name__}: {quote(str(error))}); "
+            "name it in the recipe with `license:`, or try again"
+        ) from error
+    stated = card.get("license") if card is not None else None
+    return stated if isinstance(stated, str) else None
+
+
 def hub_revision(dataset: str, revision: str | None) -> str:
     """Resolve a branch or tag of a Hub dataset to a commit sha.
 

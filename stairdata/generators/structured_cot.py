@@ -83,6 +83,7 @@ def _from_file(recipe: Recipe, options: BuildOptions) -> Artifact:
         GENERATOR,
         {"source": BY_HAND, "limit": options.limit},
         inputs={"rows": sha256_of_file(path)},
+        license=recipe.structured_cot.license,
     )
     build = begin_build(plan, options.root, options.version, fresh=options.fresh)
     if isinstance(build, Artifact):

@@ -10,6 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stairdata_schemas import card
 from stairdata_schemas.card import render_card
 from stairdata_schemas.kinds import KINDS, row_schema
 from stairdata_schemas.manifest import Manifest, ModelIdentity, Parent
@@ -127,7 +128,14 @@ def test_a_name_of_several_lines_stays_in_its_item() -> None:
     models = [ModelIdentity(role="actor", name="model\n\n# A heading of its own\n\n<script>alert(1)</script>")]
     card = render_card(manifest(models=models, notes=["a\n## Another\n"]))
     headings = [line for line in card.splitlines() if line.startswith("#")]
-    assert headings == ["# prompts 1.2.3", "## Columns", "## How it was made", "## How to load it"]
+    assert headings == [
+        "# prompts 1.2.3",
+        "## Columns",
+        "## How it was made",
+        "## Intended use and misuse",
+        "## How to load it",
+        "## Citation",
+    ]
     assert "<script>" not in card
 
 
@@ -135,3 +143,26 @@ def test_the_template_is_in_the_package() -> None:
     import stairdata_schemas
 
     assert (Path(stairdata_schemas.__file__).parent / "templates" / "card.md.jinja").is_file()
+
+
+@given(st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"])), st.sampled_from(card.SECTIONS))
+@settings(deadline=None, max_examples=50)
+def test_a_user_s_text_survives_any_number_of_times(text: str, section: str) -> None:
+    begin, end = card._marks(section)
+    rendered = render_card(manifest()).replace(f"{begin}\n{end}", f"{begin}\n{text}\n{end}")
+    kept = card.user_text(rendered)
+    again = card.render(card.Card([card.CardConfig(manifest(), "prompts")], "prompts", kept=kept))
+    assert card.user_text(again) == kept == ({section: text} if text.strip() else {})
+
+
+def test_paths_addresses_and_words_of_a_configuration_are_not_in_the_card() -> None:
+    configuration = {
+        "actor": {"base_url": "http://10.0.0.7:8000", "path": "/home/me", "concurrency": 64},
+        "judge": {"kind": "rule", "prompt": "secret words"},
+        "fused": True,
+    }
+    rendered = render_card(manifest(configuration=configuration))
+    for words in ("actor.concurrency: 64", "judge.kind: rule", "fused: true"):
+        assert f"- setting {words}" in rendered
+    for words in ("10.0.0.7", "/home/me", "secret words"):
+        assert words not in rendered

@@ -323,6 +323,7 @@ def test_a_hub_dataset_is_pinned_to_a_commit(tmp_path: Path, monkeypatch: pytest
         return [{"question": "Why?"}]
 
     monkeypatch.setattr("stairdata.generators.prompts.hub_revision", lambda *_: "a" * 40)
+    monkeypatch.setattr("stairdata.generators.prompts.hub_license", lambda *_: "mit")
     monkeypatch.setattr("stairdata.generators.prompts.read_hub", read)
     source = {"hub": "org/data", "revision": "main", "task": "safety", "columns": {"prompt": "question"}}
     artifact = build(tmp_path, source)

@@ -1,0 +1,193 @@
+"""What publishing and fetching cost beside the bare client: push against create_commit, pull against snapshot_download.
+
+    python benchmarks/hub.py [--gigabytes 2] [--lane lfs|xet]
+
+The Hub is the tests' own, in a process on this machine, so the network costs nothing and every overhead of ours
+shows. Each side runs in a process of its own; its peak memory is that process's. Printed are seconds, the ratio of
+ours to bare, and the ratio without the checks that the bare client does not make: of a push all that happens before
+the first byte, of a pull the rows (its "without checks" is a run of its own that compares the hashes alone).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import polars as pl
+
+ROOT = Path(__file__).parent.parent
+ROW_BYTES = 8000
+BARE_PUSH = """
+from huggingface_hub import CommitOperationAdd, HfApi
+api = HfApi()
+api.create_repo("org/bare", repo_type="dataset", private=True)
+files = [path for path in sorted(FOLDER.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+operations = [CommitOperationAdd(path.relative_to(FOLDER).as_posix(), str(path)) for path in files]
+commit = api.create_commit("org/bare", operations, commit_message="bare", repo_type="dataset")
+api.create_tag("org/bare", tag="v1.0.0", revision=commit.oid, repo_type="dataset")
+"""
+BARE_PULL = """
+from huggingface_hub import snapshot_download
+snapshot_download("org/bare", repo_type="dataset", revision="v1.0.0", local_dir=TARGET)
+"""
+OUR_PUSH = """
+import matplotlib.figure
+from stairdata.hub.content import PushOptions, prepare
+from stairdata.hub.push import make_plan, publish
+from stairdata_schemas.artifacts import open_artifact
+release = prepare(open_artifact(FOLDER), PushOptions("org/ours"))
+split()
+publish(make_plan(release))
+"""
+HASHES_ALONE = """
+import stairdata.hub.pull as module
+from stairdata_schemas.artifacts import Problem
+from stairdata_schemas.manifest import sha256_of_file
+def hashes_alone(artifact, entry):
+    found = sha256_of_file(artifact.folder / entry.path)
+    return [] if found == entry.sha256 else [Problem(entry.path, "sha256", 1, found)]
+module.validate_file, module.validate_whole = hashes_alone, lambda artifact: []
+"""
+OUR_PULL = """
+from stairdata.hub.places import Address
+from stairdata.hub.pull import pull
+pull(Address("org/ours", "v1.0.0"), TARGET)
+"""
+FRAME = """
+import json, sys, time
+from pathlib import Path
+FOLDER, TARGET = Path(sys.argv[1]), Path(sys.argv[2])
+import huggingface_hub.hf_api, stairdata_schemas.artifacts, stairdata.hub.push, stairdata.hub.pull
+def peak():  # of this process alone: ru_maxrss would begin with its parent's
+    lines = open("/proc/self/status").read().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+idle = peak()
+marks = [time.monotonic()]
+def split():
+    marks.append(time.monotonic())
+{body}
+split()
+print(json.dumps({{"seconds": marks[-1] - marks[0], "checks": marks[1] - marks[0] if len(marks) > 2 else 0,
+                  "peak_mb": peak() / 1000, "idle_mb": idle / 1000}}))
+"""
+
+
+def make_artifact(root: Path, gigabytes: float) -> Path:
+    """Write preference pairs of random text, which does not compress to nothing: about 0.8 bytes a character."""
+    from stairdata_schemas.building import Build, BuildPlan, begin_build
+
+    build = begin_build(BuildPlan("preference_pairs", "benchmark/1", {"gigabytes": gigabytes}, license="mit"), root)
+    assert isinstance(build, Build)
+    with build:
+        return build.finish(_frames(gigabytes * 1e9)).folder
+
+
+def _frames(wanted: float) -> Any:
+    import base64
+
+    from stairdata_schemas import identity
+    from stairdata_schemas.kinds import polars_schema
+
+    rows, made = 0, 0.0
+    while made < wanted:
+        batch = []
+        for index in range(rows, rows + 512):
+            prompt, tree = f"Question {index}?", f"{index:016x}"
+            chosen, rejected = (base64.b64encode(os.urandom(ROW_BYTES * 3 // 8)).decode() for _ in range(2))
+            batch.append(
+                {
+                    "pair_id": identity.pair_id(tree, 1, 2, "step"), "tree_id": tree,
+                    "prompt_id": identity.prompt_id(prompt), "prompt": prompt, "task": "safety",
+                    "chosen": chosen.replace("A", " "), "rejected": rejected.replace("A", " "),
+                    "prefix_length": 0, "depth": 1, "chosen_value": 1.0, "rejected_value": 0.0, "margin": 1.0,
+                    "chosen_visits": 4, "rejected_visits": 4, "chosen_is_terminal": False,
+                    "rejected_is_terminal": False, "chosen_node_id": 1, "rejected_node_id": 2, "granularity": "step",
+                }
+            )  # fmt: skip
+        rows += 512
+        made += 512 * ROW_BYTES * 0.77
+        yield pl.DataFrame(batch, schema=polars_schema("preference_pairs"))
+
+
+def run(body: str, folder: Path, target: Path, environment: dict[str, str]) -> dict[str, float]:
+    """Run one side in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", FRAME.format(body=body), str(folder), str(target)],
+        check=True, env=environment, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gigabytes", type=float, default=2.0)
+    parser.add_argument("--lane", choices=["lfs", "xet"], default="lfs")
+    parser.add_argument("--folder", type=Path, default=None, help="where to work; default: a temporary folder")
+    given = parser.parse_args()
+    work = Path(tempfile.mkdtemp(prefix="stairdata-bench-", dir=given.folder))
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.servers.hub", str(work / "hub")], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    try:
+        assert server.stdout is not None
+        url = f"http://127.0.0.1:{int(server.stdout.readline())}"
+        httpx2.post(f"{url}/_control", json={"xet": given.lane == "xet"})
+        measure(url, work, given.gigabytes, given.lane)
+    finally:
+        server.kill()
+        server.wait()
+        shutil.rmtree(work)
+
+
+def measure(url: str, work: Path, gigabytes: float, lane: str) -> None:
+    """Run the four sides one after the other; the server forgets in between, so that every upload is whole."""
+    from stairdata.cli.main import ENVIRONMENT
+
+    settings = os.environ | {
+        "HF_ENDPOINT": url, "HF_TOKEN": "hf_test_write", "HF_HOME": str(work / "home"), "TQDM_DISABLE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1", "HF_XET_TELEMETRY_ENABLED": "0", "HF_HUB_DISABLE_XET": str(int(lane == "lfs")),
+    }  # fmt: skip
+    started = time.monotonic()
+    folder = make_artifact(work / "artifacts", gigabytes)
+    size = sum(path.stat().st_size for path in folder.rglob("*.parquet"))
+    shards, seconds = len(list(folder.rglob("*.parquet"))), time.monotonic() - started
+    say(f"{size / 1e9:.2f} GB in {shards} shards, made in {seconds:.0f} s")
+    rows = {}
+    for name, push_body, pull_body in (("bare", BARE_PUSH, BARE_PULL), ("ours", OUR_PUSH, OUR_PULL)):
+        httpx2.post(f"{url}/_control", json={"reset": "all", "xet": lane == "xet"})
+        shutil.rmtree(work / "home", ignore_errors=True)  # Xet remembers there what it has sent
+        environment = settings | (ENVIRONMENT if name == "ours" else {})  # as the command line sets it
+        rows[name] = {"push": run(push_body, folder, work, environment)}
+        shutil.rmtree(work / "home", ignore_errors=True)
+        rows[name]["pull"] = run(pull_body, folder, work / f"pulled-{name}", environment)
+        shutil.rmtree(work / f"pulled-{name}")
+    shutil.rmtree(work / "home", ignore_errors=True)
+    hashes = run(HASHES_ALONE + OUR_PULL, folder, work / "pulled-hashes", environment)
+    rows["ours"]["pull"]["checks"] = rows["ours"]["pull"]["seconds"] - hashes["seconds"]
+    for what in ("push", "pull"):
+        bare, ours = rows["bare"][what], rows["ours"][what]
+        moved = ours["seconds"] - ours["checks"]
+        say(f"{lane} {what}: bare {bare['seconds']:.1f} s, {bare['peak_mb']:.0f} MB at most")
+        say(f"{lane} {what}: ours {ours['seconds']:.1f} s, of which checks {ours['checks']:.1f} s")
+        ratio, without = ours["seconds"] / bare["seconds"], moved / bare["seconds"]
+        say(f"{lane} {what}: ratio {ratio:.2f}, without checks {without:.2f}")
+        say(f"{lane} {what}: {ours['peak_mb']:.0f} MB at most, {ours['idle_mb']:.0f} MB of it imports")
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

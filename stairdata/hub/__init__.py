@@ -1,0 +1,1 @@
+"""Publishing artifacts on the Hugging Face Hub, and fetching them from there."""

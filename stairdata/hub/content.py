@@ -1,0 +1,328 @@
+"""What a release consists of: the artifact's own files, its plots and Croissant metadata, and the card.
+
+Data files and manifest are the release's content: two releases of one tag are the same if these are. Plots,
+metadata and card are made from them, and may look different when another version of a library made them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from stairdata.hub import plots
+from stairdata.hub.client import README, Repository, Tree, holds, manifests, read, tree
+from stairdata.hub.places import Place, parse_tag
+from stairdata.hub.policy import Gate
+from stairdata.hub.releases import changelog_line, manifest_at, parse_manifest, previous
+from stairdata.hub.secrets import RowScanner, check_secrets, own_secrets
+from stairdata_schemas import card as cards
+from stairdata_schemas.artifacts import Artifact, parse_version, validate_artifact
+from stairdata_schemas.card import Card, CardConfig, Plot
+from stairdata_schemas.croissant import CROISSANT_NAME, croissant
+from stairdata_schemas.errors import HubError, PublishError, ReleaseConflictError, quote
+from stairdata_schemas.manifest import MANIFEST_NAME, Manifest
+
+Progress = Callable[[str, int, int], None]
+SHOWN = 5
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """Report to nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class PushOptions:
+    """What was typed."""
+
+    repo: str
+    config: str | None = None
+    default: bool = False
+    """Make this config the one that loads without a name."""
+    public: bool = False
+    gated: Gate | None = None
+    license: str | None = None
+    allow_secrets: tuple[str, ...] = ()
+    max_quarantine: float = 0.05
+    progress: Progress = quiet
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """An artifact that was checked and is ready to be published."""
+
+    artifact: Artifact
+    options: PushOptions
+    place: Place
+    tag: str
+    data: Mapping[str, Path]
+    """Data files by their path in the repository."""
+    small: Mapping[str, bytes]
+    """Manifest, Croissant metadata and plots by their path in the repository."""
+    dataset_info: dict[str, Any]
+    """The config's entry in the card's YAML head: features and sizes."""
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.artifact.manifest
+
+    @property
+    def config_name(self) -> str:
+        return self.place.config or self.artifact.kind
+
+    @property
+    def sha256(self) -> dict[str, str]:
+        """Hashes of the data files by their path in the repository."""
+        return {self.place.prefix + entry.path: entry.sha256 for entry in self.manifest.files}
+
+    @property
+    def bytes(self) -> int:
+        return sum(entry.bytes for entry in self.manifest.files) + sum(map(len, self.small.values()))
+
+    def differing(self, files: Tree) -> list[str]:
+        """Name the content files that differ from those in a tree, or are missing or too many in it."""
+        manifest = self.place.prefix + MANIFEST_NAME
+        wrong = [path for path, local in self.data.items() if not holds(files.get(path), local, self.sha256[path])]
+        if not holds(files.get(manifest), self.small[manifest]):
+            wrong.append(manifest)
+        folder = f"{self.place.prefix}data/"
+        return sorted([*wrong, *(path for path in files if path.startswith(folder) and path not in self.data)])
+
+
+class Head(NamedTuple):
+    """A branch of a repository, as a release finds it."""
+
+    commit: str
+    files: Tree
+    manifests: dict[str | None, Manifest]
+    """Manifests of its configs; None is the root."""
+    readme: str
+
+
+def prepare(artifact: Artifact, options: PushOptions) -> Release:
+    """Check an artifact, and put together what is to be published of it.
+
+    Raises:
+        PublishError: invalid, too many rows refused, or with a secret in it.
+    """
+    _check_quarantine(artifact, options.max_quarantine)
+    options.progress(f"checking {artifact.reference}, and looking for secrets in it", 0, 0)
+    scanner = RowScanner(artifact.kind, own_secrets())
+    problems = validate_artifact(artifact, scanner)
+    pa.default_memory_pool().release_unused()  # what the rows took would stay beside what the upload takes
+    if problems:
+        found = "; ".join(
+            f"{one.where}: {one.rule} ({one.violations}, such as {quote(one.example)})" for one in problems[:SHOWN]
+        )
+        raise PublishError(f"{artifact.reference} is not valid and was not published: {found}; build or pull it again")
+    check_secrets(artifact, scanner.hits, {README: _local_card(artifact)}, options.allow_secrets)
+    place = Place(options.config)
+    data = {place.prefix + entry.path: artifact.folder / entry.path for entry in artifact.manifest.files}
+    tag = place.tag(artifact.manifest.version)
+    small = _small_files(artifact, options, place)
+    return Release(artifact, options, place, tag, data, small, _measured_info(artifact, place))
+
+
+def _check_quarantine(artifact: Artifact, limit: float) -> None:
+    manifest = artifact.manifest
+    refused = sum(manifest.quarantine.values())
+    if refused and refused / (manifest.rows + refused) > limit:
+        rules = ", ".join(f"{rule} {count}" for rule, count in manifest.quarantine.items())
+        raise PublishError(
+            f"{artifact.reference} was built with {refused} of {manifest.rows + refused} rows refused ({rules}), more "
+            f"than {limit:.0%}; mend its input and build again, or raise --max-quarantine"
+        )
+
+
+def _local_card(artifact: Artifact) -> str:
+    path = artifact.folder / README
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def _small_files(artifact: Artifact, options: PushOptions, place: Place) -> dict[str, bytes]:
+    from huggingface_hub import constants
+
+    manifest = artifact.manifest
+    url = f"{constants.ENDPOINT}/datasets/{options.repo}"
+    metadata = croissant(manifest, options.repo, url, options.license or manifest.license)
+    files = {
+        MANIFEST_NAME: (artifact.folder / MANIFEST_NAME).read_bytes(),
+        CROISSANT_NAME: (json.dumps(metadata, indent=2) + "\n").encode(),
+    }
+    if plots.available():
+        options.progress(f"drawing the plots of {artifact.reference}", 0, 0)
+        files |= {f"plots/{picture.name}": picture.png for picture in plots.draw(artifact)}
+    return {place.prefix + name: content for name, content in files.items()}
+
+
+def _measured_info(artifact: Artifact, place: Place) -> dict[str, Any]:
+    import pyarrow.parquet as pq
+
+    there = set(pq.read_schema(artifact.data_files[0]).names)  # files may lack a nullable column of later schemas
+    size = 0
+    for path in artifact.data_files:
+        metadata = pq.read_metadata(path)
+        size += sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
+    return {
+        "config_name": place.config or artifact.kind,
+        "features": [feature for feature in cards.yaml_features(artifact.kind) if feature["name"] in there],
+        "splits": [{"name": "train", "num_bytes": size, "num_examples": artifact.manifest.rows}],
+        "download_size": sum(entry.bytes for entry in artifact.manifest.files),
+        "dataset_size": size,
+    }
+
+
+# -- the repository ------------------------------------------------------------------------------------------
+
+
+def read_head(repo: str, commit: str) -> Head:
+    """Read what a release has to know of a commit.
+
+    Raises:
+        HubError: the Hub can't be reached, or refuses; a manifest there is none.
+    """
+    files = tree(repo, commit)
+    found: dict[str | None, Manifest] = {}
+    for config, path in manifests(files).items():
+        manifest = parse_manifest(read(repo, path, commit))
+        if manifest is None:
+            raise HubError(f"{repo} holds {path}, which is no manifest that this release reads; use another --repo")
+        found[config] = manifest
+    readme = read(repo, README, commit).decode("utf-8", "replace") if README in files else ""
+    return Head(commit, files, found, readme)
+
+
+def check_layout(release: Release, head: Head) -> None:
+    """Refuse a repository that is laid out for something else.
+
+    Raises:
+        PublishError: root and configs would mix, a config would change its kind, or files of others are in the way.
+    """
+    repo, place = release.options.repo, release.place
+    configs = [name for name in head.manifests if name is not None]
+    if place.config is None and configs:
+        raise PublishError(f"{repo} holds several configs ({', '.join(configs)}); name one with --config")
+    if place.config is not None and None in head.manifests:
+        kind = head.manifests[None].kind
+        raise PublishError(f"{repo} holds {kind} at its root, where no config goes beside it; use another --repo")
+    there = head.manifests.get(place.config)
+    if there is not None and there.kind != release.artifact.kind:
+        raise PublishError(
+            f"{repo} holds {there.kind} where {release.artifact.kind} would go; use another --repo"
+            + (" or --config" if place.config else ", or a new one with --config for each kind")
+        )
+    foreign = [path for path in head.files if place.holds(path) and there is None]
+    if foreign:
+        raise PublishError(
+            f"{repo} holds files that are no release of stairdata ({', '.join(map(quote, foreign[:SHOWN]))}); use "
+            "another --repo, or take them away there first"
+        )
+
+
+def is_older(release: Release, head: Head) -> bool:
+    """Tell whether a higher version stands at the head already."""
+    there = head.manifests.get(release.place.config)
+    return there is not None and parse_version(there.version) > parse_version(release.manifest.version)
+
+
+# -- the card ------------------------------------------------------------------------------------------------
+
+
+def render_card(release: Release, head: Head, repository: Repository, license: str | None, *, gated: bool) -> str:
+    """Render the card that goes with a release: all configs of the head, with this one in its place.
+
+    Raises:
+        ReleaseConflictError: the user's own text was changed both here and on the Hub.
+    """
+    configs = [_card_config(release, name, manifest, head) for name, manifest in _configs(release, head).items()]
+    earlier = previous(repository, release.place, parse_version(release.manifest.version))
+    local = _local_card(release.artifact)
+    names = [config.name for config in configs]
+    default = cards.default_config(head.readme)
+    if release.options.default or default not in names:
+        default = release.config_name if release.options.default or not head.manifests else names[0]
+    return cards.render(
+        Card(
+            configs=configs,
+            default=str(default),
+            repo=release.options.repo,
+            license=license,
+            gated=gated,
+            dataset_info=_dataset_info(release, configs, cards.read_head(head.readme).get("dataset_info")),
+            changelog=_changelog(release, head, repository, earlier),
+            kept=_kept(release, head, repository, earlier),
+            extra={**cards.user_keys(local), **cards.user_keys(head.readme)},
+        )
+    )
+
+
+def _configs(release: Release, head: Head) -> dict[str | None, Manifest]:
+    found = {**head.manifests, release.place.config: release.manifest}
+    return {name: found[name] for name in sorted(found, key=lambda name: name or "")}
+
+
+def _card_config(release: Release, name: str | None, manifest: Manifest, head: Head) -> CardConfig:
+    place = Place(name)
+    paths = release.small if place == release.place else head.files
+    folder = f"{place.prefix}plots/"
+    captions = {f"{plot.name}.png": plot.caption for plot in plots.DISTRIBUTIONS.get(manifest.kind, [])}
+    pictures = [path for path in sorted(paths) if path.startswith(folder)]
+    shown = tuple(Plot(path, captions.get(path.removeprefix(folder), "")) for path in pictures)
+    return CardConfig(manifest, name or manifest.kind, place.prefix, shown, place.tag(manifest.version))
+
+
+def _dataset_info(release: Release, configs: list[CardConfig], there: Any) -> Any:
+    """Return `dataset_info` of the YAML head: ours measured, the others' as they stand there."""
+    entries = there if isinstance(there, list) else [there]
+    known = {entry.get("config_name"): entry for entry in entries if isinstance(entry, dict)}
+    found = []
+    for config in configs:
+        if config.name == release.config_name:
+            found.append(release.dataset_info)
+        elif config.name in known:
+            found.append(known[config.name])
+    return found[0] if len(found) == 1 else found
+
+
+def _changelog(release: Release, head: Head, repository: Repository, earlier: str | None) -> dict[str, str]:
+    """Join the card's lines with those of releases that it does not have yet, and with ours."""
+    lines = cards.read_changelog(head.readme)
+    before = manifest_at(repository.name, release.place, repository.tags[earlier]) if earlier else None
+    for tag, name in repository.releases().items():
+        if tag not in lines:
+            manifest = manifest_at(repository.name, name.place, repository.tags[tag])
+            if manifest is not None:
+                lines[tag] = changelog_line(tag, manifest, None).replace("; first release", "")
+    lines[release.tag] = changelog_line(release.tag, release.manifest, before)
+    names = {tag: parse_tag(tag) for tag in lines}
+    order = [
+        (name.place.config or "", tuple(-part for part in name.version), tag) for tag, name in names.items() if name
+    ]
+    return {tag: lines[tag] for _, _, tag in sorted(order)}
+
+
+def _kept(release: Release, head: Head, repository: Repository, earlier: str | None) -> dict[str, str]:
+    """Join the user's own text of both sides; the last release's tells who changed it."""
+    here, there = cards.user_text(_local_card(release.artifact)), cards.user_text(head.readme)
+    foreign = cards.foreign_text(head.readme)
+    if foreign:
+        there = {"introduction": foreign}
+    if not here or here == there:
+        return there
+    base: dict[str, str] = {}
+    if earlier is not None:
+        base = cards.user_text(read(repository.name, README, repository.tags[earlier]).decode("utf-8", "replace"))
+    kept = {}
+    for name in cards.SECTIONS:
+        ours, theirs, common = (texts.get(name, "") for texts in (here, there, base))
+        if ours and theirs and ours != theirs and common not in {ours, theirs}:
+            raise ReleaseConflictError(
+                f"your own text ({name}) in the card was changed both in {release.artifact.folder / README} and on the "
+                "Hub; make them equal, or empty the local one to keep the Hub's, and push again"
+            )
+        kept[name] = theirs if not ours or ours == common else ours
+    return kept

@@ -1,0 +1,110 @@
+"""The whole ancestry of an artifact: parents and their parents, found under the root or read from the Hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stairdata.hub.client import manifests, read, tree
+from stairdata.hub.releases import parse_manifest
+from stairdata_schemas.artifacts import Artifact, list_folders, open_artifact
+from stairdata_schemas.errors import ArtifactError, HubError
+from stairdata_schemas.manifest import Manifest, Parent, read_origin
+
+
+@dataclass(frozen=True, slots=True)
+class Ancestor:
+    """An artifact in a lineage."""
+
+    reference: str
+    content_hash: str
+    where: str
+    """Folder, or repository and commit, or why it was not found."""
+    found: bool
+    rows: int | None = None
+    generator: str | None = None
+    models: list[str] = field(default_factory=list)
+    license: str | None = None
+    parents: list[Ancestor] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        plain = {name: getattr(self, name) for name in ("reference", "content_hash", "where", "found", "rows")}
+        plain |= {"generator": self.generator, "models": self.models, "license": self.license}
+        return plain | {"parents": [parent.as_json() for parent in self.parents]}
+
+
+def lineage(artifact: Artifact, root: Path) -> Ancestor:
+    """Follow an artifact's parents to the end.
+
+    A parent is looked for under the root and beside the artifact by its content hash, then on the Hub if its
+    manifest names a commit; one that is in neither place is drawn as not found.
+    """
+    local = {**_local_artifacts(artifact.folder.parent.parent), **_local_artifacts(root)}
+    origin = read_origin(artifact.folder)
+    where = str(artifact.folder) + (f", on the Hub as {origin.repo} at {origin.commit[:12]}" if origin else "")
+    beside = (origin.repo, origin.commit) if origin else None
+    return _ancestor(artifact.manifest, where, Known(local, beside), frozenset())
+
+
+class Known(NamedTuple):
+    """Where parents are looked for."""
+
+    local: dict[str, Artifact]
+    beside: tuple[str, str] | None
+    """Repository and commit of the child: its other configs may be what it was made from."""
+
+
+def _local_artifacts(root: Path) -> dict[str, Artifact]:
+    found = {}
+    for _, _, folder in list_folders(root):
+        try:
+            artifact = open_artifact(folder)
+        except ArtifactError:
+            continue  # unfinished or damaged: can't be told apart from one that is not there
+        found[artifact.manifest.content_hash] = artifact
+    return found
+
+
+def _ancestor(manifest: Manifest, where: str, known: Known, seen: frozenset[str]) -> Ancestor:
+    below = seen | {manifest.content_hash}
+    return Ancestor(
+        reference=f"{manifest.kind}@{manifest.version}",
+        content_hash=manifest.content_hash,
+        where=where,
+        found=True,
+        rows=manifest.rows,
+        generator=manifest.generator,
+        models=[f"{model.role} {model.name}" for model in manifest.models],
+        license=manifest.license,
+        parents=[_parent(parent, known, below) for parent in manifest.parents],
+    )
+
+
+def _parent(parent: Parent, known: Known, seen: frozenset[str]) -> Ancestor:
+    reference = f"{parent.kind}@{parent.version}"
+    if parent.content_hash in seen:
+        return Ancestor(reference, parent.content_hash, "its own ancestor: a manifest is wrong", found=False)
+    if parent.content_hash in known.local:
+        artifact = known.local[parent.content_hash]
+        return _ancestor(artifact.manifest, str(artifact.folder), known, seen)
+    place = (parent.repo, parent.commit) if parent.repo and parent.commit else known.beside
+    if place is None:
+        return Ancestor(reference, parent.content_hash, "not under the root, and not from the Hub", found=False)
+    where = f"{place[0]} at {place[1][:12]}"
+    try:
+        manifest = _remote_manifest(*place, parent.content_hash)
+    except HubError as error:
+        return Ancestor(reference, parent.content_hash, f"{where}: {error}", found=False)
+    if manifest is None:
+        return Ancestor(reference, parent.content_hash, f"{where}: no such artifact there", found=False)
+    return _ancestor(manifest, where, Known(known.local, place), seen)
+
+
+def _remote_manifest(repo: str, commit: str, content_hash: str) -> Manifest | None:
+    """Find the manifest with a content hash at a commit, whichever config it is."""
+    for path in manifests(tree(repo, commit)).values():
+        manifest = parse_manifest(read(repo, path, commit))
+        if manifest is not None and manifest.content_hash == content_hash:
+            return manifest
+    return None

@@ -1,0 +1,413 @@
+"""Publishing a release: one commit, then a tag on it, and whatever was interrupted is finished by the next run.
+
+Nothing is uploaded before the artifact is checked and the repository is private and gated as it has to be. Data,
+manifest and card go in one `create_commit` with `parent_commit`; the commit is compared with what was meant before
+it gets its tag; a repository becomes public last. A tag is never moved. A version lower than the one at the head
+goes to a branch of its own, so that `main` keeps the highest.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from stairdata.hub.client import (
+    DATASET,
+    MAIN,
+    README,
+    Repository,
+    api,
+    explain,
+    holds,
+    hub_errors,
+    is_transient,
+    repository,
+    retried,
+    status_of,
+    tree,
+)
+from stairdata.hub.content import Head, PushOptions, Release, check_layout, is_older, prepare, read_head, render_card
+from stairdata.hub.places import Place
+from stairdata.hub.policy import Access, decide_access, decide_license
+from stairdata.hub.secrets import Hit, own_secrets, scan_texts
+from stairdata_schemas.artifacts import Artifact
+from stairdata_schemas.errors import HubError, PublishError, ReleaseConflictError, quote
+from stairdata_schemas.files import write_atomic
+from stairdata_schemas.manifest import ORIGIN_NAME, Origin, read_origin
+
+Say = Callable[[str], None]
+RACES = 100
+"""How often somebody else's commit may come first before a push gives up."""
+FAILURES = 4
+"""How often a commit or a tag is tried when the Hub fails."""
+LONGEST_WAIT = 2.0
+BLANK = {".gitattributes"}
+
+
+class Change(NamedTuple):
+    """What a push does to one file of a repository."""
+
+    path: str
+    bytes: int
+    change: Literal["new", "changed", "same", "deleted"]
+
+
+class Plan(NamedTuple):
+    """What a push would do."""
+
+    release: Release
+    repository: Repository | None
+    access: Access
+    license: str | None
+    head: Head | None
+    is_done: bool
+    """The tag is there, with the same content."""
+    changes: list[Change]
+
+
+class Pushed(NamedTuple):
+    """What a push came to."""
+
+    repo: str
+    tag: str
+    commit: str
+    was_there: bool
+    """The release was there already, with the same content."""
+
+
+def push(artifact: Artifact, options: PushOptions, say: Say = lambda _: None) -> Pushed:
+    """Publish an artifact.
+
+    Raises:
+        PublishError: it must not be published, or not there, or not like this.
+        ReleaseConflictError: the version is there with other content, or somebody changed what would be replaced.
+        HubError: the Hub can't be reached, or refuses.
+    """
+    return publish(make_plan(prepare(artifact, options)), say)
+
+
+def make_plan(release: Release) -> Plan:
+    """Look at the repository and decide what is to be done; changes nothing.
+
+    Raises:
+        PublishError: visibility, gate, licence or layout forbid it.
+        ReleaseConflictError: the version is there with other content.
+        HubError: the Hub can't be reached, or refuses.
+    """
+    options = release.options
+    found = repository(options.repo)
+    head = read_head(options.repo, found.head) if found else None
+    is_new = found is None or head is None or (found.private and not found.tags and head.files.keys() <= BLANK)
+    access = decide_access(found, is_new, release.artifact, public=options.public, gated=options.gated)
+    if head is not None:
+        check_layout(release, head)
+    license = _license(release, head, public=not access.private)
+    is_done = found is not None and _is_released(release, found)
+    return Plan(release, found, access, license, head, is_done, [] if is_done else _changes(release, head))
+
+
+def _license(release: Release, head: Head | None, *, public: bool) -> str | None:
+    from stairdata_schemas.card import read_head as read_yaml
+
+    others = [manifest for name, manifest in head.manifests.items() if name != release.place.config] if head else []
+    stated = read_yaml(head.readme).get("license") if head else None
+    stated = stated if isinstance(stated, str) else None
+    return decide_license(release.manifest, release.options.license, others, stated, public=public)
+
+
+def _is_released(release: Release, found: Repository) -> bool:
+    """Tell whether the tag is there, with the same content.
+
+    Raises:
+        ReleaseConflictError: with other content.
+    """
+    commit = found.tags.get(release.tag)
+    if commit is None:
+        return False
+    wrong = release.differing(tree(found.name, commit))
+    if wrong:
+        raise ReleaseConflictError(
+            f"{found.name} has {release.tag} already, with other content: {', '.join(map(quote, wrong[:8]))} "
+            f"differ{' and more' if len(wrong) > 8 else ''}; a tag is never moved: build another version, or push to "
+            "another repository"
+        )
+    return True
+
+
+def _changes(release: Release, head: Head | None) -> list[Change]:
+    files = head.files if head else {}
+    changes = []
+    contents: dict[str, Path | bytes] = {**release.data, **release.small}
+    for path, local in contents.items():
+        size = local.stat().st_size if isinstance(local, Path) else len(local)
+        same = holds(files.get(path), local, release.sha256.get(path))
+        changes.append(Change(path, size, "same" if same else "changed" if path in files else "new"))
+    changes.append(Change(README, 0, "changed" if README in files else "new"))
+    gone = _leftovers(release, files)
+    return sorted([*changes, *(Change(path, files[path].size, "deleted") for path in gone)])
+
+
+def _leftovers(release: Release, files: Iterable[str]) -> list[str]:
+    """Name the files of the place that the release does not have."""
+    return [path for path in files if release.place.holds(path) and path not in {*release.data, *release.small}]
+
+
+def publish(plan: Plan, say: Say = lambda _: None) -> Pushed:
+    """Carry out a plan.
+
+    Raises:
+        PublishError: the card would hold a secret.
+        ReleaseConflictError: somebody changed meanwhile what the release would replace.
+        HubError: the Hub can't be reached, or refuses.
+    """
+    release, access = plan.release, plan.access
+    repo = release.options.repo
+    _open_repository(plan)
+    if plan.is_done:
+        assert plan.repository is not None
+        commit = plan.repository.tags[release.tag]
+    else:
+        megabytes = release.bytes / 1e6
+        say(f"uploading {len(release.data) + len(release.small) + 1} files, {megabytes:.1f} MB, to {repo}")
+        commit = _Publisher(plan, say).run()
+    _remove_branch(release)
+    _settle(repo, access, say)
+    _note_origin(release, commit)
+    return Pushed(repo, release.tag, commit, plan.is_done)
+
+
+def _note_origin(release: Release, commit: str) -> None:
+    """Write down where the artifact stands now, unless it came from elsewhere; it is whole without the note."""
+    folder, repo = release.artifact.folder, release.options.repo
+    known = read_origin(folder)
+    if known is None or known.repo == repo:
+        origin = Origin(repo=repo, commit=commit, tag=release.tag, config=release.place.config)
+        with suppress(OSError):
+            write_atomic(folder / ORIGIN_NAME, origin.model_dump_json(indent=2) + "\n")
+
+
+def _open_repository(plan: Plan) -> None:
+    """Make the repository private and gated as it has to be, before the first byte."""
+    repo, gate = plan.release.options.repo, plan.access.gate_first
+    with hub_errors(repo):
+        if plan.repository is None:
+            retried(lambda: api().create_repo(repo, repo_type=DATASET, private=True, exist_ok=True))
+        if gate is not None:
+            retried(lambda: api().update_repo_settings(repo, repo_type=DATASET, gated=gate))
+
+
+def _settle(repo: str, access: Access, say: Say) -> None:
+    """Open the repository as it was asked for, now that the release is whole."""
+    with hub_errors(repo):
+        if access.ungate_last:
+            retried(lambda: api().update_repo_settings(repo, repo_type=DATASET, gated=False))
+            say(f"{repo} is no longer gated")
+        if access.open_last:
+            retried(lambda: api().update_repo_settings(repo, repo_type=DATASET, visibility="public"))
+            say(f"{repo} is public now")
+
+
+def _branch_name(release: Release) -> str:
+    return f"backport-{release.tag}"
+
+
+def _remove_branch(release: Release) -> None:
+    """Remove the branch that a lower version was committed on; its tag keeps the commit."""
+    repo, name = release.options.repo, _branch_name(release)
+    found = repository(repo)
+    if found is not None and name in found.branches:
+        try:
+            with hub_errors(repo):
+                retried(lambda: api().delete_branch(repo, repo_type=DATASET, branch=name))
+        except HubError:
+            after = repository(repo)
+            if after is None or name in after.branches:
+                raise  # and not an answer that got lost
+
+
+class _Publisher:
+    """Commits and tags, through races and failures."""
+
+    def __init__(self, plan: Plan, say: Say) -> None:
+        self.plan, self.say = plan, say
+        self.release = plan.release
+        self.repo = plan.release.options.repo
+        self.first: Head | None = plan.head
+        self.failures = 0
+        self.hashed = False
+
+    def run(self) -> str:
+        """Return the commit that carries the tag."""
+        for race in range(RACES):
+            found = self._look()
+            if _is_released(self.release, found):
+                return found.tags[self.release.tag]
+            branch, head = self._branch(found)
+            if self._has_landed(head):
+                commit: str | None = head.commit
+            else:
+                card = self._card(head, found)
+                commit = self._attempt(partial(self._commit, branch, head, card))
+            if commit is not None and self._tag(commit):
+                return commit
+            _wait(race)
+        raise HubError(f"others kept committing to {self.repo}; run the same command again, finished work is kept")
+
+    def _look(self) -> Repository:
+        found = repository(self.repo)
+        if found is None:
+            raise HubError(f"{self.repo} is gone from the Hub, or this token may no longer see it")
+        if not found.private and not self.release.options.public:
+            raise PublishError(f"{self.repo} was made public meanwhile; type --public if the release may be there")
+        if not found.is_gated and self.plan.access.gate != "no":
+            raise PublishError(f"{self.repo} lost its gate meanwhile; gate it on the Hub, or type --gated no")
+        return found
+
+    def _branch(self, found: Repository) -> tuple[str, Head]:
+        """Choose the branch: main, or one of its own for a version lower than main's."""
+        head = read_head(self.repo, found.head)
+        check_layout(self.release, head)
+        self._check_neighbours(head)
+        if not is_older(self.release, head):
+            return MAIN, head
+        name = _branch_name(self.release)
+        if name not in found.branches:
+            with hub_errors(self.repo):
+                retried(
+                    lambda: api().create_branch(
+                        self.repo, repo_type=DATASET, branch=name, revision=head.commit, exist_ok=True
+                    )
+                )
+        return name, read_head(self.repo, self._look().branches[name])
+
+    def _check_neighbours(self, head: Head) -> None:
+        """Stop if somebody changed, since the first look, something else than configs and their card.
+
+        Raises:
+            ReleaseConflictError: files outside any release, or files of this config without a release.
+        """
+        first, self.first = self.first, self.first or head
+        if first is None or first.commit == head.commit:
+            return
+        changed = {
+            path for path in first.files.keys() | head.files.keys() if first.files.get(path) != head.files.get(path)
+        }
+        released = {name for name in head.manifests if head.manifests[name] != first.manifests.get(name)}
+        strange = [
+            path for path in sorted(changed - {README, *BLANK}) if not any(Place(name).holds(path) for name in released)
+        ]
+        if strange:
+            raise ReleaseConflictError(
+                f"somebody else changed {', '.join(map(quote, strange[:8]))} in {self.repo} meanwhile; look at it, and "
+                "push again if that is fine"
+            )
+        place = self.release.place.config
+        if place in released and head.manifests[place].version == self.release.manifest.version:
+            if self._has_landed(head):
+                return
+            raise ReleaseConflictError(
+                f"somebody else is publishing {self.release.tag} to {self.repo} with other content; build another "
+                "version"
+            )
+        self.say(f"{self.repo} changed meanwhile; the release goes on top of that")
+
+    def _has_landed(self, head: Head) -> bool:
+        """Tell whether the head is this release already: an earlier run was killed, or its answer got lost."""
+        return not self.release.differing(head.files)
+
+    def _attempt(self, call: Callable[[], str]) -> str | None:
+        """Make one attempt at something that may have happened although it failed; None asks to look again.
+
+        Raises:
+            HubError: the Hub refuses, or failed too often.
+        """
+        try:
+            return call()
+        except (HubError, PublishError):
+            raise
+        except Exception as error:
+            if status_of(error) == 412:
+                return None
+            self.failures += 1
+            if not _is_hubs(error):
+                raise
+            if self.failures >= FAILURES or not is_transient(error):
+                raise HubError(explain(error, self.repo)) from None
+            return None
+
+    def _commit(self, branch: str, head: Head, card: str) -> str:
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        data = [CommitOperationAdd(path, str(local)) for path, local in self.release.data.items()]
+        if self.hashed:  # they were hashed when they were uploaded, and found to be the manifest's
+            for operation in data:
+                operation.upload_info.sha256 = bytes.fromhex(self.release.sha256[operation.path_in_repo])
+        small = [CommitOperationAdd(path, content) for path, content in self.release.small.items()]
+        api().preupload_lfs_files(self.repo, [*data, *small], repo_type=DATASET, revision=branch, free_memory=False)
+        self._check_uploads(data)
+        gone = [CommitOperationDelete(path) for path in _leftovers(self.release, head.files)]
+        done = api().create_commit(
+            self.repo,
+            [*data, *small, CommitOperationAdd(README, card.encode()), *gone],
+            commit_message=f"Release {self.release.tag}",
+            repo_type=DATASET,
+            revision=branch,
+            parent_commit=head.commit,
+        )
+        return str(done.oid)
+
+    def _check_uploads(self, data: list[Any]) -> None:
+        """Compare what was read while it was uploaded with the manifest: a file may have changed since the check."""
+        for operation in data:
+            if operation.upload_info.sha256.hex() != self.release.sha256[operation.path_in_repo]:
+                raise PublishError(f"{operation.path_in_repo} changed while it was uploaded; nothing was published")
+        self.hashed = True
+
+    def _card(self, head: Head, found: Repository) -> str:
+        card = render_card(self.release, head, found, self.plan.license, gated=self.plan.access.gate != "no")
+        hits: list[Hit] = list(scan_texts({README: card}, own_secrets()))
+        if hits and README not in self.release.options.allow_secrets:
+            raise PublishError(
+                f"the card would hold what looks like a secret: {hits[0].what} ({hits[0].beginning}…); take it out of "
+                f"{README}, here or on the Hub, or repeat with --allow-secret {README}"
+            )
+        return card
+
+    def _tag(self, commit: str) -> bool:
+        """Tag a commit once it is known to be the release; False asks to look again."""
+        wrong = self.release.differing(tree(self.repo, commit))
+        if wrong:
+            raise HubError(
+                f"the Hub's commit {commit[:12]} does not hold what was sent ({', '.join(map(quote, wrong[:8]))}); it "
+                "got no tag; run the same command again"
+            )
+
+        def create() -> str:
+            api().create_tag(self.repo, repo_type=DATASET, tag=self.release.tag, revision=commit)
+            return commit
+
+        try:
+            return self._attempt(create) is not None
+        except HubError as error:
+            if status_of(error.__context__ or error) == 409:
+                return False  # somebody was faster: look whether it is the same
+            raise
+
+
+def _is_hubs(error: Exception) -> bool:
+    """Tell whether an exception comes from the Hub's client or its connection rather than from a fault of ours."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+
+    kinds = (HfHubHTTPError, httpx2.HTTPError, ConnectionError, TimeoutError, RuntimeError, ValueError)
+    return isinstance(error, kinds)
+
+
+def _wait(race: int) -> None:
+    """Wait a random moment, longer the more others are about."""
+    time.sleep(random.uniform(0, min(LONGEST_WAIT, 0.05 * 2 ** min(race, 8))))  # noqa: S311
