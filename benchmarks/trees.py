@@ -86,6 +86,8 @@ def main() -> None:
         )
     server = commands.choices["server"]
     server.add_argument("--model", type=Path, help="folder; served here")
+    server.add_argument("--server-args", default="", help="more arguments for vLLM")
+    server.add_argument("--log", type=Path, help="of the server")
     server.add_argument("--base-url")
     server.add_argument("--name", default="actor", help="the server's name for the model")
     server.add_argument("--judge", default="rule", choices=["rule", "self", "reference"])
@@ -146,7 +148,8 @@ def server_run(options: argparse.Namespace) -> None:
             judges.read_score = lambda text: read(text) or 3
         url = options.base_url
         if url is None:
-            server = ManagedServer(ServerOptions(str(options.model), folder / "server.log"))
+            extra = tuple(options.server_args.split())
+            server = ManagedServer(ServerOptions(str(options.model), options.log or folder / "server.log", extra=extra))
             stack.enter_context(server)
             url, os.environ["BENCHMARK_KEY"] = server.base_url, server.api_key
         prompts = read_prompts(options.prompts, options.trees) or safety_prompts(options.trees)

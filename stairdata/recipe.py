@@ -193,10 +193,8 @@ class TreesSection(Sampling):
 
 
 class PairsSection(Section):
-    """Stages `preference_pairs` and `prm_pairs`; defaults as published."""
+    """Stages `preference_pairs` and `prm_pairs`; thresholds as published, selection beyond that off."""
 
-    granularity: Literal["step"] = "step"
-    """step: siblings of one parent (prm_pairs: any nodes of equal depth, and whole answers)."""
     min_margin: float = Field(0.5, ge=0)
     """The chosen value has to exceed the rejected one by more than this."""
     min_chosen_value: float = 0.8
@@ -204,7 +202,55 @@ class PairsSection(Section):
     min_visits: int = Field(4, ge=1)
     """Each side is terminal or visited at least that often."""
     max_tokens: int = Field(2048, ge=1)
-    """Rendered prompt plus path may have at most that many tokens."""
+    """Rendered prompt plus path may have at most that many tokens; a node too long is in no pair, nor is any below."""
+    tokenizer: str | None = None
+    """Folder or Hub id of the tokenizer that measures what has no `tokens` in the trees and more UTF-8 bytes than
+    max_tokens; default: the actor's."""
+    min_margin_by_depth: dict[Annotated[int, Field(ge=1)], Annotated[float, Field(ge=0)]] = {}
+    """min_margin for some depths of the chosen node: {1: 0.8, 2: 0.6}."""
+    grammatical: bool = False
+    """Drop pairs whose chosen step is no block of the step grammar."""
+    max_similarity: float | None = Field(None, gt=0, le=1)
+    """Drop near duplicates inside a tree: a pair of which both compared steps share at least this part of their words
+    (Jaccard index) with those of a pair of larger margin."""
+    max_per_depth: int | None = Field(None, ge=1)
+    """Pairs of one depth (and granularity) of a tree at most; more are sampled."""
+    max_per_tree: int | None = Field(None, ge=1)
+    """Pairs of a tree at most; more are sampled."""
+    max_per_prompt: int | None = Field(None, ge=1)
+    """Pairs of a prompt at most, over all its trees; more are sampled."""
+    balance: bool = False
+    """Sample as many pairs of safety prompts as of helpfulness prompts; pairs without a task are dropped."""
+    hold_out: float = Field(0.0, ge=0, lt=1)
+    """Share of the prompts set aside for evaluation; the same prompts for both kinds of pairs at the same seed."""
+    part: Literal["train", "held_out"] = "train"
+    """Which prompts this build takes: those to train on, or those that hold_out set aside."""
+
+    @model_validator(mode="after")
+    def _part_needs_a_split(self) -> Self:
+        if self.part == "held_out" and not self.hold_out:
+            raise ValueError("part: held_out needs a hold_out above 0")
+        return self
+
+
+class PreferencePairsSection(PairsSection):
+    """Stage `preference_pairs`."""
+
+    granularity: Literal["step", "trajectory"] = "step"
+    """step: siblings of one parent. trajectory: whole answers, good ones against bad ones (the paper's ablation)."""
+    max_repeats: int = Field(4, ge=1)
+    """trajectory: of a tree's good and bad answers the fewer are repeated, at most that often."""
+
+
+class PrmPairsSection(PairsSection):
+    """Stage `prm_pairs`; pairs grow with the square of a tree's width, so a tree gives a sample of them."""
+
+    granularity: Literal["step"] = "step"
+    """step: any nodes of equal depth, and whole answers."""
+    max_per_depth: int | None = Field(250, ge=1)
+    """Pairs of one depth (and granularity) of a tree at most; more are sampled. null: all."""
+    max_per_tree: int | None = Field(1000, ge=1)
+    """Pairs of a tree at most; more are sampled. null: all."""
 
 
 class Teacher(Endpoint):
@@ -216,9 +262,26 @@ class Teacher(Endpoint):
     """Sampling temperature."""
 
 
+class FromTreesSection(Section):
+    """SFT rows out of trees: good answers of the actor's own."""
+
+    min_value: float = 0.8
+    """An answer has to be worth at least this."""
+    max_tokens: int = Field(2048, ge=1)
+    """Rendered prompt plus answer may have at most that many tokens."""
+    tokenizer: str | None = None
+    """Folder or Hub id of the tokenizer that measures what has no `tokens`; default: the actor's."""
+    max_per_prompt: int = Field(8, ge=1)
+    """Answers of a prompt at most; more are sampled."""
+    task: Task | None = None
+    """Task of trees that don't say theirs, such as imported ones."""
+
+
 class StructuredCotSection(Section):
     """Stage `structured_cot`."""
 
+    from_trees: FromTreesSection | None = None
+    """Take the rows out of trees ({} for the defaults); `--input trees@X.Y.Z` does so, too."""
     path: Path | None = None
     """Rows written by hand: JSONL with prompt, task, steps, output. Without it a teacher is asked."""
     license: str | None = None
@@ -227,6 +290,12 @@ class StructuredCotSection(Section):
     """The model that writes the reasoning."""
     concurrency: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Prompts in flight at most; auto: one is begun whenever the server could take one more request."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.path is not None and self.from_trees is not None:
+            raise ValueError("give path or from_trees, not both")
+        return self
 
 
 class ResponsesSection(Sampling):
@@ -268,8 +337,8 @@ class Recipe(Section):
     structured_cot: StructuredCotSection = StructuredCotSection()
     actor: Endpoint = Endpoint()
     trees: TreesSection = TreesSection()
-    preference_pairs: PairsSection = PairsSection()
-    prm_pairs: PairsSection = PairsSection()
+    preference_pairs: PreferencePairsSection = PreferencePairsSection()
+    prm_pairs: PrmPairsSection = PrmPairsSection()
     responses: ResponsesSection = ResponsesSection()
     prices: dict[str, Price] = {}
     """Price of each model, by its name (of a served folder: the folder's last part). Needed for --max-cost."""

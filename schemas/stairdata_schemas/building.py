@@ -151,7 +151,7 @@ class Build:
 
         Args:
             frames: the rows, in pieces that fit in memory; those that break the schema go to quarantine.
-            refused: input rows that never became rows.
+            refused: input rows that never became rows; looked at after the frames, which may still add to it.
             report: what else the manifest should say.
             max_quarantine: largest share of refused rows among all.
 
@@ -160,13 +160,14 @@ class Build:
             BuildError: no row is left.
         """
         report = report or Report()
-        refusals = list(refused)
+        broken: list[Refused] = []
         writer = ShardWriter(self.work / "data", self.plan.kind)
         position = 0
         for frame in frames:
-            writer.write(_sound_rows(self.plan.kind, frame, position, refusals))
+            writer.write(_sound_rows(self.plan.kind, frame, position, broken))
             position += len(frame)
         entries = writer.close()
+        refusals = [*refused, *broken]  # not before: whoever makes the frames may refuse rows on the way
         self._check_keys(writer.folder)
         _write_quarantine(self.work / "quarantine", refusals)
         rules = dict(sorted(Counter(refusal.rule for refusal in refusals).items()))

@@ -118,6 +118,20 @@ def is_grammatical(text: str) -> bool:
     return True
 
 
+def is_block(step: str, *, is_first: bool) -> bool:
+    """Tell whether a step is one whole block, behind one empty line unless it is the first.
+
+    An output can't be the first.
+    """
+    try:
+        start = 0 if is_first else _parse_separator(step, 0)
+        is_output = step.startswith(OUTPUT_OPEN + "\n", start)
+        _, end = _parse_output(step, start) if is_output else _parse_reasoning(step, start)
+    except GrammarError:
+        return False
+    return end == len(step) and not (is_output and is_first)
+
+
 def split_steps(text: str) -> list[str]:
     """Cut text after each closing tag; the pieces joined are the text. Nothing is checked or trimmed."""
     ends = [match.end() for match in _CLOSING.finditer(text)]

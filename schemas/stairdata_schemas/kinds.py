@@ -81,7 +81,10 @@ class StructuredCot(dy.Schema):
         description="the reasoning steps, in order",
     )
     output = _not_blank("the final answer")
-    completion = _not_blank("steps and output in the step grammar, tags included")
+    # a prompt may have several answers, but no answer twice
+    completion = dy.String(
+        primary_key=True, regex=r"\S", description="steps and output in the step grammar, tags included"
+    )
     teacher = dy.String(nullable=True, description="who wrote the row")
     finish = dy.String(nullable=True, description="how the teacher's generation ended")
     prompt_tokens = _count("tokens sent to the teacher", nullable=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,8 +13,6 @@ from stairdata.cli.hub import print_lineage, print_releases
 from stairdata.cli.options import JsonOption, RootOption, root_folder
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from stairdata_schemas.artifacts import Artifact
 
 Reference = Annotated[
@@ -67,21 +66,38 @@ def _list_row(kind: str, version: str, folder: Path) -> dict[str, Any]:
 
 def show(
     reference: Reference,
+    tree_id: Annotated[
+        str | None, typer.Argument(metavar="[TREE_ID]", help="Draw this tree, or show the pairs of it alone.")
+    ] = None,
     root: RootOption = None,
     rows: Annotated[int, typer.Option("--rows", min=0, help="Show that many rows, text cut short.")] = 0,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page to look at.")] = None,
     lineage: Annotated[bool, typer.Option("--lineage", help="Draw its whole ancestry.")] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Show what an artifact is and how it was made."""
+    """Show what an artifact is and how it was made; draw a tree, page through pairs, or write a page."""
+    from stairdata.cli import looking
+
     artifact = open_artifact_of(reference, root_folder(root))
     if lineage:
         print_lineage(artifact, root_folder(root), json_=json_)
         return
-    if json_:
-        emit(artifact.manifest.model_dump_json())
+    if html is not None:
+        looking.write_page(artifact, tree_id, html)
         return
-    print_table(["", artifact.reference], [[key, value] for key, value in _facts(artifact) if value])
-    if rows:
+    if json_:
+        emit(looking.tree_as_json(artifact, tree_id) if tree_id else artifact.manifest.model_dump_json())
+        return
+    if tree_id is not None and artifact.kind not in looking.PAIR_KINDS:
+        looking.show_tree(artifact, tree_id)
+        return
+    if tree_id is None:
+        print_table(["", artifact.reference], [[key, value] for key, value in _facts(artifact) if value])
+    if artifact.kind in looking.PAIR_KINDS:
+        looking.show_pairs(artifact, tree_id, rows)
+    elif artifact.kind == "trees" and not rows:
+        looking.list_trees(artifact)
+    elif rows:
         from stairdata_schemas.errors import quote
 
         for row in artifact.scan().head(rows).collect().iter_rows(named=True):

@@ -118,17 +118,24 @@ def forecast(kind: str, recipe: FullRecipe, options: BuildOptions) -> str:
 
 def build_kind(kind: str, recipe: FullRecipe, options: BuildOptions) -> Artifact:
     """Run the generator of a kind."""
-    from stairdata.generators import pairs, prompts, structured_cot, trees
+    if kind in {"preference_pairs", "prm_pairs"}:  # what talks to models takes longer to import than these to build
+        return _build_pairs(kind, recipe, options)
+    from stairdata.generators import prompts, structured_cot, trees
 
     generators = {
         "prompts": prompts.build_prompts,
         "structured_cot": structured_cot.build_structured_cot,
         "trees": trees.build_trees,
-        "preference_pairs": pairs.build_preference_pairs,
-        "prm_pairs": pairs.build_prm_pairs,
         "responses": _build_responses,
     }
     return generators[kind](recipe, options)
+
+
+def _build_pairs(kind: str, recipe: FullRecipe, options: BuildOptions) -> Artifact:
+    from stairdata.generators import pairs
+
+    build = pairs.build_preference_pairs if kind == "preference_pairs" else pairs.build_prm_pairs
+    return build(recipe, options)
 
 
 def _build_responses(recipe: FullRecipe, options: BuildOptions) -> Artifact:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from stairdata.cli import artifacts, build, hub, quickstart, serve, train
+from stairdata.cli import artifacts, build, diff, hub, interop, quickstart, serve, train
 from stairdata.cli.console import say
 
 INTERRUPTED = 130
@@ -61,9 +61,12 @@ app.command("build")(build.build)
 app.command("validate")(artifacts.validate)
 app.command("list")(artifacts.list_)
 app.command("show")(artifacts.show)
+app.command("diff")(diff.diff)
 app.command("schema")(artifacts.schema)
 app.command("push")(hub.push)
 app.command("pull")(hub.pull)
+app.command("import")(interop.import_)
+app.command("export")(interop.export)
 app.command("train")(train.train)
 app.command("serve")(serve.serve)
 app.command("quickstart")(quickstart.quickstart)

@@ -41,6 +41,11 @@ def train(
         missing = "--model (or MODEL.model)" if start is None else "--output (or MODEL.output)"
         raise UsageError(f"give {missing.replace('MODEL', stage)}")
     artifact = BuildOptions(root_folder(root), inputs=tuple(input_ or ())).parent(KIND_OF[stage])
+    if artifact.manifest.configuration.get("part") == "held_out":
+        raise UsageError(
+            f"{artifact.reference} is held out for evaluation; name the pairs to train on with --input "
+            f"{artifact.kind}@X.Y.Z"
+        )
     with show_progress() as progress:
         result = train_stage(stage, settings, artifact, str(start), Path(target), progress)
     say(f"{stage}: {result.rows} rows, {result.steps} steps, {result.seconds:.0f} s, loss {result.last_loss:.3f}")

@@ -43,6 +43,10 @@ class Fleet:
     def __init__(self, ships: Sequence[Ship]) -> None:
         self._ships = ships
 
+    def iterations(self) -> int:
+        """Count the iterations made so far."""
+        return sum(ship.grower.judged for ship in self._ships)
+
     async def room(self) -> None:
         """Wait until one of the servers would take one more request at once."""
         waiting = [asyncio.ensure_future(ship.window.room()) for ship in self._afloat()]

@@ -11,7 +11,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,12 +125,14 @@ class Grower:
         self._judge = judge
         self._name = name
         self._running = running
+        self.judged = 0
+        """Answers judged so far: iterations, but for those that end in a terminal node once more."""
 
     async def grow(self, tree_id: str, prompt: Prompt) -> Done:
         """Grow a tree, from its journal as far as that goes."""
         started = time.monotonic()
         memory = Memory(self._running / f"{tree_id}.jsonl")
-        fetch = Fetch(self._recipe, self._actor, self._judge, tree_id, prompt, memory)
+        fetch = Fetch(self._recipe, self._actor, self._judge, tree_id, prompt, memory, on_judged=self._count)
         rng = random.Random(f"{self._recipe.seed}/{tree_id}")  # noqa: S311
         search = mcts.search(search_config(self._recipe.trees), rng, fetch.prompt_tokens)
         try:
@@ -147,6 +149,9 @@ class Grower:
             "seconds": round(time.monotonic() - started, 3),
         }
         return Done(row, _counts(tree), dict(Counter(fetch.used.outcomes)), memory.path)
+
+    def _count(self) -> None:
+        self.judged += 1
 
 
 def search_config(section: TreesSection) -> mcts.SearchConfig:
@@ -181,7 +186,15 @@ class Fetch:
     """Answers what one tree's search asks for, from memory if it can."""
 
     def __init__(
-        self, recipe: Recipe, actor: Actor, judge: JudgeModel, tree_id: str, prompt: Prompt, memory: Memory
+        self,
+        recipe: Recipe,
+        actor: Actor,
+        judge: JudgeModel,
+        tree_id: str,
+        prompt: Prompt,
+        memory: Memory,
+        *,
+        on_judged: Callable[[], None] = lambda: None,
     ) -> None:
         self._seed = recipe.seed
         self._section = recipe.trees
@@ -191,6 +204,7 @@ class Fetch:
         self._prompt = prompt
         self._memory = memory
         self._rendered = actor.render(prompt.prompt)
+        self._on_judged = on_judged
         self._judged: dict[str, asyncio.Future[Answered]] = {}
         self.used = Usage()
         """By all answered requests so far."""
@@ -204,6 +218,8 @@ class Fetch:
         if answered is None:
             answered = await self._ask(request)
             self._memory.keep(request.call, answered)
+            if isinstance(request, Judge):
+                self._on_judged()
         elif isinstance(request, Judge) and request.answer not in self._judged:
             self._judged[request.answer] = _done(answered)
         self.used = self.used.plus(answered.usage)

@@ -50,6 +50,10 @@ class BuildOptions:
             raise UsageError(f"this build needs an input of kind {kind}; --input gave {kinds}")
         return of_kind[0] if of_kind else resolve(kind, self.root)
 
+    def names(self, kind: str) -> bool:
+        """Tell whether --input names an artifact of a kind."""
+        return any(open_reference(reference, self.root).kind == kind for reference in self.inputs)
+
     def waiting(self, what: str, seconds: float) -> None:
         """Report that something takes its time, such as the start of a server."""
         self.progress(f"{what} ({seconds:.0f} s)", 0, 0)

@@ -1,65 +1,86 @@
 """Kinds `preference_pairs` and `prm_pairs`: pairs of nodes out of trees, by the rules of design section 6.
 
-All in polars, some hundred trees at a time: nodes are unfolded once, their paths are joined together level by
-level (a tree is at most some levels deep), and pairs are joins of nodes with nodes.
+Shards are read in pieces of about 32,000 nodes; in each piece nodes are joined with nodes by number alone, and only
+pairs that are kept get their texts.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import polars as pl
 
+from stairdata.generators.candidates import comparable_nodes, siblings, trajectories
+from stairdata.generators.lengths import Ruler, tokenizer_identity, tokenizer_of
+from stairdata.generators.nodes import (
+    Forest,
+    common_ancestors,
+    lacks_tokens,
+    path_sums,
+    path_texts,
+    sound_frames,
+    unfold,
+)
 from stairdata.generators.options import BuildOptions
-from stairdata.recipe import PairsSection, Recipe
+from stairdata.generators.selection import across_trees, in_part, inside_trees
+from stairdata.recipe import PairsSection, PreferencePairsSection, PrmPairsSection, Recipe
 from stairdata_schemas import identity
-from stairdata_schemas.artifacts import Artifact, iterate_frames
-from stairdata_schemas.building import BuildPlan, Report, begin_build
+from stairdata_schemas.artifacts import Artifact
+from stairdata_schemas.building import BuildPlan, Refused, Report, begin_build
 from stairdata_schemas.errors import BuildError
 from stairdata_schemas.kinds import polars_schema
 
-TREES_AT_ONCE = 256
-_GENERATORS = {"preference_pairs": "preference_pairs/1", "prm_pairs": "prm_pairs/1"}
-# a terminal node's mean is its reward, without the rounding of a sum
-_VALUE = pl.coalesce(pl.when(pl.col("is_terminal")).then(pl.col("reward")), pl.col("value_sum") / pl.col("visits"))
+Section = PreferencePairsSection | PrmPairsSection
+_GENERATORS = {"preference_pairs": "preference_pairs/2", "prm_pairs": "prm_pairs/2"}
 _TREE = ["tree_id", "prompt_id", "prompt", "task", "round"]
-_SIDE = ["node_id", "text", "value", "visits", "is_terminal", "depth", "ancestors", "lengths"]
 
 
 def build_preference_pairs(recipe: Recipe, options: BuildOptions) -> Artifact:
-    """Take step pairs for DPO: siblings far enough apart in value.
+    """Take pairs for DPO: siblings far enough apart in value, or whole answers.
 
     Raises:
-        BuildError: not one pair; says how many candidates each rule removed.
+        BuildError: not one pair (says how many candidates each rule removed), or a path that only a tokenizer can
+            measure.
     """
-    return _build("preference_pairs", recipe.preference_pairs, options)
+    return _build("preference_pairs", recipe.preference_pairs, recipe, options)
 
 
 def build_prm_pairs(recipe: Recipe, options: BuildOptions) -> Artifact:
     """Take pairs for the PRM: nodes of equal depth anywhere in a tree, and whole answers.
 
     Raises:
-        BuildError: not one pair; says how many candidates each rule removed.
+        BuildError: as for preference pairs.
     """
-    return _build("prm_pairs", recipe.prm_pairs, options)
+    return _build("prm_pairs", recipe.prm_pairs, recipe, options)
 
 
-def _build(kind: str, section: PairsSection, options: BuildOptions) -> Artifact:
+def _build(kind: str, section: Section, recipe: Recipe, options: BuildOptions) -> Artifact:
     trees = options.parent("trees")
-    configuration = {**section.model_dump(mode="json"), "limit": options.limit}
-    plan = BuildPlan(kind, _GENERATORS[kind], configuration, parents=[trees.as_parent()])
+    tokenizer = tokenizer_of(section.tokenizer, recipe) if lacks_tokens(trees) else None
+    plan = BuildPlan(
+        kind,
+        _GENERATORS[kind],
+        {**section.model_dump(mode="json", exclude={"tokenizer"}), "seed": recipe.seed, "limit": options.limit},
+        settings={"tokenizer": tokenizer},
+        parents=[trees.as_parent()],
+        models=[tokenizer_identity(tokenizer)] if tokenizer else [],
+        seeds={"sampling": recipe.seed},
+    )
     build = begin_build(plan, options.root, options.version, fresh=options.fresh)
     if isinstance(build, Artifact):
         return build
     with build:
-        funnel: Counter[str] = Counter()
-        frames = _limited(_pair_frames(kind, section, trees, options, funnel), options.limit)
+        taker = _Taker(kind, section, recipe.seed, Ruler(section.max_tokens, tokenizer, f"{kind}.tokenizer"))
+        refused: list[Refused] = []
+        taken = taker.frames(trees, options, refused)
+        frames = taker.counted(across_trees(taken, section, recipe.seed, build.work, taker.funnel))
         first = next(frames, None)
         if first is None:
-            raise BuildError(_no_pairs(kind, trees, section, funnel))
-        report = Report(details={"funnel": funnel})
-        return build.finish(_chain(first, frames), report=report, max_quarantine=options.max_quarantine)
+            raise BuildError(_no_pairs(kind, trees, section, taker.funnel, refused))
+        return build.finish(_chain(first, frames), refused, taker.report(), options.max_quarantine)
 
 
 def _chain(first: pl.DataFrame, rest: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
@@ -67,165 +88,126 @@ def _chain(first: pl.DataFrame, rest: Iterator[pl.DataFrame]) -> Iterator[pl.Dat
     yield from rest
 
 
-def _limited(frames: Iterator[pl.DataFrame], limit: int | None) -> Iterator[pl.DataFrame]:
-    left = limit
-    for frame in frames:
-        taken = frame if left is None else frame.head(left)
-        left = None if left is None else left - len(taken)
-        if not taken.is_empty():
-            yield taken
+class _Taker:
+    """Takes pairs out of an artifact of trees, and counts what it takes and leaves."""
+
+    def __init__(self, kind: str, section: Section, seed: int, ruler: Ruler) -> None:
+        self.kind = kind
+        self.section = section
+        self.seed = seed
+        self.ruler = ruler
+        self.funnel: Counter[str] = Counter()
+        self.mixture: dict[str, Counter[str]] = {}
+
+    def frames(self, trees: Artifact, options: BuildOptions, refused: list[Refused]) -> Iterator[pl.DataFrame]:
+        """Yield frames of pairs, not one of them empty."""
+        for frame in sound_frames(trees, self.kind, options, refused):
+            pairs = pairs_of(self.kind, frame, self.section, self.funnel, self.seed, self.ruler)
+            if not pairs.is_empty():
+                yield pairs
+
+    def counted(self, frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+        """Count what is in the frames that pass."""
+        for frame in frames:
+            self.funnel["pairs"] += len(frame)
+            for name, values in _mixture(frame).items():
+                self.mixture.setdefault(name, Counter()).update(values)
+            yield frame
+
+    def report(self) -> Report:
+        """Say what the manifest keeps; it fills up while frames pass."""
+        return Report(details={"funnel": self.funnel, "mixture": self.mixture}, notes=_notes(self.section))
 
 
-def _pair_frames(
-    kind: str, section: PairsSection, trees: Artifact, options: BuildOptions, funnel: Counter[str]
-) -> Iterator[pl.DataFrame]:
-    done = 0
-    for path in trees.data_files:
-        for frame in iterate_frames(path, TREES_AT_ONCE):
-            yield pairs_of(kind, frame, section, funnel)
-            done += len(frame)
-            options.progress(kind, done, trees.manifest.rows)
+def _notes(section: PairsSection) -> list[str]:
+    notes = []
+    if section.hold_out:
+        what = "held out for evaluation" if section.part == "held_out" else "to train on"
+        notes.append(f"prompts {what}; hold_out sets {section.hold_out:.1%} of the prompts aside")
+    return notes
 
 
-def pairs_of(kind: str, trees: pl.DataFrame, section: PairsSection, funnel: Counter[str]) -> pl.DataFrame:
-    """Return all pairs of a frame of trees, in a fixed order.
+def _mixture(pairs: pl.DataFrame) -> dict[str, dict[str, int]]:
+    ends = pl.concat_str(
+        pl.when(pl.col(f"{side}_is_terminal")).then(pl.lit("terminal")).otherwise(pl.lit("partial"))
+        for side in ("chosen", "rejected")
+    )
+    columns = {
+        "granularity": pl.col("granularity"),
+        "depth": pl.col("depth").cast(pl.String),
+        "task": pl.col("task").fill_null("unknown"),
+        "chosen_rejected": ends.str.replace("(terminal|partial)", "${1}-"),
+    }
+    counts = {name: pairs.select(value=column)["value"].value_counts(sort=True) for name, column in columns.items()}
+    return {name: dict(frame.sort("value").iter_rows()) for name, frame in counts.items()}
+
+
+def pairs_of(
+    kind: str,
+    trees: pl.DataFrame,
+    section: Section,
+    funnel: Counter[str],
+    seed: int = 42,
+    ruler: Ruler | None = None,
+) -> pl.DataFrame:
+    """Return all pairs of a frame of sound trees, in an order that depends on the trees alone.
 
     Args:
         kind: preference_pairs or prm_pairs.
-        trees: rows of kind `trees`.
-        section: the thresholds.
-        funnel: counts, added to: nodes left after each rule, pairs of candidates, pairs.
+        trees: rows of kind `trees`, or the columns of them that `read_trees` gives.
+        section: the rules.
+        funnel: counts, added to: nodes, candidates, and what each rule removed.
+        seed: decides every sample.
+        ruler: measures paths; default: one without a tokenizer.
     """
-    nodes = _eligible(unfold(trees), section, funnel)
-    candidates = _siblings(nodes) if kind == "preference_pairs" else _comparable(nodes)
-    far_apart = candidates.filter(
-        (pl.col("value") >= section.min_chosen_value)
-        & (pl.col("value") - pl.col("value_rejected") > section.min_margin)
-    )
-    pairs = far_apart.join(trees.lazy().select(_TREE), on="tree_id").pipe(_columns).collect()
-    funnel["pairs"] += len(pairs)
-    ids = [
-        identity.pair_id(*row)
-        for row in pairs.select("tree_id", "chosen_node_id", "rejected_node_id", "granularity").iter_rows()
-    ]
-    schema = polars_schema(kind)
-    return pairs.with_columns(pl.Series("pair_id", ids, pl.String)).select(list(schema)).cast(schema)
+    ruler = ruler or Ruler(section.max_tokens, None, f"{kind}.tokenizer")
+    kept = in_part(trees, section, seed, funnel)
+    if kept.is_empty():
+        return pl.DataFrame(schema=polars_schema(kind))
+    forest = unfold(kept)
+    if kind == "prm_pairs":
+        pairs = comparable_nodes(forest, section, funnel, ruler)
+    elif isinstance(section, PreferencePairsSection) and section.granularity == "trajectory":
+        pairs = trajectories(forest, section, funnel, ruler, seed)
+    else:
+        pairs = siblings(forest, section, funnel, ruler)
+    return _rows(kind, forest, inside_trees(forest, pairs, section, seed, funnel))
 
 
-def unfold(trees: pl.DataFrame) -> pl.DataFrame:
-    """Return one row a node, with `value`, the path's `text` and `path_tokens`, its `ancestors` (node ids from the
-    root to the node itself) and the `lengths` of their texts in code points.
-    """  # noqa: D205
-    nodes = (
-        trees.lazy()
-        .select("tree_id", "nodes")
-        .explode("nodes")
-        .unnest("nodes")
-        .select("tree_id", "node_id", "parent_id", "depth", "step", "is_terminal", "visits", "tokens",
-                value=pl.when(pl.col("visits") > 0).then(_VALUE))
-        .collect()
-    )  # fmt: skip
-    level = nodes.filter(pl.col("depth") == 0).with_columns(
-        text=pl.lit(""),
-        path_tokens=pl.col("tokens").cast(pl.Int64),
-        ancestors=pl.concat_list("node_id"),
-        lengths=pl.concat_list(pl.lit(0, pl.Int64)),
-    )
-    levels = [level]
-    while not level.is_empty():
-        level = _next_level(nodes, level)
-        levels.append(level)
-    return pl.concat(levels)
-
-
-def _next_level(nodes: pl.DataFrame, level: pl.DataFrame) -> pl.DataFrame:
-    parents = level.select(
-        "tree_id",
-        pl.col("node_id").alias("parent_id"),
-        pl.col("text", "path_tokens", "ancestors", "lengths").name.prefix("parent_"),
-    )
-    text = pl.col("parent_text") + pl.col("step")
-    return nodes.join(parents, on=["tree_id", "parent_id"]).select(
-        *nodes.columns,
-        text=text,
-        path_tokens=pl.col("parent_path_tokens") + pl.col("tokens"),
-        ancestors=pl.concat_list("parent_ancestors", "node_id"),
-        lengths=pl.concat_list("parent_lengths", text.str.len_chars().cast(pl.Int64)),
-    )
-
-
-def _eligible(nodes: pl.DataFrame, section: PairsSection, funnel: Counter[str]) -> pl.LazyFrame:
-    """Apply the rules that look at one node, and count what is left after each."""
-    rules = {
-        "nodes": pl.col("depth") > 0,
-        "nodes_visited": pl.col("visits") > 0,
-        "nodes_not_blank": pl.col("step").str.strip_chars() != "",
-        "nodes_visited_enough": pl.col("is_terminal") | (pl.col("visits") >= section.min_visits),
-        "nodes_short_enough": pl.col("path_tokens").fill_null(0) <= section.max_tokens,
+def _rows(kind: str, forest: Forest, pairs: pl.DataFrame) -> pl.DataFrame:
+    """Make rows of the schema of pairs of node numbers."""
+    chosen, rejected = pairs["chosen"].to_numpy(), pairs["rejected"].to_numpy()
+    both = np.unique(np.concatenate([chosen, rejected]))
+    texts = path_texts(forest, both)
+    lengths = path_sums(forest, forest.nodes["step"].str.len_chars().cast(pl.Int64).to_numpy())
+    columns: dict[str, Any] = dict(zip(_TREE, forest.trees[forest.nodes["tree"].gather(chosen)][_TREE], strict=True))
+    columns |= {
+        "granularity": pairs["granularity"],
+        "prefix_length": lengths[common_ancestors(forest, chosen, rejected)],
     }
-    for name, rule in rules.items():
-        nodes = nodes.filter(rule)
-        funnel[name] += len(nodes)
-    funnel["nodes_valued_enough"] += nodes.filter(pl.col("value") >= section.min_chosen_value).height
-    return nodes.lazy()
+    for side, rows in (("chosen", chosen), ("rejected", rejected)):
+        columns[side] = texts.gather(np.searchsorted(both, rows))
+        for name in ("node_id", "value", "visits", "is_terminal"):
+            columns[f"{side}_{name}"] = forest.nodes[name].gather(rows)
+    columns["depth"] = forest.nodes["depth"].gather(chosen)
+    columns["margin"] = columns["chosen_value"] - columns["rejected_value"]
+    frame = pl.DataFrame(columns)
+    frame = frame.sort("tree_id", "chosen_node_id", "rejected_node_id", "granularity")
+    keys = frame.select("tree_id", "chosen_node_id", "rejected_node_id", "granularity").iter_rows()
+    ids = pl.Series("pair_id", [identity.pair_id(*key) for key in keys], pl.String)
+    schema = polars_schema(kind)
+    return frame.with_columns(ids).select(list(schema)).cast(schema)
 
 
-def _siblings(nodes: pl.LazyFrame) -> pl.LazyFrame:
-    sides = nodes.select("tree_id", "parent_id", *_SIDE)
-    pairs = sides.join(sides, on=["tree_id", "parent_id"], suffix="_rejected")
-    return pairs.with_columns(granularity=pl.lit("step"))
-
-
-def _comparable(nodes: pl.LazyFrame) -> pl.LazyFrame:
-    """Pair nodes of equal depth (step), and terminal nodes of any depth (trajectory)."""
-    sides = nodes.select("tree_id", *_SIDE)
-    partial = sides.join(sides, on=["tree_id", "depth"], suffix="_rejected").filter(
-        ~(pl.col("is_terminal") & pl.col("is_terminal_rejected"))
+def _no_pairs(kind: str, trees: Artifact, section: PairsSection, funnel: Counter[str], refused: list[Refused]) -> str:
+    removed = {name.removeprefix("removed_"): count for name, count in funnel.items() if name.startswith("removed_")}
+    counts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in removed.items()) or "none"
+    broken = (
+        f" {len(refused)} trees were refused ({', '.join(sorted({each.rule for each in refused}))})." if refused else ""
     )
-    ends = sides.filter(pl.col("is_terminal"))
-    whole = ends.join(ends, on="tree_id", suffix="_rejected")
-    return pl.concat(
-        [
-            partial.with_columns(granularity=pl.lit("step")),
-            whole.with_columns(granularity=pl.lit("trajectory")),
-        ],
-        how="diagonal",
-    )
-
-
-def _columns(pairs: pl.LazyFrame) -> pl.LazyFrame:
-    return pairs.select(
-        *_TREE,
-        "granularity",
-        "depth",
-        chosen="text",
-        rejected="text_rejected",
-        prefix_length=_prefix_length(),
-        chosen_value="value",
-        rejected_value="value_rejected",
-        margin=pl.col("value") - pl.col("value_rejected"),
-        chosen_visits="visits",
-        rejected_visits="visits_rejected",
-        chosen_is_terminal="is_terminal",
-        rejected_is_terminal="is_terminal_rejected",
-        chosen_node_id="node_id",
-        rejected_node_id="node_id_rejected",
-    ).sort("tree_id", "chosen_node_id", "rejected_node_id", "granularity")
-
-
-def _prefix_length() -> pl.Expr:
-    """Return the length of the text of the deepest common ancestor.
-
-    Node ids are unique in a tree, so the ancestors that two nodes share are the first ones of both lists.
-    """
-    shared = pl.col("ancestors").list.set_intersection(pl.col("ancestors_rejected")).list.len()
-    return pl.col("lengths").list.get(shared.cast(pl.Int64) - 1)
-
-
-def _no_pairs(kind: str, trees: Artifact, section: PairsSection, funnel: Counter[str]) -> str:
-    counts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in funnel.items())
     return (
-        f"not one pair for {kind} in {trees.reference} ({trees.manifest.rows} trees): {counts}. Lower "
-        f"{kind}.min_margin ({section.min_margin}), {kind}.min_chosen_value ({section.min_chosen_value}) or "
-        f"{kind}.min_visits ({section.min_visits}), or grow trees with more iterations"
+        f"not one pair for {kind} in {trees.reference} ({trees.manifest.rows} trees, {funnel['nodes']} nodes below "
+        f"their roots, {funnel['candidates']} candidates).{broken} Removed: {counts}. Lower {kind}.min_margin "
+        f"({section.min_margin}), {kind}.min_chosen_value ({section.min_chosen_value}) or {kind}.min_visits "
+        f"({section.min_visits}), or grow trees with more iterations"
     )

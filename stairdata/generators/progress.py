@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from stairdata.llm.client import Client
+if TYPE_CHECKING:  # it takes half a second to import, and builds without a model need it for nothing
+    from stairdata.llm.client import Client
 
 
 class Progress(Protocol):

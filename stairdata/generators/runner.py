@@ -77,6 +77,8 @@ class Opened(NamedTuple):
     room: Callable[[], Awaitable[None]]
     """Returns when one more unit would find its server idle."""
     clients: Sequence[Client]
+    iterations: Callable[[], int] | None = None
+    """How many iterations of a search were made so far, where work is one."""
 
 
 OpenWork = Callable[[], AbstractAsyncContextManager[Opened]]
@@ -213,12 +215,14 @@ class Run:
         self._refused: list[Refused] = []
         self._meter = Meter(len(record.begins), total, [])
         self._saved = budget.spent
+        self._iterations: Callable[[], int] | None = None
         self.tell()
 
     async def all(self, units: Sequence[Unit], open_work: OpenWork, concurrency: int | Literal["auto"]) -> None:
         """Run units until all are done or the budget is stopped."""
         async with open_work() as opened:
             self._meter = Meter(self._meter.done, self._meter.total, opened.clients)
+            self._iterations = opened.iterations
             room = opened.room if concurrency == "auto" else None
             places = asyncio.Semaphore(len(units) if concurrency == "auto" else concurrency)
             with _interruptible(self._budget):
@@ -247,7 +251,8 @@ class Run:
     def keep(self, unit: Unit, done: Done) -> None:
         """Write a finished unit down."""
         self._record.keep(unit.key, done)
-        self._meter.iterations += done.counts.get("evaluations", 0)
+        if self._iterations is None:
+            self._meter.iterations += done.counts.get("evaluations", 0)
         self._meter.done += 1
         self.tell()
 
@@ -266,6 +271,8 @@ class Run:
     def tell(self) -> None:
         """Report how far it is."""
         meter = self._meter
+        if self._iterations is not None:
+            meter.iterations = self._iterations()
         self._progress(self._build.plan.kind, meter.done, meter.total, meter.describe())
 
     def save_spent(self) -> None:

@@ -25,6 +25,7 @@ from stairdata.generators.runner import (
     table_of_outcomes,
     usage_of,
 )
+from stairdata.generators.sft import build_from_trees, takes_trees
 from stairdata.generators.sources import BrokenRow, read_rows
 from stairdata.llm.budget import Budget
 from stairdata.llm.client import Client
@@ -61,12 +62,14 @@ class TeacherAnswer(BaseModel):
 
 
 def build_structured_cot(recipe: Recipe, options: BuildOptions) -> Artifact:
-    """Build a structured_cot artifact from a hand-written file, or by asking the recipe's teacher.
+    """Build a structured_cot artifact from trees, from a hand-written file, or by asking the recipe's teacher.
 
     Raises:
         InputError: the file can't be read.
         ServerError: the teacher can't be reached.
     """
+    if takes_trees(recipe, options):
+        return build_from_trees(recipe, options)
     return _from_file(recipe, options) if recipe.structured_cot.path else _from_teacher(recipe, options)
 
 

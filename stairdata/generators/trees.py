@@ -120,7 +120,7 @@ def _opener(
     async def open_work() -> AsyncIterator[Opened]:
         name = build.plan.models[0].name
         async with open_fleet(recipe, options, budget, name, build.work) as (fleet, clients):
-            yield Opened(lambda unit: fleet.grow(unit.key, prompts[unit.key]), fleet.room, clients)
+            yield Opened(lambda unit: fleet.grow(unit.key, prompts[unit.key]), fleet.room, clients, fleet.iterations)
 
     return open_work
 

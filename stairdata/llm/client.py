@@ -341,9 +341,10 @@ def _generation(answer: Any, wanted: int, read: Callable[[Any], Sample], *, may_
     if len(samples) != wanted and not (may_ignore_n and len(samples) == 1):
         raise MalformedAnswerError(f"{len(samples)} samples instead of {wanted}")
     usage = answer.usage
-    read, written = (usage.prompt_tokens, usage.completion_tokens or 0) if usage else (0, 0)
+    prompt_tokens = usage.prompt_tokens if usage else 0
+    completion_tokens = (usage.completion_tokens or 0) if usage else 0
     is_cut = any(sample.finish == "length" for sample in samples)
-    return Generation(samples, read, written, outcomes=(Outcome.LENGTH if is_cut else Outcome.OK,))
+    return Generation(samples, prompt_tokens, completion_tokens, outcomes=(Outcome.LENGTH if is_cut else Outcome.OK,))
 
 
 def _completion_sample(choice: Any) -> Sample:

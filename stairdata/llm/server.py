@@ -34,6 +34,7 @@ from stairdata_schemas.rendering import check_model_folder
 OnProgress = Callable[[str, float], None]
 
 PREFILL_TOKENS = 8192
+SMALL_MACHINE = 4  # cores up to which none is set aside for vLLM's front end
 HOST = "127.0.0.1"
 POLL = 0.5
 REQUEST_TIMEOUT = 10.0
@@ -383,7 +384,7 @@ def _lacking() -> str:
 
 
 def _environment(options: ServerOptions, model: str, api_key: str) -> dict[str, str]:
-    default = {"VLLM_CPU_KVCACHE_SPACE": str(options.kv_cache_gib)}
+    default = {"VLLM_CPU_KVCACHE_SPACE": str(options.kv_cache_gib)} | (_all_cores() if _is_cpu_build() else {})
     fixed = {
         "VLLM_API_KEY": api_key,
         "VLLM_NO_USAGE_STATS": "1",
@@ -395,6 +396,18 @@ def _environment(options: ServerOptions, model: str, api_key: str) -> dict[str, 
     if Path(model).is_absolute():
         fixed["HF_HUB_OFFLINE"] = "1"
     return {**default, **os.environ, **fixed}
+
+
+def _all_cores() -> dict[str, str]:
+    """Let the model compute on every core of a small machine.
+
+    vLLM keeps one core for its front end. Of two cores that is half the machine: 213 tokens/s instead of 295
+    (docs/performance.md).
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if not 1 < len(cores) <= SMALL_MACHINE:
+        return {}
+    return {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)), "OMP_NUM_THREADS": str(len(cores))}
 
 
 def _open_log(path: Path) -> IO[bytes]:

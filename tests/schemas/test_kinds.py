@@ -67,7 +67,7 @@ COLUMNS = {
 }
 KEYS = {
     "prompts": ["prompt_id"],
-    "structured_cot": ["prompt_id"],
+    "structured_cot": ["prompt_id", "completion"],
     "trees": ["tree_id"],
     "preference_pairs": ["pair_id"],
     "prm_pairs": ["pair_id"],

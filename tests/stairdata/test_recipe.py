@@ -78,7 +78,8 @@ def test_every_section_is_found() -> None:
 def test_the_contract(tmp_path: Path) -> None:
     recipe = load(tmp_path, CONTRACT)
     assert recipe.trees.model_dump(exclude={"concurrency"}) == Recipe().trees.model_dump(exclude={"concurrency"})
-    assert recipe.preference_pairs == recipe.prm_pairs == Recipe().preference_pairs
+    assert recipe.preference_pairs == Recipe().preference_pairs
+    assert recipe.prm_pairs == Recipe().prm_pairs
     assert recipe.prompts.sources[1].hub == "PKU-Alignment/PKU-SafeRLHF"
 
 

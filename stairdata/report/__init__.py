@@ -1,0 +1,1 @@
+"""Artifacts as pictures, pages and differences."""
