@@ -205,9 +205,9 @@ def yaml_features(kind: str) -> list[dict[str, Any]]:
 
 def _feature(name: str, dtype: Any) -> dict[str, Any]:
     if isinstance(dtype, pl.List):
-        is_struct = isinstance(dtype.inner, pl.Struct)
-        below: Any = [_feature(part.name, part.dtype) for part in dtype.inner.fields] if is_struct else None
-        return {"name": name, "large_list": below or _DTYPES[type(dtype.inner)]}
+        inner: Any = dtype.inner
+        below = [_feature(part.name, part.dtype) for part in inner.fields] if isinstance(inner, pl.Struct) else None
+        return {"name": name, "large_list": below or _DTYPES[type(inner)]}
     return {"name": name, "dtype": _DTYPES[type(dtype)]}
 
 

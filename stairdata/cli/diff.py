@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 
 def diff(
-    a: Annotated[str, typer.Argument(metavar="A", help="KIND, KIND@X.Y.Z or a folder.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="KIND, KIND@X.Y.Z, a folder, or org/name@TAG.")],
     b: Annotated[str, typer.Argument(metavar="B", help="The other one, of the same kind.")],
     root: RootOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Say what differs from A to B: rows by key, distributions, and how they were made."""
+    from stairdata.hub.pull import open_reference
     from stairdata.report.differences import compare
-    from stairdata_schemas.artifacts import resolve
 
     folder = root_folder(root)
-    found = compare(resolve(a, folder), resolve(b, folder))
+    found = compare(open_reference(a, folder), open_reference(b, folder))
     if json_:
         emit(json.dumps(found.as_json(), default=str))
     else:

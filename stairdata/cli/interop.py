@@ -49,17 +49,17 @@ def import_(
 
 
 def export(
-    reference: Annotated[str, typer.Argument(metavar="REF", help="KIND, KIND@X.Y.Z or a folder.")],
+    reference: Annotated[str, typer.Argument(metavar="REF", help="KIND, KIND@X.Y.Z, a folder, or org/name@TAG.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")],
     to: Annotated[str, typer.Option("--to", help="Form of the file: thu-ml.")],
     root: RootOption = None,
 ) -> None:
     """Export an artifact in the published code's form: trees and prompts as JSON, pairs as JSONL."""
+    from stairdata.hub.pull import open_reference
     from stairdata.interop.exporting import export_thu_ml
-    from stairdata_schemas.artifacts import resolve
 
     _check_format(to)
-    artifact = resolve(reference, root_folder(root))
+    artifact = open_reference(reference, root_folder(root))
     with show_progress() as progress:
         count = export_thu_ml(artifact, file, progress)
     say(f"{artifact.reference}: {count} written")

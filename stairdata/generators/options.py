@@ -52,7 +52,7 @@ class BuildOptions:
 
     def names(self, kind: str) -> bool:
         """Tell whether --input names an artifact of a kind."""
-        return any(resolve(reference, self.root).kind == kind for reference in self.inputs)
+        return any(open_reference(reference, self.root).kind == kind for reference in self.inputs)
 
     def waiting(self, what: str, seconds: float) -> None:
         """Report that something takes its time, such as the start of a server."""

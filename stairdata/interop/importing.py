@@ -12,11 +12,12 @@ from typing import Any
 import polars as pl
 
 from stairdata.generators.options import BuildOptions
+from stairdata.hub.pull import open_reference
 from stairdata.interop import thu_ml
 from stairdata.interop.json_list import Duplicates, read_list
 from stairdata.interop.thu_ml import BrokenError, Losses, Row
 from stairdata_schemas import identity
-from stairdata_schemas.artifacts import Artifact, resolve
+from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildPlan, Refused, Report, begin_build
 from stairdata_schemas.errors import InputError, UsageError
 from stairdata_schemas.kinds import TASKS, polars_schema
@@ -44,7 +45,7 @@ def import_thu_ml(kind: str, paths: Sequence[Path], options: BuildOptions, promp
     """
     if kind not in GENERATORS:
         raise UsageError(f"can't import {kind!r} from thu-ml; --kind is one of {', '.join(GENERATORS)}")
-    parent = resolve(prompts, options.root) if prompts is not None else None
+    parent = open_reference(prompts, options.root) if prompts is not None else None
     plan = _plan(kind, paths, [parent.as_parent()] if parent else [])
     build = begin_build(plan, options.root, options.version, fresh=options.fresh)
     if isinstance(build, Artifact):

@@ -66,6 +66,8 @@ def test_push_list_show_and_pull(hub: HubServer, run: Run, build: Callable[..., 
     assert "prompts@1.0.0  2 rows" in shown.out
     assert f"on the Hub as {REPO}" in shown.out
     assert json.loads(run("show", f"{REPO}@v1.0.0", "--lineage", "--json").out)["rows"] == 2
+    assert run("diff", f"{REPO}@v1.0.0", f"{REPO}@v1.1.0").status == 0
+    assert run("export", f"{REPO}@v1.0.0", "--to", "thu-ml", "out.json").status == 0
 
 
 @pytest.mark.parametrize(
