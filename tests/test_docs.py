@@ -81,13 +81,13 @@ def workplace(tmp_path: Path, stub_llm: StubServer, tokenizer_folder: Path) -> P
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_of_a_page(page: Path, workplace: Path, hub: HubServer) -> None:
+def test_commands_of_a_page(page: Path, workplace: Path, hub: HubServer, stub_llm: StubServer) -> None:
     program = Path(sys.executable).parent / "stairdata"
     environment = {**os.environ, "HF_HOME": str(workplace / "hf")}  # whose HF_ENDPOINT is the tests' own Hub
     for command in commands(page):
         if command in RUN_BY_CI:
             continue
-        name, *arguments = shlex.split(command)
+        name, *arguments = shlex.split(command.replace(SERVER, stub_llm.base_url))
         assert name == "stairdata", command
         done = subprocess.run(
             [str(program), *arguments],

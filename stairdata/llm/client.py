@@ -127,6 +127,7 @@ class Client:
         self._limits = RetryLimits(endpoint.retries, endpoint.retry_seconds)
         self._check = check or (lambda: None)
         self._failed_in_a_row = 0
+        self._has_answered = False
         self._takes_n: bool | None = None
         try:
             self._openai = openai.AsyncOpenAI(
@@ -248,6 +249,7 @@ class Client:
         finally:
             self.budget.settle(ticket, self._name, *used)
         self._failed_in_a_row = 0
+        self._has_answered = True
         self.tally.prompt_tokens += generation.prompt_tokens
         self.tally.completion_tokens += generation.completion_tokens
         self.tally.outcomes[generation.outcomes[-1]] += 1
@@ -271,7 +273,7 @@ class Client:
                 return generation
 
         def note(failure: AttemptFailedError) -> None:
-            if failure.is_final_for_all:
+            if failure.is_final_for_all or (failure.is_forbidden and not self._has_answered):
                 raise ServerError(
                     f"the LLM server at {self.base_url} refuses to work: {quote(self._redact(failure.detail))}; "
                     "finished work is kept: mend the key or the account and run the same command again"

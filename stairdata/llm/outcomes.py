@@ -38,7 +38,8 @@ class Outcome(StrEnum):
 RETRIED = {Outcome.RATE_LIMITED, Outcome.TIMEOUT, Outcome.CONNECTION, Outcome.SERVER_ERROR, Outcome.MALFORMED}
 UNREACHABLE = {Outcome.TIMEOUT, Outcome.CONNECTION}
 OVERLOADED = {408, 429, 503, 529}
-REFUSED_KEY = {401, 403}
+REFUSED_KEY = 401
+FORBIDDEN = 403  # a key without rights, or one prompt that a provider does not take
 
 
 class RequestFailedError(Exception):
@@ -82,6 +83,7 @@ class AttemptFailedError(Exception):
         retry_after: seconds that the server asks to wait.
         is_overload: the server has more to do than it can.
         is_final_for_all: no other request will fare better (a key that is refused, an account without credit).
+        is_forbidden: the same, unless another request has fared better already.
     """
 
     def __init__(
@@ -92,12 +94,14 @@ class AttemptFailedError(Exception):
         *,
         is_overload: bool = False,
         is_final_for_all: bool = False,
+        is_forbidden: bool = False,
     ) -> None:
         self.outcome = outcome
         self.detail = detail
         self.retry_after = retry_after
         self.is_overload = is_overload
         self.is_final_for_all = is_final_for_all
+        self.is_forbidden = is_forbidden
         super().__init__(detail)
 
 
@@ -196,7 +200,8 @@ def _from_status(error: openai.APIStatusError) -> AttemptFailedError:
         detail,
         _seconds(error.response.headers.get("retry-after")) if outcome in RETRIED else None,
         is_overload=status in OVERLOADED,
-        is_final_for_all=status in REFUSED_KEY or code == "insufficient_quota",
+        is_final_for_all=status == REFUSED_KEY or code == "insufficient_quota",
+        is_forbidden=status == FORBIDDEN and outcome is not Outcome.CONTENT_FILTER,
     )
 
 

@@ -16,7 +16,7 @@ from stairdata.recipe import Endpoint, Price
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("stairdata.generators.progress.time.monotonic", lambda: now[0])
     return now
 
 

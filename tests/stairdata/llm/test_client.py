@@ -262,6 +262,19 @@ def test_a_retry_keeps_the_seed(call: Callable[..., Any], stub_llm: StubServer) 
     assert (stub_llm.stats()["requests"], stub_llm.stats()["distinct"]) == (2, 1)
 
 
+def test_a_prompt_that_a_provider_forbids_is_refused_alone(call: Callable[..., Any], stub_llm: StubServer) -> None:
+    stub_llm.control(script=[{}, {"status": 403, "text": '{"error": {"message": "your input was flagged"}}'}])
+
+    async def work(client: Client) -> None:
+        await complete(client)
+        with pytest.raises(RequestFailedError, match="flagged") as caught:
+            await complete(client)
+        assert caught.value.outcomes == [Outcome.INVALID_REQUEST]
+        await complete(client)
+
+    call(work)
+
+
 def test_the_tally(call: Callable[..., Any], stub_llm: StubServer) -> None:
     stub_llm.control(script=[{"fault": "error"}, {}, {"status": 400}])
 
@@ -473,7 +486,7 @@ def test_a_wait_that_the_server_asks_for_holds_all_requests(call: Callable[..., 
 
     async def work(client: Client) -> tuple[int, bool]:
         held: list[float] = []
-        client.window.pause = held.append  # type: ignore[method-assign]
+        client.window.pause = held.append  # type: ignore[method-assign, assignment]
         await asyncio.gather(complete(client), complete(client))
         return client.tally.requests, held == [0.2]
 
