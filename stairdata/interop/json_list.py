@@ -87,8 +87,9 @@ class _Reader:
                 may_be_cut = self._may_be_cut(error)
                 if self._is_at_end or not may_be_cut:
                     raise self._broken(error.msg, error.pos, is_cut=may_be_cut) from error
-            except RecursionError as error:
-                raise self._broken("nested too deeply", position) from error
+            except (RecursionError, ValueError) as error:  # ValueError: Python reads no number of 5,000 digits
+                what = "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
+                raise self._broken(what, position) from error
             else:
                 if end + _CUT_NUMBER < len(self._window) or self._is_at_end:
                     return value, end

@@ -20,7 +20,7 @@ import polars as pl
 from stairdata.report.measures import Numbers, classes, figures
 from stairdata.report.trees import Row, Seen, look, title_of, visits_of
 from stairdata_schemas.artifacts import Artifact
-from stairdata_schemas.errors import visible
+from stairdata_schemas.errors import UsageError, visible
 from stairdata_schemas.manifest import Manifest
 
 BINS = 40
@@ -73,8 +73,6 @@ def artifact_page(artifact: Artifact) -> str:
 def _page(
     title: str, facts: list[tuple[str, Any]], plots: list[Row], counts: dict[str, dict[str, int]], data: Row
 ) -> str:
-    from plotly.offline import get_plotlyjs
-
     shown = [(name, visible(str(value))) for name, value in facts if value not in (None, "")]
     return (
         _environment()
@@ -86,12 +84,22 @@ def _page(
             counts={visible(name): {visible(key): n for key, n in rows.items()} for name, rows in counts.items()},
             rows_shown=ROWS_SHOWN,
             data=_json({"plots": plots, **data}),
-            plotly=get_plotlyjs(),
+            plotly=_plotly().offline.get_plotlyjs(),
             nonce=secrets.token_urlsafe(16),
             has_tree="nodes" in data,
             rows=data.get("rows", []),
         )
     )
+
+
+def _plotly() -> Any:
+    try:
+        import plotly
+        import plotly.graph_objects
+        import plotly.offline
+    except ImportError as error:
+        raise UsageError("a page needs plotly: pip install 'stairdata[report]'") from error
+    return plotly
 
 
 def _json(value: Any) -> str:
@@ -113,9 +121,7 @@ def _environment() -> jinja2.Environment:
 
 def _plot(name: str, trace: Row, layout: Row) -> Row:
     """Check a figure by plotly's own schema, and name it."""
-    import plotly.graph_objects as go
-
-    figure = json.loads(go.Figure(data=[trace], layout=layout).to_json())
+    figure = json.loads(_plotly().graph_objects.Figure(data=[trace], layout=layout).to_json())
     figure["layout"].pop("template", None)
     return {"name": name, **figure}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,6 +100,16 @@ def test_pages_are_written(what: str, run: Run, trees: Artifact, pairs: Artifact
     assert (ended.status, ended.out) == (0, "page.html\n")
     assert "behind a click" in ended.err
     assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+def test_a_page_without_plotly_says_what_to_install(
+    run: Run, trees: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    ended = run("show", "trees", "--html", "page.html")
+    assert ended.status == 2
+    assert "pip install 'stairdata[report]'" in ended.err
+    assert not (tmp_path / "page.html").exists()
 
 
 @pytest.mark.parametrize(

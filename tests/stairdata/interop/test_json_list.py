@@ -70,6 +70,7 @@ def read(tmp_path: Path, content: bytes) -> list[Any]:
         ('["é", x, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]'.encode(), "is not JSON at byte 7 of 40: expecting value"),
         (b"[1] 2", "is not JSON at byte 4 of 5: text after the end of the list"),
         (b'["a", "\xff"]', "is not UTF-8 at byte 7"),
+        (b"[" + b"1" * 5000 + b"]", "is not JSON at byte 1 of 5002: a number is too long"),
         (b"[[" + b"[" * 100_000 + b"]" * 100_002, "nested too deeply"),
     ],
 )
