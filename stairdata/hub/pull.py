@@ -95,7 +95,10 @@ def open_reference(reference: str, root: Path) -> Artifact:
     is_local = reference.startswith(("/", "./", "../")) or (Path(reference) / MANIFEST_NAME).is_file()
     if address is None or is_local:
         return resolve(reference, root)
-    return fetch(resolve_address(address), root)
+    target = resolve_address(address)
+    manifest = _read_manifest(target)
+    _check_schema_version(manifest, target)
+    return fetch(target, root, manifest)
 
 
 def pull(
@@ -117,8 +120,7 @@ def pull(
     target = resolve_address(address, config)
     progress(f"looking at {target.repo} at {target.commit[:12]}", 0, 0)
     manifest = _read_manifest(target)
-    if not to_current:
-        _check_schema_version(manifest, target)
+    _check_schema_version(manifest, target, may_be_older=to_current)
     home = root / manifest.kind / manifest.version
     there = _already_there(home, manifest, target)
     if there is None:
@@ -275,11 +277,11 @@ def _check_files(manifest: Manifest, target: Target, where: str) -> None:
         raise ArtifactError(f"{where} holds {quote(extra[0])}, which its manifest does not list: somebody changed it")
 
 
-def _check_schema_version(manifest: Manifest, target: Target) -> None:
-    if manifest.schema_version < SCHEMA_VERSION:
+def _check_schema_version(manifest: Manifest, target: Target, *, may_be_older: bool = False) -> None:
+    if manifest.schema_version < SCHEMA_VERSION and not may_be_older:
         raise ArtifactError(
-            f"{target.repo} has schema version {manifest.schema_version}, this release reads {SCHEMA_VERSION}; add "
-            "--migrate to get it as a new artifact of the current version"
+            f"{target.repo} has schema version {manifest.schema_version}, this release reads {SCHEMA_VERSION}; "
+            f"`stairdata pull {target.repo} --migrate` makes a new artifact of the current version"
         )
     if manifest.schema_version > SCHEMA_VERSION:
         raise ArtifactError(
@@ -291,14 +293,13 @@ def _check_schema_version(manifest: Manifest, target: Target) -> None:
 # -- the files -----------------------------------------------------------------------------------------------
 
 
-def fetch(target: Target, root: Path, manifest: Manifest | None = None, progress: Progress = quiet) -> Artifact:
+def fetch(target: Target, root: Path, manifest: Manifest, progress: Progress = quiet) -> Artifact:
     """Fetch a release into the store under the root, or return the one that is there.
 
     Raises:
-        ArtifactError: damaged, or not of a schema version that this release reads or can migrate.
+        ArtifactError: damaged.
         HubError: the Hub can't be reached, or refuses.
     """
-    manifest = manifest or _read_manifest(target)
     home = root / manifest.kind / manifest.version
     origin = read_origin(home)
     if origin is not None and (origin.repo, origin.commit, origin.config) == _identity(target):
@@ -307,20 +308,12 @@ def fetch(target: Target, root: Path, manifest: Manifest | None = None, progress
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         if not (folder / MANIFEST_NAME).is_file():
-            _check_schema(manifest)
             _download(target, manifest, folder, progress)
         return open_artifact(folder) if manifest.schema_version == SCHEMA_VERSION else Artifact(folder, manifest)
 
 
 def _identity(target: Target) -> tuple[str, str, str | None]:
     return target.repo, target.commit, target.place.config
-
-
-def _check_schema(manifest: Manifest) -> None:
-    if manifest.schema_version > SCHEMA_VERSION:
-        raise ArtifactError(
-            f"schema version {manifest.schema_version} is newer than {SCHEMA_VERSION}; upgrade stairdata"
-        )
 
 
 @contextmanager
