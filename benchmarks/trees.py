@@ -7,8 +7,9 @@
 
 `server` grows trees, then sends the very same requests again, as many at a time as the server takes, and compares
 tokens a second. A request's tokens count evenly over its time in flight. The steady part of the run is while at least
-`--steady` trees are unfinished; of the second run, while its window is full. The second run finds prompts in the
-server's prefix cache that the first one had to read, so the share errs to our disadvantage.
+`--steady` trees are unfinished; of the second run, while its window is full. A model that is served here gets a new
+server for the second run; a server that is named finds prompts of the first one in its prefix cache, so that the share
+errs to our disadvantage.
 """
 
 from __future__ import annotations
@@ -100,6 +101,7 @@ def main() -> None:
     server.add_argument("--at-once", default="auto", help="trees in flight")
     server.add_argument("--steady", type=int, default=32)
     server.add_argument("--saturate", type=int, default=64, help="requests in flight of the second run; 0: no such run")
+    server.add_argument("--again", type=float, default=1.0, help="share of the requests in it, out of the middle")
     options = parser.parse_args()
     print_machine()
     {"instant": instant, "memory": memory, "server": server_run}[options.command](options)
@@ -146,17 +148,32 @@ def server_run(options: argparse.Namespace) -> None:
         if options.unreadable_as_3:
             read = judges.read_score
             judges.read_score = lambda text: read(text) or 3
-        url = options.base_url
-        if url is None:
-            extra = tuple(options.server_args.split())
-            server = ManagedServer(ServerOptions(str(options.model), options.log or folder / "server.log", extra=extra))
-            stack.enter_context(server)
-            url, os.environ["BENCHMARK_KEY"] = server.base_url, server.api_key
         prompts = read_prompts(options.prompts, options.trees) or safety_prompts(options.trees)
-        artifact, watch = grow(folder, at_server(options, url), prompts)
+        with served(options, folder) as url:
+            artifact, watch = grow(folder, at_server(options, url), prompts)
         report_server(options, artifact, watch)
         if options.saturate:
-            report_share(options, watch, asyncio.run(saturate(watch.sent, options.saturate)))
+            with served(options, folder) as url:
+                report_share(options, watch, asyncio.run(saturate(middle(watch.sent, options.again), options, url)))
+
+
+@contextlib.contextmanager
+def served(options: argparse.Namespace, folder: Path) -> Iterator[str]:
+    """Give the URL of the server: the one that is named, or one of our own whose prefix cache is empty."""
+    if options.base_url is not None:
+        yield options.base_url
+        return
+    extra = tuple(options.server_args.split())
+    with ManagedServer(ServerOptions(str(options.model), options.log or folder / "server.log", extra=extra)) as server:
+        os.environ["BENCHMARK_KEY"] = server.api_key
+        yield server.base_url
+
+
+def middle(sent: Sequence[Sent], share: float) -> Sequence[Sent]:
+    """Take a share of the requests out of their middle, in the order they were sent."""
+    ordered = sorted(sent, key=lambda one: one.began)
+    first = int(len(ordered) * (1 - share) / 2)
+    return ordered[first : first + int(len(ordered) * share)]
 
 
 def report_server(options: argparse.Namespace, artifact: Artifact, watch: Watch) -> None:
@@ -194,12 +211,13 @@ def speed(sent: Sequence[Sent], began: float, ended: float) -> float:
     return tokens / (ended - began)
 
 
-async def saturate(sent: Sequence[Sent], at_once: int) -> list[Sent]:
+async def saturate(sent: Sequence[Sent], options: argparse.Namespace, url: str) -> list[Sent]:
     """Send requests again, a fixed number at a time, on connections of this event loop."""
+    key = os.environ.get("BENCHMARK_KEY", "none")
     again: list[Sent] = []
     waiting = iter(sent)
     for client in {id(one.client): one.client for one in sent}.values():
-        client._openai = openai.AsyncOpenAI(base_url=client.base_url, api_key=client._api_key, max_retries=0)
+        client._openai = openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0)
 
     async def worker() -> None:
         for one in waiting:
@@ -209,7 +227,7 @@ async def saturate(sent: Sequence[Sent], at_once: int) -> list[Sent]:
                 Sent(one.client, one.attempt, began, time.monotonic(), generation.completion_tokens, one.is_chat)
             )
 
-    await asyncio.gather(*(worker() for _ in range(at_once)))
+    await asyncio.gather(*(worker() for _ in range(options.saturate)))
     return sorted(again, key=lambda one: one.began)
 
 

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-START = 32
+START = 64
 MOST = 512
 GROWTH = 1.5
 SHRINKING = 0.8
