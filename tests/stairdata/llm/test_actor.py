@@ -43,7 +43,7 @@ def pieces_of(tokenizer: Any, text: str, finish: str, *, to_the_end: bool = Fals
     actor = Actor(Scripted(Sample(text, finish)), tokenizer, Sampling())  # type: ignore[arg-type]
     sample = actor.answers if to_the_end else actor.steps
     (piece,), usage = asyncio.run(sample("p", n=1, max_tokens=9, seed=1))
-    assert usage == Usage(1, 11, 22)
+    assert usage == Usage(1, 11, 22, ("ok",))
     return piece
 
 
