@@ -80,7 +80,6 @@ def main() -> None:
         command = commands.add_parser(name)
         command.add_argument("--trees", type=int, default=trees)
         command.add_argument("--iterations", type=int, default=iterations)
-        command.add_argument("--unfused", action="store_true", help="one request for the steps, one for each rollout")
         command.add_argument("--tokenizer", help="default: the model's, or a small one made here")
         command.add_argument(
             "--prompts", type=Path, nargs="*", default=[], help="JSONL with prompt and task, or question and type"
@@ -91,6 +90,7 @@ def main() -> None:
     server.add_argument("--log", type=Path, help="of the server")
     server.add_argument("--base-url")
     server.add_argument("--name", default="actor", help="the server's name for the model")
+    server.add_argument("--unfused", action="store_true", help="one request for the steps, one for each rollout")
     server.add_argument("--judge", default="rule", choices=["rule", "self", "reference"])
     server.add_argument("--judge-tokens", type=int, default=64)
     server.add_argument(
@@ -277,7 +277,7 @@ def at_instant(options: argparse.Namespace, url: str, folder: Path) -> Recipe:
     """Return the recipe for the server that answers at once."""
     tokenizer = options.tokenizer or small_tokenizer(folder / "tokenizer")
     actor = {"base_url": url, "model": "actor", "tokenizer": str(tokenizer)}
-    trees = {"iterations": options.iterations, "fused": not options.unfused, "judge": {"kind": "rule"}}
+    trees = {"iterations": options.iterations, "judge": {"kind": "rule"}}
     return Recipe.model_validate({"actor": actor, "trees": trees})
 
 
