@@ -98,12 +98,19 @@ class Window:
     def pause(self, seconds: float) -> None:
         """Send nothing for a while, because the server said so."""
         self._paused_until = max(self._paused_until, self._clock() + seconds)
-        asyncio.get_running_loop().call_later(seconds, self._admit)
+        asyncio.get_running_loop().call_later(seconds, self._resume)
 
     def open(self) -> None:
         """Keep nobody waiting any more, since nothing is to be sent."""
         self.limit, self._paused_until = sys.maxsize, 0.0
         self._admit()
+
+    def _resume(self) -> None:
+        left = self._paused_until - self._clock()
+        if left > 0:  # paused for longer meanwhile, or the timer was early by a hair
+            asyncio.get_running_loop().call_later(left, self._resume)
+        else:
+            self._admit()
 
     async def _enter(self) -> None:
         if not self.has_room:
