@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
     [
         (("trees.py", "instant", "--trees", "3", "--iterations", "6"), "ms of CPU a completion"),
         (("trees.py", "memory", "--trees", "3", "--iterations", "6"), "peak memory"),
-        (("pairs.py", "--small", "4", "--large", "8"), "build preference-pairs"),
+        (("pairs.py", "--small", "4", "--large", "20"), "build preference-pairs"),
         (("hub.py", "--gigabytes", "0.004"), "lfs pull: ratio"),
     ],
     ids=["instant", "memory", "pairs", "hub"],

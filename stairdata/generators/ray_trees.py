@@ -145,7 +145,8 @@ def run_on_ray(
     gone: list[str] = []
     try:
         if missing:
-            job = Job(recipe.model_dump(mode="json"), _urls(recipe, options), build.plan.models[0].name, _path(build))
+            sections = recipe.model_dump(mode="json", include=set(Recipe.model_fields))  # not those of training
+            job = Job(sections, _urls(recipe, options), build.plan.models[0].name, _path(build))
             items = [{"key": unit.key, "prompt": json.dumps(prompts[unit.key]._asdict())} for unit in missing]
             with _cluster(options.address):
                 for key, result in _stream(items, job, recipe):
