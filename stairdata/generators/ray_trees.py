@@ -138,15 +138,13 @@ def run_on_ray(
     """
     record = Record(build)
     run = Run(build, record, budget, options, len(units))
-    missing = [unit for unit in units if unit.key not in record.begins]
-    if options.pilot is not None:
-        missing = missing[: max(0, options.pilot - len(record.begins))]
+    missing = record.missing(units, options.pilot)
     by_key = {unit.key: unit for unit in missing}
     gone: list[str] = []
     try:
         if missing:
             sections = recipe.model_dump(mode="json", include=set(Recipe.model_fields))  # not those of training
-            job = Job(sections, _urls(recipe, options), build.plan.models[0].name, _path(build))
+            job = Job(sections, _urls(recipe, options), build.plan.models[0].name, str(build.work.resolve()))
             items = [{"key": unit.key, "prompt": json.dumps(prompts[unit.key]._asdict())} for unit in missing]
             with _cluster(options.address):
                 for key, result in _stream(items, job, recipe):
@@ -239,7 +237,3 @@ def _urls(recipe: Recipe, options: BuildOptions) -> tuple[str, ...]:
     if options.endpoints:
         return options.endpoints
     return (recipe.actor.base_url,) if recipe.actor.base_url else ()
-
-
-def _path(build: Build) -> str:
-    return str(build.work.resolve())

@@ -118,6 +118,11 @@ class Record:
         if done.leftover:
             done.leftover.unlink(missing_ok=True)
 
+    def missing(self, units: Sequence[Unit], pilot: int | None) -> list[Unit]:
+        """Return the units that have no row, as many as a pilot still wants."""
+        missing = [unit for unit in units if unit.key not in self.begins]
+        return missing if pilot is None else missing[: max(0, pilot - len(self.begins))]
+
     def frames(self, kind: str, units: Sequence[Unit]) -> Iterator[pl.DataFrame]:
         """Yield the rows in the units' order, in frames of bounded size."""
         begins = [self.begins[unit.key] for unit in units if unit.key in self.begins]
@@ -169,9 +174,7 @@ def run_units(
     """
     record = Record(build)
     run = Run(build, record, budget, options, len(units))
-    missing = [unit for unit in units if unit.key not in record.begins]
-    if options.pilot is not None:
-        missing = missing[: max(0, options.pilot - len(record.begins))]
+    missing = record.missing(units, options.pilot)
     try:
         if missing:
             asyncio.run(run.all(missing, open_work, concurrency))
