@@ -48,6 +48,19 @@ CHATML = (
 )
 
 
+def call(address: str, method: str, path: str, body: str | None) -> dict[str, Any]:
+    """Send a request of the tests' own to one of their servers, and return its answer."""
+    connection = http.client.HTTPConnection(address, timeout=60)
+    try:
+        connection.request(method, path, body, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        answer: dict[str, Any] = json.loads(response.read())
+    finally:
+        connection.close()
+    assert response.status == 200, answer
+    return answer
+
+
 class StubServer:
     """The stub of tests/servers/stub_llm.py: starts at first use, and again after it died."""
 
@@ -104,15 +117,7 @@ class StubServer:
         return self._call("GET", "/last")
 
     def _call(self, method: str, path: str, body: str | None = None) -> dict[str, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        try:
-            connection.request(method, path, body, {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            answer: dict[str, Any] = json.loads(response.read())
-        finally:
-            connection.close()
-        assert response.status == 200, answer
-        return answer
+        return call(f"127.0.0.1:{self.port}", method, path, body)
 
 
 @pytest.fixture(scope="session")
@@ -179,15 +184,7 @@ class HubServer:
         return name in self._call("GET", "/_stats")["repos"]
 
     def _call(self, method: str, path: str, body: str | None = None) -> dict[str, Any]:
-        connection = http.client.HTTPConnection(HUB_URL.removeprefix("http://"), timeout=60)
-        try:
-            connection.request(method, path, body, {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            answer: dict[str, Any] = json.loads(response.read())
-        finally:
-            connection.close()
-        assert response.status == 200, answer
-        return answer
+        return call(HUB_URL.removeprefix("http://"), method, path, body)
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,6 @@ REQUEST_TIMEOUT = 10.0
 PROBE_TIMEOUT = 120.0
 SLACK = 10.0  # seconds beyond the grace period until the supervisor itself counts as stuck
 LOG_TAIL = 200_000  # bytes
-PREFILL_TOKENS = 8192
 WORDS_LIMIT = 300
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
