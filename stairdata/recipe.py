@@ -258,8 +258,58 @@ class Teacher(Endpoint):
 
     max_tokens: int = Field(1500, ge=1)
     """Tokens of one answer."""
-    temperature: float = Field(0.7, ge=0)
-    """Sampling temperature."""
+    temperature: float | None = Field(0.7, ge=0)
+    """Sampling temperature; null sends none, for models that take none."""
+    format: Literal["json", "text"] = "json"
+    """json: structured outputs, rendered here, so that the grammar always holds. text: the teacher writes the step
+    grammar itself, for servers without structured outputs; what does not parse is refused."""
+
+
+class CotJudge(Endpoint):
+    """Who compares teachers, and tells whether an answer complies with a harmful request."""
+
+    max_tokens: int = Field(512, ge=1)
+    """Tokens of one judgement."""
+    temperature: float | None = Field(0.0, ge=0)
+    """Sampling temperature; null sends none."""
+    reasks: int = Field(2, ge=0)
+    """How often a judgement that can't be read is asked again before the judge counts as failed."""
+
+
+class GateSection(Section):
+    """What an answer of a teacher has to be, beyond the step grammar; what fails goes to quarantine with its rule."""
+
+    min_steps: int = Field(1, ge=1)
+    """Reasoning steps at least."""
+    max_steps: int = Field(12, ge=1)
+    """Reasoning steps at most."""
+    min_characters: int = Field(40, ge=0)
+    """Characters of all titles, bodies and the final answer at least."""
+    max_characters: int = Field(12_000, ge=1)
+    """Characters of all titles, bodies and the final answer at most."""
+    compliance: bool = True
+    """With a judge: refuse answers that comply on safety prompts whose reference answer is unsafe."""
+
+
+class TemplatesSection(Section):
+    """Files with jinja templates in place of the project's own."""
+
+    safety: Path | None = None
+    """What a teacher is asked on safety prompts."""
+    helpfulness: Path | None = None
+    """What a teacher is asked on helpfulness prompts."""
+
+
+class BatchSection(Section):
+    """How `--batch` splits requests; the defaults are the limits of OpenAI's Batch API."""
+
+    max_requests: int = Field(50_000, ge=1)
+    """Requests of one batch at most."""
+    max_bytes: int = Field(200_000_000, ge=1000)
+    """Bytes of one batch's file at most."""
+    max_enqueued_tokens: int | None = Field(None, ge=1)
+    """Prompt tokens of all batches under way at most: the account's batch queue limit for the model. What exceeds it
+    waits for the next `--batch`."""
 
 
 class FromTreesSection(Section):
@@ -288,6 +338,16 @@ class StructuredCotSection(Section):
     """Licence of the rows written by hand, as the Hub names it."""
     teacher: Teacher = Teacher()
     """The model that writes the reasoning."""
+    teachers: dict[str, Teacher] = {}
+    """More of them by name, for `--teachers a,b`; a name that is not here is a model at the server of `teacher`."""
+    judge: CotJudge | None = None
+    """Who keeps the better of two candidates, and finds answers that comply with harmful requests."""
+    gate: GateSection = GateSection()
+    """What an answer has to be."""
+    templates: TemplatesSection = TemplatesSection()
+    """Other words for the teacher."""
+    batch: BatchSection = BatchSection()
+    """How `--batch` splits requests."""
     concurrency: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Prompts in flight at most; auto: one is begun whenever the server could take one more request."""
 
@@ -326,6 +386,8 @@ class Price(Section):
     """Of a million prompt tokens; 0 is free."""
     output: float = Field(0, ge=0)
     """Of a million completion tokens; 0 is free."""
+    batch: Share = 0.5
+    """Share of it that the Batch API charges."""
 
 
 class Recipe(Section):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from stairdata.cli.console import emit, say, show_progress
 from stairdata.cli.options import (
@@ -36,6 +37,22 @@ class Executor(StrEnum):
     RAY = "ray"
 
 
+class BuildCommand(TyperCommand):
+    """Lets `--batch` stand alone."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # of a click that typer carries inside
+        """Fill in what `--batch` alone means."""
+        return super().parse_args(ctx, list(_with_batch_action(args)))
+
+
+def _with_batch_action(args: list[str]) -> Iterator[str]:
+    for this, following in zip(args, [*args[1:], "-"], strict=True):
+        yield this
+        if this == "--batch" and following not in BATCH_ACTIONS:
+            yield BATCH_ACTIONS[0]
+
+
+BATCH_ACTIONS = ("submit", "status", "collect", "cancel")
 BUILT_KINDS = ("prompts", "structured-cot", "trees", "preference-pairs", "prm-pairs", "responses")
 
 
@@ -71,6 +88,19 @@ def build(
     address: Annotated[
         str | None, typer.Option("--address", help="Ray cluster; default: one on this machine.", show_default=False)
     ] = None,
+    teachers: Annotated[
+        str | None,
+        typer.Option(
+            "--teachers", metavar="A,B", help="Ask these teachers of structured-cot; the judge keeps the best."
+        ),
+    ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option("--batch", metavar="[ACTION]", help="Batch API: submit (default), status, collect or cancel."),
+    ] = None,
+    retry_quarantined: Annotated[
+        bool, typer.Option("--retry-quarantined", help="Ask teachers again about what they failed at, and say why.")
+    ] = False,
 ) -> None:
     """Build an artifact; a finished one of the same recipe and inputs is returned as it is."""
     from stairdata.generators.options import BuildOptions
@@ -82,6 +112,8 @@ def build(
     name = kind.replace("-", "_")
     if name != "trees" and (endpoints or executor is not Executor.LOCAL or address):
         raise UsageError("--endpoints, --executor and --address go with `build trees`")
+    if name != "structured_cot" and (teachers or batch or retry_quarantined):
+        raise UsageError("--teachers, --batch and --retry-quarantined go with `build structured-cot`")
     if pilot and not dry_run:
         raise UsageError("--pilot goes with --dry-run; --limit builds an artifact of the first rows")
     settings = read_recipe(recipe, set_)
@@ -99,14 +131,18 @@ def build(
             executor.value,
             address,
             pilot,
+            tuple(filter(None, (teachers or "").split(","))),
+            batch,
+            retry_quarantined,
             tell=lambda words: say(words) if words else None,
         )
         if dry_run:
             emit(forecast(name, settings, options))
             return
         artifact = build_kind(name, settings, options)
-    say(summary(artifact))
-    emit(artifact.reference)
+    if artifact is not None:
+        say(summary(artifact))
+        emit(artifact.reference)
 
 
 def forecast(kind: str, recipe: FullRecipe, options: BuildOptions) -> str:
@@ -116,8 +152,8 @@ def forecast(kind: str, recipe: FullRecipe, options: BuildOptions) -> str:
     return forecast_build(kind, recipe, options)
 
 
-def build_kind(kind: str, recipe: FullRecipe, options: BuildOptions) -> Artifact:
-    """Run the generator of a kind."""
+def build_kind(kind: str, recipe: FullRecipe, options: BuildOptions) -> Artifact | None:
+    """Run the generator of a kind; None where a batch leaves the artifact unfinished."""
     if kind in {"preference_pairs", "prm_pairs"}:  # what talks to models takes longer to import than these to build
         return _build_pairs(kind, recipe, options)
     from stairdata.generators import prompts, structured_cot, trees

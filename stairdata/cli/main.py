@@ -57,7 +57,7 @@ def _root(
         os.environ["STAIRDATA_DEBUG"] = "1"
 
 
-app.command("build")(build.build)
+app.command("build", cls=build.BuildCommand)(build.build)
 app.command("validate")(artifacts.validate)
 app.command("list")(artifacts.list_)
 app.command("show")(artifacts.show)

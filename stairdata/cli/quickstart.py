@@ -214,7 +214,9 @@ class Run:
             max_quarantine=0.5,
             progress=self.progress,
         )
-        return build_kind(kind, recipe, options)
+        artifact = build_kind(kind, recipe, options)
+        assert artifact is not None, "only a batch leaves a build unfinished"
+        return artifact
 
     def _train(self, stage: str, artifact: Artifact, model: Path, output: Path) -> dict[str, Any]:
         from stairdata.cli.train import train_stage

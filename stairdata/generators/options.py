@@ -36,6 +36,12 @@ class BuildOptions:
     """The Ray cluster's; default: one started here."""
     pilot: int | None = None
     """Stop after that many units and leave the build unfinished."""
+    teachers: tuple[str, ...] = ()
+    """Names of teachers of structured_cot, in place of the recipe's one."""
+    batch: str | None = None
+    """submit, status, collect or cancel: ask teachers through the Batch API."""
+    retry_quarantined: bool = False
+    """Ask teachers again about what they failed at, and say why."""
     tell: Callable[[str], None] = lambda _: None
     """Called with words for the user: the table of outcomes."""
 

@@ -65,6 +65,8 @@ class Done(NamedTuple):
     """How its requests ended, those that were made again included."""
     leftover: Path | None = None
     """The unit's own journal, to be removed once its row is safe."""
+    usage: dict[str, int] | None = None
+    """Requests, prompt_tokens and completion_tokens, where its row's columns don't say all that it took."""
 
 
 Work = Callable[[Unit], Awaitable[Done]]
@@ -114,6 +116,8 @@ class Record:
     def keep(self, key: str, done: Done) -> None:
         """Write a row down for good."""
         record = {"key": key, "row": done.row, "counts": done.counts, "outcomes": done.outcomes}
+        if done.usage is not None:
+            record["usage"] = done.usage
         self._add(self._journal.append(record, durable=True), record)
         if done.leftover:
             done.leftover.unlink(missing_ok=True)
@@ -142,9 +146,10 @@ class Record:
         self.begins[record["key"]] = begin
         self.counts.update(record["counts"])
         self.requests.update(record["outcomes"])
-        self.usage["requests"] += row.get("requests", 1)
+        used = record.get("usage", row)
+        self.usage["requests"] += used.get("requests", 1)
         for name in ("prompt_tokens", "completion_tokens"):
-            self.usage[name] += row.get(name) or 0
+            self.usage[name] += used.get(name) or 0
 
 
 def run_units(
@@ -188,14 +193,20 @@ def run_units(
     return run.result(units)
 
 
-def open_budget(build: Build, recipe: Recipe, options: BuildOptions) -> Budget:
+def open_budget(build: Build, recipe: Recipe, options: BuildOptions, models: Sequence[str] = ()) -> Budget:
     """Make a build's budget, charged with what its earlier runs spent.
+
+    Args:
+        build: where the spending is written down.
+        recipe: prices.
+        options: limits.
+        models: names that prices go by, where the plan's are others.
 
     Raises:
         RecipeError: a limit on cost, and a model without a price.
     """
     budget = Budget(options.limits, recipe.prices)
-    budget.check_prices([model.name for model in build.plan.models])
+    budget.check_prices([*models] or [model.name for model in build.plan.models])
     with contextlib.suppress(FileNotFoundError):
         budget.charge(Spent(*json.loads((build.work / SPENT).read_text(encoding="utf-8"))))
     return budget
@@ -204,7 +215,8 @@ def open_budget(build: Build, recipe: Recipe, options: BuildOptions) -> Budget:
 def usage_of(result: RunResult, budget: Budget, models: Sequence[str]) -> Usage:
     """Return the usage of the rows, with the cost of all that was sent, where every price is known."""
     known = bool(models) and all(name in budget.prices for name in models)
-    return result.usage.model_copy(update={"cost": round(budget.spent.cost, 6) if known else None})
+    cost = budget.spent.cost + budget.elsewhere.cost
+    return result.usage.model_copy(update={"cost": round(cost, 6) if known else None})
 
 
 class Run:

@@ -38,6 +38,10 @@ class Spent(NamedTuple):
     tokens: int = 0
     cost: float = 0.0
 
+    def plus(self, other: Spent) -> Spent:
+        """Add up."""
+        return Spent(self.tokens + other.tokens, self.cost + other.cost)
+
 
 class StoppedError(Exception):
     """The build sends no more requests."""
@@ -55,6 +59,8 @@ class Budget:
     limits: Limits = field(default_factory=Limits)
     prices: Mapping[str, Price] = field(default_factory=dict)
     spent: Spent = field(default_factory=Spent)
+    elsewhere: Spent = field(default_factory=Spent)
+    """What counts against the limits and is written down by somebody else: batches, spent or under way."""
     reason: BaseException | None = None
     """Why it was stopped."""
     on_stop: list[Callable[[], None]] = field(default_factory=list)
@@ -101,7 +107,7 @@ class Budget:
         most = self.price(model, prompt_tokens, completion_tokens)
         while True:
             self.check_running()
-            broken = self._broken_by(most)
+            broken = self.broken_by(most)
             if broken is None:
                 self._tickets += 1
                 self._set_aside[self._tickets] = most
@@ -121,7 +127,7 @@ class Budget:
 
     def charge(self, spent: Spent) -> None:
         """Count what was spent elsewhere, in an earlier run say."""
-        self.spent = Spent(self.spent.tokens + spent.tokens, self.spent.cost + spent.cost)
+        self.spent = self.spent.plus(spent)
 
     def stop(self, reason: BaseException) -> None:
         """Send nothing more; the first reason counts."""
@@ -148,7 +154,7 @@ class Budget:
             StoppedError: it is, or the build was stopped before.
         """
         self.check_running()
-        broken = self._broken_by(Spent())
+        broken = self.broken_by(Spent())
         if broken is not None:
             self.stop(BudgetError(f"{broken}; finished work is kept: raise it and run the same command again"))
             raise StoppedError
@@ -166,20 +172,19 @@ class Budget:
         if self.reason is not None:
             raise StoppedError
 
-    def _broken_by(self, most: Spent) -> str | None:
+    def broken_by(self, most: Spent) -> str | None:
         """Name the limit that a request could break, with what is in flight."""
         if self.limits.total_tokens is None and self.limits.cost is None:
             return None
-        tokens = self.spent.tokens + most.tokens + sum(spent.tokens for spent in self._set_aside.values())
-        cost = self.spent.cost + most.cost + sum(spent.cost for spent in self._set_aside.values())
+        so_far = self.spent.plus(self.elsewhere)
+        parts = [so_far, most, *self._set_aside.values()]
+        tokens, cost = sum(part.tokens for part in parts), sum(part.cost for part in parts)
         if self.limits.total_tokens is not None and tokens > self.limits.total_tokens:
             more = f" and the next request may take {most.tokens}" if most.tokens else ""
-            return (
-                f"{self.spent.tokens} tokens are spent{more}: more than --max-total-tokens {self.limits.total_tokens}"
-            )
+            return f"{so_far.tokens} tokens are spent{more}: more than --max-total-tokens {self.limits.total_tokens}"
         if self.limits.cost is not None and cost > self.limits.cost:
             more = f" and the next request may cost {most.cost:.4f}" if most.cost else ""
-            return f"{self.spent.cost:.4f} is spent{more}: more than --max-cost {self.limits.cost:g}"
+            return f"{so_far.cost:.4f} is spent{more}: more than --max-cost {self.limits.cost:g}"
         return None
 
     def _wake(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -124,13 +125,13 @@ class Client:
         self.budget.on_stop.append(self.window.open)
         self._name = endpoint.name
         self._api_key = api_key
-        self._limits = RetryLimits(endpoint.retries, endpoint.retry_seconds)
+        self.limits = RetryLimits(endpoint.retries, endpoint.retry_seconds)
         self._check = check or (lambda: None)
         self._failed_in_a_row = 0
         self._has_answered = False
         self._takes_n: bool | None = None
         try:
-            self._openai = openai.AsyncOpenAI(
+            self.openai = openai.AsyncOpenAI(
                 base_url=base_url,
                 api_key=api_key,
                 max_retries=0,
@@ -185,7 +186,7 @@ class Client:
         plain = {key: value for key, value in sampling.items() if key != "top_k"}
 
         async def attempt() -> Generation:
-            answer: Any = await self._openai.completions.create(
+            answer: Any = await self.openai.completions.create(
                 model=self.model,
                 prompt=prompt,
                 n=n,
@@ -208,15 +209,13 @@ class Client:
             StoppedError: the build sends nothing more.
             ServerError: the server is gone.
         """
+        body = chat_body(self.model, messages, max_tokens=max_tokens, seed=seed, **options)
 
         async def attempt() -> Generation:
-            answer: Any = await self._openai.chat.completions.create(
-                model=self.model, messages=messages, max_completion_tokens=max_tokens, seed=seed, **options
-            )
-            return _generation(answer, 1, _chat_sample)
+            answer: Any = await self.openai.chat.completions.create(**body)
+            return read_chat(answer)
 
-        read = sum(len(str(message.get("content")).encode()) + TEMPLATE_TOKENS for message in messages)
-        return await self._send(attempt, Most(read, max_tokens))
+        return await self._send(attempt, Most(most_read(body), max_tokens))
 
     async def models(self) -> list[str]:
         """List the server's models: the health check of a server that isn't ours.
@@ -225,16 +224,16 @@ class Client:
             ServerError: it can't be reached, or refuses the key.
         """
         try:
-            return [model.id async for model in self._openai.models.list()]
+            return [model.id async for model in self.openai.models.list()]
         except Exception as error:
             raise ServerError(
-                f"the LLM server at {self.base_url} can't be used: {quote(self._redact(error.__cause__ or error))}; "
+                f"the LLM server at {self.base_url} can't be used: {quote(self.redact(error.__cause__ or error))}; "
                 "check base_url, that the server runs, and the key in api_key_env"
             ) from error
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._openai.close()
+        await self.openai.close()
 
     async def _send(self, attempt: Callable[[], Awaitable[Generation]], most: Most) -> Generation:
         ticket = await self.budget.admit(self._name, *most)
@@ -243,7 +242,7 @@ class Client:
             generation = await self._retried(attempt)
             used = Most(generation.prompt_tokens, generation.completion_tokens)
         except RequestFailedError as error:
-            error.detail = self._redact(error.detail)
+            error.detail = self.redact(error.detail)
             await self._note_failure(error)
             raise
         finally:
@@ -275,15 +274,15 @@ class Client:
         def note(failure: AttemptFailedError) -> None:
             if failure.is_final_for_all or (failure.is_forbidden and not self._has_answered):
                 raise ServerError(
-                    f"the LLM server at {self.base_url} refuses to work: {quote(self._redact(failure.detail))}; "
+                    f"the LLM server at {self.base_url} refuses to work: {quote(self.redact(failure.detail))}; "
                     "finished work is kept: mend the key or the account and run the same command again"
                 ) from failure
             if failure.is_overload:
                 self.window.overloaded(sent_at)
-            if failure.retry_after is not None and failure.retry_after < self._limits.seconds:
+            if failure.retry_after is not None and failure.retry_after < self.limits.seconds:
                 self.window.pause(failure.retry_after)
 
-        generation, failures = await with_retries(once, self._limits, note, self.budget.sleep)
+        generation, failures = await with_retries(once, self.limits, note, self.budget.sleep)
         return replace(generation, outcomes=(*failures, *generation.outcomes))
 
     async def _note_failure(self, error: RequestFailedError) -> None:
@@ -301,15 +300,39 @@ class Client:
 
     async def _is_there(self) -> bool:
         try:
-            await self._openai.with_options(timeout=PROBE_SECONDS).models.list()
+            await self.openai.with_options(timeout=PROBE_SECONDS).models.list()
         except openai.APIConnectionError:
             return False
         except openai.OpenAIError:
             pass  # an answer, if not the one asked for
         return True
 
-    def _redact(self, words: object) -> str:
+    def redact(self, words: object) -> str:
+        """Cut the key out of what a server says."""
         return str(words).replace(self._api_key, "<key>")
+
+
+def chat_body(
+    model: str, messages: list[ChatCompletionMessageParam], *, max_tokens: int, seed: int, **options: Any
+) -> dict[str, Any]:
+    """Return the body of a chat request, sent at once or in a batch."""
+    return {"model": model, "messages": messages, "max_completion_tokens": max_tokens, "seed": seed, **options}
+
+
+def most_read(body: dict[str, Any]) -> int:
+    """Return how many prompt tokens a chat request can have at most: its texts' bytes."""
+    schema = len(json.dumps(body["response_format"])) if "response_format" in body else 0
+    return schema + sum(len(str(message.get("content")).encode()) + TEMPLATE_TOKENS for message in body["messages"])
+
+
+def read_chat(answer: Any) -> Generation:
+    """Read the one answer of a chat request.
+
+    Raises:
+        MalformedAnswerError: it is no chat answer.
+        RequestFailedError: the model refused, or a filter withheld it.
+    """
+    return _generation(answer, 1, _chat_sample)
 
 
 def _window(endpoint: Endpoint) -> Window:

@@ -194,7 +194,7 @@ def classify(error: Exception) -> AttemptFailedError:
 
 def _from_status(error: openai.APIStatusError) -> AttemptFailedError:
     status, detail, code = error.status_code, error.message, getattr(error, "code", None)
-    outcome = _outcome_of_status(status, code)
+    outcome = outcome_of_status(status, code)
     return AttemptFailedError(
         outcome,
         detail,
@@ -205,7 +205,8 @@ def _from_status(error: openai.APIStatusError) -> AttemptFailedError:
     )
 
 
-def _outcome_of_status(status: int, code: str | None) -> Outcome:
+def outcome_of_status(status: int, code: str | None) -> Outcome:
+    """Tell how a request ended from the HTTP status and the error's code."""
     if status == 429:
         return Outcome.INVALID_REQUEST if code == "insufficient_quota" else Outcome.RATE_LIMITED
     if status == 408:

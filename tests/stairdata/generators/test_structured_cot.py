@@ -11,7 +11,8 @@ import polars as pl
 import pytest
 
 from stairdata.generators.options import BuildOptions
-from stairdata.generators.structured_cot import TeacherAnswer, build_structured_cot
+from stairdata.generators.by_hand import WrittenAnswer
+from stairdata.generators.structured_cot import build_structured_cot
 from stairdata.recipe import Recipe
 from stairdata_schemas import grammar, identity
 from stairdata_schemas.artifacts import Artifact, validate_artifact
@@ -130,7 +131,7 @@ def test_what_a_teacher_is_asked(ask: Callable[..., Artifact], stub_llm: StubSer
     body = stub_llm.last()["body"]
     assert body["response_format"]["type"] == "json_schema"
     assert body["response_format"]["json_schema"]["strict"] is True
-    assert body["response_format"]["json_schema"]["schema"] == TeacherAnswer.model_json_schema()
+    assert body["response_format"]["json_schema"]["schema"] == WrittenAnswer.model_json_schema()
     assert (body["max_completion_tokens"], body["temperature"]) == (777, 0.3)
     assert body["seed"] == identity.request_seed(42, identity.prompt_id("Question 0: naïve 👩🏽‍🚀?"), 0)
     (message,) = body["messages"]
