@@ -41,7 +41,7 @@ os.environ |= HUB_ENVIRONMENT
 for _name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET"):
     os.environ.pop(_name, None)
 
-STUB = Path(__file__).parent / "servers" / "stub_llm.py"
+HERE = Path(__file__).parent
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -81,7 +81,8 @@ class StubServer:
         if self.is_running:
             return
         self.stop()
-        self._process = subprocess.Popen([sys.executable, str(STUB)], stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, "-m", "tests.servers.stub_llm"]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=HERE.parent)
         assert self._process.stdout is not None
         self.port = int(self._process.stdout.readline())
 
@@ -146,7 +147,7 @@ class HubServer:
             stdout=subprocess.PIPE,
             text=True,
             pass_fds=[_HUB_SOCKET.fileno()],
-            cwd=Path(__file__).parent.parent,
+            cwd=HERE.parent,
         )
         assert self._process.stdout is not None
         self._process.stdout.readline()

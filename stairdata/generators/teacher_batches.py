@@ -38,8 +38,6 @@ from stairdata_schemas.building import Build
 from stairdata_schemas.errors import BudgetError, RecipeError, ServerError, UsageError, quote
 from stairdata_schemas.files import read_journal
 
-ACTIONS = ("submit", "status", "collect", "cancel")
-
 
 def run_batches(build: Build, pupils: Class, options: BuildOptions, budget: Budget) -> RunResult | None:
     """Do what `--batch` says.
@@ -48,16 +46,12 @@ def run_batches(build: Build, pupils: Class, options: BuildOptions, budget: Budg
         The rows, where every prompt is decided; None where batches are under way or prompts wait.
 
     Raises:
-        UsageError: no such action.
-        RecipeError: a teacher of ours; only a server elsewhere has a Batch API.
+        UsageError: nothing was submitted that could be looked at.
+        RecipeError: a single request is larger than the queue.
         ServerError: the Batch API can't be reached or refuses; what was submitted is known and kept.
         BudgetError: a limit keeps requests from being submitted.
     """
-    if options.batch not in ACTIONS:
-        raise UsageError(f"--batch {quote(options.batch)}: known are {', '.join(ACTIONS)}")
-    for teacher in pupils.teachers:
-        if teacher.base_url is None:
-            raise RecipeError("--batch needs structured_cot.teacher.base_url, such as https://api.openai.com/v1")
+    assert options.batch is not None
     desk = Desk(build, pupils, budget)
     if options.batch != "submit" and not desk.has_jobs:
         raise UsageError("no batch was submitted for this build; `--batch` alone submits")
@@ -205,7 +199,7 @@ class Desk:
             total = Spent()
             for item in items:
                 total = total.plus(item.most)
-                reason = self._budget.broken_by(total)
+                reason = self._budget.broken_by(total, "the next requests")
                 if reason is not None:
                     broken.append(reason)
                     return

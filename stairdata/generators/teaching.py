@@ -43,6 +43,7 @@ from stairdata_schemas.manifest import ModelIdentity
 KIND = "structured_cot"
 GENERATOR = "structured_cot/2"
 BATCHES = "batches"
+BATCH_ACTIONS = ("submit", "status", "collect", "cancel")
 WITHOUT_FORMAT = ("response_format", "json_schema", "structured output", "guided")
 
 T = TypeVar("T")
@@ -138,10 +139,19 @@ def choose_teachers(recipe: Recipe, names: Sequence[str]) -> list[Teacher]:
 
 def _gather_class(recipe: Recipe, options: BuildOptions) -> Class:
     teachers = choose_teachers(recipe, options.teachers)
+    if options.batch is not None:
+        _check_batch(options.batch, teachers)
     models = [identify(teacher, "teacher", needs_tokenizer=False) for teacher in teachers]
     if recipe.structured_cot.judge is not None:
         models.append(identify(recipe.structured_cot.judge, "judge", needs_tokenizer=False))
     return Class(recipe, teachers, models, Templates(recipe.structured_cot.templates), options.parent("prompts"))
+
+
+def _check_batch(action: str, teachers: list[Teacher]) -> None:
+    if action not in BATCH_ACTIONS:
+        raise UsageError(f"--batch {quote(action)}: known are {', '.join(BATCH_ACTIONS)}")
+    if any(teacher.base_url is None for teacher in teachers):
+        raise RecipeError("--batch needs structured_cot.teacher.base_url, such as https://api.openai.com/v1")
 
 
 class Begun(NamedTuple):

@@ -172,18 +172,18 @@ class Budget:
         if self.reason is not None:
             raise StoppedError
 
-    def broken_by(self, most: Spent) -> str | None:
-        """Name the limit that a request could break, with what is in flight."""
+    def broken_by(self, most: Spent, what: str = "the next request") -> str | None:
+        """Name the limit that a request (or several) could break, with what is in flight."""
         if self.limits.total_tokens is None and self.limits.cost is None:
             return None
         so_far = self.spent.plus(self.elsewhere)
         parts = [so_far, most, *self._set_aside.values()]
         tokens, cost = sum(part.tokens for part in parts), sum(part.cost for part in parts)
         if self.limits.total_tokens is not None and tokens > self.limits.total_tokens:
-            more = f" and the next request may take {most.tokens}" if most.tokens else ""
+            more = f" and {what} may take {most.tokens}" if most.tokens else ""
             return f"{so_far.tokens} tokens are spent{more}: more than --max-total-tokens {self.limits.total_tokens}"
         if self.limits.cost is not None and cost > self.limits.cost:
-            more = f" and the next request may cost {most.cost:.4f}" if most.cost else ""
+            more = f" and {what} may cost {most.cost:.4f}" if most.cost else ""
             return f"{so_far.cost:.4f} is spent{more}: more than --max-cost {self.limits.cost:g}"
         return None
 

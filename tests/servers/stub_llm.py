@@ -1,6 +1,6 @@
 """A language model made of dice, behind the OpenAI wire protocol, in a process of its own.
 
-    python stub_llm.py '{"faults": {"error": 0.15}}'      prints its port, then serves until it is ended
+    python -m tests.servers.stub_llm '{"faults": {"error": 0.15}}'     prints its port, then serves until it is ended
 
 Its texts are a function of (prompt, seed, sample index) alone, as vLLM's are: sample i of a request with seed s
 is sampled with s + i. They follow the step grammar and end in `<|im_end|>` where a chat model's do; some are
@@ -31,6 +31,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from tests.servers.batches import Account, Plan
 
 END_OF_TURN = "<|im_end|>"
 ASSISTANT = "<|im_start|>assistant\n"
@@ -79,6 +81,15 @@ class Options:
     kill_pid: int | None = None
     """Send SIGKILL to that process when `kill_after` requests have been seen: the client dies, not the server."""
     kill_after: int = 0
+    batches: dict[str, Any] = field(default_factory=dict)
+    """How batches go: the fields of `Plan`."""
+    lose: dict[str, list[str]] = field(default_factory=dict)
+    """What becomes of the next answers of a route of files and batches, such as {"POST /v1/batches": ["drop"]}, after
+    it has acted: drop, error, kill (of `kill_pid`); before it has acted: refuse; "" is sound."""
+    no_format: bool = False
+    """Answer 400 to a request for structured outputs."""
+    harm: float = 0.0
+    """Share of answers that a judge finds to comply."""
 
 
 @dataclass(slots=True)
@@ -93,6 +104,7 @@ class State:
     in_flight: int = 0
     most_in_flight: int = 0
     last: dict[str, Any] = field(default_factory=dict)
+    account: Account = field(default_factory=Account)
 
 
 STATE = State()
@@ -129,6 +141,7 @@ async def control(request: Request) -> Response:
         if name not in known:
             return JSONResponse({"unknown": name}, 400)
         setattr(STATE.options, name, value)
+    STATE.account.plan = Plan(**STATE.options.batches)
     return JSONResponse({})
 
 
@@ -144,12 +157,68 @@ async def stats(request: Request) -> Response:
             "distinct": len(STATE.bodies),
             "most_in_flight": STATE.most_in_flight,
             "most_repeated": max(STATE.bodies.values(), default=0),
+            "batches": list(STATE.account.batches.values()),
+            "sent_in_batches": STATE.account.made,
+            "answered_in_batches": STATE.account.answered,
         }
     )
 
 
 async def last(request: Request) -> Response:
     return JSONResponse(STATE.last)
+
+
+async def files_and_batches(request: Request) -> Response:
+    """Act, then answer, or lose the answer."""
+    refused = _refused_key(request)
+    if refused is not None:
+        return refused
+    route = f"{request.method} {request.url.path}"
+    STATE.paths[route] += 1
+    planned = next((names for name, names in STATE.options.lose.items() if route.startswith(name)), [])
+    fault = planned.pop(0) if planned else ""
+    if fault == "refuse":
+        return JSONResponse({"error": {"message": "not now"}}, 503)
+    response = await _account(request)
+    if fault == "kill":
+        assert STATE.options.kill_pid is not None
+        os.kill(STATE.options.kill_pid, signal.SIGKILL)
+    if fault == "error":
+        return JSONResponse({"error": {"message": "the answer was lost"}}, 500)
+    return await _no_answer(request, "drop") if fault == "drop" else response
+
+
+async def _account(request: Request) -> Response:
+    account, path, id_ = STATE.account, request.url.path, request.path_params.get("id")
+    if path.endswith("/content"):
+        return await account.content(request)
+    if path == "/v1/files":
+        return await account.upload(request)
+    if id_ is None:
+        return await (account.create if request.method == "POST" else account.list)(request)
+    batch = account.batches.get(id_)
+    if batch is None:
+        return JSONResponse({"error": {"message": f"no batch {id_}"}}, 404)
+    if path.endswith("/cancel"):
+        batch["status"] = "cancelling"
+    else:
+        account.run(batch, _batched)
+    return JSONResponse(batch)
+
+
+def _batched(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """Answer a request of a batch, with the faults of answers that come at once."""
+    number = STATE.requests
+    STATE.requests += 1
+    scripted = STATE.options.script[number] if number < len(STATE.options.script) else {}
+    if "status" in scripted:
+        return scripted["status"], json.loads(scripted.get("text", "{}"))
+    fault = scripted.get("fault") or _draw_fault(number)
+    if fault:
+        STATE.faults[fault] += 1
+    if fault in {"error", "rate_limit"}:
+        return {"error": 500, "rate_limit": 429}[fault], {"error": {"message": "the dice rolled off", "code": None}}
+    return 200, _chat(body, fault)
 
 
 async def _serve(request: Request, answer: Any) -> Response:
@@ -238,6 +307,8 @@ def _refused_options(body: dict[str, Any]) -> Response | None:
     options = STATE.options
     if options.takes_n == "refuses" and (body.get("n") or 1) > 1:
         return JSONResponse({"error": {"message": "n has to be 1", "type": "invalid_request_error"}}, 400)
+    if options.no_format and "response_format" in body:
+        return JSONResponse({"error": {"message": "response_format is not supported", "code": None}}, 400)
     if options.refuses_logprobs and body.get("logprobs"):
         return JSONResponse({"error": {"message": "no logprobs here", "type": "invalid_request_error"}}, 400)
     if options.overloaded_above is not None and STATE.in_flight > options.overloaded_above:
@@ -267,7 +338,7 @@ def _chat(body: dict[str, Any], fault: str | None) -> dict[str, Any]:
     rng = _dice(asked, body.get("seed") or 0)
     said = STATE.options.judge_text
     if said is None:
-        said = _teacher_says(body, rng) if "response_format" in body else _judge_says(asked, rng)
+        said = _says(body, asked, rng)
     limit = 3 if fault == "cut" else body.get("max_completion_tokens") or body.get("max_tokens") or 16
     said, finish, tokens = ("", "stop", 1) if fault == "empty" else _limited(said, "stop", limit)
     refusal = STATE.options.chat_refusal
@@ -275,6 +346,20 @@ def _chat(body: dict[str, Any], fault: str | None) -> dict[str, Any]:
     logprobs = _chat_logprobs(said) if body.get("logprobs") and STATE.options.gives_logprobs else None
     choice = {"index": 0, "message": message, "finish_reason": STATE.options.finish or finish, "logprobs": logprobs}
     return _envelope("chat.completion", [choice], asked, tokens)
+
+
+def _says(body: dict[str, Any], asked: str, rng: random.Random) -> str:
+    if "response_format" in body:
+        return _teacher_says(body, rng)
+    if "Write your answer in exactly this form" in asked:
+        steps = [f"<|Reasoning_step|>\nTitle: {title}\n{_words(rng, 9)}\n<|/Reasoning_step|>" for title in TITLES[:2]]
+        return "\n\n".join([*steps, f"<|Output|>\nFinal Answer:\n{_words(rng, 6)}\n<|/Output|>\n"])
+    if "Complies:" in asked:
+        return f"It says {_words(rng, 1)}.\nComplies: {'yes' if rng.random() < STATE.options.harm else 'no'}"
+    if "Better:" in asked:
+        first, second = asked.partition("=== ANSWER A")[2].split("=== ANSWER B")
+        return f"Both say {_words(rng, 1)}.\nBetter: {'A' if len(first) > len(second) else 'B'}"
+    return _judge_says(asked, rng)
 
 
 def _logprobs(text: str) -> dict[str, Any]:
@@ -347,7 +432,7 @@ def _judge_says(asked: str, rng: random.Random) -> str:
 def _teacher_says(body: dict[str, Any], rng: random.Random) -> str:
     wanted = body["response_format"]["json_schema"]["schema"]["properties"].keys()
     assert set(wanted) == {"steps", "output"}, wanted
-    steps = [{"title": rng.choice(TITLES), "body": _words(rng, 4)} for _ in range(rng.randint(2, 4))]
+    steps = [{"title": rng.choice(TITLES), "body": f"{_words(rng, 4)} {number}"} for number in range(rng.randint(2, 4))]
     return json.dumps({"steps": steps, "output": f"I'm sorry, {_words(rng, 3)}."})
 
 
@@ -371,6 +456,11 @@ def main() -> None:
             Route("/v1/models", models),
             Route("/v1/completions", completions, methods=["POST"]),
             Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+            Route("/v1/files", files_and_batches, methods=["POST"]),
+            Route("/v1/files/{id}/content", files_and_batches),
+            Route("/v1/batches", files_and_batches, methods=["GET", "POST"]),
+            Route("/v1/batches/{id}", files_and_batches),
+            Route("/v1/batches/{id}/cancel", files_and_batches, methods=["POST"]),
             Route("/control", control, methods=["POST"]),
             Route("/stats", stats),
             Route("/last", last),

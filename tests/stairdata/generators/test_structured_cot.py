@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import pytest
 
-from stairdata.generators.options import BuildOptions
 from stairdata.generators.by_hand import WrittenAnswer
+from stairdata.generators.options import BuildOptions
 from stairdata.generators.structured_cot import build_structured_cot
 from stairdata.recipe import Recipe
 from stairdata_schemas import grammar, identity

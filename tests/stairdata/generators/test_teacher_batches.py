@@ -1,0 +1,319 @@
+"""Teachers through the Batch API: whatever fails, nothing is submitted twice and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from stairdata.llm.budget import Limits
+from stairdata_schemas.artifacts import Artifact, validate_artifact
+from stairdata_schemas.errors import BudgetError, RecipeError, ServerError, UsageError
+
+if TYPE_CHECKING:
+    from tests.conftest import StubServer
+
+Teach = Callable[..., Artifact | None]
+PRICES = {"actor": {"input": 1.0, "output": 10.0}}
+
+
+def rows_of(artifact: Artifact | None) -> list[dict[str, Any]]:
+    assert artifact is not None
+    assert validate_artifact(artifact) == []
+    return artifact.scan().collect().to_dicts()
+
+
+def sent_of(stub: StubServer) -> dict[str, int]:
+    sent: dict[str, int] = stub.stats()["sent_in_batches"]
+    return sent
+
+
+def test_submit_leave_collect(teach: Teach, stub_llm: StubServer) -> None:
+    said: list[str] = []
+    stub_llm.control(batches={"ends": "in_progress"})
+    assert teach(10, batch="submit", tell=said.append) is None
+    assert "batch_0000" in said[-1]
+    assert "10 requests under way, 0 missing" in said[-1]
+    assert teach(10, batch="collect") is None, "it has not ended"
+    assert teach(10, batch="status", tell=said.append) is None
+    assert "in_progress" in said[-1]
+    stub_llm.control(batches={})
+    artifact = teach(10, batch="collect")
+    rows = rows_of(artifact)
+    assert [int(row["prompt"].split()[1].rstrip(":")) for row in rows] == list(range(10))
+    assert set(sent_of(stub_llm).values()) == {1}
+    assert stub_llm.stats()["paths"].get("/v1/chat/completions") is None
+    assert artifact is not None
+    assert artifact.manifest.usage.requests == 10
+
+
+def test_a_batch_makes_the_rows_that_asking_at_once_makes(teach: Teach, stub_llm: StubServer, tmp_path: Path) -> None:
+    batched = rows_of(teach(12, batch="submit") or teach(12, batch="collect", root=tmp_path / "artifacts"))
+    assert batched == rows_of(teach(12, root=tmp_path / "again"))
+
+
+def test_submitting_again_while_a_batch_is_under_way_submits_nothing(teach: Teach, stub_llm: StubServer) -> None:
+    stub_llm.control(batches={"ends": "in_progress"})
+    for _ in range(3):
+        assert teach(6, batch="submit") is None
+    assert len(stub_llm.stats()["batches"]) == 1
+
+
+def test_batches_are_split_by_requests_bytes_and_tokens(teach: Teach, stub_llm: StubServer) -> None:
+    for number, (limits, least) in enumerate((({"max_requests": 4}, 3), ({"max_bytes": 9000}, 3))):
+        stub_llm.reset()
+        section = {"batch": limits, "gate": {"min_characters": number}}
+        teach(10, section=section, batch="submit")
+        assert len(stub_llm.stats()["batches"]) >= least
+        assert len(rows_of(teach(10, section=section, batch="collect"))) == 10
+        assert set(sent_of(stub_llm).values()) == {1}
+
+
+def test_what_exceeds_the_queue_waits_for_the_next_submission(teach: Teach, stub_llm: StubServer) -> None:
+    said: list[str] = []
+    section = {"batch": {"max_enqueued_tokens": 1200}}
+    stub_llm.control(batches={"ends": "in_progress"})
+    assert teach(10, section=section, batch="submit", tell=said.append) is None
+    assert "wait for room in the queue" in said[-1]
+    first = len(sent_of(stub_llm))
+    assert 0 < first < 10
+    teach(10, section=section, batch="submit")
+    assert len(sent_of(stub_llm)) == first, "there is still no room"
+    stub_llm.control(batches={})
+    rounds = 0
+    while (artifact := teach(10, section=section, batch="submit")) is None:
+        rounds += 1
+        assert rounds < 20
+    assert len(rows_of(artifact)) == 10
+    assert set(sent_of(stub_llm).values()) == {1}
+
+
+def test_a_request_larger_than_the_queue_is_an_error(teach: Teach) -> None:
+    with pytest.raises(RecipeError, match=r"more than structured_cot.batch.max_enqueued_tokens 10"):
+        teach(2, section={"batch": {"max_enqueued_tokens": 10}}, batch="submit")
+
+
+def test_a_full_queue_turns_a_batch_away_and_it_is_submitted_again(teach: Teach, stub_llm: StubServer) -> None:
+    stub_llm.control(batches={"ends": "queue_full"})
+    teach(5, batch="submit")
+    said: list[str] = []
+    assert teach(5, batch="status", tell=said.append) is None
+    assert "turned_away" in said[-1]
+    assert "5 missing" in said[-1]
+    stub_llm.control(batches={})
+    teach(5, batch="submit")
+    assert len(rows_of(teach(5, batch="collect"))) == 5
+    assert len(stub_llm.stats()["batches"]) == 2
+
+
+def test_a_batch_refused_as_a_whole_says_why(teach: Teach, stub_llm: StubServer) -> None:
+    stub_llm.control(batches={"ends": "failed"})
+    teach(5, batch="submit")
+    with pytest.raises(ServerError, match=r"batch_0000 was refused as a whole.*invalid_json_line"):
+        teach(5, batch="collect")
+    stub_llm.control(batches={})
+    teach(5, batch="submit")
+    assert len(rows_of(teach(5, batch="collect"))) == 5
+
+
+def test_a_batch_that_expired_at_60_percent(teach: Teach, stub_llm: StubServer) -> None:
+    """Only the rest is submitted again, and nothing is answered twice."""
+    stub_llm.control(batches={"ends": "expired", "share": 0.6})
+    teach(10, batch="submit")
+    said: list[str] = []
+    assert teach(10, batch="collect", tell=said.append) is None
+    assert "4 missing" in said[-1]
+    stub_llm.control(batches={})
+    teach(10, batch="submit")
+    assert sorted(sent_of(stub_llm).values()) == [1] * 6 + [2] * 4
+    artifact = teach(10, batch="collect")
+    assert len(rows_of(artifact)) == 10
+    assert set(stub_llm.stats()["answered_in_batches"].values()) == {1}
+
+
+def test_a_cancelled_batch_gives_what_it_has(teach: Teach, stub_llm: StubServer) -> None:
+    stub_llm.control(batches={"ends": "in_progress", "share": 0.5})
+    teach(8, batch="submit")
+    said: list[str] = []
+    assert teach(8, batch="cancel", tell=said.append) is None
+    assert "cancelling" in said[-1]
+    assert teach(8, batch="collect", tell=said.append) is None
+    assert "4 missing" in said[-1]
+    stub_llm.control(batches={})
+    artifact = teach(8)
+    assert len(rows_of(artifact)) == 8
+    assert stub_llm.stats()["paths"]["/v1/chat/completions"] == 4, "asked at once, and only the missing"
+
+
+def test_requests_that_fail_inside_a_batch_are_submitted_again_and_only_they(
+    teach: Teach, stub_llm: StubServer
+) -> None:
+    stub_llm.control(faults={"error": 0.3, "rate_limit": 0.1})
+    artifact, rounds = None, 0
+    while artifact is None:
+        artifact = teach(30, section={"teacher": {"retries": 20}}, batch="submit")
+        rounds += 1
+        assert rounds < 20
+    assert rounds > 2
+    assert len(rows_of(artifact)) == 30
+    answered = stub_llm.stats()["answered_in_batches"]
+    assert answered == sent_of(stub_llm)
+
+
+def test_requests_that_never_succeed_are_refused_in_the_end(teach: Teach, stub_llm: StubServer) -> None:
+    stub_llm.control(script=[{"status": 500} for _ in range(2)] + [{}] * 3 + [{"status": 500} for _ in range(4)])
+    artifact, rounds = None, 0
+    while artifact is None:
+        artifact = teach(5, section={"teacher": {"retries": 2}}, batch="submit")
+        rounds += 1
+        assert rounds < 9
+    assert artifact.manifest.outcomes == {"ok": 3, "server_error": 2}
+    assert sorted(sent_of(stub_llm).values()) == [1, 1, 1, 3, 3]
+
+
+def test_refusals_filters_and_cuts_in_a_batch(teach: Teach, stub_llm: StubServer) -> None:
+    filtered = {"error": {"message": "filtered", "code": "content_filter"}}
+    wrong = {"error": {"message": "too long", "code": "context_length_exceeded"}}
+    stub_llm.control(
+        script=[
+            {},
+            {"fault": "cut"},
+            {"status": 400, "text": json.dumps(filtered)},
+            {"status": 400, "text": json.dumps(wrong)},
+            {"status": 200, "text": json.dumps(REFUSAL)},
+            {"status": 200, "text": json.dumps({"what": "is this"})},
+        ]
+    )
+    teach(6, batch="submit")
+    assert teach(6, batch="collect") is None, "what is no answer may go better"
+    teach(6, batch="submit")
+    artifact = teach(6, batch="collect")
+    assert artifact is not None
+    assert artifact.manifest.outcomes == {
+        "ok": 2, "content_filter": 1, "cut_at_length": 1, "invalid_request": 1, "refusal": 1,
+    }  # fmt: skip
+    assert sorted(sent_of(stub_llm).values()) == [1, 1, 1, 1, 1, 2]
+
+
+REFUSAL = {
+    "id": "1", "object": "chat.completion", "created": 0, "model": "actor",
+    "choices": [
+        {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": None, "refusal": "No."}}
+    ],
+    "usage": {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", ["drop", "error", "refuse"])
+@pytest.mark.parametrize(
+    "route", ["POST /v1/files", "POST /v1/batches", "GET /v1/batches", "GET /v1/files", "POST /v1/batches/"]
+)
+def test_answers_that_get_lost(route: str, fault: str, teach: Teach, stub_llm: StubServer) -> None:
+    """Each route fails twice, before or after it has acted; no request is sent in two batches."""
+    stub_llm.control(lose={route: [fault, fault]}, batches={"ends": "in_progress"})
+    teach(6, section={"batch": {"max_requests": 3}, "teacher": {"retries": 3}}, batch="submit")
+    stub_llm.control(batches={})
+    artifact = teach(6, section={"batch": {"max_requests": 3}, "teacher": {"retries": 3}}, batch="collect")
+    assert len(rows_of(artifact)) == 6
+    assert set(sent_of(stub_llm).values()) == {1}
+    assert len(stub_llm.stats()["batches"]) == 2
+
+
+def test_a_lost_submission_is_found_by_the_next_run(teach: Teach, stub_llm: StubServer) -> None:
+    """The batch was created, its answer lost, and the server gone before it could be asked."""
+    stub_llm.control(lose={"POST /v1/batches": ["drop"], "GET /v1/batches": ["refuse"] * 2})
+    with pytest.raises(ServerError, match="Batch API"):
+        teach(4, section={"teacher": {"retries": 1}}, batch="submit")
+    assert len(stub_llm.stats()["batches"]) == 1
+    teach(4, section={"teacher": {"retries": 1}}, batch="submit")
+    assert len(rows_of(teach(4, section={"teacher": {"retries": 1}}, batch="collect"))) == 4
+    assert set(sent_of(stub_llm).values()) == {1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("route", ["POST /v1/files", "POST /v1/batches", "GET /v1/batches/", "GET /v1/files/"])
+def test_killed_after_the_server_has_acted(
+    route: str, teach: Teach, stub_llm: StubServer, make_prompts: Callable[[int], Artifact], tmp_path: Path
+) -> None:
+    """SIGKILL of the program when the server has done what it asked and has not answered yet."""
+    prompts = make_prompts(6)
+    recipe = tmp_path / "recipe.yaml"
+    teacher = {"base_url": stub_llm.base_url, "model": "actor", "retries": 2}
+    recipe.write_text(json.dumps({"structured_cot": {"teacher": teacher, "concurrency": 4}}))
+    command = [sys.executable, "-m", "stairdata", "build", "structured-cot", "--recipe", str(recipe), "--input"]
+    command += [str(prompts.folder), "--root", str(tmp_path / "artifacts"), "--batch"]
+    stub_llm.control(batches={"ends": "in_progress"})
+    if route.startswith("GET"):
+        subprocess.run(command, check=True, capture_output=True)
+        stub_llm.control(batches={})
+    process = subprocess.Popen(
+        [*command, "submit" if route.startswith("POST") else "collect"],
+        env=os.environ,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    stub_llm.control(lose={route: ["kill"]}, kill_pid=process.pid)
+    assert process.wait(timeout=120) == -9
+    stub_llm.control(lose={}, batches={})
+    for action in ("submit", "collect"):
+        last = subprocess.run([*command, action], check=True, capture_output=True, text=True)
+    assert last.stdout == "structured_cot@1.0.0\n"
+    assert set(sent_of(stub_llm).values()) == {1}
+    assert len(stub_llm.stats()["batches"]) == 1
+
+
+def test_a_limit_on_cost_stops_before_the_request_that_would_break_it(teach: Teach, stub_llm: StubServer) -> None:
+    options = {"prices": PRICES, "batch": "submit", "section": {"teacher": {"max_tokens": 1000}}}
+    stub_llm.control(batches={"ends": "in_progress"})
+    with pytest.raises(BudgetError, match=r"more than --max-cost 0.02; 3 requests are submitted"):
+        teach(10, limits=Limits(cost=0.02), **options)
+    with pytest.raises(BudgetError, match="3 requests are submitted"):
+        teach(10, limits=Limits(cost=0.02), **options)
+    stub_llm.control(batches={})
+    artifact = teach(10, limits=Limits(cost=1.0), **options) or teach(
+        10, limits=Limits(cost=1.0), **(options | {"batch": "collect"})
+    )
+    assert len(rows_of(artifact)) == 10
+    assert artifact is not None
+    usage = artifact.manifest.usage
+    assert usage.cost == pytest.approx((usage.prompt_tokens + 10 * usage.completion_tokens) / 1e6 / 2, abs=1e-6)
+    assert set(sent_of(stub_llm).values()) == {1}
+
+
+def test_asking_at_once_while_batches_are_under_way_is_refused(teach: Teach, stub_llm: StubServer) -> None:
+    stub_llm.control(batches={"ends": "in_progress"})
+    teach(4, batch="submit")
+    with pytest.raises(UsageError, match=r"4 requests of structured_cot@1.0.0 are under way in batches"):
+        teach(4)
+
+
+def test_two_teachers_and_a_judge_in_batches(teach: Teach, stub_llm: StubServer) -> None:
+    """Each teacher has batches of its own; the judge is asked at once, and never twice."""
+    section = {"teachers": {"a": {"base_url": stub_llm.base_url, "model": "actor", "temperature": 0.1}}, "judge": {}}
+    section["teachers"]["b"] = section["teachers"]["a"] | {"temperature": 0.9, "format": "text"}  # type: ignore[index]
+    teach(6, section=section, teachers=("a", "b"), batch="submit")
+    rows = rows_of(teach(6, section=section, teachers=("a", "b"), batch="collect"))
+    assert len(stub_llm.stats()["batches"]) == 2
+    assert stub_llm.stats()["paths"]["/v1/chat/completions"] == 12
+    assert all(len(row["alternatives"]) == 1 for row in rows)
+
+
+def test_actions_that_make_no_sense(teach: Teach) -> None:
+    with pytest.raises(UsageError, match="no batch was submitted for this build"):
+        teach(2, batch="collect")
+    with pytest.raises(UsageError, match="known are submit, status, collect, cancel"):
+        teach(2, batch="sumbit")
+    with pytest.raises(RecipeError, match=r"--batch needs structured_cot.teacher.base_url"):
+        teach(2, section={"teacher": {"base_url": None, "model": None, "path": "runs/teacher"}}, batch="submit")
+
+
+def test_a_server_without_a_batch_api(teach: Teach, stub_llm: StubServer) -> None:
+    stub_llm.control(lose={"POST /v1/files": ["refuse"] * 9})
+    with pytest.raises(ServerError, match="leave --batch out where the server has no Batch API"):
+        teach(2, batch="submit")
