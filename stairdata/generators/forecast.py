@@ -13,6 +13,7 @@ from stairdata.generators.growing import search_config
 from stairdata.generators.options import BuildOptions
 from stairdata.generators.runner import open_budget
 from stairdata.generators.sft import takes_trees
+from stairdata.generators.teaching_forecast import forecast_teachers
 from stairdata.generators.trees import begin_trees, grow_trees, units_of
 from stairdata.llm.budget import Budget
 from stairdata.recipe import Recipe
@@ -74,7 +75,7 @@ def forecast_build(kind: str, recipe: Recipe, options: BuildOptions) -> str:
         answer = recipe.responses.n * STEPS * STEP_TOKENS
         return _assumed_prompts(kind, recipe, options, recipe.actor.name, answer)
     if kind == "structured_cot" and recipe.structured_cot.path is None and not takes_trees(recipe, options):
-        return _assumed_prompts(kind, recipe, options, recipe.structured_cot.teacher.name, STEPS * STEP_TOKENS)
+        return forecast_teachers(recipe, options)
     return f"{kind}: asks no model"
 
 

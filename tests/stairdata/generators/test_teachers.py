@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ from stairdata.generators.quality import RULES, check_answer, explain_rule
 from stairdata.generators.runner import UnitFailedError
 from stairdata.generators.second_opinion import read_choice
 from stairdata.generators.teacher import Lesson, Templates, make_request, read_row
+from stairdata.generators.teaching_forecast import forecast_teachers
 from stairdata.llm.budget import Limits
 from stairdata.llm.client import Generation, Sample
 from stairdata.recipe import GateSection, Recipe, Teacher, TemplatesSection
@@ -355,3 +358,73 @@ def test_the_schema_is_one_that_strict_servers_take() -> None:
     for level in (schema, *schema["$defs"].values()):
         assert level["additionalProperties"] is False
         assert set(level["required"]) == set(level["properties"])
+
+
+# -- what it would cost --------------------------------------------------------------------------------------
+
+
+class Bytes:
+    """An encoding of one token a byte."""
+
+    name = "bytes"
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        return list(text.encode())
+
+
+def forecast(model: str, prompts: Artifact, **section: Any) -> str:
+    teacher = {"base_url": "http://127.0.0.1:9/v1", "model": model, "max_tokens": 1000}
+    price = {model: {"input": 2.5, "output": 10.0}}
+    recipe = Recipe.model_validate({"structured_cot": {"teacher": teacher, **section}, "prices": price})
+    return forecast_teachers(recipe, BuildOptions(root=prompts.folder.parent.parent))
+
+
+def test_a_forecast_with_tiktoken(make_prompts: Callable[[int], Artifact], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tiktoken.encoding_for_model", lambda _: Bytes())
+    prompts = make_prompts(10)
+    said = forecast("gpt-4o", prompts)
+    lesson = Lesson(*prompts.scan().select("prompt_id", "prompt", "task", "reference_answer").collect().row(0))
+    first = len(Templates(TemplatesSection()).ask(lesson, Teacher()).encode()) + 8
+    assert "counted by tiktoken, bytes" in said
+    read = int(re.findall(r"prompt tokens +([\d,]+)", said)[0].replace(",", ""))
+    assert abs(read - 10 * first) < 10 * 400, "the two templates differ in length"
+    live = (read * 2.5 + 4000 * 10) / 1e6
+    assert f"cost, live         {live:>14,.2f}" in said
+    assert f"cost, batched      {live / 2:>14,.2f}" in said
+    assert f"at most {(read * 2.5 + 10_000 * 10) / 1e6:,.2f}" in said
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionError("no route"), TimeoutError(), ValueError("bad hash"), OSError("disk")]
+)
+def test_a_forecast_where_tiktoken_gets_no_tables(
+    error: Exception, make_prompts: Callable[[int], Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: str) -> None:
+        raise error
+
+    monkeypatch.setattr("tiktoken.encoding_for_model", fail)
+    assert f"ESTIMATED from bytes, 4 a token (tiktoken can't get the tables of 'gpt-4o': {type(error).__name__})" in (
+        forecast("gpt-4o", make_prompts(2))
+    )
+
+
+def test_a_network_that_says_nothing_does_not_hang_the_forecast(
+    make_prompts: Callable[[int], Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silence = threading.Event()
+    monkeypatch.setattr("stairdata.llm.tokens.FETCH_SECONDS", 0.01)
+    monkeypatch.setattr("tiktoken.encoding_for_model", lambda _: silence.wait(60))
+    assert "TimeoutError" in forecast("gpt-4o", make_prompts(2))
+    silence.set()
+
+
+def test_a_forecast_for_a_model_that_nobody_knows(
+    make_prompts: Callable[[int], Artifact], tokenizer_folder: Path
+) -> None:
+    prompts = make_prompts(2)
+    assert "tiktoken does not know 'mine'" in forecast("mine", prompts)
+    judge = {"base_url": "http://127.0.0.1:9/v1", "model": "other"}
+    said = forecast("mine", prompts, judge=judge)
+    assert "judge other, asked live; all ASSUMED" in said
+    assert "the recipe's prices have no 'other'" in said
