@@ -23,8 +23,7 @@ def forecast_teachers(recipe: Recipe, options: BuildOptions) -> str:
     teachers = choose_teachers(recipe, options.teachers)
     lessons = [Lesson(**row) for row in options.rows(options.parent("prompts"), LESSON_COLUMNS)]
     blocks = [f"structured_cot: {len(lessons):,} prompts"]
-    for teacher in teachers:
-        blocks.append(_of_teacher(recipe, teacher, templates, lessons))
+    blocks += [_of_teacher(recipe, teacher, templates, lessons) for teacher in teachers]
     if section.judge is not None:
         blocks.append(_of_judge(recipe, section.judge, lessons, len(teachers)))
     return "\n".join(blocks)
