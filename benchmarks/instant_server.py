@@ -51,6 +51,8 @@ def _respond(head: bytes, body: bytes) -> bytes:
     if head.startswith(b"GET"):
         return b'{"object": "list", "data": [{"id": "actor", "object": "model", "created": 0, "owned_by": "x"}]}'
     asked = json.loads(body)
+    if "response_format" in asked:
+        return _teacher(asked)
     if "messages" in asked:
         message = {"role": "assistant", "content": "Fine.\nScore: 4", "refusal": None}
         return _envelope("chat.completion", [{"index": 0, "message": message, "finish_reason": "stop"}], 100, 8)
@@ -60,6 +62,18 @@ def _respond(head: bytes, body: bytes) -> bytes:
         tokens += count
         choices.append({"index": index, "text": text, "finish_reason": "stop", "logprobs": None})
     return _envelope("text_completion", choices, len(asked["prompt"]) // 4, tokens)
+
+
+def _teacher(asked: dict[str, object]) -> bytes:
+    rng = random.Random(str(asked.get("seed") or asked["messages"]))  # noqa: S311 - texts, not secrets
+    steps = [{"title": f"Step {number}:", "body": _words(rng)} for number in range(DEPTH)]
+    message = {
+        "role": "assistant",
+        "content": json.dumps({"steps": steps, "output": f"I am sorry, {_words(rng)}."}),
+        "refusal": None,
+    }
+    choices: list[dict[str, object]] = [{"index": 0, "message": message, "finish_reason": "stop"}]
+    return _envelope("chat.completion", choices, 300, (DEPTH + 1) * STEP_TOKENS)
 
 
 def _envelope(kind: str, choices: list[dict[str, object]], read: int, written: int) -> bytes:

@@ -18,9 +18,10 @@ ROOT = Path(__file__).parent.parent
         (("trees.py", "instant", "--trees", "3", "--iterations", "6"), "ms of CPU a completion"),
         (("trees.py", "memory", "--trees", "3", "--iterations", "6"), "peak memory"),
         (("pairs.py", "--small", "4", "--large", "20"), "build preference-pairs"),
+        (("teacher.py", "--prompts", "60", "--paired", "20", "--kill"), "rows/s"),
         (("hub.py", "--gigabytes", "0.004"), "lfs pull: ratio"),
     ],
-    ids=["instant", "memory", "pairs", "hub"],
+    ids=["instant", "memory", "pairs", "teacher", "hub"],
 )
 def test_a_benchmark_runs(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
     script, *rest = arguments

@@ -123,3 +123,20 @@ def test_wrong_usage(arguments: tuple[str, ...], run: Run) -> None:
     ended = run("build", *arguments)
     assert (ended.status, ended.out) == (2, "")
     assert "Traceback" not in ended.err
+
+
+def test_batch_alone_submits_and_its_actions_follow(
+    trees: Callable[..., Ended], run: Run, stub_llm: StubServer
+) -> None:
+    teacher = f"structured_cot.teacher={{base_url: {stub_llm.base_url}, model: actor}}"
+    build = ("build", "structured-cot", "--set", teacher)
+    stub_llm.control(batches={"ends": "in_progress"})
+    for arguments in (("--batch",), ("--batch", "--limit", "3"), ("--batch", "status"), ("--batch=cancel",)):
+        ended = run(*build, *arguments)
+        assert (ended.status, ended.out) == (0, ""), ended.err
+        assert "batches:" in ended.err
+    stub_llm.control(batches={})
+    ended = run(*build, "--limit", "3", "--batch", "collect")
+    assert ended.out == "structured_cot@1.1.0\n"
+    assert run(*build, "--batch", "collct").status == 2
+    assert run("build", "trees", "--recipe", "r.yaml", "--batch").status == 2
