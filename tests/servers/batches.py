@@ -50,11 +50,12 @@ class Account:
         """POST /v1/files."""
         head = f"content-type: {request.headers['content-type']}\r\n\r\n".encode()
         message = email.message_from_bytes(head + await request.body(), policy=email.policy.HTTP)
-        parts = {part.get_param("name", header="content-disposition"): part for part in message.iter_parts()}  # type: ignore[attr-defined]
-        assert parts["purpose"].get_payload(decode=True).strip() == b"batch"
-        name = parts["file"].get_filename()
-        id_ = self.store(name, parts["file"].get_payload(decode=True))
-        return JSONResponse(self.file(id_))
+        parts = {part.get_param("name", header="content-disposition"): part for part in message.iter_parts()}
+        purpose, content = (parts[name].get_payload(decode=True) for name in ("purpose", "file"))
+        assert isinstance(purpose, bytes)
+        assert isinstance(content, bytes)
+        assert purpose.strip() == b"batch"
+        return JSONResponse(self.file(self.store(parts["file"].get_filename() or "", content)))
 
     def store(self, name: str, content: bytes) -> str:
         """Keep a file."""
@@ -119,7 +120,8 @@ class Account:
         """Answer the requests that it comes to, and say of the others why not."""
         lines = [json.loads(line) for line in self.files[batch["input_file_id"]][1].splitlines()]
         reached = round(len(lines) * self.plan.share)
-        good, bad = [], []
+        good: list[dict[str, Any]] = []
+        bad: list[dict[str, Any]] = []
         for number, line in enumerate(lines):
             record = {"id": f"req-{number}", "custom_id": line["custom_id"], "response": None, "error": None}
             if number >= reached:

@@ -38,7 +38,11 @@ def teach(
             given["judge"] = teacher | given["judge"]
         recipe = Recipe.model_validate({"structured_cot": given, "prices": prices or {}})
         source = prompts or make_prompts(count)
-        settings = {"root": tmp_path / "artifacts", "inputs": (str(source.folder),), "max_quarantine": 1.0} | options
+        settings: dict[str, Any] = {
+            "root": tmp_path / "artifacts",
+            "inputs": (str(source.folder),),
+            "max_quarantine": 1.0,
+        } | options
         return build_structured_cot(recipe, BuildOptions(**settings))
 
     return build

@@ -23,7 +23,9 @@ OUTPUT = "\n\n<|Output|>\nFinal Answer:\nanswer {}\n<|/Output|>"
 
 def build(root: Path, section: dict[str, Any] | None = None, *inputs: str) -> Artifact:
     recipe = Recipe.model_validate({"structured_cot": {"from_trees": section}} if section is not None else {})
-    return build_structured_cot(recipe, BuildOptions(root=root, inputs=inputs))
+    artifact = build_structured_cot(recipe, BuildOptions(root=root, inputs=inputs))
+    assert artifact is not None
+    return artifact
 
 
 @st.composite

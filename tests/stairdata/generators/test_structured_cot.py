@@ -25,11 +25,17 @@ STEPS = [{"title": "Problem: what is asked:", "body": "Water,\n\nand 👩🏽‍
 GOOD = {"prompt": "Boil?", "task": "helpfulness", "steps": STEPS, "output": "Use a pot."}
 
 
+def built(recipe: Recipe, options: BuildOptions) -> Artifact:
+    artifact = build_structured_cot(recipe, options)
+    assert artifact is not None
+    return artifact
+
+
 def by_hand(folder: Path, rows: list[Any], **options: Any) -> Artifact:
     path = folder / "cot.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     recipe = Recipe.model_validate({"structured_cot": {"path": str(path)}})
-    return build_structured_cot(recipe, BuildOptions(root=folder / "artifacts", **options))
+    return built(recipe, BuildOptions(root=folder / "artifacts", **options))
 
 
 def refused_of(folder: Path) -> list[dict[str, Any]]:
@@ -85,7 +91,7 @@ def test_a_broken_line_by_hand_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "cot.jsonl"
     path.write_text(json.dumps(GOOD) + "\n[1]\n{\n")
     recipe = Recipe.model_validate({"structured_cot": {"path": str(path)}})
-    artifact = build_structured_cot(recipe, BuildOptions(root=tmp_path, max_quarantine=1.0))
+    artifact = built(recipe, BuildOptions(root=tmp_path, max_quarantine=1.0))
     assert artifact.manifest.quarantine == {"not_an_object": 1, "not_json": 1}
 
 
@@ -108,7 +114,7 @@ def ask(
         options = BuildOptions(
             root=tmp_path / "artifacts", inputs=(str(prompts.folder),), max_quarantine=max_quarantine, limit=limit
         )
-        return build_structured_cot(recipe, options)
+        return built(recipe, options)
 
     return build
 

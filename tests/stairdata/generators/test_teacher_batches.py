@@ -295,8 +295,8 @@ def test_asking_at_once_while_batches_are_under_way_is_refused(teach: Teach, stu
 
 def test_two_teachers_and_a_judge_in_batches(teach: Teach, stub_llm: StubServer) -> None:
     """Each teacher has batches of its own; the judge is asked at once, and never twice."""
-    section = {"teachers": {"a": {"base_url": stub_llm.base_url, "model": "actor", "temperature": 0.1}}, "judge": {}}
-    section["teachers"]["b"] = section["teachers"]["a"] | {"temperature": 0.9, "format": "text"}  # type: ignore[index]
+    first = {"base_url": stub_llm.base_url, "model": "actor", "temperature": 0.1}
+    section = {"teachers": {"a": first, "b": first | {"temperature": 0.9, "format": "text"}}, "judge": {}}
     teach(6, section=section, teachers=("a", "b"), batch="submit")
     rows = rows_of(teach(6, section=section, teachers=("a", "b"), batch="collect"))
     assert len(stub_llm.stats()["batches"]) == 2
