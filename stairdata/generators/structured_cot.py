@@ -14,6 +14,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stairdata.generators.options import BuildOptions
+from stairdata.generators.published_cot import build_published, is_published
 from stairdata.generators.runner import (
     Done,
     Opened,
@@ -70,6 +71,8 @@ def build_structured_cot(recipe: Recipe, options: BuildOptions) -> Artifact:
     """
     if takes_trees(recipe, options):
         return build_from_trees(recipe, options)
+    if is_published(recipe):
+        return build_published(recipe, options)
     return _from_file(recipe, options) if recipe.structured_cot.path else _from_teacher(recipe, options)
 
 
