@@ -12,6 +12,7 @@ from stairdata.recipe import ContaminationSection, NearDuplicatesSection
 from stairdata_schemas.errors import InputError
 
 _NOT_WORDS = re.compile(r"[\W_]+")
+HIGHEST = 0.9  # of the index: above, too few bands are left; what it finds is compared exactly
 WEIGHTS = (0.1, 0.9)  # of false positives and negatives in choosing the bands: candidates are checked, misses are not
 
 
@@ -56,7 +57,7 @@ class NearDuplicates:
             ) from error
         self._section = section
         self._sketch = MinHash
-        self._index: Any = MinHashLSH(section.threshold, section.permutations, weights=WEIGHTS)
+        self._index: Any = MinHashLSH(min(section.threshold, HIGHEST), section.permutations, weights=WEIGHTS)
         self._texts: dict[str, str] = {}
 
     def __len__(self) -> int:
