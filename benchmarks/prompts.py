@@ -23,9 +23,9 @@ from typing import Any
 
 PARTS: dict[str, dict[str, Any]] = {
     "read, check, exact duplicates": {},
-    "and near duplicates": {"near_duplicates": {}},
-    "and 1,000 evaluation prompts": {"decontaminate": ["evaluation.jsonl"]},
-    "and languages": {"languages": ["en"]},
+    "with near duplicates": {"near_duplicates": {}},
+    "with 1,000 evaluation prompts": {"decontaminate": ["evaluation.jsonl"]},
+    "with languages": {"languages": ["en"], "min_language_probability": 0},  # the words are of none; all are kept
 }
 
 

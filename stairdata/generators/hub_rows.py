@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ def read_hub(source: HubRows) -> Iterator[Row]:
     Raises:
         InputError: not there, not reachable, gated, or no such configuration or split.
     """
+    _info(source.dataset, source.revision, source.like)  # says within seconds that the Hub is away; what follows waits
     state: dict[str, Any] | None = None
     failures = 0
     while True:
@@ -63,6 +65,7 @@ def _open(source: HubRows) -> Any:
     config.STREAMING_READ_MAX_RETRIES = config.STREAMING_OPEN_MAX_RETRIES = 1
     config.STREAMING_READ_RETRY_INTERVAL = config.STREAMING_OPEN_RETRY_INTERVAL = 0
     config.STREAMING_READ_SERVER_UNAVAILABLE_RETRY_INTERVAL = config.STREAMING_READ_RATE_LIMIT_RETRY_INTERVAL = 0
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns at each of its own retries
     named = source.dataset, source.config
     return load_dataset(*named, split=source.split, revision=source.revision, streaming=True)
 

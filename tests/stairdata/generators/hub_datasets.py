@@ -214,3 +214,11 @@ def stair_sft() -> dict[str, bytes]:
     ]
     rows[3]["prompt"] = rows[0]["prompt"]
     return {"README.md": b"---\nlicense: cc-by-nc-sa-4.0\n---\n", "STAIR-SFT.json": json.dumps(rows).encode()}
+
+
+def put_paper(hub: HubServer) -> None:
+    """Make all datasets that the paper's mixtures take from, and the published reasoning."""
+    put_known(hub, "PKU-Alignment/PKU-SafeRLHF", saferlhf())
+    put_known(hub, "openbmb/UltraFeedback", ultrafeedback())
+    put_known(hub, "JailbreakV-28K/JailBreakV-28k", jailbreakv())
+    put_known(hub, "thu-ml/STAIR-SFT", stair_sft())
