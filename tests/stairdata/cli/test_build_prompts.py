@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from tests.stairdata.cli.conftest import Run
+Run = Callable[..., Any]
 
 
 def test_decontaminate_adds_to_the_recipe(run: Run, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from stairdata.generators.structured_cot import build_structured_cot
 from stairdata.recipe import Recipe, load_recipe, packaged_recipe
 from stairdata_schemas.artifacts import Artifact, validate_artifact
 from stairdata_schemas.errors import InputError, RecipeError
+from tests.conftest import HUB_TOKEN
 from tests.stairdata.generators import hub_datasets as published
 
 if TYPE_CHECKING:
@@ -294,7 +295,7 @@ def test_a_dataset_that_is_not_as_the_recipe_says(
     published.put(hub, "org/q", {"q.jsonl": published.jsonl([{"prompt": "Why?", "task": "safety"}])})
     with pytest.raises(InputError, match=message) as caught:
         build(tmp_path, source)
-    assert published.HUB_TOKEN not in str(caught.value)
+    assert HUB_TOKEN not in str(caught.value)
 
 
 # -- the paper's mixtures, and the published reasoning --------------------------------------------------------------
