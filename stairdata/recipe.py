@@ -36,31 +36,43 @@ class Sampling(Section):
     """0 turns it off; sent only to servers that are not OpenAI's."""
 
 
+PromptColumn = Literal["prompt", "task", "source", "category", "reference_answer", "reference_is_safe"]
+
+
 class PromptSource(Section):
-    """One source of prompts: a local file or a Hub dataset."""
+    """One source of prompts: local files or a Hub dataset."""
 
     path: Path | None = None
-    """A .json, .jsonl, .csv or .parquet file, relative to the working folder."""
+    """A .json, .jsonl, .csv or .parquet file (the first three also as .gz or .xz), or a folder of such files, relative
+    to the working folder."""
     hub: str | None = None
-    """A Hub dataset id; read through `datasets`, never with remote code."""
+    """A Hub dataset id; read through `datasets`, never with remote code. Known ones need no columns."""
+    like: str | None = None
+    """Read the rows as those of a known Hub dataset: {path: train.jsonl, like: PKU-Alignment/PKU-SafeRLHF}."""
     revision: str | None = None
-    """Commit, tag or branch of the Hub dataset; pin it."""
+    """Commit, tag or branch of the Hub dataset; default: a known one's tested commit, else its head. Recorded as a
+    commit either way."""
     config: str | None = None
     """The Hub dataset's configuration."""
-    split: str = "train"
-    """The Hub dataset's split."""
-    columns: dict[Literal["prompt", "task", "source", "category", "reference_answer", "reference_is_safe"], str] = {}
-    """Our column name to the source's, where they differ: {prompt: question, task: type}."""
+    split: str | None = None
+    """The Hub dataset's split; default: a known one's own, else train."""
+    columns: dict[PromptColumn, str] = {}
+    """Our column name to the source's, where they differ: {prompt: question, task: type}. Dots lead into what is
+    nested: {prompt: conversations.0.value}."""
+    where: dict[str, bool | int | float | str | list[bool | int | float | str]] = {}
+    """Take only rows whose columns have these values (or one of them): {language: English}. Case does not matter."""
     task: Task | None = None
     """Task of every row, for sources that have no such column."""
     name: str | None = None
     """Value of the `source` column; default: the source's own column, else the file's name or the Hub id."""
     license: str | None = None
     """The source's licence as the Hub names it, such as cc-by-nc-4.0; a Hub dataset's own card says it otherwise."""
+    near_duplicates: bool | None = None
+    """false: keep prompts that resemble each other. Default true, but for known sources of many prompts in one form."""
     skip: int = Field(0, ge=0)
     """Leave out that many rows at the start."""
     count: int | None = Field(None, ge=1)
-    """Take that many rows, sampled with the recipe's seed; default all."""
+    """Take that many prompts, sampled with the recipe's seed after all filters; default all."""
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
@@ -69,11 +81,26 @@ class PromptSource(Section):
         return self
 
 
-class PromptsSection(Section):
-    """Stage `prompts`."""
+class NearDuplicatesSection(Section):
+    """How alike two prompts may be."""
 
-    sources: list[PromptSource] = []
-    """Where prompts come from, in order; of duplicates the first is kept, the others go to quarantine."""
+    threshold: float = Field(0.8, gt=0, le=1)
+    """Jaccard index of their character n-grams from which on the later one is refused."""
+    ngram: int = Field(5, ge=1)
+    """Characters of an n-gram, case and punctuation left out."""
+    permutations: int = Field(128, ge=16, le=1024)
+    """Hash functions of the MinHash that finds the candidates; their index is then computed exactly."""
+
+
+class ContaminationSection(Section):
+    """What counts as an overlap with evaluation prompts, besides the same words in the same order."""
+
+    ngram: int = Field(13, ge=1)
+    """So many words in a row that both have; shorter evaluation prompts count as a whole."""
+    min_words: int = Field(5, ge=1)
+    """An evaluation prompt of fewer words counts only where the whole prompt is the same."""
+    threshold: float = Field(0.8, gt=0, le=1)
+    """Near duplicates count from this Jaccard index of character 5-grams on."""
 
 
 class Endpoint(Section):
@@ -113,6 +140,48 @@ class Endpoint(Section):
         if self.path and self.base_url:
             raise ValueError("give either path (served here) or base_url (served elsewhere), not both")
         return self
+
+
+class TaskJudge(Endpoint):
+    """The model that says which task a prompt is."""
+
+    max_tokens: int = Field(64, ge=1)
+    """Tokens of one answer; a model that reasons first needs more."""
+    temperature: float = Field(0, ge=0)
+    """Sampling temperature."""
+    reasks: int = Field(2, ge=0)
+    """How often an answer that can't be read is asked again before the row is refused."""
+
+
+class PromptsSection(Section):
+    """Stage `prompts`."""
+
+    sources: list[PromptSource] = []
+    """Where prompts come from, in order; of duplicates the first is kept, the others go to quarantine."""
+    near_duplicates: NearDuplicatesSection | None = None
+    """Refuse prompts that are nearly those of an earlier row ({} for the defaults); off by default, since prompts in
+    one form, such as jailbreaks, are alike on purpose."""
+    decontaminate: list[str | PromptSource] = []
+    """Evaluation prompts that must not be in the data: files, prompts artifacts, or sources with columns."""
+    contamination: ContaminationSection = ContaminationSection()
+    """What counts as an overlap with them."""
+    languages: list[str] = []
+    """Keep prompts in these languages alone, as ISO 639 codes: [en, zh]; empty keeps all."""
+    min_language_probability: float = Field(0.2, ge=0, le=1)
+    """Refuse a prompt where these languages have less than this share of the probability that they and the likeliest
+    other one have; text without a language, such as a formula, is kept."""
+    min_characters: int = Field(1, ge=1)
+    """Refuse shorter prompts."""
+    max_characters: int | None = Field(None, ge=1)
+    """Refuse longer prompts."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Refuse prompts of more tokens."""
+    tokenizer: str | None = None
+    """Folder or Hub id of the tokenizer that counts them; default: the actor's."""
+    task_judge: TaskJudge | None = None
+    """The model that labels rows without a task; without it such rows are refused."""
+    concurrency: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Prompts at the judge at a time; auto: one is begun whenever the server could take one more request."""
 
 
 class JudgeSection(Section):
@@ -334,8 +403,14 @@ class StructuredCotSection(Section):
     """Take the rows out of trees ({} for the defaults); `--input trees@X.Y.Z` does so, too."""
     path: Path | None = None
     """Rows written by hand: JSONL with prompt, task, steps, output. Without it a teacher is asked."""
+    hub: str | None = None
+    """A published set of such rows on the Hub: thu-ml/STAIR-SFT."""
+    like: str | None = None
+    """Read `path` as a file of that set."""
+    revision: str | None = None
+    """Commit, tag or branch of the published set; default: its head."""
     license: str | None = None
-    """Licence of the rows written by hand, as the Hub names it."""
+    """Licence of the rows written by hand, or of the published set, as the Hub names it."""
     teacher: Teacher = Teacher()
     """The model that writes the reasoning."""
     teachers: dict[str, Teacher] = {}
@@ -355,6 +430,8 @@ class StructuredCotSection(Section):
     def _one_source(self) -> Self:
         if self.path is not None and self.from_trees is not None:
             raise ValueError("give path or from_trees, not both")
+        if self.hub is not None and (self.path is not None or self.from_trees is not None):
+            raise ValueError("give hub alone, without path and from_trees")
         return self
 
 
@@ -407,6 +484,23 @@ class Recipe(Section):
 
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)
+PACKAGED = Path(__file__).parent / "recipes"
+
+
+def packaged_recipe(path: Path | None) -> Path | None:
+    """Return the recipe that comes with the package, where a bare name is given and no such file exists.
+
+    Raises:
+        RecipeError: a bare name that is neither.
+    """
+    if path is None or path.exists() or path.suffix or len(path.parts) != 1:
+        return path
+    names = sorted(file.stem for file in PACKAGED.glob("*.yaml"))
+    if path.name not in names:
+        raise RecipeError(
+            f"there is no recipe {quote(path.name)}: no such file, and those that come along are {', '.join(names)}"
+        )
+    return PACKAGED / f"{path.name}.yaml"
 
 
 def load_recipe(model: type[RecipeT], path: Path | None, overrides: list[str]) -> RecipeT:

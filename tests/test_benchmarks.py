@@ -19,9 +19,10 @@ ROOT = Path(__file__).parent.parent
         (("trees.py", "memory", "--trees", "3", "--iterations", "6"), "peak memory"),
         (("pairs.py", "--small", "4", "--large", "20"), "build preference-pairs"),
         (("teacher.py", "--prompts", "60", "--paired", "20", "--kill"), "rows/s"),
+        (("prompts.py", "--prompts", "300", "--stream", "1000"), "10,000 out of 1,000"),
         (("hub.py", "--gigabytes", "0.004"), "lfs pull: ratio"),
     ],
-    ids=["instant", "memory", "pairs", "teacher", "hub"],
+    ids=["instant", "memory", "pairs", "teacher", "prompts", "hub"],
 )
 def test_a_benchmark_runs(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
     script, *rest = arguments

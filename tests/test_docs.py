@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.stairdata.generators import hub_datasets
+
 if TYPE_CHECKING:
     from tests.conftest import HubServer, StubServer
 
@@ -58,6 +60,7 @@ def workplace(tmp_path: Path, stub_llm: StubServer, tokenizer_folder: Path) -> P
     with (tmp_path / "prompts.jsonl").open("w", encoding="utf-8") as file:
         for row in map(json.loads, rows):
             file.write(json.dumps(row | {"question": row["prompt"], "type": row["task"]}) + "\n")
+    (tmp_path / "evaluation.csv").write_text("question\nWhat is the capital of a country that is not there?\n")
     (recipe,) = blocks(ROOT / "README.md", "yaml")
     (tmp_path / "recipe.yaml").write_text(recipe.replace(SERVER, stub_llm.base_url), encoding="utf-8")
     (tmp_path / "training").symlink_to(ROOT / "training")
@@ -83,6 +86,7 @@ def workplace(tmp_path: Path, stub_llm: StubServer, tokenizer_folder: Path) -> P
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_of_a_page(page: Path, workplace: Path, hub: HubServer, stub_llm: StubServer) -> None:
     program = Path(sys.executable).parent / "stairdata"
+    hub_datasets.put_paper(hub)
     environment = {**os.environ, "HF_HOME": str(workplace / "hf")}  # whose HF_ENDPOINT is the tests' own Hub
     for command in commands(page):
         if command in RUN_BY_CI:

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version as distribution_version
@@ -48,7 +48,14 @@ WORK = ".build"
 SHARD_BYTES = 256 * 1024**2
 ROW_GROUP_ROWS = 2048
 QUARANTINE_SCHEMA = pl.Schema(
-    {"source": pl.String, "row": pl.Int64, "rule": pl.String, "field": pl.String, "raw": pl.String}
+    {
+        "source": pl.String,
+        "row": pl.Int64,
+        "rule": pl.String,
+        "field": pl.String,
+        "raw": pl.String,
+        "detail": pl.String,
+    }
 )
 
 
@@ -93,6 +100,8 @@ class Refused:
     rule: str
     raw: str
     field: str = ""
+    detail: str = ""
+    """More on the rule: which row it repeats, say."""
 
 
 @dataclass(slots=True)
@@ -146,6 +155,7 @@ class Build:
         refused: Iterable[Refused] = (),
         report: Report | None = None,
         max_quarantine: float = 0.05,
+        by_design: Collection[str] = (),
     ) -> Artifact:
         """Validate and write the rows, the quarantine, the card, and last the manifest.
 
@@ -154,6 +164,7 @@ class Build:
             refused: input rows that never became rows; looked at after the frames, which may still add to it.
             report: what else the manifest should say.
             max_quarantine: largest share of refused rows among all.
+            by_design: rules that sound rows break (a duplicate, another language): counted, but not in that share.
 
         Raises:
             QuarantineError: more rows were refused; data and quarantine stay in place without a manifest.
@@ -173,7 +184,7 @@ class Build:
         rules = dict(sorted(Counter(refusal.rule for refusal in refusals).items()))
         manifest = self._manifest(entries, rules, report)
         self._move_into_place(manifest)
-        self._check_share(manifest, refusals, max_quarantine)
+        self._check_share(manifest, [each for each in refusals if each.rule not in by_design], max_quarantine)
         write_atomic(self.folder / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
         shutil.rmtree(self.work, ignore_errors=True)  # a process that finds the manifest clears it away, too
         return open_artifact(self.folder)
@@ -225,7 +236,7 @@ class Build:
         write_atomic(self.folder / "README.md", render_card(manifest))
 
     def _check_share(self, manifest: Manifest, refusals: list[Refused], max_quarantine: float) -> None:
-        total = manifest.rows + len(refusals)
+        total = manifest.rows + sum(manifest.quarantine.values())
         counts = ", ".join(f"{rule} {count}" for rule, count in manifest.quarantine.items())
         if total == 0:
             raise BuildError(f"{self.reference}: the input has no rows; nothing was built")

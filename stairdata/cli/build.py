@@ -81,6 +81,10 @@ def build(
     max_quarantine: Annotated[
         float, typer.Option("--max-quarantine", min=0, max=1, help="Largest share of refused rows.")
     ] = 0.05,
+    decontaminate: Annotated[
+        list[str] | None,
+        typer.Option("--decontaminate", metavar="FILE", help="Refuse prompts that overlap with these."),
+    ] = None,
     endpoints: Annotated[
         str | None, typer.Option("--endpoints", metavar="URL,URL", help="Spread trees over servers of the actor.")
     ] = None,
@@ -116,7 +120,9 @@ def build(
         raise UsageError("--teachers, --batch and --retry-quarantined go with `build structured-cot`")
     if pilot and not dry_run:
         raise UsageError("--pilot goes with --dry-run; --limit builds an artifact of the first rows")
-    settings = read_recipe(recipe, set_)
+    if name != "prompts" and decontaminate:
+        raise UsageError("--decontaminate goes with `build prompts`")
+    settings = with_evaluations(read_recipe(recipe, set_), decontaminate or [])
     with show_progress() as progress:
         options = BuildOptions(
             root_folder(root),
@@ -143,6 +149,13 @@ def build(
     if artifact is not None:
         say(summary(artifact))
         emit(artifact.reference)
+
+
+def with_evaluations(recipe: FullRecipe, given: list[str]) -> FullRecipe:
+    """Add what --decontaminate names to the recipe's own evaluation prompts."""
+    section = recipe.prompts
+    both = [*section.decontaminate, *given]
+    return recipe.model_copy(update={"prompts": section.model_copy(update={"decontaminate": both})})
 
 
 def forecast(kind: str, recipe: FullRecipe, options: BuildOptions) -> str:

@@ -11,7 +11,15 @@ import typer
 if TYPE_CHECKING:
     from stairdata.cli.recipes import FullRecipe
 
-RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="Recipe in YAML.", show_default=False)]
+RECIPE_HELP = "Recipe in YAML: a file, or the name of one that comes along, such as stair-50k."
+RecipeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe",
+        help=RECIPE_HELP,
+        show_default=False,
+    ),
+]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the recipe, such as trees.c=2.")
 ]
@@ -34,6 +42,6 @@ def root_folder(root: Path | None) -> Path:
 def read_recipe(path: Path | None, overrides: list[str] | None) -> FullRecipe:
     """Read the recipe with all its sections."""
     from stairdata.cli.recipes import FullRecipe
-    from stairdata.recipe import load_recipe
+    from stairdata.recipe import load_recipe, packaged_recipe
 
-    return load_recipe(FullRecipe, path, overrides or [])
+    return load_recipe(FullRecipe, packaged_recipe(path), overrides or [])

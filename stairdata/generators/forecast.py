@@ -11,8 +11,11 @@ from typing import NamedTuple
 
 from stairdata.generators.growing import search_config
 from stairdata.generators.options import BuildOptions
+from stairdata.generators.prompts import rows_without_task
+from stairdata.generators.published_cot import is_published
 from stairdata.generators.runner import open_budget
 from stairdata.generators.sft import takes_trees
+from stairdata.generators.task_labels import template
 from stairdata.generators.teaching_forecast import forecast_teachers
 from stairdata.generators.trees import begin_trees, grow_trees, units_of
 from stairdata.llm.budget import Budget
@@ -27,6 +30,7 @@ from stairdata_schemas.grammar import OUTPUT_CLOSE
 STEPS = 4
 STEP_TOKENS = 60
 RATING_TOKENS = 40
+LABEL_TOKENS = 5
 JUDGE_PROMPT_TOKENS = 250  # the template, without prompt and answer
 BYTES_PER_TOKEN = 4
 SIMULATED = 5
@@ -74,7 +78,10 @@ def forecast_build(kind: str, recipe: Recipe, options: BuildOptions) -> str:
     if kind == "responses":
         answer = recipe.responses.n * STEPS * STEP_TOKENS
         return _assumed_prompts(kind, recipe, options, recipe.actor.name, answer)
-    if kind == "structured_cot" and recipe.structured_cot.path is None and not takes_trees(recipe, options):
+    if kind == "prompts" and recipe.prompts.task_judge is not None:
+        return _assumed_labels(recipe, options, recipe.prompts.task_judge.name)
+    by_hand = recipe.structured_cot.path is not None or is_published(recipe)
+    if kind == "structured_cot" and not by_hand and not takes_trees(recipe, options):
         return forecast_teachers(recipe, options)
     return f"{kind}: asks no model"
 
@@ -170,6 +177,15 @@ def _assumed_prompts(kind: str, recipe: Recipe, options: BuildOptions, model: st
         f"{kind}: {len(prompts)} prompts\nassumed, not measured: {STEPS} steps an answer, {STEP_TOKENS} tokens a step"
     )
     return "\n".join([head, *_table(recipe, {"generation": load}, model)])
+
+
+def _assumed_labels(recipe: Recipe, options: BuildOptions, judge: str) -> str:
+    prompts = rows_without_task(recipe, options)
+    question = len(template().render(prompt="").encode())
+    read = sum(len(prompt.encode()) + question for prompt in prompts) / BYTES_PER_TOKEN
+    load = Load(len(prompts), read, len(prompts) * LABEL_TOKENS)
+    head = f"prompts: {len(prompts)} without a task\nassumed, not measured: {LABEL_TOKENS} tokens an answer"
+    return "\n".join([head, *_table(recipe, {"generation": load}, judge)])
 
 
 def _measured(recipe: Recipe, options: BuildOptions) -> str:

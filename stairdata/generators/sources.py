@@ -1,18 +1,22 @@
-"""Reading rows of other people's: JSON, JSONL, CSV, Parquet, and Hub datasets."""
+"""Reading rows of other people's files: JSON, JSONL, CSV and Parquet, one or a folder of them, compressed or not."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import gzip
 import json
-from collections.abc import Iterator
+import lzma
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from stairdata_schemas.artifacts import iterate_frames
 from stairdata_schemas.errors import InputError, quote
 
 Row = dict[str, Any]
 LONGEST_FIELD = 2**31 - 1
+_OPENERS: dict[str, Callable[..., IO[str]]] = {".gz": gzip.open, ".xz": lzma.open}
 
 
 class BrokenRow(NamedTuple):
@@ -28,22 +32,55 @@ def read_rows(path: Path) -> Iterator[Row | BrokenRow]:
     Raises:
         InputError: missing, unreadable, empty, of an unknown ending, or broken as a whole.
     """
-    readers = {".json": _read_json, ".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
-    reader = readers.get(path.suffix.lower())
+    reader = _READERS.get(_ending(path))
     if reader is None:
-        raise InputError(f"{path}: unknown ending {path.suffix!r}; known are {', '.join(readers)}")
+        raise InputError(f"{path}: unknown ending {path.suffix!r}; known are {', '.join(_READERS)}")
     if not path.is_file():
         raise InputError(f"{path} does not exist or is not a file")
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty")
     try:
         yield from reader(path)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} can't be read: {error}") from error
 
 
+def files_of(path: Path, patterns: tuple[str, ...] = ()) -> list[Path]:
+    """Return the files that a path means: itself, or those in a folder, sorted.
+
+    Args:
+        path: a file or a folder.
+        patterns: where a folder's files lie; default: all of a known ending, however deep.
+
+    Raises:
+        InputError: a folder without such files.
+    """
+    if not path.is_dir():
+        return [path]
+    known = [file for file in path.rglob("*") if file.is_file() and _ending(file) in _READERS]
+    found = sorted({file for pattern in patterns for file in path.glob(pattern)}) or sorted(known)
+    if not found:
+        wanted = ", ".join(patterns or (f"*{ending}" for ending in _READERS))
+        raise InputError(f"{path} can't be read: Is a directory, and has none of {wanted}")
+    return found
+
+
+def _ending(path: Path) -> str:
+    """Return the ending that says the format, without that of a compression."""
+    suffix = path.suffix.lower()
+    inner = Path(path.stem).suffix.lower()
+    return inner if suffix in _OPENERS and inner != ".parquet" else suffix
+
+
+@contextlib.contextmanager
+def _text(path: Path, newline: str | None = None) -> Iterator[IO[str]]:
+    opener = _OPENERS.get(path.suffix.lower(), open)
+    with opener(path, "rt", encoding="utf-8-sig", newline=newline) as file:
+        yield file
+
+
 def _read_jsonl(path: Path) -> Iterator[Row | BrokenRow]:
-    with path.open(encoding="utf-8-sig") as file:
+    with _text(path) as file:
         for line in file:
             if line.strip():
                 yield _parse_line(line)
@@ -59,20 +96,35 @@ def _parse_line(line: str) -> Row | BrokenRow:
 
 def _read_json(path: Path) -> Iterator[Row | BrokenRow]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        with _text(path) as file:
+            value = json.loads(file.read())
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} can't be read: {error}") from error
-    if not isinstance(value, list):
-        raise InputError(f"{path} has to be a list of objects, found {quote(value)}")
-    for item in value:
+    for item in _list_in(value, path):
         yield item if isinstance(item, dict) else BrokenRow("not_an_object", json.dumps(item))
+
+
+def _list_in(value: Any, path: Path) -> list[Any]:
+    """Return the rows: the list itself, or the one list of objects that an object holds, as in {"data": [...]}."""
+    if isinstance(value, list):
+        return value
+    inner = [each for each in value.values() if _is_rows(each)] if isinstance(value, dict) else []
+    if len(inner) == 1:
+        rows: list[Any] = inner[0]
+        return rows
+    several = f" (it holds {len(inner)} lists; leave one)" if inner else ""
+    raise InputError(f"{path} has to be a list of objects, found {quote(value)}{several}")
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(item, dict) for item in value)
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(LONGEST_FIELD)
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with _text(path, newline="") as file:
         for row in csv.DictReader(file):
             yield {key: value or None for key, value in row.items() if key is not None}
 
@@ -87,57 +139,9 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         raise InputError(f"{path} is not a parquet file: {error}") from error
 
 
-def read_hub(dataset: str, revision: str | None, config: str | None, split: str) -> Iterator[Row]:
-    """Stream the rows of a Hub dataset; no code of the repository is run.
-
-    Raises:
-        InputError: not there, not reachable, or no such configuration or split.
-    """
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset(dataset, config, split=split, revision=revision, streaming=True)
-        yield from rows
-    except Exception as error:
-        raise InputError(
-            f"the Hub dataset {quote(dataset)} can't be read ({type(error).__name__}: {quote(str(error))}); check id, "
-            "revision, config and split, or download its files elsewhere and name them with `path:`"
-        ) from error
-
-
-def hub_license(dataset: str, revision: str) -> str | None:
-    """Return the licence that a Hub dataset's card states; None where it states none, or several.
-
-    Raises:
-        InputError: not there or not reachable.
-    """
-    from huggingface_hub import HfApi
-
-    try:
-        card = HfApi().dataset_info(dataset, revision=revision).card_data
-    except Exception as error:
-        raise InputError(
-            f"the Hub can't say under which licence {quote(dataset)} is ({type(error).__name__}: {quote(str(error))}); "
-            "name it in the recipe with `license:`, or try again"
-        ) from error
-    stated = card.get("license") if card is not None else None
-    return stated if isinstance(stated, str) else None
-
-
-def hub_revision(dataset: str, revision: str | None) -> str:
-    """Resolve a branch or tag of a Hub dataset to a commit sha.
-
-    Raises:
-        InputError: not there or not reachable.
-    """
-    from huggingface_hub import HfApi
-
-    try:
-        sha = HfApi().dataset_info(dataset, revision=revision).sha
-    except Exception as error:
-        raise InputError(
-            f"the Hub can't say what {quote(dataset)} at {revision or 'its head'} is "
-            f"({type(error).__name__}: {quote(str(error))}); "
-            "check the id and the network, or download its files elsewhere and name them with `path:`"
-        ) from error
-    return str(sha)
+_READERS: dict[str, Callable[[Path], Iterator[Row | BrokenRow]]] = {
+    ".json": _read_json,
+    ".jsonl": _read_jsonl,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}

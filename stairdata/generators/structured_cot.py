@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stairdata.generators.by_hand import build_from_file
 from stairdata.generators.options import BuildOptions
+from stairdata.generators.published_cot import build_published, is_published
 from stairdata.generators.sft import build_from_trees, takes_trees
 from stairdata.generators.teaching import build_from_teachers
 from stairdata.recipe import Recipe
@@ -23,11 +24,14 @@ def build_structured_cot(recipe: Recipe, options: BuildOptions) -> Artifact | No
         UsageError: options that go with teachers alone.
     """
     from_trees = takes_trees(recipe, options)
-    if not from_trees and recipe.structured_cot.path is None:
+    published = not from_trees and is_published(recipe)
+    if not from_trees and not published and recipe.structured_cot.path is None:
         return build_from_teachers(recipe, options)
     if options.teachers or options.batch or options.retry_quarantined:
-        source = "trees" if from_trees else "a file"
+        source = "trees" if from_trees else "a file or a dataset"
         raise UsageError(
             f"--teachers, --batch and --retry-quarantined go with teachers; this recipe takes its rows out of {source}"
         )
+    if published:
+        return build_published(recipe, options)
     return build_from_trees(recipe, options) if from_trees else build_from_file(recipe, options)

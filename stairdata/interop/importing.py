@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 
+from stairdata.generators.known_sources import published_prompt
 from stairdata.generators.options import BuildOptions
 from stairdata.hub.pull import open_reference
 from stairdata.interop import thu_ml
@@ -26,7 +27,7 @@ from stairdata_schemas.manifest import Parent, sha256_of_file
 GENERATORS = {"trees": "import_thu_ml_trees/1", "prompts": "import_thu_ml_prompts/1"}
 TREES_AT_ONCE = 32
 PROMPTS_AT_ONCE = 4096
-_PROMPT_FIELDS = {"question", "type", "ground_truth"}
+_PROMPT_FIELDS = {"question", "type", "ground_truth", "prompt", "source"}
 
 
 def import_thu_ml(kind: str, paths: Sequence[Path], options: BuildOptions, prompts: str | None = None) -> Artifact:
@@ -178,7 +179,8 @@ class _PromptImporter:
     def row(self, element: Any) -> Row:
         """Make a row of one prompt."""
         prompt, task = self._checked(element)
-        answer = element.get("ground_truth")
+        mapped = published_prompt(element)
+        answer, category = mapped["reference_answer"], mapped["category"]
         if answer is not None and not isinstance(answer, str):
             self._losses["ground_truth that is no text (prompts)"] += 1
             answer = None
@@ -195,6 +197,7 @@ class _PromptImporter:
             "prompt": prompt,
             "task": task,
             "source": "thu-ml",
+            "category": category if isinstance(category, str) and thu_ml.is_storable(category) else None,
             "reference_answer": answer,
         }
 
@@ -204,7 +207,8 @@ class _PromptImporter:
             raise BrokenError("duplicate_field", element.key)
         if not isinstance(element, dict):
             raise BrokenError("not_an_object")
-        prompt, task = element.get("question"), element.get("type")
+        mapped = published_prompt(element)
+        prompt, task = mapped["prompt"], mapped["task"]
         if prompt is None or task is None:
             raise BrokenError("missing_value", "question" if prompt is None else "type")
         if not isinstance(prompt, str):

@@ -9,7 +9,8 @@ as the client likes; a download is offered by Xet where `xet` is on.
 
 `POST /_control` changes `Options`; `{"reset": true}` forgets everything first (`"all"`: Xet's storage, too).
 `GET /_stats` lists the requests since the last reset. Faults go by the number of a request, from 0: `error` answers
-500 without doing anything, `drop` cuts the connection, `lost` does what was asked and cuts the connection,
+500 without doing anything, `drop` cuts the connection, `cut` in the middle of a file, `lost` does what was asked
+and cuts the connection,
 `late_error` does it and answers 500, `kill` sends SIGKILL to `kill_pid` before, `kill_late` after it is done. With
 `outage` all requests from that number on fail in that way.
 """
@@ -140,6 +141,25 @@ class Protocol(H11Protocol):
         super().connection_made(transport)
 
 
+class CutResponse(Response):
+    """A file of which half the bytes come before the connection breaks."""
+
+    def __init__(self, whole: FileResponse, request: Request) -> None:
+        self._whole = whole
+        self._request = request
+        super().__init__()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def half(message: Any) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": message["body"][: len(message["body"]) // 2], "more_body": True}
+            await send(message)
+            if message["type"] == "http.response.body":
+                self._request.state.transport.close()
+
+        await self._whole(scope, receive, half)
+
+
 class Hub:
     """The whole of it."""
 
@@ -211,7 +231,7 @@ class Hub:
             },
         }
 
-    async def counted(self, request: Request, raw: str) -> Response | None:
+    async def counted(self, request: Request, raw: str) -> Response | None:  # noqa: PLR0911 - a fault, a return
         number = len(self.requests)
         self.requests.append(f"{request.method} {raw}")
         self.tokens_seen.add(request.headers.get("authorization", "").removeprefix("Bearer "))
@@ -231,6 +251,8 @@ class Hub:
         if fault == "kill_late":
             self.kill()
             return None
+        if fault == "cut":
+            return CutResponse(response, request) if isinstance(response, FileResponse) else None
         return None if fault == "lost" else response
 
     def kill(self) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
@@ -315,18 +317,66 @@ def test_rows_are_the_same_wherever_the_file_lies(tmp_path: Path) -> None:
     assert build(tmp_path, {"path": str(here)}) == build(tmp_path, {"path": str(there)})
 
 
-def test_a_hub_dataset_is_pinned_to_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[Any, ...]] = []
+@pytest.mark.parametrize("ending", [".jsonl.gz", ".jsonl.xz", ".csv.gz", ".json.xz"])
+def test_compressed_files(ending: str, tmp_path: Path) -> None:
+    plain = write(tmp_path / f"q{ending.rpartition('.')[0]}", ROWS)
+    pack = gzip.compress if ending.endswith("gz") else lzma.compress
+    path = tmp_path / f"q{ending}"
+    path.write_bytes(pack(plain.read_bytes()))
+    assert [row["prompt"] for row in rows_of(build(tmp_path, {"path": str(path)}))] == [row["prompt"] for row in ROWS]
+    path.write_bytes(pack(plain.read_bytes())[:-20])
+    with pytest.raises(InputError, match="can't be read"):
+        build(tmp_path, {"path": str(path)})
 
-    def read(*named: Any) -> list[dict[str, str]]:
-        asked.append(named)
-        return [{"question": "Why?"}]
 
-    monkeypatch.setattr("stairdata.generators.prompts.hub_revision", lambda *_: "a" * 40)
-    monkeypatch.setattr("stairdata.generators.prompts.hub_license", lambda *_: "mit")
-    monkeypatch.setattr("stairdata.generators.prompts.read_hub", read)
-    source = {"hub": "org/data", "revision": "main", "task": "safety", "columns": {"prompt": "question"}}
-    artifact = build(tmp_path, source)
-    assert asked == [("org/data", "a" * 40, None, "train")]
-    assert rows_of(artifact)[0]["source"] == "org/data"
-    assert artifact.manifest.configuration["sources"][0]["revision"] == "a" * 40
+def test_a_folder_is_all_its_files_in_order(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    (folder / "deeper").mkdir(parents=True)
+    write(folder / "b.csv", [{"prompt": "third", "task": "safety"}])
+    write(folder / "a.jsonl", [{"prompt": "first", "task": "safety"}, {"prompt": "", "task": "safety"}])
+    write(folder / "a.parquet", [{"prompt": "second", "task": "safety"}])
+    write(folder / "deeper" / "c.json", [{"prompt": "last", "task": "safety"}, {"prompt": "first", "task": "safety"}])
+    (folder / "README.md").write_text("not data")
+    artifact = build(tmp_path, {"path": str(folder)}, max_quarantine=0.5)
+    assert [row["prompt"] for row in rows_of(artifact)] == ["first", "second", "third", "last"]
+    assert [(row["source"], row["row"], row["detail"]) for row in refused_of(artifact.folder)] == [
+        (str(folder / "a.jsonl"), 2, ""),
+        (str(folder / "deeper" / "c.json"), 2, f"repeats {folder / 'a.jsonl'} row 1"),
+    ]
+    write(folder / "b.csv", [{"prompt": "other", "task": "safety"}])
+    assert build(tmp_path, {"path": str(folder)}, max_quarantine=0.5).reference == "prompts@1.1.0"
+
+
+@pytest.mark.parametrize(
+    ("content", "prompts"),
+    [
+        (b'{"data": [{"prompt": "x", "task": "safety"}], "version": 2, "authors": ["me"]}', ["x"]),
+        (b'\xef\xbb\xbf[{"prompt": "x", "task": "safety"}]', ["x"]),
+    ],
+)
+def test_json_in_its_usual_forms(content: bytes, prompts: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "q.json"
+    path.write_bytes(content)
+    assert [row["prompt"] for row in rows_of(build(tmp_path, {"path": str(path)}))] == prompts
+    path.write_bytes(b'{"train": [{"prompt": "x"}], "test": [{"prompt": "y"}]}')
+    with pytest.raises(InputError, match="it holds 2 lists; leave one"):
+        build(tmp_path, {"path": str(path)})
+
+
+def test_lines_that_end_as_on_windows_and_quotes_in_csv(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_bytes(b'{"prompt": "x\\r\\ny", "task": "safety"}\r\n{"prompt": "z", "task": "safety"}\r\n')
+    assert [row["prompt"] for row in rows_of(build(tmp_path, {"path": str(path)}))] == ["x\r\ny", "z"]
+    path = tmp_path / "q.csv"
+    path.write_bytes(b'\xef\xbb\xbfprompt,task\r\n"a ""b"",\nc",safety\r\n')
+    assert [row["prompt"] for row in rows_of(build(tmp_path, {"path": str(path)}))] == ['a "b",\nc']
+
+
+def test_a_conversation_is_refused_by_a_rule_of_its_own(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    path = write(tmp_path / "q.jsonl", [{"prompt": turns, "task": "safety"}, {"prompt": "x", "task": "safety"}])
+    artifact = build(tmp_path, {"path": str(path)}, max_quarantine=0.5)
+    assert artifact.manifest.quarantine == {"conversation": 1}
+    mapped = build(tmp_path, {"path": str(path), "columns": {"prompt": "prompt.0.content"}}, max_quarantine=0.5)
+    assert [row["prompt"] for row in rows_of(mapped)] == ["Why?"]
+    assert mapped.manifest.quarantine == {"missing_value": 1}

@@ -1,0 +1,95 @@
+"""What building prompts costs: near duplicates, evaluation prompts, languages, sampling from a long stream.
+
+    python benchmarks/prompts.py [--prompts 50000] [--stream 1000000]
+
+Made-up prompts with the lengths that UltraFeedback and PKU-SafeRLHF have about (half of 15 to 40 words, half of 40 to
+400), a tenth of them repeats of another one with a word changed. Each part is a process of its own, so that its peak
+memory is its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+PARTS: dict[str, dict[str, Any]] = {
+    "read, check, exact duplicates": {},
+    "with near duplicates": {"near_duplicates": {}},
+    "with 1,000 evaluation prompts": {"decontaminate": ["evaluation.jsonl"]},
+    "with languages": {"languages": ["en"], "min_language_probability": 0},  # the words are of none; all are kept
+}
+
+
+def prompts(count: int, seed: int) -> Iterator[str]:
+    rng = random.Random(seed)
+    syllables = [a + b for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", "u", "ar", "en", "il")]
+    words = ["".join(rng.choices(syllables, k=rng.randint(1, 3))) for _ in range(20_000)]
+    last: list[str] = []
+    for number in range(count):
+        if number % 10 == 9:
+            last[rng.randrange(len(last))] = rng.choice(words)
+        else:
+            last = rng.choices(words, k=rng.randint(15, 40) if number % 2 else rng.randint(40, 400))
+        yield " ".join(last)
+
+
+def write(path: Path, count: int, seed: int) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for prompt in prompts(count, seed):
+            file.write(json.dumps({"prompt": prompt, "task": "safety"}) + "\n")
+
+
+def run_part(folder: Path, section: dict[str, Any]) -> None:
+    from stairdata.generators.options import BuildOptions
+    from stairdata.generators.prompts import build_prompts
+    from stairdata.recipe import Recipe
+
+    begin = time.perf_counter()
+    artifact = build_prompts(Recipe.model_validate({"prompts": section}), BuildOptions(root=folder / "artifacts"))
+    print(json.dumps({
+        "seconds": time.perf_counter() - begin,
+        "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "rows": artifact.manifest.rows,
+        "refused": artifact.manifest.quarantine,
+    }))  # fmt: skip
+
+
+def measure(folder: Path, name: str, section: dict[str, Any]) -> None:
+    command = [sys.executable, __file__, "--part", json.dumps(section), "--folder", str(folder)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=folder)
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(f"{name:<34}{found['seconds']:8.1f} s {found['mib']:8.0f} MiB {found['rows']:9,} rows  {found['refused']}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=50_000)
+    parser.add_argument("--stream", type=int, default=1_000_000)
+    parser.add_argument("--part")
+    parser.add_argument("--folder", type=Path)
+    arguments = parser.parse_args()
+    if arguments.part:
+        run_part(arguments.folder, json.loads(arguments.part))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write(folder / "prompts.jsonl", arguments.prompts, 1)
+        write(folder / "evaluation.jsonl", 1000, 2)
+        for part, more in PARTS.items():
+            measure(folder, part, {"sources": [{"path": "prompts.jsonl"}], **more})
+        for rows in (arguments.stream // 10, arguments.stream):
+            write(folder / "stream.jsonl", rows, 3)
+            measure(folder, f"10,000 out of {rows:,}", {"sources": [{"path": "stream.jsonl", "count": 10_000}]})
+
+
+if __name__ == "__main__":
+    main()
