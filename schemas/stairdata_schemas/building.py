@@ -138,7 +138,8 @@ class Build:
 
     def _has_work(self) -> bool:
         """Tell whether something is there besides the plan: rows, journals, logs."""
-        kept = {path.name for path in (*self.folder.iterdir(), *self.work.glob("*"))}
+        there = (*self.folder.iterdir(), *self.work.glob("*"))
+        kept = {path.name for path in there if path.is_dir() or path.stat().st_size}  # an empty journal is no work
         return bool(kept - {".lock", WORK, "build.json"})
 
     @property

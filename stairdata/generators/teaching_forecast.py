@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 from stairdata.generators.options import BuildOptions
-from stairdata.generators.teacher import LESSON_COLUMNS, Lesson, Templates, make_request
+from stairdata.generators.teacher import LESSON_COLUMNS, Lesson, Templates, make_request, response_format
 from stairdata.generators.teaching import choose_teachers
 from stairdata.llm.budget import MILLION
 from stairdata.llm.tokens import token_count
@@ -32,6 +34,8 @@ def forecast_teachers(recipe: Recipe, options: BuildOptions) -> str:
 def _of_teacher(recipe: Recipe, teacher: Teacher, templates: Templates, lessons: list[Lesson]) -> str:
     counter = token_count(teacher)
     read = sum(counter.count(make_request(lesson, teacher, templates, recipe.seed).content) for lesson in lessons)
+    if teacher.format == "json":  # servers put the schema before the prompt, in a form of their own
+        read += len(lessons) * counter.count(json.dumps(response_format()["json_schema"]["schema"]))
     written = min(ANSWER_TOKENS, teacher.max_tokens)
     lines = [
         f"teacher {teacher.name}",

@@ -387,7 +387,8 @@ def test_a_forecast_with_tiktoken(make_prompts: Callable[[int], Artifact], monke
     prompts = make_prompts(10)
     said = forecast("gpt-4o", prompts)
     lesson = Lesson(*prompts.scan().select("prompt_id", "prompt", "task", "reference_answer").collect().row(0))
-    first = len(Templates(TemplatesSection()).ask(lesson, Teacher()).encode()) + 8
+    schema = len(json.dumps(WrittenAnswer.model_json_schema())) + 8
+    first = len(Templates(TemplatesSection()).ask(lesson, Teacher()).encode()) + 8 + schema
     assert "counted by tiktoken, bytes" in said
     read = int(re.findall(r"prompt tokens +([\d,]+)", said)[0].replace(",", ""))
     assert abs(read - 10 * first) < 10 * 400, "the two templates differ in length"
