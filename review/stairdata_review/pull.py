@@ -126,7 +126,7 @@ def collect(answers: Iterator[Answer], place: Round, reviewed: Artifact, salt: s
     """Make rows of what was submitted; count what was not."""
     ids = item_ids(reviewed)
     known = set(ids["item_id"])
-    counts: Counter[str] = Counter({"draft": 0, "discarded": 0})
+    counts: Counter[str] = Counter()
     kept: list[Answer] = []
     for answer in answers:
         if answer.status != "submitted":
@@ -138,7 +138,7 @@ def collect(answers: Iterator[Answer], place: Round, reviewed: Artifact, salt: s
     marked = {answer.item_id for answer in kept if _marks(answer)}
     items = {item.item_id: item for item in read_items(reviewed, ids.filter(pl.col("item_id").is_in(list(marked))))}
     rows = [_row(answer, place, reviewed.kind, salt, items.get(answer.item_id), counts) for answer in kept]
-    return Collected(rows, dict(counts))
+    return Collected(rows, {"draft": 0, "discarded": 0} | {name: count for name, count in sorted(counts.items()) if count})
 
 
 def _row(answer: Answer, place: Round, kind: str, salt: str, item: Item | None, counts: Counter[str]) -> Json:

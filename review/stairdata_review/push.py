@@ -14,13 +14,12 @@ from stairdata_review.client import Argilla
 from stairdata_review.datasets import WORKSPACE, default_name, ensure_round, ensure_workspace
 from stairdata_review.items import read_items
 from stairdata_review.selecting import select
-from stairdata_review.settings import layout_of, record_of
+from stairdata_review.settings import CONTACT, layout_of, record_of
 from stairdata_schemas.artifacts import Artifact
 
 BATCH_RECORDS = 500
 BATCH_BYTES = 900_000
 """Proxies in front of a server often refuse bodies over 1 MB."""
-CONTACT = "the person who invited you"
 
 Progress = Callable[[str, int, int], None]
 
@@ -63,7 +62,7 @@ def push(argilla: Argilla, artifact: Artifact, options: PushOptions, progress: P
     name = options.dataset or default_name(artifact)
     place = ensure_round(argilla, workspace, name, artifact, layout, options.min_submitted)
     there = {record["external_id"] for page in argilla.records(place.dataset_id) for record in page}
-    missing = chosen.filter(~pl.col("item_id").is_in(list(there)))
+    missing = chosen.filter(~pl.col("item_id").is_in(pl.Series(list(there), dtype=pl.String).implode()))
     added = shortened = 0
     records = (record_of(item, artifact.kind, options.seed) for item in read_items(artifact, missing))
     for batch in batches(records):

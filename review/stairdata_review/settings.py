@@ -17,6 +17,7 @@ from stairdata_review.texts import CHAT_LIMIT, TEXT_LIMIT, Shown, show, show_ste
 Payload = dict[str, Any]
 SIDE_FIELDS = ("a", "b")
 WRONG = "wrong"
+CONTACT = "the person who invited you"
 OURS = "stairdata"
 """Key of a dataset's metadata that says what it holds."""
 
@@ -33,19 +34,24 @@ class Layout(NamedTuple):
 
 def layout_of(kind: str, contact: str) -> Layout:
     """Return the layout for a kind; `contact` is whom a reviewer may talk to."""
-    is_pair = kind in PAIR_KINDS
-    version = "pairs/1" if is_pair else "answers/1"
-    guidelines = _guidelines(version, contact)
-    if is_pair:
-        return Layout(version, guidelines, _PAIR_FIELDS, _PAIR_QUESTIONS, _PAIR_METADATA)
-    return Layout(version, guidelines, _ANSWER_FIELDS, _ANSWER_QUESTIONS, _ANSWER_METADATA)
+    guidelines = guidelines_of(kind, in_argilla=True, contact=contact)
+    if kind in PAIR_KINDS:
+        return Layout(*guidelines, _PAIR_FIELDS, _PAIR_QUESTIONS, _PAIR_METADATA)
+    return Layout(*guidelines, _ANSWER_FIELDS, _ANSWER_QUESTIONS, _ANSWER_METADATA)
 
 
-def _guidelines(version: str, contact: str) -> str:
+def guidelines_of(kind: str, *, in_argilla: bool, contact: str = CONTACT) -> tuple[str, str]:
+    """Return the version of the guidelines for a kind, and their text in markdown."""
+    version = "pairs/1" if kind in PAIR_KINDS else "answers/1"
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("stairdata_review"), undefined=jinja2.StrictUndefined, autoescape=True
+        loader=jinja2.PackageLoader("stairdata_review"),
+        undefined=jinja2.StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return environment.get_template(f"guidelines_{version.replace('/', '_v')}.md.jinja").render(contact=contact)
+    template = environment.get_template(f"guidelines_{version.replace('/', '_v')}.md.jinja")
+    return version, template.render(contact=contact, in_argilla=in_argilla)
 
 
 def record_of(item: Item, kind: str, seed: int) -> tuple[Payload, int]:
