@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 
-QUESTIONS = {"verdict": "nominal", "safe": "nominal", "reasoning": "nominal", "helpfulness": "ordinal"}
+Level = Literal["nominal", "ordinal"]
+QUESTIONS: dict[str, Level] = {
+    "verdict": "nominal",
+    "safe": "nominal",
+    "reasoning": "nominal",
+    "helpfulness": "ordinal",
+}
 """Questions that agreement is measured on, with the level of measurement of their answers."""
 SIDES = ("chosen", "rejected")
 SECONDS_OF_A_BREAK = 600
@@ -80,7 +86,7 @@ def _share(hits: pl.Series) -> Figures:
     return {"share": _rounded(float(hits.sum()) / len(hits)), "of": len(hits)}
 
 
-def among_reviewers(answers: pl.DataFrame, question: str, level: str) -> Figures:
+def among_reviewers(answers: pl.DataFrame, question: str, level: Level) -> Figures:
     """Compare the answers of several reviewers to the same items."""
     counts = answers.group_by("item_id", question).len().sort("item_id", question)
     values = sorted(answers[question].unique())
@@ -89,10 +95,14 @@ def among_reviewers(answers: pl.DataFrame, question: str, level: str) -> Figures
     total = matrix.sum(axis=1)
     pairs = int((total * (total - 1) // 2).sum())
     equal = int((matrix * (matrix - 1) // 2).sum())
-    return {"alpha": _alpha(matrix, values, level), "pairwise": _rounded(equal / pairs) if pairs else None, "pairs": pairs}
+    return {
+        "alpha": _alpha(matrix, values, level),
+        "pairwise": _rounded(equal / pairs) if pairs else None,
+        "pairs": pairs,
+    }
 
 
-def _alpha(matrix: np.ndarray[Any, np.dtype[np.int64]], values: list[Any], level: str) -> float | None:
+def _alpha(matrix: np.ndarray[Any, np.dtype[np.int64]], values: list[Any], level: Level) -> float | None:
     """Return Krippendorff's alpha; None where nobody answered the same item twice, or all answers are equal."""
     import krippendorff
 

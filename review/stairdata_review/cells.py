@@ -57,7 +57,9 @@ def shorten(text: str, suffix: str) -> str:
     return units.decode("utf-16-le", "ignore") + mark
 
 
-def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Row], choices: dict[str, list[str]], notes: str) -> None:
+def write_rows(
+    path: Path, columns: Sequence[str], rows: Iterable[Row], choices: dict[str, list[str]], notes: str
+) -> None:
     """Write a table.
 
     Args:
@@ -165,9 +167,7 @@ def _read_xlsx(path: Path) -> list[Row]:
         frame = fastexcel.read_excel(path).load_sheet(SHEET, dtypes="string").to_polars()
     except fastexcel.FastExcelError as error:
         raise InputError(f"{path} can't be read: {quote(str(error))}; it needs a sheet {SHEET!r}") from error
-    return [
-        {name: restore(_unescape(cell or "")) for name, cell in row.items()} for row in frame.iter_rows(named=True)
-    ]
+    return [{name: restore(_unescape(cell or "")) for name, cell in row.items()} for row in frame.iter_rows(named=True)]
 
 
 def _read_jsonl(path: Path) -> list[Row]:

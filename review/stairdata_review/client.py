@@ -124,8 +124,8 @@ class Argilla:
         me = self.get("/me")
         if not isinstance(me, dict) or me.get("role") not in {"owner", "admin"}:
             raise ReviewError(
-                f"{self.url}: the key is an annotator's, or this is no Argilla; a round is made and read by an owner or "
-                "admin"
+                f"{self.url}: the key is an annotator's, or this is no Argilla; a round is made and read by an "
+                "owner or admin"
             )
         return me
 
@@ -169,10 +169,17 @@ class Argilla:
             yield items
         # records are ordered by time alone: of equal times one could come twice, and another not at all
         if len(seen) != total and total:
-            raise ReviewError(f"the records of the dataset changed while they were read ({len(seen)} of {total}); again")
+            raise ReviewError(
+                f"the records of the dataset changed while they were read ({len(seen)} of {total}); again"
+            )
 
     def _send(
-        self, method: str, path: str, body: Json | None = None, params: Json | None = None, waits: tuple[float, ...] | None = None
+        self,
+        method: str,
+        path: str,
+        body: Json | None = None,
+        params: Json | None = None,
+        waits: tuple[float, ...] | None = None,
     ) -> Any:
         for wait in (*(WAITS if waits is None else waits), None):
             try:
@@ -180,8 +187,8 @@ class Argilla:
             except httpx.TransportError as error:
                 if wait is None:
                     raise ReviewError(
-                        f"{self.url} doesn't answer ({type(error).__name__}); nothing is lost: once the server runs, the "
-                        "same command goes on"
+                        f"{self.url} doesn't answer ({type(error).__name__}); nothing is lost: once the server runs, "
+                        "the same command goes on"
                     ) from None
             else:
                 if wait is None or response.status_code not in MAY_PASS:
@@ -197,10 +204,10 @@ class Argilla:
                 return response.json()
             except ValueError:
                 raise ReviewError(f"{self.url} is no Argilla server: it answers {path} with something else") from None
-        raise _Refused(_explain(self.url, response, method, path), response.status_code)
+        raise _RefusedError(_explain(self.url, response, method, path), response.status_code)
 
 
-class _Refused(ReviewError):
+class _RefusedError(ReviewError):
     """The server said no."""
 
     def __init__(self, message: str, status: int) -> None:
@@ -213,7 +220,7 @@ def conflict(message: str) -> Iterator[None]:
     """Turn a conflict (409) into a message of its own."""
     try:
         yield
-    except _Refused as error:
+    except _RefusedError as error:
         if error.status == httpx.codes.CONFLICT:
             raise ReviewError(message) from None
         raise
@@ -224,7 +231,7 @@ def _explain(url: str, response: httpx.Response, method: str, path: str) -> str:
     if status == httpx.codes.UNAUTHORIZED:
         return f"{url} doesn't know the API key; copy it again from Argilla's My settings"
     if status == httpx.codes.FORBIDDEN:
-        return f"{url} doesn't allow {method} {path} with this key; use the key of an owner, or of an admin of the workspace"
+        return f"{url} doesn't allow {method} {path} with this key; use that of an owner or admin"
     if response.is_redirect:
         return f"{url} sends elsewhere ({quote(response.headers.get('location', ''))}); give that address"
     said = f"{url} answered {method} {path} with {status}: {quote(response.text, 300)}"

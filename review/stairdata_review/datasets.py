@@ -67,8 +67,8 @@ def find_round(argilla: Argilla, workspace: str, name: str | None, artifact: Art
     names = ", ".join(each.name for each in known) or "none"
     if not matching:
         raise ReviewError(
-            f"no review round{f' {quote(wanted)}' if wanted else ''} in the workspace {quote(workspace)} (there: {names}); "
-            "begin one with `stairdata review push`, or name --workspace and --dataset"
+            f"no review round{f' {quote(wanted)}' if wanted else ''} in the workspace {quote(workspace)} (there: {names}); begin "
+            "one with `stairdata review push`, or name --workspace and --dataset"
         )
     raise ReviewError(f"several review rounds in the workspace {quote(workspace)}: {names}; choose with --dataset")
 
@@ -90,7 +90,9 @@ def ensure_round(
         _make(argilla, workspace_id, name, artifact, layout, min_submitted or 1)
         found = _named(argilla, workspace_id, name)
     if found is None or _about(found).get("content_hash") != artifact.manifest.content_hash:
-        raise ReviewError(f"the dataset {quote(name)} holds something else than {artifact.reference}; name another --dataset")
+        raise ReviewError(
+            f"the dataset {quote(name)} holds something else than {artifact.reference}; name another --dataset"
+        )
     there = _round(found)
     if min_submitted not in {None, there.min_submitted}:
         raise UsageError(f"{quote(name)} asks for {there.min_submitted} answers an item; leave --min-submitted out")
@@ -138,7 +140,9 @@ def _about(dataset: Json) -> Json:
 def _round(dataset: Json) -> Round:
     about = _about(dataset)
     if about.get("format") != FORMAT:
-        raise ReviewError(f"the dataset {quote(dataset['name'])} was made by another release of stairdata; read it there")
+        raise ReviewError(
+            f"the dataset {quote(dataset['name'])} was made by another release of stairdata; read it there"
+        )
     return Round(
         dataset["id"],
         dataset["name"],

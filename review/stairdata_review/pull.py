@@ -1,4 +1,4 @@
-"""Answers out of Argilla: every response of every reviewer, A and B turned back, spans counted in the dataset's text."""
+"""Answers out of Argilla: every response of every reviewer, A and B turned back, spans counted in the artifact."""
 
 from __future__ import annotations
 
@@ -138,7 +138,9 @@ def collect(answers: Iterator[Answer], place: Round, reviewed: Artifact, salt: s
     marked = {answer.item_id for answer in kept if _marks(answer)}
     items = {item.item_id: item for item in read_items(reviewed, ids.filter(pl.col("item_id").is_in(list(marked))))}
     rows = [_row(answer, place, reviewed.kind, salt, items.get(answer.item_id), counts) for answer in kept]
-    return Collected(rows, {"draft": 0, "discarded": 0} | {name: count for name, count in sorted(counts.items()) if count})
+    return Collected(
+        rows, {"draft": 0, "discarded": 0} | {name: count for name, count in sorted(counts.items()) if count}
+    )
 
 
 def _row(answer: Answer, place: Round, kind: str, salt: str, item: Item | None, counts: Counter[str]) -> Json:

@@ -47,7 +47,9 @@ def _read(path: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise ReviewError(f"{path} can't be read ({type(error).__name__}); without it reviewers get other hashes") from None
+        raise ReviewError(
+            f"{path} can't be read ({type(error).__name__}); without it reviewers get other hashes"
+        ) from None
     if mode & 0o077:
         raise ReviewError(f"{path} can be read by others, and it tells who the reviewers are: chmod 600 {path}")
     if not isinstance(known, dict):

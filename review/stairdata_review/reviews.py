@@ -44,6 +44,7 @@ def build_reviews(
     source: Source,
     root: Path,
     version: str | None = None,
+    *,
     refused: Iterable[Refused] = (),
     max_quarantine: float = 0.05,
 ) -> Artifact:

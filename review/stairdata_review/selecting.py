@@ -42,7 +42,9 @@ def select(artifact: Artifact, selection: str, limit: int | None, seed: int, roo
     if selection not in SELECTIONS:
         raise UsageError(f"unknown selection {quote(selection)}; known are {', '.join(SELECTIONS)}")
     if selection in FOR_PAIRS and artifact.kind not in PAIR_KINDS:
-        raise UsageError(f"selection {selection} is for pairs; {artifact.reference} can be taken all, random, stratified")
+        raise UsageError(
+            f"selection {selection} is for pairs; {artifact.reference} can be taken all, random, stratified"
+        )
     ids = item_ids(artifact)
     ordered = _ordered(artifact, ids, selection, seed, root).select("row", "item_id")
     return ordered if limit is None else ordered.head(limit)

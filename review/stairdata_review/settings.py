@@ -1,7 +1,7 @@
 """How a dataset looks in Argilla: fields, questions, metadata and guidelines, in the form of its HTTP API.
 
 Plain dictionaries rather than the SDK's objects, which need a live server, and don't know a dataset's own metadata.
-No custom field: it runs what a model wrote. No suggestions: they anchor. Markdown is off wherever a model's text stands.
+No custom field: it runs what a model wrote. No suggestions: they anchor. Markdown is off for a model's text.
 """
 
 from __future__ import annotations

@@ -15,8 +15,7 @@ from stairdata_review.cells import check_format, read_rows, shorten, write_rows
 from stairdata_review.items import PAIR_KINDS, Item, item_ids, read_items
 from stairdata_review.reviewers import hash_of
 from stairdata_review.reviews import Source, build_reviews, counted
-from stairdata_review.selecting import select
-from stairdata_review.settings import guidelines_of
+from stairdata_review.settings import CONTACT, guidelines_of
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Refused
 from stairdata_schemas.errors import InputError, quote
@@ -40,18 +39,22 @@ Row = dict[str, str]
 
 
 def export_items(
-    artifact: Artifact, path: Path, selection: str, limit: int | None, seed: int, root: Path, reviewer: str = ""
-) -> int:
+    artifact: Artifact, path: Path, chosen: pl.DataFrame, seed: int, *, reviewer: str = "", contact: str = CONTACT
+) -> None:
     """Write items to review as a table, pairs in the same blind order as in Argilla.
 
-    Returns:
-        How many.
+    Args:
+        artifact: pairs, trees or structured_cot.
+        path: .csv, .xlsx or .jsonl.
+        chosen: `row` and `item_id` of the items, as `select` gives them.
+        seed: fixes which side is A.
+        reviewer: whose answers are to be filled in.
+        contact: whom reviewers may talk to.
     """
     suffix = check_format(path)
-    chosen = select(artifact, selection, limit, seed, root)
     choices = _choices(artifact.kind)
     texts = _text_columns(artifact.kind)
-    version, guidelines = guidelines_of(artifact.kind, in_argilla=False)
+    version, guidelines = guidelines_of(artifact.kind, in_argilla=False, contact=contact)
     columns = ["item_id", *texts, *choices, "comment", "reviewer", "guideline_version"]
     empty = dict.fromkeys([*choices, "comment"], "")
     rows = (
@@ -65,7 +68,6 @@ def export_items(
         for item in read_items(artifact, chosen)
     )
     write_rows(path, columns, rows, choices, guidelines)
-    return len(chosen)
 
 
 def _choices(kind: str) -> dict[str, list[str]]:
@@ -90,6 +92,7 @@ def import_reviews(
     artifact: Artifact,
     salt: str,
     root: Path,
+    *,
     reviewer: str | None = None,
     version: str | None = None,
     max_quarantine: float = 0.05,
@@ -115,7 +118,9 @@ def import_reviews(
         reader.read(path)
     versions = sorted({row["guideline_version"] for row in reader.rows})
     source = Source(artifact.manifest.content_hash, "tables", ", ".join(versions), counted(reader.left_out))
-    return build_reviews(reader.rows, artifact, source, root, version, reader.refused, max_quarantine)
+    return build_reviews(
+        reader.rows, artifact, source, root, version, refused=reader.refused, max_quarantine=max_quarantine
+    )
 
 
 class _Reader:

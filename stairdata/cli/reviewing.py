@@ -32,10 +32,13 @@ DatasetOption = Annotated[
 ]
 SelectOption = Annotated[
     str,
-    typer.Option("--select", help="all, random, margin (smallest first), disagreement (of judge and value), stratified."),
+    typer.Option(
+        "--select", help="all, random, margin (smallest first), disagreement (of judge and value), stratified."
+    ),
 ]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Items at most, in the order of --select.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Fixes the random orders, that of A and B too.")]
+ContactOption = Annotated[str, typer.Option("--contact", help="Whom reviewers may talk to, in the guidelines.")]
 Reference = Annotated[
     str, typer.Argument(metavar="REF", help="preference-pairs, prm-pairs, trees or structured-cot, as KIND[@X.Y.Z].")
 ]
@@ -54,9 +57,7 @@ def push(
     seed: SeedOption = 42,
     workspace: WorkspaceOption = "stairdata",
     dataset: DatasetOption = None,
-    contact: Annotated[str, typer.Option("--contact", help="Whom reviewers may talk to, in the guidelines.")] = (
-        "the person who invited you"
-    ),
+    contact: ContactOption = "the person who invited you",
     folder: FolderOption = None,
     url: UrlOption = None,
     remote: RemoteOption = False,
@@ -133,22 +134,23 @@ def export(
     limit: LimitOption = None,
     seed: SeedOption = 42,
     reviewer: Annotated[str, typer.Option("--reviewer", help="Name to fill in as the reviewer.")] = "",
+    contact: ContactOption = "the person who invited you",
     root: RootOption = None,
 ) -> None:
     """Write items to review as a table, for reviewers without Argilla."""
+    from stairdata_review.selecting import select as select_items
     from stairdata_review.tables import export_items
 
     artifact = _open(reference, root)
-    count = export_items(artifact, file, select, limit, seed, root_folder(root), reviewer)
-    say(f"{artifact.reference}: {count} items; fill in the empty columns, then `stairdata review import`")
+    chosen = select_items(artifact, select, limit, seed, root_folder(root))
+    export_items(artifact, file, chosen, seed, reviewer=reviewer, contact=contact)
+    say(f"{artifact.reference}: {len(chosen)} items; fill in the empty columns, then `stairdata review import`")
     emit(str(file))
 
 
 def import_(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Tables of `review export`, filled in.")],
-    input_: Annotated[
-        str, typer.Option("--input", metavar="REF", help="What was exported.")
-    ] = "preference-pairs",
+    input_: Annotated[str, typer.Option("--input", metavar="REF", help="What was exported.")] = "preference-pairs",
     reviewer: Annotated[
         str | None, typer.Option("--reviewer", help="Whose answers they are, where a row doesn't say so.")
     ] = None,
@@ -165,7 +167,9 @@ def import_(
 
     reviewed = _open(input_, root)
     salt = salt_of(_home(folder), reviewed.manifest.content_hash)
-    artifact = import_reviews(files, reviewed, salt, root_folder(root), reviewer, version, max_quarantine)
+    artifact = import_reviews(
+        files, reviewed, salt, root_folder(root), reviewer=reviewer, version=version, max_quarantine=max_quarantine
+    )
     _say_summary(artifact)
     emit(artifact.reference)
 
@@ -217,7 +221,10 @@ def _show_status(figures: dict[str, Any]) -> None:
     per_answer = "unknown" if pace["seconds_an_answer"] is None else f"{pace['seconds_an_answer']:.0f} s an answer"
     rest = "" if pace["hours_of_work"] is None else f", {pace['hours_of_work']:.1f} hours of work"
     rows = [
-        ["items", f"{progress['completed']} of {progress['total']} completed ({figures['min_submitted']} answers each)"],
+        [
+            "items",
+            f"{progress['completed']} of {progress['total']} completed ({figures['min_submitted']} answers each)",
+        ],
         ["answers", ", ".join(f"{name} {count}" for name, count in figures["answers"].items())],
         ["pace", f"{per_answer}, {pace['answers_last_24_hours']} answers in the last 24 hours"],
         ["to do", f"{pace['answers_needed']} answers{rest}"],
@@ -228,7 +235,12 @@ def _show_status(figures: dict[str, Any]) -> None:
     print_table(["", f"{figures['dataset']}, from {figures['artifact']}"], rows)
     by_reviewer = found.get("by_reviewer", {})
     table = [
-        [name, *(str(who[key]) for key in ("submitted", "draft", "discarded")), _share(by_reviewer.get(name, {}), "against_value"), who["last"]]
+        [
+            name,
+            *(str(who[key]) for key in ("submitted", "draft", "discarded")),
+            _share(by_reviewer.get(name, {}), "against_value"),
+            who["last"],
+        ]
         for name, who in figures["reviewers"].items()
     ]
     if table:

@@ -16,7 +16,9 @@ from stairdata_review.agreement import agreement, seconds_an_answer
 from stairdata_schemas.kinds import VERDICTS, polars_schema
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-FACTS = pl.DataFrame({"item_id": [str(n) for n in range(20)], "task": ["safety", "helpfulness"] * 10, "depth": [1, 2] * 10})
+FACTS = pl.DataFrame(
+    {"item_id": [str(n) for n in range(20)], "task": ["safety", "helpfulness"] * 10, "depth": [1, 2] * 10}
+)
 
 
 def review(item: int, reviewer: str, verdict: str | None, **columns: Any) -> dict[str, Any]:
@@ -83,7 +85,12 @@ def test_agreement_by_task_depth_and_reviewer() -> None:
 def test_answers_of_other_kinds_are_measured_too() -> None:
     rows = [
         review(item, who, None, item_kind="trees", answers=json.dumps({"safe": safe, "helpfulness": stars}))
-        for item, who, safe, stars in [(0, "a", "safe", 4), (0, "b", "safe", 5), (1, "a", "unsafe", 1), (1, "b", "safe", 1)]
+        for item, who, safe, stars in [
+            (0, "a", "safe", 4),
+            (0, "b", "safe", 5),
+            (1, "a", "unsafe", 1),
+            (1, "b", "safe", 1),
+        ]
     ]
     found = agreement(frame(rows), FACTS)
     assert found["safe"]["pairwise"] == 0.5

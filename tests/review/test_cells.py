@@ -13,8 +13,32 @@ from stairdata_review.cells import CELL_LIMIT, FORMATS, neutralise, read_rows, r
 from stairdata_schemas.errors import InputError, UsageError
 
 TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
-TRICKY = ["=1+1", "'=1+1", "''", "+", "-1", "@SUM(A1)", "\t=1", "\r=1", "a\r\nb\rc\n", "_xFFFE_", "_x005F_xFFFF_", "\ufffe\uffff",
-          "\x00\x1b\x85\u2028", "_x000D_", "1", "1.0", "TRUE", "2020-01-01", "#N/A", " lead", "trail ", "\n", "😀", ",;\"'\t"]  # fmt: skip
+TRICKY = [
+    "=1+1",
+    "'=1+1",
+    "''",
+    "+",
+    "-1",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "a\r\nb\rc\n",
+    "_xFFFE_",
+    "_x005F_xFFFF_",
+    "\ufffe\uffff",
+    "\x00\x1b\x85\u2028",
+    "_x000D_",
+    "1",
+    "1.0",
+    "TRUE",
+    "2020-01-01",
+    "#N/A",
+    " lead",
+    "trail ",
+    "\n",
+    "😀",
+    ",;\"'\t",
+]
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=5))
