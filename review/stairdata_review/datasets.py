@@ -66,9 +66,10 @@ def find_round(argilla: Argilla, workspace: str, name: str | None, artifact: Art
         return matching[0]
     names = ", ".join(each.name for each in known) or "none"
     if not matching:
+        what = f"no review round {quote(wanted)}" if wanted else "no review round"
         raise ReviewError(
-            f"no review round{f' {quote(wanted)}' if wanted else ''} in the workspace {quote(workspace)} (there: {names}); begin "
-            "one with `stairdata review push`, or name --workspace and --dataset"
+            f"{what} in the workspace {quote(workspace)} (there: {names}); begin one with `stairdata review push`, or "
+            "name --workspace and --dataset"
         )
     raise ReviewError(f"several review rounds in the workspace {quote(workspace)}: {names}; choose with --dataset")
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import timedelta
 
 import polars as pl
 import pytest
@@ -13,24 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stairdata_review.agreement import agreement, seconds_an_answer
-from stairdata_schemas.kinds import VERDICTS, polars_schema
+from stairdata_schemas.kinds import VERDICTS
+from tests.review.rounds import NOON, frame, review
 
-NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 FACTS = pl.DataFrame(
     {"item_id": [str(n) for n in range(20)], "task": ["safety", "helpfulness"] * 10, "depth": [1, 2] * 10}
 )
-
-
-def review(item: int, reviewer: str, verdict: str | None, **columns: Any) -> dict[str, Any]:
-    return {
-        "item_kind": "preference_pairs", "item_id": str(item), "reviewer": reviewer, "verdict": verdict,
-        "guideline_version": "pairs/1", "submitted_at": NOON, **columns,
-    }  # fmt: skip
-
-
-def frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
-    schema = polars_schema("reviews")
-    return pl.DataFrame([{name: row.get(name) for name in schema} for row in rows], schema=schema)
 
 
 def alpha_by_hand(answers: dict[int, list[str]]) -> float | None:
@@ -53,7 +40,7 @@ def test_alpha_is_krippendorffs(answers: list[tuple[int, int, str]]) -> None:
     by_item: dict[int, list[str]] = {}
     for (item, _), verdict in known.items():
         by_item.setdefault(item, []).append(verdict)
-    found = agreement(frame([review(i, f"r{r}", v) for (i, r), v in known.items()]), FACTS)
+    found = agreement(frame([review(str(i), f"r{r}", v) for (i, r), v in known.items()]), FACTS)
     expected = alpha_by_hand(by_item)
     assert found["verdict"]["alpha"] == (None if expected is None else pytest.approx(expected, abs=1e-4))
     pairs = [(a, b) for values in by_item.values() for n, a in enumerate(values) for b in values[:n]]
@@ -65,9 +52,9 @@ def test_alpha_is_krippendorffs(answers: list[tuple[int, int, str]]) -> None:
 
 def test_agreement_by_task_depth_and_reviewer() -> None:
     rows = [
-        review(0, "ann", "chosen", shown_first="chosen"), review(0, "bob", "chosen", shown_first="chosen"),
-        review(1, "ann", "rejected", shown_first="chosen"), review(1, "bob", "tie", shown_first="chosen"),
-        review(2, "ann", "both_bad", shown_first="rejected"),
+        review("0", "ann", "chosen", shown_first="chosen"), review("0", "bob", "chosen", shown_first="chosen"),
+        review("1", "ann", "rejected", shown_first="chosen"), review("1", "bob", "tie", shown_first="chosen"),
+        review("2", "ann", "both_bad", shown_first="rejected"),
     ]  # fmt: skip
     found = agreement(frame(rows), FACTS)
     assert found["items"] == 3
@@ -84,7 +71,7 @@ def test_agreement_by_task_depth_and_reviewer() -> None:
 
 def test_answers_of_other_kinds_are_measured_too() -> None:
     rows = [
-        review(item, who, None, item_kind="trees", answers=json.dumps({"safe": safe, "helpfulness": stars}))
+        review(str(item), who, None, item_kind="trees", answers=json.dumps({"safe": safe, "helpfulness": stars}))
         for item, who, safe, stars in [
             (0, "a", "safe", 4),
             (0, "b", "safe", 5),
@@ -102,6 +89,6 @@ def test_answers_of_other_kinds_are_measured_too() -> None:
 
 def test_pace_leaves_breaks_out() -> None:
     minutes = [0, 1, 3, 100, 101]
-    rows = [review(n, "a", "tie", submitted_at=NOON + timedelta(minutes=m)) for n, m in enumerate(minutes)]
+    rows = [review(str(n), "a", "tie", submitted_at=NOON + timedelta(minutes=m)) for n, m in enumerate(minutes)]
     assert seconds_an_answer(frame(rows)) == 60.0
     assert seconds_an_answer(frame(rows[:1])) is None
