@@ -163,7 +163,7 @@ def import_(
 ) -> None:
     """Read answers out of tables into an artifact of kind reviews."""
     from stairdata_review.reviewers import salt_of
-    from stairdata_review.tables import import_reviews
+    from stairdata_review.tables import RULES, import_reviews
 
     reviewed = _open(input_, root)
     salt = salt_of(_home(folder), reviewed.manifest.content_hash)
@@ -171,6 +171,8 @@ def import_(
         files, reviewed, salt, root_folder(root), reviewer=reviewer, version=version, max_quarantine=max_quarantine
     )
     _say_summary(artifact)
+    for rule in artifact.manifest.quarantine:
+        say(f"{rule}: {RULES.get(rule, 'a rule of the schema')}; the rows are in {artifact.folder / 'quarantine'}")
     emit(artifact.reference)
 
 
