@@ -47,7 +47,7 @@ def make_reviewer(owner: Api, name: str, workspace_id: str) -> dict[str, Any]:
     return user
 
 
-def make_dataset(
+def make_dataset(  # noqa: PLR0917
     owner: Api,
     workspace_id: str,
     name: str,

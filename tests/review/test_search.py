@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -65,21 +65,21 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(argilla_server: Running) -> Iterator[World]:
+def world(argilla_server: Running) -> World:
     owner = owner_of(argilla_server)
     workspace = make_workspace(owner, "contract")
     users = [make_reviewer(owner, f"contract-{number}", workspace) for number in range(3)]
     dataset_id = make_dataset(owner, workspace, "contract", FIELDS, QUESTIONS, METADATA, MIN_SUBMITTED)
     question_ids = {each["name"]: each["id"] for each in owner.get(f"/datasets/{dataset_id}/questions")["items"]}
     user_ids = [user["id"] for user in users]
-    rows = [_row(random.Random(number), number, user_ids) for number in range(RECORDS)]
+    rows = [_row(random.Random(number), number, user_ids) for number in range(RECORDS)]  # noqa: S311
     made = add_records(owner, dataset_id, [_as_sent(row, question_ids) for row in rows])
     kept = {each["id"]: each for each in owner.get(f"/datasets/{dataset_id}/records", limit=RECORDS)["items"]}
     for row, record in zip(rows, made, strict=True):
         row |= {name: kept[record["id"]][name] for name in ("id", "inserted_at", "updated_at")}
         assert kept[record["id"]]["status"] == row["status"]
     reviewers = [Api(argilla_server.url, user["api_key"]) for user in users]
-    yield World(owner, reviewers, user_ids, dataset_id, rows)
+    return World(owner, reviewers, user_ids, dataset_id, rows)
 
 
 def _row(rng: random.Random, number: int, user_ids: list[str]) -> Row:
