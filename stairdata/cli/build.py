@@ -67,6 +67,10 @@ def build(
     endpoints: Annotated[
         str | None, typer.Option("--endpoints", metavar="URL,URL", help="Spread trees over servers of the actor.")
     ] = None,
+    reviews: Annotated[
+        str | None,
+        typer.Option("--reviews", metavar="REF", help="Reviews that decide which preference pairs train."),
+    ] = None,
     executor: Annotated[Executor, typer.Option("--executor", help="Where trees are grown.")] = Executor.LOCAL,
     address: Annotated[
         str | None, typer.Option("--address", help="Ray cluster; default: one on this machine.", show_default=False)
@@ -82,6 +86,8 @@ def build(
     name = kind.replace("-", "_")
     if name != "trees" and (endpoints or executor is not Executor.LOCAL or address):
         raise UsageError("--endpoints, --executor and --address go with `build trees`")
+    if reviews and name != "preference_pairs":
+        raise UsageError("--reviews goes with `build preference-pairs`")
     if pilot and not dry_run:
         raise UsageError("--pilot goes with --dry-run; --limit builds an artifact of the first rows")
     settings = read_recipe(recipe, set_)
@@ -98,6 +104,7 @@ def build(
             tuple(filter(None, (endpoints or "").split(","))),
             executor.value,
             address,
+            reviews,
             pilot,
             tell=lambda words: say(words) if words else None,
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stairdata.cli import reviewing
 from stairdata.cli.console import emit, say
 
 if TYPE_CHECKING:
@@ -55,6 +56,13 @@ def stop(folder: FolderOption = None) -> None:
 
     place = folder or server.default_folder()
     say("stopped" if server.stop(place) else f"no server runs in {place}")
+
+
+app.command("push")(reviewing.push)
+app.command("status")(reviewing.status)
+app.command("pull")(reviewing.pull)
+app.command("export")(reviewing.export)
+app.command("import")(reviewing.import_)
 
 
 def _show(running: Running, *, found: bool, wait: bool = False) -> None:
