@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
+import sys
 
 from argilla_server.cli.database.migrate import migrate_db
 from argilla_server.contexts import accounts
 from argilla_server.database import AsyncSessionLocal
 from argilla_server.enums import UserRole
 from argilla_server.models import User
+from argilla_server.settings import settings
+from sqlalchemy import make_url
 
-from . import search_engine  # noqa: F401 - importing it registers the engine
+from . import (
+    schema,
+    search_engine,  # noqa: F401 - importing it registers the engine
+)
 
 HOST = "127.0.0.1"
 
@@ -19,6 +26,13 @@ HOST = "127.0.0.1"
 def prepare(owner: str) -> None:
     """Bring the database to this version's schema and give the owner the credentials of the file."""
     migrate_db("head")
+    database = sqlite3.connect(str(make_url(settings.database_url).database), isolation_level=None, timeout=60)
+    if schema.install(database):
+        sys.stdout.write("the text index was made anew\n")
+    repaired = schema.repair_statuses(database)
+    if repaired:
+        sys.stdout.write(f"{repaired} records had another status than their responses ask for\n")
+    database.close()
     asyncio.run(_ensure_owner(json.loads(owner)))
 
 
