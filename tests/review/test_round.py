@@ -17,7 +17,6 @@ from stairdata_review.client import Argilla, Place
 from stairdata_review.server import Running
 from stairdata_schemas.artifacts import Artifact, resolve, validate_artifact
 from tests.review.rounds import pairs_of
-from tests.stairdata.report.conftest import browser  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -27,8 +26,8 @@ PROGRAM = Path(sys.executable).parent / "stairdata"
 PASSWORD = "a-password-of-the-tests"
 ATTACK = "document.title='owned'"
 EVIL = (
-    f'<script>{ATTACK}</script><img src=x onerror="{ATTACK}"><iframe srcdoc="<script>parent.{ATTACK}</script>"></iframe>'
-    f'<a href="javascript:{ATTACK}">link</a> [md](javascript:{ATTACK}) ![i](/x.png) <svg onload={ATTACK}> &lt;b&gt; &amp;'
+    f'<script>{ATTACK}</script><img src=x onerror="{ATTACK}"> [md](javascript:{ATTACK}) ![i](/x.png) &lt;b&gt; &amp; '
+    f'<iframe srcdoc="<script>parent.{ATTACK}</script>"></iframe><a href="javascript:{ATTACK}">a</a> <svg onload={ATTACK}>'
 )
 
 
@@ -119,7 +118,7 @@ def test_a_round_from_push_to_rebuilt_pairs(
     argilla_server: Running,
     owner: Argilla,
     browser: Browser,
-    tmp_path: Path,  # noqa: F811
+    tmp_path: Path,
 ) -> None:
     pairs = pairs_of(tmp_path, 4)
     name = run(argilla_server, tmp_path, "review", "push", "preference-pairs", "--min-submitted", "2").strip()
@@ -182,7 +181,7 @@ def _searches_and_filters(page: Page) -> None:
     page.get_by_text("Filters").click()
     page.get_by_text("Metadata").first.click()
     page.get_by_text("Task", exact=True).click()
-    assert total(lambda: page.get_by_text("safety").first.click()) == 2
+    assert total(page.get_by_text("safety").first.click) == 2
     page.goto(page.url.split("?")[0])
     page.wait_for_selector('[aria-label^="Data entry for Field"]')
 
@@ -273,7 +272,7 @@ def _is_what_reviewers_said(
 def test_what_models_write_is_text_in_the_browser_and_spans_find_it(
     argilla_server: Running,
     owner: Argilla,
-    browser: Browser,  # noqa: F811
+    browser: Browser,
     tmp_path: Path,
 ) -> None:
     from playwright.sync_api import expect
