@@ -25,9 +25,9 @@ pytestmark = pytest.mark.slow
 PROGRAM = Path(sys.executable).parent / "stairdata"
 PASSWORD = "a-password-of-the-tests"
 ATTACK = "document.title='owned'"
-EVIL = (
+EVIL = (  # what runs where a page takes text for markup
     f'<script>{ATTACK}</script><img src=x onerror="{ATTACK}"> [md](javascript:{ATTACK}) ![i](/x.png) &lt;b&gt; &amp; '
-    f'<iframe srcdoc="<script>parent.{ATTACK}</script>"></iframe><a href="javascript:{ATTACK}">a</a> <svg onload={ATTACK}>'
+    f'<iframe srcdoc="<script>parent.{ATTACK}</script>"></iframe><a href="javascript:{ATTACK}">a</a><svg onload={ATTACK}>'
 )
 
 
