@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stairdata.cli import reviewing
 from stairdata.cli.console import emit, say
+from stairdata.cli.reviewing import FolderOption, RemoteOption, UrlOption, WorkspaceOption
 
 if TYPE_CHECKING:
     from stairdata_review.server import Running
@@ -16,11 +16,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="People look at pairs in Argilla; their verdicts come back as an artifact.", no_args_is_help=True
 )
-
-FolderOption = Annotated[
-    Path | None,
-    typer.Option("--folder", help="The server's data; default: STAIRDATA_HOME or the user's data folder."),
-]
 
 
 @app.command("serve")
@@ -56,6 +51,30 @@ def stop(folder: FolderOption = None) -> None:
 
     place = folder or server.default_folder()
     say("stopped" if server.stop(place) else f"no server runs in {place}")
+
+
+@app.command("invite")
+def invite(
+    name: Annotated[str, typer.Argument(help="What the reviewer signs in with.")],
+    workspace: WorkspaceOption = "stairdata",
+    new_password: Annotated[
+        bool, typer.Option("--new-password", help="For a reviewer who is there already and lost theirs.")
+    ] = False,
+    folder: FolderOption = None,
+    url: UrlOption = None,
+    remote: RemoteOption = False,
+) -> None:
+    """Let a reviewer in: an annotator of the workspace, never an owner; the password is shown once."""
+    from stairdata_review import client, inviting
+
+    with client.Argilla(client.find_place(folder, url, remote=remote)) as argilla:
+        invitation = inviting.invite(argilla, name, workspace, new_password=new_password)
+    emit(f"url: {invitation.url}\nusername: {invitation.username}")
+    if invitation.password is None:
+        say(f"{name} may see {workspace} and signs in as before; --new-password makes a new password")
+    else:
+        emit(f"password: {invitation.password}")
+        say("the password is shown once and kept nowhere: pass it on")
 
 
 app.command("push")(reviewing.push)
