@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 PROGRAM = Path(sys.executable).parent / "stairdata"
-PASSWORD = "a-password-of-the-tests"
 ATTACK = "document.title='owned'"
 EVIL = (  # what runs where a page takes text for markup
     f'<script>{ATTACK}</script><img src=x onerror="{ATTACK}"> [md](javascript:{ATTACK}) ![i](/x.png) &lt;b&gt; &amp; '
-    f'<iframe srcdoc="<script>parent.{ATTACK}</script>"></iframe><a href="javascript:{ATTACK}">a</a><svg onload={ATTACK}>'
+    f'<iframe srcdoc="<script>parent.{ATTACK}</script>"></iframe><a href="javascript:{ATTACK}">a</a>'
+    f"<svg onload={ATTACK}>"
 )
 
 
@@ -56,12 +56,12 @@ def owner(argilla_server: Running) -> Iterator[Argilla]:
         yield argilla
 
 
-def invite(owner: Argilla, name: str, workspace: str) -> Reviewer:
-    """Make a reviewer."""
-    found = next(each for each in owner.get("/me/workspaces")["items"] if each["name"] == workspace)
-    user = owner.post("/users", {"username": name, "first_name": name, "role": "annotator", "password": PASSWORD})
-    owner.post(f"/workspaces/{found['id']}/users", {"user_id": user["id"]})
-    return Reviewer(name, PASSWORD)
+def invite(running: Running, root: Path, name: str, workspace: str) -> Reviewer:
+    """Make a reviewer, as the owner does it."""
+    shown = run(running, root, "review", "invite", name, "--workspace", workspace)
+    said = dict(line.split(": ", 1) for line in shown.splitlines())
+    assert said["url"] == running.url
+    return Reviewer(said["username"], said["password"])
 
 
 def sign_in(browser: Browser, running: Running, reviewer: Reviewer, dataset: str) -> Page:
@@ -123,8 +123,8 @@ def test_a_round_from_push_to_rebuilt_pairs(
     pairs = pairs_of(tmp_path, 4)
     name = run(argilla_server, tmp_path, "review", "push", "preference-pairs", "--min-submitted", "2").strip()
     assert name == "preference-pairs-1.0.0"
-    ann = invite(owner, "ann", "stairdata")
-    bob = invite(owner, "bob", "stairdata")
+    ann = invite(argilla_server, tmp_path, "ann", "stairdata")
+    bob = invite(argilla_server, tmp_path, "bob", "stairdata")
     page = sign_in(browser, argilla_server, ann, name)
     _reads_the_guidelines(page)
     _searches_and_filters(page)
@@ -270,17 +270,14 @@ def _is_what_reviewers_said(
 
 
 def test_what_models_write_is_text_in_the_browser_and_spans_find_it(
-    argilla_server: Running,
-    owner: Argilla,
-    browser: Browser,
-    tmp_path: Path,
+    argilla_server: Running, browser: Browser, tmp_path: Path
 ) -> None:
     from playwright.sync_api import expect
 
     words = "wrong words 😀"
     pairs = pairs_of(tmp_path, 1, [f"Prompt {EVIL}"], f"😀 {EVIL} {words} &lt;")
     run(argilla_server, tmp_path, "review", "push", "preference-pairs", "--dataset", "evil", "--workspace", "evil")
-    mallory = invite(owner, "mallory", "evil")
+    mallory = invite(argilla_server, tmp_path, "mallory", "evil")
     page = sign_in(browser, argilla_server, mallory, "evil")
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
