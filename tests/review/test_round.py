@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import subprocess
@@ -14,6 +15,8 @@ import pytest
 
 from stairdata_review.blinding import other_side
 from stairdata_review.client import Argilla, Place
+from stairdata_review.datasets import rounds
+from stairdata_review.items import Item, item_ids, read_items
 from stairdata_review.server import Running
 from stairdata_schemas.artifacts import Artifact, resolve, validate_artifact
 from tests.review.rounds import pairs_of
@@ -304,3 +307,49 @@ def test_what_models_write_is_text_in_the_browser_and_spans_find_it(
         (span,) = review["spans"]
         assert span["side"] == marked[review["item_id"]]
         assert rows[review["item_id"]][span["side"]][span["start"] : span["end"]] == words
+
+
+def test_answers_about_trees_and_records_of_strangers(argilla_server: Running, owner: Argilla, tmp_path: Path) -> None:
+    pairs_of(tmp_path, 2, word="a < b 😀")
+    name = run(argilla_server, tmp_path, "review", "push", "trees", "--workspace", "answers").strip()
+    (place,) = rounds(owner, "answers")
+    stranger = {"external_id": "x", "fields": {"prompt": [{"role": "user", "content": "p"}], "answer": "a"}}
+    owner.put(f"/datasets/{place.dataset_id}/records/bulk", {"items": [stranger]})
+    values = {"safe": "safe", "helpfulness": 4, "reasoning": "flawed", "comment": "=1+1"}
+    for record in next(owner.records(place.dataset_id)):
+        shown = html.unescape(record["fields"]["answer"])
+        start = shown.find("😀")  # only characters of one unit stand before it
+        spans = [{"label": "wrong", "start": start, "end": start + 2}] if start > 0 else []
+        said = {question: {"value": value} for question, value in {**values, "spans_answer": spans}.items()}
+        owner.post(f"/records/{record['id']}/responses", {"values": said, "status": "submitted"})
+    run(argilla_server, tmp_path, "review", "pull", "--workspace", "answers", "--dataset", name)
+    reviews = resolve("reviews", tmp_path)
+    assert validate_artifact(reviews) == []
+    assert reviews.manifest.outcomes == {"submitted": 2, "draft": 0, "discarded": 0, "records_of_strangers": 1}
+    texts = {item.item_id: item.texts["answer"] for item in _items(resolve("trees", tmp_path))}
+    for row in reviews.scan().collect().to_dicts():
+        answers = json.loads(row["answers"])
+        ((start, end),) = answers.pop("spans")
+        assert texts[row["item_id"]][start:end] == "😀"
+        assert answers == {"safe": "safe", "helpfulness": 4, "reasoning": "flawed"}
+        assert (row["item_kind"], row["comment"]) == ("trees", "=1+1")
+        assert row["verdict"] is row["safe"] is row["spans"] is row["shown_first"] is None
+
+
+def _items(artifact: Artifact) -> list[Item]:
+    return list(read_items(artifact, item_ids(artifact)))
+
+
+def test_a_dataset_belongs_to_one_artifact(argilla_server: Running, tmp_path: Path) -> None:
+    for number in (1, 2):
+        pairs_of(tmp_path / str(number), number)
+    push = ("review", "push", "preference-pairs", "--workspace", "one")
+    run(argilla_server, tmp_path / "1", *push)
+    said = run(argilla_server, tmp_path / "2", *push, status=1)
+    assert "holds something else than preference_pairs@1.0.0" in said
+    said = run(argilla_server, tmp_path / "1", *push, "--min-submitted", "3", status=2)
+    assert "asks for 1 answers an item" in said
+    said = run(argilla_server, tmp_path / "2", "review", "pull", "--workspace", "one", status=1)
+    assert "which is not under" in said
+    said = run(argilla_server, tmp_path / "1", "review", "status", "--workspace", "nowhere", status=1)
+    assert "no review round in the workspace" in said
