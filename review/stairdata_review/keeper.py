@@ -80,13 +80,18 @@ class Process:
         if status is not None:
             raise ReviewError(f"{self.name} ended with status {status}: {last_words(self.log)}; its log: {self.log}")
 
+    def wait(self, seconds: float) -> int | None:
+        """Wait for the end; return the exit status, or None if it runs on."""
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
     def stop(self) -> None:
         """End the process and everything it started."""
         if self._process.stdin is not None:
             self._process.stdin.close()
-        try:
-            self._process.wait(supervisor.GRACE + 10)
-        except subprocess.TimeoutExpired:
+        if self.wait(supervisor.GRACE + 10) is None:
             self._process.kill()
             self._process.wait()
 
@@ -145,9 +150,12 @@ def _start_all(
 
     queue = redis_url or _start_redis(folder, python, credentials, launch)
     environment = server_environment(folder, credentials, queue, chosen)
-    _prepare(folder, python, credentials, environment)
-    server = launch("server", [str(python), "-P", str(ENGINE), "serve", "--port", str(chosen)], environment)
-    launch("worker", [str(python), "-P", str(ENGINE), "worker"], environment)
+    engine = [str(python), "-P", str(ENGINE)]
+    _prepare([*engine, "prepare"], environment, folder, stopping)
+    if stopping.is_set():
+        return None, started
+    server = launch("server", [*engine, "serve", "--port", str(chosen)], environment)
+    launch("worker", [*engine, "worker"], environment)
     running = Running(
         url=f"http://{HOST}:{chosen}",
         folder=folder,
@@ -219,26 +227,16 @@ def redis_program(python: Path) -> Path:
     return found[0]
 
 
-def _prepare(folder: Path, python: Path, credentials: Credentials, environment: dict[str, str]) -> None:
+def _prepare(command: list[str], environment: dict[str, str], folder: Path, stopping: threading.Event) -> None:
     """Migrate the database, add what the search needs, and give the owner the name, password and key of the file."""
-    log = folder / LOGS / "prepare.log"
-    owner = {
-        "username": credentials.username,
-        "password": credentials.password,
-        "api_key": credentials.api_key,
-    }
-    with _open_log(log) as file:
-        done = subprocess.run(
-            [str(python), "-P", str(ENGINE), "prepare"],
-            input=json.dumps(owner).encode(),
-            stdout=file,
-            stderr=file,
-            env=environment,
-            cwd=folder,
-            check=False,
-        )
-    if done.returncode:
-        raise ReviewError(f"the server's database can't be prepared: {last_words(log)}; the log: {log}")
+    process = Process("prepare", command, environment, folder)
+    try:
+        while (status := process.wait(POLL)) is None and not stopping.is_set():
+            continue
+    finally:
+        process.stop()
+    if status:
+        raise ReviewError(f"the server's database can't be prepared: {last_words(process.log)}; the log: {process.log}")
 
 
 def server_environment(folder: Path, credentials: Credentials, redis_url: str, port: int) -> dict[str, str]:

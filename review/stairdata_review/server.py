@@ -146,19 +146,16 @@ def start(
 
 
 def _wait_until_found(folder: Path, process: subprocess.Popen[bytes], log: Path) -> Running:
-    """Wait for the keeper's word; a keeper that finds another one at work leaves the floor to it."""
-    deadline = time.monotonic() + START_TIMEOUT
-    while time.monotonic() < deadline:
+    """Wait for the keeper's word, as long as it lives; one that finds another at work leaves the floor to it."""
+    while True:
         found = find(folder)
         if found is not None and is_healthy(found):
             return found.model_copy(update={"new_owner": found.new_owner and found.pid == process.pid})
         status = _wait(process, POLL)
-        if status not in {None, ANOTHER_RUNS}:
+        if status not in {None, ANOTHER_RUNS} or (status == ANOTHER_RUNS and not _is_locked(folder)):
             raise ReviewError(
                 _last_error(log) or f"the server ended with status {status}; its logs: {str(log.parent)!r}"
             )
-    process.terminate()
-    raise ReviewError(f"the server did not answer within {START_TIMEOUT:g} s; its logs: {str(log.parent)!r}")
 
 
 def stop(folder: Path | None = None) -> bool:

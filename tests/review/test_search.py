@@ -308,3 +308,213 @@ def test_filters_and_orders_agree_with_the_plain_answer(world: World, data: st.D
     ids, total, _ = world.ask(who, _body(asked, orders), offset, limit)
     assert total == len(expected)
     assert ids == expected[offset : offset + limit]
+
+
+# --- text
+
+
+def tokens(text: str) -> list[str]:
+    return "".join(letter if letter.isalnum() else " " for letter in text).lower().split()
+
+
+def _texts(row: Row, field: str | None) -> list[list[str]]:
+    """The words of each text; a chat's messages are one field, and no phrase runs from one into the next."""
+    fields = {"prompt": " messagebreak ".join(row["prompt"]), "left": row["left"], "right": row["right"] or ""}
+    return [tokens(text) for name, text in fields.items() if field in {None, name}]
+
+
+def _has(words: list[str], text: list[str], *, prefix: bool = False) -> bool:
+    def at(start: int) -> bool:
+        here = text[start : start + len(words)]
+        if not prefix:
+            return here == words
+        return len(here) == len(words) and here[:-1] == words[:-1] and here[-1].startswith(words[-1])
+
+    return any(at(start) for start in range(len(text)))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A query as the server gets it, and what it asks of a row."""
+
+    q: str
+    holds: Callable[[Row, str | None], bool]
+
+
+def _leaf(text: str, *, prefix: bool = False) -> Callable[[Row, str | None], bool]:
+    if "天" in text:
+        return lambda row, field: any(text in each for each in _raw(row, field))
+    return lambda row, field: any(_has(tokens(text), each, prefix=prefix) for each in _texts(row, field))
+
+
+def _raw(row: Row, field: str | None) -> list[str]:
+    fields = {"prompt": "\n".join(row["prompt"]), "left": row["left"], "right": row["right"] or ""}
+    return [text for name, text in fields.items() if field in {None, name}]
+
+
+WORD = st.sampled_from([*WORDS, "ALPHA", "nowhere", "snake", "don", "Délta", "天气"]).map(lambda w: Asked(w, _leaf(w)))
+PREFIX = st.sampled_from(["omeg", "al", "DÉL", "3.1", "q"]).map(lambda w: Asked(f"{w}*", _leaf(w, prefix=True)))
+PHRASE = st.lists(st.sampled_from(WORDS[:-1]), min_size=1, max_size=3).map(
+    lambda words: Asked(f'"{" ".join(words)}"', _leaf(" ".join(words)))
+)
+
+
+def _join(parts: list[Asked]) -> st.SearchStrategy[Asked]:
+    """Parts and operators, which bind from left to right."""
+
+    def make(signs: list[str]) -> Asked:
+        asked = parts[0]
+        for sign, part in zip(signs, parts[1:], strict=True):
+            either = "|" in sign
+            asked = Asked(f"{asked.q}{sign}{part.q}", _joined(asked, part, either=either))
+        return asked
+
+    count = len(parts) - 1
+    return st.lists(st.sampled_from([" ", " | ", " + "]), min_size=count, max_size=count).map(make)
+
+
+def _joined(left: Asked, right: Asked, *, either: bool) -> Callable[[Row, str | None], bool]:
+    if either:
+        return lambda row, field: left.holds(row, field) or right.holds(row, field)
+    return lambda row, field: left.holds(row, field) and right.holds(row, field)
+
+
+def _not(asked: Asked) -> Asked:
+    return Asked(f"-{asked.q}", lambda row, field: not asked.holds(row, field))
+
+
+LEAF = st.one_of(WORD, WORD, PREFIX, PHRASE)
+QUERY = st.recursive(
+    st.one_of(LEAF, LEAF, LEAF.map(_not)),
+    lambda parts: (
+        st.lists(parts, min_size=2, max_size=3).flatmap(_join).map(lambda asked: Asked(f"({asked.q})", asked.holds))
+    ),
+    max_leaves=5,
+)
+
+
+@MANY
+@given(data=st.data())
+def test_text_queries_agree_with_the_plain_answer(world: World, data: st.DataObject) -> None:
+    asked = data.draw(QUERY, label="query")
+    field = data.draw(st.sampled_from([None, *FIELDS]))
+    who = data.draw(WHO)
+    some = data.draw(st.lists(filters(world), max_size=1))
+    body = {**_body(some, []), "query": {"text": {"q": asked.q, **({"field": field} if field else {})}}}
+    expected = {row["id"] for row in plain_search(world, who, some, []) if asked.holds(row, field)}
+    ids, total, scores = world.ask(who, body, limit=RECORDS)
+    assert total == len(expected), asked.q
+    assert len(ids) == len(set(ids))
+    assert set(ids) == expected
+    assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["", "!!!", '"', "(", ")", "((alpha", "-", "+|", "~", "\\", '"alpha', "alpha~9~", "q*r*", "*", "NEAR(a b)", "'; --",
+     'text : "alpha"', "alpha AND", "^alpha", "{alpha}", "\x00", "(" * 300 + "alpha", '"alpha" "', "alpha\\*"],
+)  # fmt: skip
+def test_no_text_makes_the_search_fail(world: World, query: str) -> None:
+    _, total, _ = world.ask(None, {"query": {"text": {"q": query}}}, limit=1)
+    alpha = sum(_leaf("alpha")(row, None) for row in world.rows)
+    lenient = {"((alpha", '"alpha', "alpha~9~", "^alpha", "{alpha}", "(" * 300 + "alpha", '"alpha" "', "alpha\\*"}
+    assert total == (alpha if query in lenient else RECORDS if query == "*" else 0)
+
+
+def test_a_word_near_another_is_found(world: World) -> None:
+    def ids(query: str) -> set[str]:
+        return set(world.ask(None, {"query": {"text": {"q": query}}}, limit=RECORDS)[0])
+
+    assert ids("omgea~2") == ids("omega")
+    assert ids("omega~1") == ids("omega | omegas")
+    assert ids("alpah") == set()
+    assert ids("gama~1") == ids("gamma")
+    assert ids('"alpha gamma"~1') > ids('"alpha gamma"')
+
+
+def test_a_search_of_too_many_words_is_refused(world: World) -> None:
+    body = {"query": {"text": {"q": " ".join(map(str, range(500)))}}}
+    answer = world.owner.send("POST", f"/datasets/{world.dataset_id}/records/search", body)
+    assert answer.status_code == 422
+    assert "at most" in answer.json()["detail"]
+
+
+# --- order without a sort, numbers, refusals
+
+
+def test_each_reviewer_has_an_own_order_that_stays(world: World) -> None:
+    orders = []
+    for who in range(3):
+        pages = [world.ask(who, {}, offset, 250)[0] for offset in range(0, RECORDS, 250)]
+        orders.append([each for page in pages for each in page])
+        assert orders[-1] == world.ask(who, {}, 0, RECORDS)[0]
+        assert sorted(orders[-1]) == sorted(row["id"] for row in world.rows)
+    assert orders[0] != orders[1] != orders[2]
+    assert world.ask(None, {}, 0, RECORDS)[0] == [row["id"] for row in world.rows]
+
+
+def test_progress_and_metrics_count_what_is_there(world: World) -> None:
+    path = f"/datasets/{world.dataset_id}"
+    completed = sum(row["status"] == "completed" for row in world.rows)
+    progress = world.owner.get(f"{path}/progress")
+    assert (progress["total"], progress["completed"]) == (RECORDS, completed)
+    for who, api in enumerate(world.reviewers):
+        statuses = [row["responses"][world.user_ids[who]]["status"] for row in world.rows
+                    if world.user_ids[who] in row["responses"]]  # fmt: skip
+        counts = {status: statuses.count(status) for status in STATUSES}
+        expected = {"total": RECORDS, "pending": RECORDS - len(statuses), **counts}
+        assert api.get(f"/me{path}/metrics")["responses"] == expected
+    for each in world.owner.get(f"/me{path}/metadata-properties")["items"]:
+        values = [value for row in world.rows for value in _listed(row[each["name"]])]
+        metrics = world.owner.get(f"/metadata-properties/{each['id']}/metrics")
+        if each["name"] == "task":
+            assert metrics["total"] == len(values)
+            assert {one["term"]: one["count"] for one in metrics["values"]} == {
+                task: values.count(task) for task in TASKS
+            }
+        else:
+            # Argilla rounds what it shows
+            assert (metrics["min"], metrics["max"]) == pytest.approx((min(values), max(values)), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"filters": {"and": [{"type": "terms", "scope": _scope("metadata", metadata_property="depth"),
+                               "values": ["deep"]}]}}, "'deep' is not a number"),
+        ({"filters": {"and": [{"type": "range", "scope": _scope("record", property="inserted_at"), "ge": "soon"}]}},
+         "'soon' is not a date"),
+        ({"filters": {"and": [{"type": "range", "scope": _scope("response", property="status"), "ge": "a"}]}},
+         "terms of their status"),
+        ({"sort": [{"scope": _scope("response", question="comment"), "order": "asc"}]}, "can't be sorted by 'comment'"),
+        ({"sort": [{"scope": _scope("response"), "order": "asc"}]}, "by a question, or by their status"),
+        ({"filters": {"and": [{"type": "terms", "scope": _scope("response", question="x"), "values": ["a"]}]}}, "x"),
+    ],
+)  # fmt: skip
+def test_what_can_not_be_searched_is_refused_with_words(world: World, body: Row, words: str) -> None:
+    answer = world.owner.send("POST", f"/datasets/{world.dataset_id}/records/search", body)
+    assert answer.status_code == 422
+    assert words in answer.json()["detail"]
+
+
+def test_dates_leave_parts_open(world: World) -> None:
+    day = world.rows[0]["inserted_at"][:10]
+
+    def total(**bounds: str) -> int:
+        scope = _scope("record", property="inserted_at")
+        return world.ask(None, {"filters": {"and": [{"type": "range", "scope": scope, **bounds}]}})[1]
+
+    last = max(row["inserted_at"] for row in world.rows)[:10]
+    assert total(ge=day, le=last) == RECORDS
+    assert total(le=last) == RECORDS
+    assert total(ge="2999") == 0
+    assert total(ge="2999-01-01T00:00:00+02:00") == 0
+
+
+def test_similarity_is_refused_clearly(world: World) -> None:
+    settings_ = {"name": "v", "title": "v", "dimensions": 2}
+    world.owner.post(f"/datasets/{world.dataset_id}/vectors-settings", settings_)
+    body = {"query": {"vector": {"name": "v", "value": [0.5, 0.5]}}}
+    answer = world.owner.send("POST", f"/datasets/{world.dataset_id}/records/search", body)
+    assert answer.status_code == 422
+    assert "can't search by vectors" in answer.json()["detail"]

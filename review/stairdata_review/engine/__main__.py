@@ -27,7 +27,7 @@ def main() -> None:
     """Parse the command line and run one process."""
     parser = argparse.ArgumentParser(prog="stairdata engine")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("prepare", help="migrate the database; the owner comes as JSON on standard input")
+    commands.add_parser("prepare", help="migrate the database; the owner is in credentials.json")
     serve = commands.add_parser("serve", help="Argilla's web server")
     serve.add_argument("--port", type=int, required=True)
     commands.add_parser("worker", help="Argilla's background jobs")
@@ -35,7 +35,7 @@ def main() -> None:
     load()
     launch = importlib.import_module(f"{NAME}.launch")
     if options.command == "prepare":
-        launch.prepare(sys.stdin.read())
+        launch.prepare()
     elif options.command == "serve":
         launch.serve(options.port)
     else:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import sqlite3
 import sys
+from pathlib import Path
 
 from argilla_server.cli.database.migrate import migrate_db
 from argilla_server.contexts import accounts
@@ -23,8 +24,8 @@ from . import (
 HOST = "127.0.0.1"
 
 
-def prepare(owner: str) -> None:
-    """Bring the database to this version's schema and give the owner the credentials of the file."""
+def prepare() -> None:
+    """Bring the database to this version's schema and give the owner the credentials of the file beside it."""
     migrate_db("head")
     database = sqlite3.connect(str(make_url(settings.database_url).database), isolation_level=None, timeout=60)
     if schema.install(database):
@@ -33,7 +34,7 @@ def prepare(owner: str) -> None:
     if repaired:
         sys.stdout.write(f"{repaired} records had another status than their responses ask for\n")
     database.close()
-    asyncio.run(_ensure_owner(json.loads(owner)))
+    asyncio.run(_ensure_owner(json.loads(Path("credentials.json").read_text(encoding="utf-8"))))
 
 
 def serve(port: int) -> None:

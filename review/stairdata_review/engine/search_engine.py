@@ -29,7 +29,7 @@ from argilla_server.search_engine.base import (
     TextQuery,
 )
 from argilla_server.settings import settings
-from sqlalchemy import ColumnElement, and_, func, literal_column, select, text
+from sqlalchemy import ColumnElement, and_, event, func, literal_column, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.orm import Session
 
@@ -46,6 +46,14 @@ ROWID = literal_column("records.rowid")
 
 DATABASE = create_async_engine(settings.database_url, **settings.database_engine_args)
 """Connections of our own: a request holds one of Argilla's while it asks us, and could wait for a second for ever."""
+
+
+@event.listens_for(DATABASE.sync_engine, "connect")
+def _widen(connection: Any, _: Any) -> None:
+    """Let a connection keep the index of 100,000 records in memory: 64 MiB instead of 2."""
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA cache_size = -65536")
+    cursor.close()
 
 
 @SearchEngine.register(NAME)
@@ -115,9 +123,10 @@ class DatabaseSearchEngine(SearchEngine):
         """Count a user's responses by status; empty for a draft."""
         if dataset.is_draft:
             return {}
-        mine = Response.user_id == user.id
-        here = Response.record_id.in_(select(Record.id).where(Record.dataset_id == dataset.id))
-        return await _counts(select(Response.status, func.count()).where(mine, here).group_by(Response.status))
+        mine = select(Response.status, func.count()).join(Record, Record.id == Response.record_id)
+        return await _counts(
+            mine.where(Response.user_id == user.id, Record.dataset_id == dataset.id).group_by(Response.status)
+        )
 
     async def search(
         self,

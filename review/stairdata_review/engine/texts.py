@@ -15,6 +15,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     column,
+    exists,
     false,
     func,
     literal_column,
@@ -97,10 +98,11 @@ class _Where:
         return here if self.field is None else [*here, _TEXTS.c.field == self.field]
 
     def _holds(self, text: str) -> ColumnElement[bool]:
-        """Look for the letters themselves, in each text."""
-        value = func.json_extract(Record.fields, literal_column("'$.\"'").concat(_TEXTS.c.field).concat('"'))
-        found = select(_TEXTS.c.id).where(_TEXTS.c.record_id == Record.id, *self._here())
-        return found.where(value.contains(text, autoescape=True)).correlate(Record).exists()
+        """Look for the letters themselves, in texts and in the messages of chats."""
+        path = "$" if self.field is None else f'$."{self.field}"'
+        each = func.json_tree(Record.fields, path).table_valued("key", "atom", "type", "path")
+        is_text = and_(each.c.type == "text", or_(each.c.key != "role", each.c.path == "$"))
+        return exists(select(1).select_from(each).where(is_text, each.c.atom.contains(text, autoescape=True)))
 
     def scores(self, leaves: list[Words]) -> Select[Any] | None:
         asked = [match for leaf in dict.fromkeys(leaves) if (match := self.matches[leaf])]
