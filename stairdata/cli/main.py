@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from stairdata.cli import artifacts, build, diff, hub, interop, quickstart, serve, train
+from stairdata.cli import artifacts, build, diff, hub, interop, quickstart, review, serve, train
 from stairdata.cli.console import say
 
 INTERRUPTED = 130
@@ -70,6 +70,7 @@ app.command("pull")(hub.pull)
 app.command("train")(train.train)
 app.command("serve")(serve.serve)
 app.command("quickstart")(quickstart.quickstart)
+app.add_typer(review.app, name="review")
 
 
 def main() -> None:

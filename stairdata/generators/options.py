@@ -34,6 +34,8 @@ class BuildOptions:
     """local: this process. ray: Ray Data."""
     address: str | None = None
     """The Ray cluster's; default: one started here."""
+    reviews: str | None = None
+    """Reference of the reviews that decide which pairs train."""
     pilot: int | None = None
     """Stop after that many units and leave the build unfinished."""
     teachers: tuple[str, ...] = ()

@@ -25,7 +25,9 @@ from stairdata.generators.nodes import (
     unfold,
 )
 from stairdata.generators.options import BuildOptions
+from stairdata.generators.reviewed import DECISIONS, apply_reviews, read_verdicts
 from stairdata.generators.selection import across_trees, in_part, inside_trees
+from stairdata.hub.pull import open_reference
 from stairdata.recipe import PairsSection, PreferencePairsSection, PrmPairsSection, Recipe
 from stairdata_schemas import identity
 from stairdata_schemas.artifacts import Artifact
@@ -60,12 +62,14 @@ def build_prm_pairs(recipe: Recipe, options: BuildOptions) -> Artifact:
 def _build(kind: str, section: Section, recipe: Recipe, options: BuildOptions) -> Artifact:
     trees = options.parent("trees")
     tokenizer = tokenizer_of(section.tokenizer, recipe) if lacks_tokens(trees) else None
+    reviews = open_reference(options.reviews, options.root) if options.reviews else None
+    unused = {"tokenizer"} if reviews else {"tokenizer", "reviews"}
     plan = BuildPlan(
         kind,
         _GENERATORS[kind],
-        {**section.model_dump(mode="json", exclude={"tokenizer"}), "seed": recipe.seed, "limit": options.limit},
+        {**section.model_dump(mode="json", exclude=unused), "seed": recipe.seed, "limit": options.limit},
         settings={"tokenizer": tokenizer},
-        parents=[trees.as_parent()],
+        parents=[artifact.as_parent() for artifact in (trees, reviews) if artifact],
         models=[tokenizer_identity(tokenizer)] if tokenizer else [],
         seeds={"sampling": recipe.seed},
     )
@@ -74,8 +78,9 @@ def _build(kind: str, section: Section, recipe: Recipe, options: BuildOptions) -
         return build
     with build:
         taker = _Taker(kind, section, recipe.seed, Ruler(section.max_tokens, tokenizer, f"{kind}.tokenizer"))
+        verdicts = read_verdicts(reviews, trees) if reviews else None
         refused: list[Refused] = []
-        taken = taker.frames(trees, options, refused)
+        taken = taker.reviewed(taker.frames(trees, options, refused), verdicts)
         frames = taker.counted(across_trees(taken, section, recipe.seed, build.work, taker.funnel))
         first = next(frames, None)
         if first is None:
@@ -98,6 +103,7 @@ class _Taker:
         self.ruler = ruler
         self.funnel: Counter[str] = Counter()
         self.mixture: dict[str, Counter[str]] = {}
+        self.decisions: Counter[str] = Counter()
 
     def frames(self, trees: Artifact, options: BuildOptions, refused: list[Refused]) -> Iterator[pl.DataFrame]:
         """Yield frames of pairs, not one of them empty."""
@@ -105,6 +111,21 @@ class _Taker:
             pairs = pairs_of(self.kind, frame, self.section, self.funnel, self.seed, self.ruler)
             if not pairs.is_empty():
                 yield pairs
+
+    def reviewed(self, frames: Iterator[pl.DataFrame], verdicts: pl.DataFrame | None) -> Iterator[pl.DataFrame]:
+        """Let reviewers decide, where there are verdicts."""
+        if verdicts is None or not isinstance(self.section, PreferencePairsSection):
+            yield from frames
+            return
+        self.decisions.update(dict.fromkeys((*DECISIONS, "flipped", "dropped", "reviewed_but_no_pair"), 0))
+        unmet = set(verdicts["pair_id"])
+        for frame in frames:
+            unmet -= set(frame["pair_id"])
+            kept = apply_reviews(frame, verdicts, self.section.reviews, self.decisions)
+            self.funnel["removed_by_reviewers"] += len(frame) - len(kept)
+            if not kept.is_empty():
+                yield kept
+        self.decisions["reviewed_but_no_pair"] = len(unmet)
 
     def counted(self, frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
         """Count what is in the frames that pass."""
@@ -116,11 +137,16 @@ class _Taker:
 
     def report(self) -> Report:
         """Say what the manifest keeps; it fills up while frames pass."""
-        return Report(details={"funnel": self.funnel, "mixture": self.mixture}, notes=_notes(self.section))
+        details: dict[str, Any] = {"funnel": self.funnel, "mixture": self.mixture}
+        if self.decisions:
+            details["reviews"] = self.decisions
+        return Report(details=details, notes=_notes(self.section, flipped=self.decisions["flipped"]))
 
 
-def _notes(section: PairsSection) -> list[str]:
+def _notes(section: PairsSection, *, flipped: int) -> list[str]:
     notes = []
+    if flipped:
+        notes.append(f"{flipped} pairs were turned round by reviewers: their margin is below zero")
     if section.hold_out:
         what = "held out for evaluation" if section.part == "held_out" else "to train on"
         notes.append(f"prompts {what}; hold_out sets {section.hold_out:.1%} of the prompts aside")

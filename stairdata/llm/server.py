@@ -1,7 +1,7 @@
 """A vLLM server of our own: started for the duration, watched, and gone with us, however we end.
 
 It listens on 127.0.0.1 alone, wants a random key that it gets through its environment, and runs under
-`stairdata.llm.supervisor`, which ends it when this process is gone.
+`stairdata_schemas.supervisor`, which ends it when this process is gone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Literal, Self
 
-from stairdata.llm import supervisor
+from stairdata_schemas import supervisor
 from stairdata_schemas.errors import ModelError, ServerError, quote
 from stairdata_schemas.rendering import check_model_folder
 

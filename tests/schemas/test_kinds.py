@@ -90,10 +90,11 @@ RULES = {
         "prefix_is_shared",
         "steps_follow_the_prefix",
         "margin_is_the_difference",
-        "margin_is_positive",
+        "margin_is_not_zero",
     },
     "responses": {"text_is_the_chosen_candidate"},
 }
+RULES["prm_pairs"] = RULES["preference_pairs"] | {"margin_is_positive"}
 
 PROMPT = {"prompt_id": identity.prompt_id("p"), "prompt": "p", "task": "safety"}
 Change = Callable[[Any], None]
@@ -321,7 +322,7 @@ def _allows_null(property: dict[str, Any]) -> bool:
 @pytest.mark.parametrize("kind", COLUMNS)
 def test_json_schema_names_the_rules(kind: str) -> None:
     rules = json_schema(kind)["x-stairdata-rules"]
-    named = RULES.get("preference_pairs" if kind == "prm_pairs" else kind, set())
+    named = RULES.get(kind, set())
     assert named | {"primary_key"} == {rule for rule in rules if "|" not in rule}
     assert rules == sorted(rules)
 
@@ -449,8 +450,7 @@ def test_any_tree_with_parents_first_is_sound(data: st.DataObject) -> None:
         ("steps_follow_the_prefix", {"prefix_length": 99}),
         ("margin_is_the_difference", {"margin": 0.6}),
         ("margin_is_the_difference", {"margin": 0.70001}),
-        ("margin_is_positive", {"margin": 0.0, "rejected_value": 0.9}),
-        ("margin_is_positive", {"margin": -0.1, "rejected_value": 1.0}),
+        ("margin_is_not_zero", {"margin": 0.0, "rejected_value": 0.9}),
         ("margin|nan", {"margin": float("nan")}),
         ("chosen_value|inf", {"chosen_value": float("inf"), "margin": float("inf")}),
         ("chosen|regex", {"chosen": "", "prefix_length": 0}),
@@ -484,6 +484,12 @@ def test_a_broken_pair_is_refused_by_name(kind: str, rule: str, change: dict[str
 )
 def test_a_sound_pair_passes(change: dict[str, Any]) -> None:
     assert broken_rules("preference_pairs", pair(**change)) == set()
+
+
+def test_only_reviewers_prefer_the_side_of_lower_value_and_only_in_preference_pairs() -> None:
+    turned = pair(margin=-0.1, rejected_value=1.0)
+    assert broken_rules("preference_pairs", turned) == set()
+    assert broken_rules("prm_pairs", turned) == {"margin_is_positive"}
 
 
 def test_a_prefix_is_counted_in_code_points() -> None:

@@ -20,8 +20,8 @@ from pathlib import Path
 import pytest
 
 from stairdata.llm import server as server_module
-from stairdata.llm import supervisor
 from stairdata.llm.server import ManagedServer, ServerOptions, check_model, last_words, vllm_command, vllm_missing
+from stairdata_schemas import supervisor
 from stairdata_schemas.errors import ModelError, ServerError
 
 PATIENCE = 60.0
@@ -145,7 +145,7 @@ def test_the_child_gets_no_input_and_a_session_of_its_own(spawn: Spawn) -> None:
 
 
 def test_it_runs_as_a_module(spawn: Spawn) -> None:
-    command = [sys.executable, "-m", "stairdata.llm.supervisor", "--", sys.executable, "-c", "raise SystemExit(5)"]
+    command = [sys.executable, "-m", "stairdata_schemas.supervisor", "--", sys.executable, "-c", "raise SystemExit(5)"]
     assert spawn(command).wait(PATIENCE) == 5
 
 

@@ -1,6 +1,6 @@
 """Run a command that must not outlive the process that asked for it.
 
-    python -m stairdata.llm.supervisor [--grace SECONDS] -- COMMAND [ARGUMENT]...
+    python -m stairdata_schemas.supervisor [--grace SECONDS] -- COMMAND [ARGUMENT]...
 
 The managing process holds the other end of this program's standard input. When that end closes, because the
 manager closed it or died (SIGKILL included), or on SIGTERM, SIGINT or SIGHUP, the command and everything it
@@ -100,7 +100,7 @@ class Supervisor:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, supervise the command, return its status."""
-    parser = argparse.ArgumentParser(prog="python -m stairdata.llm.supervisor")
+    parser = argparse.ArgumentParser(prog="python -m stairdata_schemas.supervisor")
     parser.add_argument("--grace", type=float, default=GRACE, help="seconds from SIGTERM to SIGKILL")
     parser.add_argument("command", nargs="+", help="the command, after --")
     options = parser.parse_args(arguments)

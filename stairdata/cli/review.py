@@ -1,0 +1,96 @@
+"""`stairdata review`: people look at pairs in Argilla."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stairdata.cli import reviewing
+from stairdata.cli.console import emit, say
+from stairdata.cli.reviewing import FolderOption, RemoteOption, UrlOption, WorkspaceOption
+
+if TYPE_CHECKING:
+    from stairdata_review.server import Running
+
+app = typer.Typer(
+    help="People look at pairs in Argilla; their verdicts come back as an artifact.", no_args_is_help=True
+)
+
+
+@app.command("serve")
+def serve(
+    folder: FolderOption = None,
+    port: Annotated[
+        int | None, typer.Option("--port", min=0, max=65535, help="Default: 6900 or a free one; 0 takes a free one.")
+    ] = None,
+    background: Annotated[bool, typer.Option("--background", help="Return when the server is ready.")] = False,
+    redis_url: Annotated[
+        str | None,
+        typer.Option("--redis-url", envvar="STAIRDATA_REDIS_URL", help="Use this Redis instead of one of our own."),
+    ] = None,
+) -> None:
+    """Run an Argilla server on 127.0.0.1 with all that it needs; Ctrl-C or `review stop` ends it."""
+    from stairdata_review import keeper, server
+
+    place = (folder or server.default_folder()).absolute()
+    if background:
+        already = server.find(place)
+        running = server.start(place, port, redis_url, say)
+        _show(running, found=already is not None and already.pid == running.pid)
+        return
+    ours = keeper.keep(place, port, redis_url, say, on_ready=lambda running: _show(running, found=False, wait=True))
+    if not ours:
+        _show(server.start(place, port, redis_url, say), found=True)
+
+
+@app.command("stop")
+def stop(folder: FolderOption = None) -> None:
+    """End the server of a folder; its data stays."""
+    from stairdata_review import server
+
+    place = folder or server.default_folder()
+    say("stopped" if server.stop(place) else f"no server runs in {place}")
+
+
+@app.command("invite")
+def invite(
+    name: Annotated[str, typer.Argument(help="What the reviewer signs in with.")],
+    workspace: WorkspaceOption = "stairdata",
+    new_password: Annotated[
+        bool, typer.Option("--new-password", help="For a reviewer who is there already and lost theirs.")
+    ] = False,
+    folder: FolderOption = None,
+    url: UrlOption = None,
+    remote: RemoteOption = False,
+) -> None:
+    """Let a reviewer in: an annotator of the workspace, never an owner; the password is shown once."""
+    from stairdata_review import client, inviting
+
+    with client.Argilla(client.find_place(folder, url, remote=remote)) as argilla:
+        invitation = inviting.invite(argilla, name, workspace, new_password=new_password)
+    emit(f"url: {invitation.url}\nusername: {invitation.username}")
+    if invitation.password is None:
+        say(f"{name} may see {workspace} and signs in as before; --new-password makes a new password")
+    else:
+        emit(f"password: {invitation.password}")
+        say("the password is shown once and kept nowhere: pass it on")
+
+
+app.command("push")(reviewing.push)
+app.command("status")(reviewing.status)
+app.command("pull")(reviewing.pull)
+app.command("export")(reviewing.export)
+app.command("import")(reviewing.import_)
+
+
+def _show(running: Running, *, found: bool, wait: bool = False) -> None:
+    emit(f"url: {running.url}")
+    if running.new_owner and not found:
+        owner = running.credentials()
+        emit(f"username: {owner.username}\npassword: {owner.password}\napi_key: {owner.api_key}")
+        say(f"the owner's password and key are shown once; they stand in {running.credentials_file}")
+    elif found:
+        say("it ran already")
+    if wait:
+        say("Ctrl-C ends it")

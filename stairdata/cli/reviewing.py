@@ -1,0 +1,264 @@
+"""`stairdata review push`, `status`, `pull`, `export`, `import`: a review round, from the items to the answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stairdata.cli.console import emit, say, show_progress
+from stairdata.cli.options import JsonOption, RootOption, VersionOption, root_folder
+
+if TYPE_CHECKING:
+    from stairdata_review.client import Argilla
+    from stairdata_review.datasets import Round
+    from stairdata_schemas.artifacts import Artifact
+
+FolderOption = Annotated[
+    Path | None,
+    typer.Option("--folder", help="The server's data; default: STAIRDATA_HOME or the user's data folder."),
+]
+UrlOption = Annotated[
+    str | None, typer.Option("--url", help="Another Argilla server; its API key is in ARGILLA_API_KEY.")
+]
+RemoteOption = Annotated[
+    bool, typer.Option("--remote", help="The server may be another machine: texts and answers travel there.")
+]
+WorkspaceOption = Annotated[str, typer.Option("--workspace", help="Argilla's workspace.")]
+DatasetOption = Annotated[
+    str | None, typer.Option("--dataset", help="Argilla's dataset; default: kind and version of the artifact.")
+]
+SelectOption = Annotated[
+    str,
+    typer.Option(
+        "--select", help="all, random, margin (smallest first), disagreement (of judge and value), stratified."
+    ),
+]
+LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Items at most, in the order of --select.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Fixes the random orders, that of A and B too.")]
+ContactOption = Annotated[str, typer.Option("--contact", help="Whom reviewers may talk to, in the guidelines.")]
+AGREEMENT = ["agreement of", "question", "items", "answers", "alpha", "pairwise", "with the values"]
+Reference = Annotated[
+    str, typer.Argument(metavar="REF", help="preference-pairs, prm-pairs, trees or structured-cot, as KIND[@X.Y.Z].")
+]
+OptionalReference = Annotated[
+    str | None, typer.Argument(metavar="[REF]", help="What was pushed; default: the only round there.")
+]
+
+
+def push(
+    reference: Reference,
+    select: SelectOption = "all",
+    limit: LimitOption = None,
+    min_submitted: Annotated[
+        int | None, typer.Option("--min-submitted", min=1, help="Answers that complete an item [default: 1].")
+    ] = None,
+    seed: SeedOption = 42,
+    workspace: WorkspaceOption = "stairdata",
+    dataset: DatasetOption = None,
+    contact: ContactOption = "the person who invited you",
+    folder: FolderOption = None,
+    url: UrlOption = None,
+    remote: RemoteOption = False,
+    root: RootOption = None,
+) -> None:
+    """Bring items to reviewers; those that are there already stay as they are."""
+    from stairdata_review.push import PushOptions
+    from stairdata_review.push import push as push_items
+
+    artifact = _open(reference, root)
+    options = PushOptions(root_folder(root), select, limit, seed, workspace, dataset, min_submitted, contact)
+    with _connect(folder, url, remote=remote) as argilla, show_progress() as progress:
+        pushed = push_items(argilla, artifact, options, progress)
+    say(f"{artifact.reference}: {pushed.added} added, {pushed.there_before} were there before")
+    if pushed.shortened:
+        say(f"{pushed.shortened} have a text that is too long to show; it says so where it was cut")
+    say(f"reviewers are made with `stairdata review invite NAME` and sign in at {argilla.url}")
+    emit(pushed.dataset)
+
+
+def status(
+    reference: OptionalReference = None,
+    workspace: WorkspaceOption = "stairdata",
+    dataset: DatasetOption = None,
+    folder: FolderOption = None,
+    url: UrlOption = None,
+    remote: RemoteOption = False,
+    root: RootOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Show how a round goes: progress, reviewers, pace, agreement so far."""
+    from stairdata_review.pull import find_reviewed
+    from stairdata_review.status import status as status_of
+
+    with _connect(folder, url, remote=remote) as argilla:
+        place, named = _find(argilla, reference, workspace, dataset, root)
+        figures = status_of(argilla, place, find_reviewed(place, root_folder(root), named))
+    if json_:
+        emit(json.dumps(figures))
+        return
+    _show_status(figures)
+
+
+def pull(
+    reference: OptionalReference = None,
+    workspace: WorkspaceOption = "stairdata",
+    dataset: DatasetOption = None,
+    folder: FolderOption = None,
+    url: UrlOption = None,
+    remote: RemoteOption = False,
+    root: RootOption = None,
+    version: VersionOption = None,
+) -> None:
+    """Bring all submitted answers into an artifact of kind reviews."""
+    from stairdata_review.pull import find_reviewed
+    from stairdata_review.pull import pull as pull_answers
+    from stairdata_review.reviewers import salt_of
+
+    with _connect(folder, url, remote=remote) as argilla:
+        place, named = _find(argilla, reference, workspace, dataset, root)
+        reviewed = find_reviewed(place, root_folder(root), named)
+        salt = salt_of(_home(folder), place.dataset_id)
+        artifact, is_new = pull_answers(argilla, place, reviewed, salt, root_folder(root), version)
+    if not is_new:
+        say(f"nobody answered since {artifact.reference}")
+    _say_summary(artifact)
+    emit(artifact.reference)
+
+
+def export(
+    reference: Reference,
+    file: Annotated[Path, typer.Option("--file", help="Table to write: .csv, .xlsx or .jsonl.")],
+    select: SelectOption = "all",
+    limit: LimitOption = None,
+    seed: SeedOption = 42,
+    reviewer: Annotated[str, typer.Option("--reviewer", help="Name to fill in as the reviewer.")] = "",
+    contact: ContactOption = "the person who invited you",
+    root: RootOption = None,
+) -> None:
+    """Write items to review as a table, for reviewers without Argilla."""
+    from stairdata_review.selecting import select as select_items
+    from stairdata_review.tables import export_items
+
+    artifact = _open(reference, root)
+    chosen = select_items(artifact, select, limit, seed, root_folder(root))
+    export_items(artifact, file, chosen, seed, reviewer=reviewer, contact=contact)
+    say(f"{artifact.reference}: {len(chosen)} items; fill in the empty columns, then `stairdata review import`")
+    emit(str(file))
+
+
+def import_(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Tables of `review export`, filled in.")],
+    input_: Annotated[str, typer.Option("--input", metavar="REF", help="What was exported.")] = "preference-pairs",
+    reviewer: Annotated[
+        str | None, typer.Option("--reviewer", help="Whose answers they are, where a row doesn't say so.")
+    ] = None,
+    folder: FolderOption = None,
+    root: RootOption = None,
+    version: VersionOption = None,
+    max_quarantine: Annotated[
+        float, typer.Option("--max-quarantine", min=0, max=1, help="Largest share of refused rows.")
+    ] = 0.05,
+) -> None:
+    """Read answers out of tables into an artifact of kind reviews."""
+    from stairdata_review.reviewers import salt_of
+    from stairdata_review.tables import RULES, import_reviews
+
+    reviewed = _open(input_, root)
+    salt = salt_of(_home(folder), reviewed.manifest.content_hash)
+    artifact = import_reviews(
+        files, reviewed, salt, root_folder(root), reviewer=reviewer, version=version, max_quarantine=max_quarantine
+    )
+    _say_summary(artifact)
+    for rule in artifact.manifest.quarantine:
+        say(f"{rule}: {RULES.get(rule, 'a rule of the schema')}; the rows are in {artifact.folder / 'quarantine'}")
+    emit(artifact.reference)
+
+
+def _open(reference: str, root: Path | None) -> Artifact:
+    from stairdata.hub.pull import open_reference
+
+    return open_reference(reference, root_folder(root))
+
+
+def _connect(folder: Path | None, url: str | None, *, remote: bool) -> Argilla:
+    from stairdata_review.client import Argilla, find_place
+
+    return Argilla(find_place(folder, url, remote=remote))
+
+
+def _home(folder: Path | None) -> Path:
+    from stairdata_review.server import default_folder
+
+    return folder or default_folder()
+
+
+def _find(
+    argilla: Argilla, reference: str | None, workspace: str, dataset: str | None, root: Path | None
+) -> tuple[Round, Artifact | None]:
+    from stairdata_review.datasets import find_round
+
+    named = _open(reference, root) if reference else None
+    argilla.check()
+    return find_round(argilla, workspace, dataset, named), named
+
+
+def _say_summary(artifact: Artifact) -> None:
+    from stairdata.cli.build import summary
+
+    say(summary(artifact))
+    left_out = {name: count for name, count in artifact.manifest.details.get("left_out", {}).items() if count}
+    if left_out:
+        say("left out: " + ", ".join(f"{name} {count}" for name, count in left_out.items()))
+    figures = artifact.manifest.details.get("agreement", {})
+    if figures:
+        say(_agreement_line("agreement", figures))
+
+
+def _show_status(figures: dict[str, Any]) -> None:
+    from stairdata.cli.artifacts import print_table
+    from stairdata_schemas.card import agreement_rows
+
+    progress, pace, found = figures["progress"], figures["pace"], figures["agreement"]
+    per_answer = "unknown" if pace["seconds_an_answer"] is None else f"{pace['seconds_an_answer']:.0f} s an answer"
+    rest = "" if pace["hours_of_work"] is None else f", {pace['hours_of_work']:.1f} hours of work"
+    rows = [
+        [
+            "items",
+            f"{progress['completed']} of {progress['total']} completed ({figures['min_submitted']} answers each)",
+        ],
+        ["answers", ", ".join(f"{name} {count}" for name, count in figures["answers"].items())],
+        ["pace", f"{per_answer}, {pace['answers_last_24_hours']} answers in the last 24 hours"],
+        ["to do", f"{pace['answers_needed']} answers{rest}"],
+    ]
+    print_table(["", f"{figures['dataset']}, from {figures['artifact']}"], rows)
+    if found:
+        print_table(AGREEMENT, agreement_rows(figures))
+    by_reviewer = found.get("by_reviewer", {})
+    table = [_reviewer_row(name, who, by_reviewer.get(name, {})) for name, who in figures["reviewers"].items()]
+    if table:
+        print_table(["reviewer", "submitted", "draft", "discarded", "with the values", "last answer"], table)
+
+
+def _reviewer_row(name: str, who: dict[str, Any], figures: dict[str, Any]) -> list[str]:
+    counts = [str(who[status]) for status in ("submitted", "draft", "discarded")]
+    return [name, *counts, _share(figures, "against_value"), who["last"].partition(".")[0]]
+
+
+def _agreement_line(what: str, figures: dict[str, Any]) -> str:
+    parts = [f"{what}: {figures['answers']} answers on {figures['items']} items"]
+    for question in ("verdict", "safe", "reasoning", "helpfulness"):
+        if question in figures:
+            alpha, pairwise = figures[question]["alpha"], figures[question]["pairwise"]
+            said = f"alpha {'undefined' if alpha is None else f'{alpha:.2f}'}"
+            parts.append(f"{question} {said}" + ("" if pairwise is None else f", {pairwise:.0%} of pairs equal"))
+    if "against_value" in figures:
+        parts.append(f"with the values {_share(figures, 'against_value')}")
+    return "; ".join(parts)
+
+
+def _share(figures: dict[str, Any], name: str) -> str:
+    found = figures.get(name)
+    return f"{found['share']:.0%} of {found['of']}" if found else ""

@@ -1,0 +1,20 @@
+"""One real Argilla server for all tests of reviews; its environment is made on first use and shared by all runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stairdata_review import server
+from stairdata_review.server import Running
+
+
+@pytest.fixture(scope="session")
+def argilla_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server with a folder of its own, on a free port; ended with the session."""
+    folder: Path = tmp_path_factory.mktemp("argilla")
+    running = server.start(folder, port=0)
+    yield running
+    server.stop(folder)
