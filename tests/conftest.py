@@ -1,4 +1,4 @@
-"""Fixtures that several rooms share: a stub language model and a Hub behind HTTP, and a small tokenizer."""
+"""Fixtures that several rooms share: a stub language model and a Hub behind HTTP, a small tokenizer, a browser."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: see stairdata/cli/main.py
 
@@ -42,6 +45,15 @@ for _name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET"):
     os.environ.pop(_name, None)
 
 STUB = Path(__file__).parent / "servers" / "stub_llm.py"
+CHROMIUM_ARGUMENTS = [
+    "--no-sandbox",  # it refuses to run as root with one
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-default-apps",
+    "--disable-sync",
+    "--metrics-recording-only",
+    "--no-first-run",
+]
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -246,3 +258,20 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         chat_template=CHATML,
     ).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium of the system; skips where there is none.
+
+    Playwright keeps an event loop in this thread, so it has to end before tests of other modules start theirs.
+    """
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("no chromium; get it with `apt-get install -y chromium` (Debian)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, args=CHROMIUM_ARGUMENTS)
+        yield chromium
+        chromium.close()

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,8 +50,35 @@ def test_folders_named_in_the_readme_exist() -> None:
         assert (ROOT / line.split()[0]).is_dir(), line
 
 
+def answer_in_argilla(workplace: Path) -> None:
+    """What reviewers do before somebody looks how far they are."""
+    from stairdata_review.client import Argilla, find_place
+    from stairdata_review.datasets import rounds
+
+    with Argilla(find_place(workplace / "home" / "argilla", None, remote=False)) as argilla:
+        (place,) = rounds(argilla, "stairdata")
+        values = {"verdict": {"value": "A"}, "safe": {"value": "both"}}
+        for page in argilla.records(place.dataset_id):
+            for record in page:
+                argilla.post(f"/records/{record['id']}/responses", {"values": values, "status": "submitted"})
+
+
+def answer_in_a_table(workplace: Path) -> None:
+    """What a reviewer does with a table."""
+    from stairdata_review.cells import read_rows, write_rows
+
+    rows = [row | {"verdict": "A", "safe": "both"} for row in read_rows(workplace / "pairs.xlsx")]
+    write_rows(workplace / "pairs.xlsx", list(rows[0]), rows, {}, "")
+
+
+DONE_BY_PEOPLE = {
+    "stairdata review status": answer_in_argilla,
+    "stairdata review import pairs.xlsx --input preference-pairs@1.0.0": answer_in_a_table,
+}
+
+
 @pytest.fixture
-def workplace(tmp_path: Path, stub_llm: StubServer, tokenizer_folder: Path) -> Path:
+def workplace(tmp_path: Path, stub_llm: StubServer, tokenizer_folder: Path) -> Iterator[Path]:
     """A folder with what the README speaks of: prompts, a recipe, a model in runs/."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -76,17 +104,26 @@ def workplace(tmp_path: Path, stub_llm: StubServer, tokenizer_folder: Path) -> P
         LlamaForCausalLM(config).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     (tmp_path / "runs" / "sft" / "training.json").write_text("{}", encoding="utf-8")
-    return tmp_path
+    yield tmp_path
+    from stairdata_review import server
+
+    server.stop(tmp_path / "home" / "argilla")  # a page that began a server and failed before it ended it
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_of_a_page(page: Path, workplace: Path, hub: HubServer, stub_llm: StubServer) -> None:
     program = Path(sys.executable).parent / "stairdata"
-    environment = {**os.environ, "HF_HOME": str(workplace / "hf")}  # whose HF_ENDPOINT is the tests' own Hub
+    environment = {  # whose HF_ENDPOINT is the tests' own Hub
+        **os.environ,
+        "HF_HOME": str(workplace / "hf"),
+        "STAIRDATA_HOME": str(workplace / "home"),
+    }
     for command in commands(page):
         if command in RUN_BY_CI:
             continue
+        if command in DONE_BY_PEOPLE:
+            DONE_BY_PEOPLE[command](workplace)
         name, *arguments = shlex.split(command.replace(SERVER, stub_llm.base_url))
         assert name == "stairdata", command
         done = subprocess.run(

@@ -149,7 +149,7 @@ def _row(answer: Answer, place: Round, kind: str, salt: str, item: Item | None, 
         "item_kind": kind,
         "item_id": answer.item_id,
         "reviewer": hash_of(salt, answer.user_id),
-        "comment": answer.values.get("comment"),
+        "comment": answer.values.get("comment") or None,
         "guideline_version": place.about["guideline_version"],
         "submitted_at": answer.submitted_at,
     }

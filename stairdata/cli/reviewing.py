@@ -39,6 +39,7 @@ SelectOption = Annotated[
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Items at most, in the order of --select.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Fixes the random orders, that of A and B too.")]
 ContactOption = Annotated[str, typer.Option("--contact", help="Whom reviewers may talk to, in the guidelines.")]
+AGREEMENT = ["agreement of", "question", "items", "answers", "alpha", "pairwise", "with the values"]
 Reference = Annotated[
     str, typer.Argument(metavar="REF", help="preference-pairs, prm-pairs, trees or structured-cot, as KIND[@X.Y.Z].")
 ]
@@ -218,6 +219,7 @@ def _say_summary(artifact: Artifact) -> None:
 
 def _show_status(figures: dict[str, Any]) -> None:
     from stairdata.cli.artifacts import print_table
+    from stairdata_schemas.card import agreement_rows
 
     progress, pace, found = figures["progress"], figures["pace"], figures["agreement"]
     per_answer = "unknown" if pace["seconds_an_answer"] is None else f"{pace['seconds_an_answer']:.0f} s an answer"
@@ -231,22 +233,18 @@ def _show_status(figures: dict[str, Any]) -> None:
         ["pace", f"{per_answer}, {pace['answers_last_24_hours']} answers in the last 24 hours"],
         ["to do", f"{pace['answers_needed']} answers{rest}"],
     ]
-    rows += [["agreement", _agreement_line("all", found)]] if found else []
-    for name in ("by_task", "by_depth"):
-        rows += [["", _agreement_line(f"{name[3:]} {key}", part)] for key, part in found.get(name, {}).items()]
     print_table(["", f"{figures['dataset']}, from {figures['artifact']}"], rows)
+    if found:
+        print_table(AGREEMENT, agreement_rows(figures))
     by_reviewer = found.get("by_reviewer", {})
-    table = [
-        [
-            name,
-            *(str(who[key]) for key in ("submitted", "draft", "discarded")),
-            _share(by_reviewer.get(name, {}), "against_value"),
-            who["last"],
-        ]
-        for name, who in figures["reviewers"].items()
-    ]
+    table = [_reviewer_row(name, who, by_reviewer.get(name, {})) for name, who in figures["reviewers"].items()]
     if table:
-        print_table(["reviewer", "submitted", "draft", "discarded", "agrees with values", "last answer"], table)
+        print_table(["reviewer", "submitted", "draft", "discarded", "with the values", "last answer"], table)
+
+
+def _reviewer_row(name: str, who: dict[str, Any], figures: dict[str, Any]) -> list[str]:
+    counts = [str(who[status]) for status in ("submitted", "draft", "discarded")]
+    return [name, *counts, _share(figures, "against_value"), who["last"].partition(".")[0]]
 
 
 def _agreement_line(what: str, figures: dict[str, Any]) -> str:

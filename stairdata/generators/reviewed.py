@@ -28,6 +28,9 @@ def read_verdicts(reviews: Artifact, trees: Artifact) -> pl.DataFrame:
     """
     if reviews.kind != "reviews":
         raise UsageError(f"--reviews needs an artifact of kind reviews; {reviews.reference} is of kind {reviews.kind}")
+    about = reviews.manifest.configuration.get("item_kind")
+    if about != KIND:
+        raise UsageError(f"{reviews.reference} is about {about}; name reviews of {KIND}")
     parents = reviews.manifest.details.get("reviewed", {}).get("parents", [])
     if trees.manifest.content_hash not in {parent["content_hash"] for parent in parents}:
         raise UsageError(

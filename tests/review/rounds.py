@@ -64,6 +64,6 @@ def pairs_of(root: Path, number: int, prompts: list[str] | None = None, word: st
         prompt_id = identity.prompt_id(prompt)
         keys = {"prompt": prompt, "prompt_id": prompt_id, "tree_id": identity.tree_id(prompt_id, 0)}
         task = "safety" if place % 2 else "helpfulness"
-        rows.append(tree_of(shape, place, **keys, task=task))
+        rows.append(tree_of(shape, place) | keys | {"task": task})
     artifact_of(root, rows)
     return build_preference_pairs(Recipe(), BuildOptions(root=root))

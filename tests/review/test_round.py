@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import subprocess
@@ -14,21 +15,22 @@ import pytest
 
 from stairdata_review.blinding import other_side
 from stairdata_review.client import Argilla, Place
+from stairdata_review.datasets import rounds
+from stairdata_review.items import Item, item_ids, read_items
 from stairdata_review.server import Running
 from stairdata_schemas.artifacts import Artifact, resolve, validate_artifact
 from tests.review.rounds import pairs_of
-from tests.stairdata.report.conftest import browser  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.slow
 PROGRAM = Path(sys.executable).parent / "stairdata"
-PASSWORD = "a-password-of-the-tests"
 ATTACK = "document.title='owned'"
-EVIL = (
-    f'<script>{ATTACK}</script><img src=x onerror="{ATTACK}"><iframe srcdoc="<script>parent.{ATTACK}</script>"></iframe>'
-    f'<a href="javascript:{ATTACK}">link</a> [md](javascript:{ATTACK}) ![i](/x.png) <svg onload={ATTACK}> &lt;b&gt; &amp;'
+EVIL = (  # what runs where a page takes text for markup
+    f'<script>{ATTACK}</script><img src=x onerror="{ATTACK}"> [md](javascript:{ATTACK}) ![i](/x.png) &lt;b&gt; &amp; '
+    f'<iframe srcdoc="<script>parent.{ATTACK}</script>"></iframe><a href="javascript:{ATTACK}">a</a>'
+    f"<svg onload={ATTACK}>"
 )
 
 
@@ -57,12 +59,12 @@ def owner(argilla_server: Running) -> Iterator[Argilla]:
         yield argilla
 
 
-def invite(owner: Argilla, name: str, workspace: str) -> Reviewer:
-    """Make a reviewer."""
-    found = next(each for each in owner.get("/me/workspaces")["items"] if each["name"] == workspace)
-    user = owner.post("/users", {"username": name, "first_name": name, "role": "annotator", "password": PASSWORD})
-    owner.post(f"/workspaces/{found['id']}/users", {"user_id": user["id"]})
-    return Reviewer(name, PASSWORD)
+def invite(running: Running, root: Path, name: str, workspace: str) -> Reviewer:
+    """Make a reviewer, as the owner does it."""
+    shown = run(running, root, "review", "invite", name, "--workspace", workspace)
+    said = dict(line.split(": ", 1) for line in shown.splitlines())
+    assert said["url"] == running.url
+    return Reviewer(said["username"], said["password"])
 
 
 def sign_in(browser: Browser, running: Running, reviewer: Reviewer, dataset: str) -> Page:
@@ -119,13 +121,13 @@ def test_a_round_from_push_to_rebuilt_pairs(
     argilla_server: Running,
     owner: Argilla,
     browser: Browser,
-    tmp_path: Path,  # noqa: F811
+    tmp_path: Path,
 ) -> None:
     pairs = pairs_of(tmp_path, 4)
     name = run(argilla_server, tmp_path, "review", "push", "preference-pairs", "--min-submitted", "2").strip()
     assert name == "preference-pairs-1.0.0"
-    ann = invite(owner, "ann", "stairdata")
-    bob = invite(owner, "bob", "stairdata")
+    ann = invite(argilla_server, tmp_path, "ann", "stairdata")
+    bob = invite(argilla_server, tmp_path, "bob", "stairdata")
     page = sign_in(browser, argilla_server, ann, name)
     _reads_the_guidelines(page)
     _searches_and_filters(page)
@@ -182,7 +184,7 @@ def _searches_and_filters(page: Page) -> None:
     page.get_by_text("Filters").click()
     page.get_by_text("Metadata").first.click()
     page.get_by_text("Task", exact=True).click()
-    assert total(lambda: page.get_by_text("safety").first.click()) == 2
+    assert total(page.get_by_text("safety").first.click) == 2
     page.goto(page.url.split("?")[0])
     page.wait_for_selector('[aria-label^="Data entry for Field"]')
 
@@ -271,17 +273,14 @@ def _is_what_reviewers_said(
 
 
 def test_what_models_write_is_text_in_the_browser_and_spans_find_it(
-    argilla_server: Running,
-    owner: Argilla,
-    browser: Browser,  # noqa: F811
-    tmp_path: Path,
+    argilla_server: Running, browser: Browser, tmp_path: Path
 ) -> None:
     from playwright.sync_api import expect
 
     words = "wrong words 😀"
     pairs = pairs_of(tmp_path, 1, [f"Prompt {EVIL}"], f"😀 {EVIL} {words} &lt;")
     run(argilla_server, tmp_path, "review", "push", "preference-pairs", "--dataset", "evil", "--workspace", "evil")
-    mallory = invite(owner, "mallory", "evil")
+    mallory = invite(argilla_server, tmp_path, "mallory", "evil")
     page = sign_in(browser, argilla_server, mallory, "evil")
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
@@ -308,3 +307,49 @@ def test_what_models_write_is_text_in_the_browser_and_spans_find_it(
         (span,) = review["spans"]
         assert span["side"] == marked[review["item_id"]]
         assert rows[review["item_id"]][span["side"]][span["start"] : span["end"]] == words
+
+
+def test_answers_about_trees_and_records_of_strangers(argilla_server: Running, owner: Argilla, tmp_path: Path) -> None:
+    pairs_of(tmp_path, 2, word="a < b 😀")
+    name = run(argilla_server, tmp_path, "review", "push", "trees", "--workspace", "answers").strip()
+    (place,) = rounds(owner, "answers")
+    stranger = {"external_id": "x", "fields": {"prompt": [{"role": "user", "content": "p"}], "answer": "a"}}
+    owner.put(f"/datasets/{place.dataset_id}/records/bulk", {"items": [stranger]})
+    values = {"safe": "safe", "helpfulness": 4, "reasoning": "flawed", "comment": "=1+1"}
+    for record in next(owner.records(place.dataset_id)):
+        shown = html.unescape(record["fields"]["answer"])
+        start = shown.find("😀")  # only characters of one unit stand before it
+        spans = [{"label": "wrong", "start": start, "end": start + 2}] if start > 0 else []
+        said = {question: {"value": value} for question, value in {**values, "spans_answer": spans}.items()}
+        owner.post(f"/records/{record['id']}/responses", {"values": said, "status": "submitted"})
+    run(argilla_server, tmp_path, "review", "pull", "--workspace", "answers", "--dataset", name)
+    reviews = resolve("reviews", tmp_path)
+    assert validate_artifact(reviews) == []
+    assert reviews.manifest.outcomes == {"submitted": 2, "draft": 0, "discarded": 0, "records_of_strangers": 1}
+    texts = {item.item_id: item.texts["answer"] for item in _items(resolve("trees", tmp_path))}
+    for row in reviews.scan().collect().to_dicts():
+        answers = json.loads(row["answers"])
+        ((start, end),) = answers.pop("spans")
+        assert texts[row["item_id"]][start:end] == "😀"
+        assert answers == {"safe": "safe", "helpfulness": 4, "reasoning": "flawed"}
+        assert (row["item_kind"], row["comment"]) == ("trees", "=1+1")
+        assert row["verdict"] is row["safe"] is row["spans"] is row["shown_first"] is None
+
+
+def _items(artifact: Artifact) -> list[Item]:
+    return list(read_items(artifact, item_ids(artifact)))
+
+
+def test_a_dataset_belongs_to_one_artifact(argilla_server: Running, tmp_path: Path) -> None:
+    for number in (1, 2):
+        pairs_of(tmp_path / str(number), number)
+    push = ("review", "push", "preference-pairs", "--workspace", "one")
+    run(argilla_server, tmp_path / "1", *push)
+    said = run(argilla_server, tmp_path / "2", *push, status=1)
+    assert "holds something else than preference_pairs@1.0.0" in said
+    said = run(argilla_server, tmp_path / "1", *push, "--min-submitted", "3", status=2)
+    assert "asks for 1 answers an item" in said
+    said = run(argilla_server, tmp_path / "2", "review", "pull", "--workspace", "one", status=1)
+    assert "which is not under" in said
+    said = run(argilla_server, tmp_path / "1", "review", "status", "--workspace", "nowhere", status=1)
+    assert "no review round in the workspace" in said

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stairdata_review.texts import TEXT_LIMIT, Shown, show, show_steps
 
-TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=60)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 STEP = "<|Reasoning_step|>\nTitle: Look <b>\nbody & more\n<|/Reasoning_step|>"
 OUTPUT = "\n\n<|Output|>\nFinal Answer:\nno 😀\n<|/Output|>"
 

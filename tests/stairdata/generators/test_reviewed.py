@@ -169,6 +169,10 @@ def test_reviews_of_other_trees_are_refused(trees: Artifact, tmp_path: Path) -> 
     artifact_of(tmp_path, [tree_of(SHAPE, 0, actor="another")])
     with pytest.raises(UsageError, match=r"about pairs of other trees than trees@1\.1\.0"):
         build_preference_pairs(Recipe(), BuildOptions(root=tmp_path, reviews="reviews"))
+    rows = [review("0" * 16, "r", None, item_kind="trees", answers="{}")]
+    build_reviews(rows, trees, Source("trees", "trees", "answers/1"), tmp_path)
+    with pytest.raises(UsageError, match="is about trees; name reviews of preference_pairs"):
+        build_preference_pairs(Recipe(), BuildOptions(root=tmp_path, reviews="reviews"))
     with pytest.raises(UsageError, match="of kind trees"):
         build_preference_pairs(Recipe(), BuildOptions(root=tmp_path, reviews="trees@1.0.0"))
 
