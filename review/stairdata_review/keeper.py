@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -45,6 +46,7 @@ from stairdata_schemas.errors import ReviewError, StairDataError, quote
 from stairdata_schemas.files import write_atomic
 
 ENGINE = Path(__file__).with_name("engine")
+TEMPORARY = "tmp"
 SQLITE_PATIENCE = 60  # seconds that a writer waits for its turn
 KEPT = ("HOME", "PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "USER", "LOGNAME", "LD_LIBRARY_PATH", "SSL_CERT_FILE")
 """What the server gets of our environment: no key and no setting that is meant for something else."""
@@ -115,6 +117,7 @@ def keep(
             return False
         report = on_progress or (lambda _: None)
         python = ensure_environment(report)
+        shutil.rmtree(folder / TEMPORARY, ignore_errors=True)  # each start copies the pages to there
         report("starting Argilla's server")
         with contextlib.ExitStack() as processes:
             running, started = _start_all(folder, python, port, redis_url, processes, stopping)
@@ -261,7 +264,7 @@ def server_environment(folder: Path, credentials: Credentials, redis_url: str, p
 
 
 def _base_environment(folder: Path) -> dict[str, str]:
-    temporary = folder / "tmp"
+    temporary = folder / TEMPORARY
     temporary.mkdir(exist_ok=True)
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     return {**kept, "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}

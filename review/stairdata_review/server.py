@@ -41,6 +41,9 @@ POLL = 0.1
 REQUEST_TIMEOUT = 10.0
 STOP_TIMEOUT = 40.0
 START_TIMEOUT = 180.0
+PROBE_PATIENCE = 0.1
+"""Seconds; who only looks whether the lock is held holds it for less."""
+HOLD_PATIENCE = 2.0
 ANOTHER_RUNS = 75
 """The keeper's exit status if another one holds the folder."""
 
@@ -226,7 +229,7 @@ def hold(folder: Path) -> Iterator[bool]:
     """Hold the lock of a server's folder, or yield false because another keeper does."""
     lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=HOLD_PATIENCE, poll_interval=0.02)
     except Timeout:
         yield False
         return
@@ -256,7 +259,7 @@ def _is_locked(folder: Path) -> bool:
     if not (folder / LOCK).exists():
         return False
     try:
-        with FileLock(folder / LOCK).acquire(timeout=0):
+        with FileLock(folder / LOCK).acquire(timeout=PROBE_PATIENCE, poll_interval=0.02):
             return False
     except Timeout:
         return True

@@ -65,6 +65,7 @@ def invite(
     remote: RemoteOption = False,
 ) -> None:
     """Let a reviewer in: an annotator of the workspace, never an owner; the password is shown once."""
+    reviewing.check_extra()
     from stairdata_review import client, inviting
 
     with client.Argilla(client.find_place(folder, url, remote=remote)) as argilla:

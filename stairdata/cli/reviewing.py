@@ -39,6 +39,7 @@ SelectOption = Annotated[
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Items at most, in the order of --select.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Fixes the random orders, that of A and B too.")]
 ContactOption = Annotated[str, typer.Option("--contact", help="Whom reviewers may talk to, in the guidelines.")]
+EXTRA = ("httpx", "krippendorff", "fastexcel", "xlsxwriter")
 AGREEMENT = ["agreement of", "question", "items", "answers", "alpha", "pairwise", "with the values"]
 Reference = Annotated[
     str, typer.Argument(metavar="REF", help="preference-pairs, prm-pairs, trees or structured-cot, as KIND[@X.Y.Z].")
@@ -177,13 +178,26 @@ def import_(
     emit(artifact.reference)
 
 
+def check_extra() -> None:
+    """Say what to install where the extra `review` is missing."""
+    from importlib.util import find_spec
+
+    from stairdata_schemas.errors import UsageError
+
+    missing = next((name for name in EXTRA if find_spec(name) is None), None)
+    if missing:
+        raise UsageError(f"review needs {missing}: pip install 'stairdata[review]'")
+
+
 def _open(reference: str, root: Path | None) -> Artifact:
     from stairdata.hub.pull import open_reference
 
+    check_extra()
     return open_reference(reference, root_folder(root))
 
 
 def _connect(folder: Path | None, url: str | None, *, remote: bool) -> Argilla:
+    check_extra()
     from stairdata_review.client import Argilla, find_place
 
     return Argilla(find_place(folder, url, remote=remote))

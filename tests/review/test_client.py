@@ -117,3 +117,30 @@ def test_records_that_come_twice_are_noticed() -> None:
         assert list(made.records("d")) == []
     with argilla(lambda _: httpx.Response(200, json={"items": [], "total": 3})) as made, pytest.raises(ReviewError):
         list(made.records("d"))
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from stairdata.cli import reviewing
+
+    reviewing.check_extra()
+    monkeypatch.setattr(reviewing, "EXTRA", ("httpx", "a_library_that_is_not_there"))
+    with pytest.raises(UsageError, match=r"pip install 'stairdata\[review\]'"):
+        reviewing.check_extra()
+
+
+def test_the_command_line_says_what_to_do(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    program = Path(sys.executable).parent / "stairdata"
+    for arguments, status, said in (
+        (["status", "--folder", str(tmp_path)], 1, "review serve --background"),
+        (["pull", "--url", "http://a.example.org"], 2, "use https"),
+        (["push", "prompts", "--root", str(tmp_path)], 1, "no complete prompts"),
+        (["export", "./nothing", "--file", "x.csv"], 1, "no artifact folder"),
+    ):
+        done = subprocess.run([str(program), "review", *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == status, done.stderr
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+        assert KEY not in done.stdout + done.stderr

@@ -20,12 +20,14 @@ from . import (
     schema,
     search_engine,  # noqa: F401 - importing it registers the engine
 )
+from .browser import with_headers
 
 HOST = "127.0.0.1"
 
 
 def prepare() -> None:
     """Bring the database to this version's schema and give the owner the credentials of the file beside it."""
+    _check_redis()
     migrate_db("head")
     database = sqlite3.connect(str(make_url(settings.database_url).database), isolation_level=None, timeout=60)
     if schema.install(database):
@@ -39,9 +41,11 @@ def prepare() -> None:
 
 def serve(port: int) -> None:
     """Run the web server on this machine's own address alone."""
+    import argilla_server
     import uvicorn
 
-    uvicorn.run("argilla_server:app", host=HOST, port=port, access_log=False)
+    pages = Path(argilla_server.__file__).parent / "static"
+    uvicorn.run(with_headers(argilla_server.app, pages), host=HOST, port=port, access_log=False)
 
 
 def work() -> None:
@@ -50,6 +54,16 @@ def work() -> None:
     from rq import Worker
 
     Worker([HIGH_QUEUE, DEFAULT_QUEUE], connection=REDIS_CONNECTION).work(with_scheduler=True)
+
+
+def _check_redis() -> None:
+    from argilla_server.jobs.queues import REDIS_CONNECTION
+    from redis.exceptions import RedisError
+
+    try:
+        REDIS_CONNECTION.ping()
+    except RedisError as error:
+        raise SystemExit(f"Redis can't be used: {error}") from None
 
 
 async def _ensure_owner(owner: dict[str, str]) -> None:

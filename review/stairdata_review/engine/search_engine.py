@@ -29,7 +29,7 @@ from argilla_server.search_engine.base import (
     TextQuery,
 )
 from argilla_server.settings import settings
-from sqlalchemy import ColumnElement, and_, event, func, literal_column, select, text
+from sqlalchemy import ColumnElement, String, and_, event, func, literal_column, select, text, true, type_coerce
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.orm import Session
 
@@ -166,12 +166,18 @@ class DatabaseSearchEngine(SearchEngine):
         present = and_(Record.dataset_id == metadata_property.dataset_id, each.c.type != "null")
         async with DATABASE.connect() as connection:
             if not terms:
-                query = select(func.min(value), func.max(value)).select_from(Record, each).where(present)
+                query = select(func.min(value), func.max(value)).select_from(Record).join(each, true()).where(present)
                 least, greatest = (await connection.execute(query)).one()
                 kind = metadata_property.type == MetadataPropertyType.integer
                 return (IntegerMetadataMetrics if kind else FloatMetadataMetrics)(min=least, max=greatest)
             count = func.count().label("count")
-            query = select(value.label("term"), count).select_from(Record, each).where(present).group_by("term")
+            query = (
+                select(value.label("term"), count)
+                .select_from(Record)
+                .join(each, true())
+                .where(present)
+                .group_by("term")
+            )
             rows = (await connection.execute(query.order_by(count.desc(), "term"))).all()
         counted = [TermsMetrics.TermCount(term=term, count=times) for term, times in rows[:MOST_TERMS]]
         return TermsMetrics(total=sum(times for _, times in rows), values=counted)
@@ -222,7 +228,7 @@ def _ordered(where: list[Any], orders: list[ColumnElement[Any]], found: TextSear
     if found is not None and found.scores is not None:
         scores = found.scores.subquery()
         score = func.coalesce(scores.c.score, 0.0)
-        joined = select(Record.id, score).outerjoin(scores, scores.c.record_id == literal_column("records.id"))
+        joined = select(Record.id, score).outerjoin(scores, scores.c.record_id == type_coerce(Record.id, String))
         return joined.where(*where).order_by(score.desc(), ROWID)
     one = literal_column("1.0")
     if user_id is None:
