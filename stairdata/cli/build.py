@@ -46,9 +46,9 @@ class BuildCommand(TyperCommand):
 
 
 def _with_batch_action(args: list[str]) -> Iterator[str]:
-    for this, following in zip(args, [*args[1:], "-"], strict=True):
+    for index, this in enumerate(args):
         yield this
-        if this == "--batch" and following not in BATCH_ACTIONS:
+        if this == "--batch" and args[index + 1 : index + 2] not in [[action] for action in BATCH_ACTIONS]:
             yield BATCH_ACTIONS[0]
 
 
