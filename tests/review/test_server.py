@@ -62,7 +62,7 @@ def _answer_all(running: Running, user: dict[str, Any], record_ids: list[str]) -
     """Answer each record; return the ids of the responses that the server has confirmed."""
     api = Api(running.url, user["api_key"])
     body = {"status": "submitted", "values": VALUES}
-    confirmed = []
+    confirmed: list[str] = []
     for record_id in record_ids:
         try:
             answer = api.send("POST", f"/records/{record_id}/responses", body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Iterable
 from typing import Any
@@ -150,14 +151,15 @@ class DatabaseSearchEngine(SearchEngine):
         async with DATABASE.connect() as connection:
             names = await _names(connection, dataset.id)
             found = await _text_search(connection, dataset.id, query)
-            where = [Record.dataset_id == dataset.id]
-            where += [] if filter is None else [condition(filter, names)]
-            where += [] if found is None else [found.condition]
-            total = await connection.scalar(select(func.count()).select_from(Record).where(*where))
-            page = _ordered(where, [order(each, names) for each in sort or []], found, user_id)
-            rows = (await connection.execute(page.offset(offset).limit(limit))).all() if total else []
+        where = [Record.dataset_id == dataset.id]
+        where += [] if filter is None else [condition(filter, names)]
+        where += [] if found is None else [found.condition]
+        count = select(func.count()).select_from(Record).where(*where)
+        page = _ordered(where, [order(each, names) for each in sort or []], found, user_id)
+        # on two connections: SQLite lets both run at once
+        counted, rows = await asyncio.gather(_rows(count), _rows(page.offset(offset).limit(limit)))
         items = [SearchResponseItem(record_id=record_id, score=score) for record_id, score in rows]
-        return SearchResponses(items=items, total=total or 0)
+        return SearchResponses(items=items, total=counted[0][0])
 
     async def compute_metrics_for(self, metadata_property: MetadataProperty) -> MetadataMetrics:
         """Return what a property's values are: terms and how often each occurs, or the least and the greatest."""
@@ -194,6 +196,11 @@ class DatabaseSearchEngine(SearchEngine):
         raise UnprocessableEntityError(
             "this server can't search by vectors: it has no Elasticsearch; use text, filters and sort orders"
         )
+
+
+async def _rows(query: Any) -> Any:
+    async with DATABASE.connect() as connection:
+        return (await connection.execute(query)).all()
 
 
 async def _counts(query: Any) -> dict[str, int]:
