@@ -253,6 +253,15 @@ class Build:
             )
 
 
+def find_finished(plan: BuildPlan, root: Path) -> Artifact | None:
+    """Return the newest finished artifact of a plan."""
+    for version in reversed(versions(root, plan.kind)):
+        target = root / plan.kind / str(version)
+        if (target / MANIFEST_NAME).is_file() and _finished_fingerprint(target) == plan.fingerprint:
+            return open_artifact(target)
+    return None
+
+
 def begin_build(plan: BuildPlan, root: Path, version: str | None = None, *, fresh: bool = False) -> Artifact | Build:
     """Find or make the folder for a build.
 

@@ -167,7 +167,7 @@ def with_evaluations(recipe: FullRecipe, given: list[str]) -> FullRecipe:
 
 def _names(text: str | None) -> tuple[str, ...]:
     """Split a list that is written with commas."""
-    return tuple(filter(None, (text or "").split(",")))
+    return tuple(filter(None, map(str.strip, (text or "").split(","))))
 
 
 def forecast(kind: str, recipe: FullRecipe, options: BuildOptions) -> str:

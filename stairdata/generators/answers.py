@@ -33,11 +33,9 @@ class Answers:
             return
         self._journal = build.journal(JOURNAL)
         decided = {record["key"] for record in read_journal(build.work / ROWS)}
-        for record in read_journal(self._journal.path):
-            if record["name"] is None:
-                self._known.pop(record["unit"], None)
-            elif record["unit"] not in decided:
-                self._known[record["unit"]][record["name"]] = _generation(record["answer"])
+        for unit, names in _kept(build).items():
+            if unit not in decided:
+                self._known[unit] = {name: _generation(answer) for name, answer in names.items()}
 
     async def once(self, unit: str, name: str, ask: Callable[[], Awaitable[Generation]]) -> Generation:
         """Return the answer that is known, or ask for it and keep it."""
@@ -58,6 +56,12 @@ class Answers:
             total = total.plus(Usage.of(generation))
         return total
 
+    def drop(self, unit: str, names: list[str]) -> None:
+        """Let go of answers that are no use, so that the next run asks again for them alone."""
+        for name in names:
+            if self._known.get(unit, {}).pop(name, None) and self._journal is not None:
+                self._journal.append({"unit": unit, "name": name, "answer": None})
+
     def release(self, unit: str) -> None:
         """Let go of a unit for this run; the next one still finds what was kept."""
         self._known.pop(unit, None)
@@ -71,6 +75,23 @@ class Answers:
         """Close the file."""
         if self._journal is not None:
             self._journal.close()
+
+
+def kept_names(build: Build) -> list[tuple[str, str]]:
+    """Return unit and name of each answer that is kept."""
+    return [(unit, name) for unit, names in _kept(build).items() for name in names]
+
+
+def _kept(build: Build) -> dict[str, dict[str, Any]]:
+    kept: dict[str, dict[str, Any]] = defaultdict(dict)
+    for record in read_journal(build.work / JOURNAL):
+        if record["name"] is None:
+            kept.pop(record["unit"], None)
+        elif record["answer"] is None:
+            kept[record["unit"]].pop(record["name"], None)
+        else:
+            kept[record["unit"]][record["name"]] = record["answer"]
+    return kept
 
 
 def _plain(generation: Generation) -> dict[str, Any]:

@@ -35,6 +35,11 @@ def check_answer(row: Row, gate: GateSection) -> None:
         raise UnitFailedError(rule, row["completion"])
 
 
+def is_of_the_answer(rule: str) -> bool:
+    """Tell whether a rule of the quarantine is about what a teacher wrote, not about how a request went."""
+    return rule in RULES or rule.startswith("grammar_")
+
+
 def explain_rule(rule: str) -> str:
     """Say in words what a rule of the quarantine means, for the teacher that is to do better."""
     known = RULES | {f"grammar_{name}": words for name, words in GRAMMAR_RULES.items()}

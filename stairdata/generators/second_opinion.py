@@ -99,6 +99,8 @@ class SecondOpinion:
             choice = read_choice(question, said)
             if choice is not None:
                 return choice
+        asked = [self._name(lesson, content, ask) for ask in range(self._section.reasks + 1)]
+        self._answers.drop(lesson.prompt_id, asked)  # the next run asks the judge again, and the teachers not
         raise JudgeFailedError(
             [Outcome.MALFORMED] * (self._section.reasks + 1), f"the judge's {question} can't be read in {quote(said)}"
         )
@@ -106,14 +108,20 @@ class SecondOpinion:
     async def _ask(self, lesson: Lesson, content: str, ask: int) -> str:
         section = self._section
         options: dict[str, Any] = {} if section.temperature is None else {"temperature": section.temperature}
-        seed = identity.request_seed(self._seed, f"{lesson.prompt_id}/{content}", FIRST_CALL, ask)
+        seed = self._seed_of(lesson, content, ask)
 
         async def send() -> Any:
             messages: Any = [{"role": "user", "content": content}]
             return await self._client.chat(messages, max_tokens=section.max_tokens, seed=seed, **options)
 
-        generation = await self._answers.once(lesson.prompt_id, f"judge/{seed}", send)
+        generation = await self._answers.once(lesson.prompt_id, self._name(lesson, content, ask), send)
         return generation.samples[0].text
+
+    def _seed_of(self, lesson: Lesson, content: str, ask: int) -> int:
+        return identity.request_seed(self._seed, f"{lesson.prompt_id}/{content}", FIRST_CALL, ask)
+
+    def _name(self, lesson: Lesson, content: str, ask: int) -> str:
+        return f"judge/{self._seed_of(lesson, content, ask)}"
 
 
 @cache

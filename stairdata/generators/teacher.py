@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -61,7 +62,13 @@ class Templates:
 
     def ask(self, lesson: Lesson, teacher: Teacher) -> str:
         """Return what a teacher is asked about a prompt."""
-        parts = [self._templates[lesson.task].render(**_variables(lesson))]
+        try:
+            parts = [self._templates[lesson.task].render(**_variables(lesson))]
+            parts[0].encode()
+        except Exception as error:  # whatever a template of the user's may raise
+            raise RecipeError(
+                f"the template for {lesson.task} can't be used for prompt {lesson.prompt_id}: {quote(str(error))}"
+            ) from error
         if teacher.format == "text":
             parts.append(self._templates["format_text"].render())
         if lesson.failure is not None:
@@ -157,11 +164,12 @@ def _source_of(path: Path) -> str:
 
 def _compile(environment: SandboxedEnvironment, source: str, name: str, section: TemplatesSection) -> jinja2.Template:
     """Compile a template, and try it, so that a slip in a file shows before anything is asked."""
-    tried = Lesson("0" * 32, "prompt", name, "answer", reference_is_safe=False)
     try:
         template = environment.from_string(source)
-        template.render(**(_variables(tried) | {"failure": ""}))
-    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError) as error:
+        for reference, is_safe in itertools.product(("answer", None), (True, False, None)):
+            tried = Lesson("0" * 16, "prompt", name, reference, is_safe)
+            template.render(**(_variables(tried) | {"failure": ""})).encode()
+    except Exception as error:  # whatever a template of the user's may raise
         path = getattr(section, name, None)
         raise RecipeError(
             f"the template {path or name} can't be used: {quote(str(error))}; it may use prompt, task, "

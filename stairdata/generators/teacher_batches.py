@@ -13,10 +13,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from itertools import chain
 
+from stairdata.generators.answers import kept_names
 from stairdata.generators.options import BuildOptions
 from stairdata.generators.runner import JOURNAL, RunResult, Unit, run_units
 from stairdata.generators.teacher import Lesson, make_request
-from stairdata.generators.teaching import BATCHES, Class, open_classroom
+from stairdata.generators.teaching import BATCHES, Class, open_classroom, under_way_elsewhere
 from stairdata.llm.batches import (
     ENDED,
     PREPARED,
@@ -24,6 +25,7 @@ from stairdata.llm.batches import (
     Answer,
     BatchApi,
     Item,
+    Job,
     Ledger,
     Limits,
     is_worth_another_try,
@@ -54,7 +56,9 @@ def run_batches(build: Build, pupils: Class, options: BuildOptions, budget: Budg
     assert options.batch is not None
     desk = Desk(build, pupils, budget)
     if options.batch != "submit" and not desk.has_jobs:
-        raise UsageError("no batch was submitted for this build; `--batch` alone submits")
+        raise UsageError(
+            f"no batch was submitted for this build{under_way_elsewhere(build.folder)}; `--batch` alone submits one"
+        )
     try:
         asyncio.run(desk.act(options.batch))
     finally:
@@ -74,6 +78,11 @@ class Desk:
         self._log = build.work / "server.log"
         self._is_waiting = False
         self._rows = {record["key"] for record in read_journal(build.work / JOURNAL)}
+        self._answered_live = {
+            self.request_id_of(unit, *name.split("/")[1:])
+            for unit, name in kept_names(build)
+            if name.startswith("teacher/")
+        }
         self._units = [unit for unit in pupils.units() if unit.key not in self._rows]
         self.answers: dict[str, Answer] = {}
         self.failures: dict[str, list[Outcome]] = {}
@@ -109,11 +118,20 @@ class Desk:
 
     def is_over(self, id_: str) -> bool:
         """Tell whether nothing more is to be asked about a request."""
-        return id_ in self.answers or self._has_failed(id_)
+        return id_ in self.answers or id_ in self._answered_live or self._has_failed(id_)
 
     def request_id(self, teacher: int, lesson: Lesson) -> str:
         """Return the id of the request to a teacher about a prompt."""
-        return f"{lesson.prompt_id}-{teacher}-{lesson.ask}"
+        return self.request_id_of(lesson.prompt_id, str(teacher), str(lesson.ask))
+
+    @staticmethod
+    def request_id_of(prompt_id: str, teacher: str, ask: str) -> str:
+        """Put an id together."""
+        return f"{prompt_id}-{teacher}-{ask}"
+
+    def forget_unsent(self) -> None:
+        """Let go of batches that never left this machine."""
+        self._ledger.forget_unsent()
 
     async def act(self, action: str) -> None:
         """Talk to the servers."""
@@ -123,8 +141,8 @@ class Desk:
             for job in self._ledger.jobs:
                 if not job.is_collected and job.status not in {"failed", TURNED_AWAY}:
                     await apis[job.teacher].refresh(job, self._ledger)
-                    if action == "cancel" and job.batch_id and job.status not in ENDED:
-                        await apis[job.teacher].cancel(job, self._ledger)
+                    if action == "cancel":
+                        await self._cancel(job, apis[job.teacher])
             if action in {"submit", "collect"}:
                 await self._download(apis)
             self._look()
@@ -132,6 +150,12 @@ class Desk:
             if action == "submit":
                 for teacher, api in apis.items():
                     await self._submit(teacher, api)
+
+    async def _cancel(self, job: Job, api: BatchApi) -> None:
+        if job.batch_id is None:
+            self._ledger.let_go(job, "cancelled")  # it was never submitted
+        elif job.is_pending and job.status not in ENDED:
+            await api.cancel(job, self._ledger)
 
     @asynccontextmanager
     async def _open_apis(self, teachers: set[int]) -> AsyncIterator[dict[int, BatchApi]]:
@@ -144,6 +168,7 @@ class Desk:
             yield apis
 
     async def _download(self, apis: dict[int, BatchApi]) -> None:
+        blockers: list[str] = []
         for job in self._ledger.jobs:
             if job.is_collected or job.status not in ENDED - {"failed"}:
                 continue
@@ -151,7 +176,15 @@ class Desk:
             spent = self._ledger.spent_by(job, partial(self._price, job.teacher))
             job.spent_tokens, job.spent_cost = spent
             job.is_collected = True
+            blocker = self._ledger.blocker(job)
+            blockers += [blocker] if blocker else []
             self._ledger.save()
+        if blockers:
+            raise ServerError(
+                f"the server refused requests of a batch for a reason that all share ({quote(blockers[0])}); they "
+                "count as missing: mend the key or the account, or set structured_cot.teacher.format to text where it "
+                "has no structured outputs, then `--batch` submits them again"
+            )
 
     async def _submit(self, teacher: int, api: BatchApi) -> None:
         for prepared in self._ledger.jobs:
@@ -239,15 +272,16 @@ class Desk:
         self._budget.elsewhere = self._ledger.spent()
 
     def _check_failed(self) -> None:
-        """Stop at a batch that was refused as a whole, once: the next `--batch` submits its requests anew."""
-        for job in self._ledger.jobs:
-            if job.status == "failed" and not job.is_collected:
-                job.is_collected = True
-                self._ledger.save()
-                raise ServerError(
-                    f"batch {job.batch_id} was refused as a whole: {quote(job.error)}; mend what it says, then "
-                    "`--batch` submits its requests again"
-                )
+        """Stop at batches that were refused as a whole, once: the next `--batch` submits their requests anew."""
+        failed = [job for job in self._ledger.jobs if job.status == "failed" and not job.is_collected]
+        for job in failed:
+            self._ledger.let_go(job, "failed")
+        if failed:
+            others = f" (and {len(failed) - 1} others)" if len(failed) > 1 else ""
+            raise ServerError(
+                f"batch {failed[0].batch_id}{others} was refused as a whole: {quote(failed[0].error)}; mend what it "
+                "says, then `--batch` submits its requests again"
+            )
 
     def _has_failed(self, id_: str) -> bool:
         outcomes = self.failures.get(id_, [])
@@ -269,7 +303,7 @@ class Desk:
         """Return the batches and what is left, for the user."""
         lines = [f"  {'batch':<40}  {'status':<12}  {'answered':>9}  {'failed':>7}  {'of':>7}"]
         for job in self._ledger.jobs:
-            status = "collected" if job.is_collected and job.status != "failed" else job.status
+            status = "collected" if job.is_collected and job.status in {"completed", "expired"} else job.status
             name = job.batch_id or f"(no id yet) {job.key}"
             lines.append(f"  {name:<40}  {status:<12}  {job.completed:>9,}  {job.failed:>7,}  {job.requests:>7,}")
         pending = self._ledger.pending()
@@ -279,6 +313,12 @@ class Desk:
             f"  {len(self._rows):,} rows made, {len(self.decided()):,} prompts answered and not yet rows, "
             f"{len(pending):,} requests under way, {missing:,} missing"
         )
+        if self.failures:
+            id_, outcomes = next(reversed(self.failures.items()))
+            lines.append(
+                f"  {len(self.failures):,} requests failed in batches, the last one by {outcomes[-1]}: "
+                f"{quote(self.details[id_])}"
+            )
         if self._is_waiting:
             lines.append("  the missing wait for room in the queue (max_enqueued_tokens): run `--batch` again later")
         elif missing:

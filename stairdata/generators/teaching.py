@@ -8,12 +8,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
 import polars as pl
+from pydantic import BaseModel
 
 from stairdata.generators.answers import Answers
 from stairdata.generators.options import BuildOptions
+from stairdata.generators.quality import is_of_the_answer
 from stairdata.generators.runner import (
     Done,
     Opened,
@@ -31,20 +34,21 @@ from stairdata.generators.second_opinion import SecondOpinion
 from stairdata.generators.teacher import LESSON_COLUMNS, Lesson, Templates, make_request, read_row
 from stairdata.llm.budget import Budget
 from stairdata.llm.client import Client, Generation
-from stairdata.llm.outcomes import Outcome, RequestFailedError
+from stairdata.llm.outcomes import Outcome, RequestFailedError, has_no_format
 from stairdata.llm.session import identify, open_client
 from stairdata.recipe import Endpoint, Recipe, Teacher
 from stairdata.search.reward import is_refusal
 from stairdata_schemas.artifacts import Artifact, iterate_frames
-from stairdata_schemas.building import Build, BuildPlan, Report, begin_build
-from stairdata_schemas.errors import RecipeError, ServerError, UsageError, quote
+from stairdata_schemas.building import Build, BuildPlan, Report, begin_build, find_finished
+from stairdata_schemas.errors import QuarantineError, RecipeError, ServerError, UsageError, quote
+from stairdata_schemas.files import write_atomic
 from stairdata_schemas.manifest import ModelIdentity
 
 KIND = "structured_cot"
 GENERATOR = "structured_cot/2"
 BATCHES = "batches"
+OF_TEACHERS = ("temperature", "max_tokens", "format")
 BATCH_ACTIONS = ("submit", "status", "collect", "cancel")
-WITHOUT_FORMAT = ("response_format", "json_schema", "structured output", "guided")
 
 T = TypeVar("T")
 Ask = Callable[[Lesson], Awaitable[Generation]]
@@ -93,11 +97,14 @@ def build_from_teachers(recipe: Recipe, options: BuildOptions) -> Artifact | Non
     pupils = _gather_class(recipe, options)
     begun = _begin(pupils, options)
     if isinstance(begun.build, Artifact):
+        if options.batch is not None:
+            options.tell(f"{begun.build.reference} is finished{under_way_elsewhere(begun.build.folder)}")
         return begun.build
     with begun.build as build:
-        pupils.lessons = _lessons(pupils.prompts, options, begun.failures)
+        tries = _tries(begun, options)
+        pupils.lessons = _lessons(pupils.prompts, options, tries, begun.depth)
         if begun.earlier is not None:
-            pupils.wanted = set(begun.failures)
+            pupils.wanted = set(tries.failures)
         if options.batch is not None:
             from stairdata.generators.teacher_batches import run_batches
 
@@ -140,45 +147,116 @@ def choose_teachers(recipe: Recipe, names: Sequence[str]) -> list[Teacher]:
 def _gather_class(recipe: Recipe, options: BuildOptions) -> Class:
     teachers = choose_teachers(recipe, options.teachers)
     if options.batch is not None:
-        _check_batch(options.batch, teachers)
+        _check_batch(options, teachers)
     models = [identify(teacher, "teacher", needs_tokenizer=False) for teacher in teachers]
     if recipe.structured_cot.judge is not None:
         models.append(identify(recipe.structured_cot.judge, "judge", needs_tokenizer=False))
     return Class(recipe, teachers, models, Templates(recipe.structured_cot.templates), options.parent("prompts"))
 
 
-def _check_batch(action: str, teachers: list[Teacher]) -> None:
-    if action not in BATCH_ACTIONS:
-        raise UsageError(f"--batch {quote(action)}: known are {', '.join(BATCH_ACTIONS)}")
+def _check_batch(options: BuildOptions, teachers: list[Teacher]) -> None:
+    if options.batch not in BATCH_ACTIONS:
+        raise UsageError(f"--batch {quote(options.batch)}: known are {', '.join(BATCH_ACTIONS)}")
     if any(teacher.base_url is None for teacher in teachers):
         raise RecipeError("--batch needs structured_cot.teacher.base_url, such as https://api.openai.com/v1")
+    if options.limits.seconds is not None:
+        raise UsageError("--max-seconds goes with asking at once; a batch takes as long as it takes")
+    if options.fresh and options.batch != "submit":
+        raise UsageError(f"--fresh starts over: it leaves nothing for --batch {options.batch}")
 
 
 class Begun(NamedTuple):
-    """A build, what its predecessor refused, and what it takes over from it."""
+    """A build, or the artifact where there is nothing to do, and what it takes over."""
 
     build: Build | Artifact
-    failures: dict[int, str]
-    """The rule that each refused prompt broke, by the prompt's ordinal."""
     earlier: Artifact | None
+    """The finished artifact whose rows it takes over."""
+    depth: int
+    """How many artifacts it follows that tried the same prompts."""
 
 
 def _begin(pupils: Class, options: BuildOptions) -> Begun:
     """Find the build; with --retry-quarantined a finished one is followed by another that takes over its rows."""
-    plan, earlier, failures = _plan(pupils, options), None, {}
-    while True:
-        build = begin_build(plan, options.root, options.version, fresh=options.fresh)
-        if not options.retry_quarantined:
-            return Begun(build, {}, None)
-        if isinstance(build, Build):
-            refused = failures if earlier else _refused_of(build)
-            return Begun(build, refused, earlier)
-        failures = _refused_of(build)
-        if not failures:
-            options.tell(f"{build.reference} has no prompt in quarantine; there is nothing to try again")
-            return Begun(build, {}, earlier)
-        earlier = build
+    plan, earlier, depth = _plan(pupils, options), None, 0
+    while options.retry_quarantined and (found := find_finished(plan, options.root)) is not None:
+        if not _refused_of(found):
+            options.tell(f"{found.reference} has no prompt in quarantine; there is nothing to try again")
+            return Begun(found, None, depth)
+        earlier, depth = found, depth + 1
         plan = _plan(pupils, options, earlier)
+    if options.fresh:
+        _check_nothing_under_way(plan, options)
+    return Begun(begin_build(plan, options.root, options.version, fresh=options.fresh), earlier, depth)
+
+
+def _check_nothing_under_way(plan: BuildPlan, options: BuildOptions) -> None:
+    for folder, requests in _under_way(options.root / KIND):
+        if plan.fingerprint in (folder / ".build" / "build.json").read_text(encoding="utf-8"):
+            raise UsageError(
+                f"--fresh would forget {requests} requests that {KIND}@{folder.name} has under way in batches; run "
+                "`--batch cancel` first, then `--batch collect`"
+            )
+
+
+def _under_way(folder: Path) -> Iterator[tuple[Path, int]]:
+    """Yield the builds that have requests in batches, and how many."""
+    for ledger in sorted(folder.glob(f"*/.build/{BATCHES}/ledger.json")):
+        from stairdata.llm.batches import Ledger
+
+        pending = Ledger(ledger.parent).pending()
+        if pending:
+            yield ledger.parents[2], len(pending)
+
+
+def under_way_elsewhere(own: Path) -> str:
+    """Name builds in other folders that have requests under way: perhaps one of them is meant."""
+    others = [
+        f"{KIND}@{folder.name} has {requests} requests under way"
+        for folder, requests in _under_way(own.parent)
+        if folder != own
+    ]
+    if not others:
+        return ""
+    return f" (but {', '.join(others)}: with another --limit, recipe, template or input, or with --retry-quarantined)"
+
+
+class Tries(BaseModel):
+    """How often a build tried again what it refused; kept beside its journal."""
+
+    mark: str = ""
+    """Which quarantine was looked at last."""
+    round: int = 0
+    failures: dict[int, str] = {}
+    """The rule that each prompt broke that is tried again, by its ordinal."""
+    rounds: dict[int, int] = {}
+    """In which round each was tried last."""
+
+
+def _tries(begun: Begun, options: BuildOptions) -> Tries:
+    """Return what is to be tried again, and begin a new round where a new quarantine was written."""
+    build = begun.build
+    assert isinstance(build, Build)
+    path = build.work / "tries.json"
+    known = Tries.model_validate_json(path.read_bytes()) if path.exists() else Tries()
+    if not options.retry_quarantined:
+        return known
+    source = build if _refused_of(build) else begun.earlier
+    if source is None:
+        options.tell("nothing is in quarantine yet; all prompts are asked")
+        return known
+    mark = _mark(source)
+    if mark != known.mark:
+        failures = _refused_of(source)
+        tried = known.rounds | dict.fromkeys(failures, known.round + 1)
+        known = Tries(mark=mark, round=known.round + 1, failures=known.failures | failures, rounds=tried)
+        write_atomic(path, known.model_dump_json())
+    return known
+
+
+def _mark(there: Build | Artifact) -> str:
+    """Tell one writing of the quarantine from the next."""
+    files = sorted((there.folder / "quarantine").glob("*.parquet"))
+    return ",".join(f"{path.stat().st_mtime_ns}-{path.stat().st_ino}" for path in files)
 
 
 def _plan(pupils: Class, options: BuildOptions, earlier: Artifact | None = None) -> BuildPlan:
@@ -186,8 +264,8 @@ def _plan(pupils: Class, options: BuildOptions, earlier: Artifact | None = None)
     configuration: dict[str, Any] = {
         "source": "teacher",
         "teachers": [
-            {"name": model.name, **teacher.model_dump(mode="json", include={"temperature", "max_tokens", "format"})}
-            for model, teacher in zip(pupils.models, pupils.teachers, strict=False)
+            {"name": model.name, "as": called} | teacher.model_dump(mode="json", include=set(OF_TEACHERS))
+            for model, teacher, called in zip(pupils.models, pupils.teachers, options.teachers or [None], strict=False)
         ],
         "templates": pupils.templates.hashes,
         "gate": section.gate.model_dump(mode="json"),
@@ -226,11 +304,14 @@ def _refused_of(there: Build | Artifact) -> dict[int, str]:
     return dict(rows.iter_rows())
 
 
-def _lessons(prompts: Artifact, options: BuildOptions, failures: dict[int, str]) -> dict[str, Lesson]:
+def _lessons(prompts: Artifact, options: BuildOptions, tries: Tries, depth: int) -> dict[str, Lesson]:
     lessons = {}
     for number, row in enumerate(options.rows(prompts, LESSON_COLUMNS)):
-        failure = failures.get(number)
-        lessons[row["prompt_id"]] = Lesson(**row, failure=failure, ask=0 if failure is None else 1)
+        rule = tries.failures.get(number)
+        # each round and each following artifact asks with a seed of its own
+        ask = 0 if rule is None else max(0, depth - 1) + tries.rounds[number]
+        failure = rule if rule is not None and is_of_the_answer(rule) else None
+        lessons[row["prompt_id"]] = Lesson(**row, failure=failure, ask=ask)
     return lessons
 
 
@@ -243,7 +324,10 @@ def _finish(
     if earlier is not None:
         details["rows_taken_over"] = earlier.manifest.rows
     report = Report(result.outcomes, usage, details=details)
-    return build.finish(_frames(earlier, result), result.refused, report, options.max_quarantine)
+    try:
+        return build.finish(_frames(earlier, result), result.refused, report, options.max_quarantine)
+    except QuarantineError as error:
+        raise QuarantineError(f"{error}; --retry-quarantined asks them again and says what was wrong") from error
 
 
 def _frames(earlier: Artifact | None, result: RunResult) -> Iterator[pl.DataFrame]:
@@ -385,6 +469,7 @@ def batch_answers(build: Build, pupils: Class, budget: Budget) -> Known:
     from stairdata.generators.teacher_batches import Desk
 
     desk = Desk(build, pupils, budget)
+    desk.forget_unsent()
     if desk.pending:
         raise UsageError(
             f"{len(desk.pending)} requests of {build.reference} are under way in batches; collect them with `--batch "
@@ -454,7 +539,7 @@ async def _ask(client: Client, pupils: Class, number: int, known: Known, lesson:
     try:
         return await client.chat(request.messages, max_tokens=request.max_tokens, seed=request.seed, **request.options)
     except RequestFailedError as error:
-        if error.outcomes[-1] is Outcome.INVALID_REQUEST and any(word in error.detail for word in WITHOUT_FORMAT):
+        if error.outcomes[-1] is Outcome.INVALID_REQUEST and has_no_format(error.detail):
             raise ServerError(
                 f"the server of teacher {quote(teacher.name)} has no structured outputs (it says "
                 f"{quote(error.detail)}); set structured_cot.teacher.format to text, finished work is kept"

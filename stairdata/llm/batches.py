@@ -18,15 +18,16 @@ import httpx2
 import openai
 from openai.types import Batch
 from openai.types.chat import ChatCompletion
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from stairdata.llm.budget import Spent
-from stairdata.llm.client import Client, Generation, read_chat
+from stairdata.llm.client import Client, Generation, read_chat, whole_number
 from stairdata.llm.outcomes import (
     RETRIED,
     MalformedAnswerError,
     Outcome,
     RequestFailedError,
+    has_no_format,
     outcome_of_status,
     with_retries,
 )
@@ -39,6 +40,7 @@ KEY = "stairdata_job"
 LEDGER = "ledger.json"
 CLOCK_SKEW = 86_400  # seconds by which a server's clock may be behind ours
 PREPARED = "prepared"
+LOST = "lost"
 TURNED_AWAY = "turned_away"
 ENDED = {"completed", "failed", "expired", "cancelled"}
 QUEUE_FULL = "token_limit_exceeded"
@@ -67,7 +69,8 @@ class Job(BaseModel):
     file_id: str | None = None
     batch_id: str | None = None
     status: str = PREPARED
-    """The server's word for it; or prepared (not sent for sure), or turned_away (its queue was full)."""
+    """The server's word for it; or prepared (not sent for sure), turned_away (its queue was full), or lost (the server
+    knows it, or its answers, no more)."""
     completed: int = 0
     failed: int = 0
     error: str = ""
@@ -80,7 +83,7 @@ class Job(BaseModel):
     @property
     def is_pending(self) -> bool:
         """Its requests may still be answered."""
-        return not self.is_collected and self.status not in {TURNED_AWAY, "failed"}
+        return not self.is_collected and self.status not in {TURNED_AWAY, LOST, "failed"}
 
     @property
     def counts_as(self) -> Spent:
@@ -126,7 +129,10 @@ class Ledger:
             self._token = data["token"]
             self.jobs = [Job.model_validate(job) for job in data["jobs"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ArtifactError(f"the ledger of batches {folder / LEDGER} can't be read: {error}") from error
+            raise ArtifactError(
+                f"the ledger of batches {folder / LEDGER} can't be read: {error}; put back a copy of it, or cancel the "
+                "batches at the provider and start over with --fresh"
+            ) from error
 
     def save(self) -> None:
         """Write it down for good."""
@@ -143,11 +149,32 @@ class Ledger:
 
     def enqueued(self, teacher: int) -> int:
         """Return the prompt tokens of a teacher's batches under way."""
-        return sum(job.prompt_tokens for job in self.jobs if job.teacher == teacher and job.status not in _OVER)
+        jobs = (job for job in self.jobs if job.teacher == teacher and not job.is_collected)
+        return sum(job.prompt_tokens for job in jobs if job.status not in _OVER)
 
     def pending(self) -> set[str]:
         """Return the ids of requests that may still be answered."""
         return {id_ for job in self.jobs if job.is_pending for id_ in self._ids(job)}
+
+    def let_go(self, job: Job, status: str) -> None:
+        """Count a job's requests as missing again."""
+        job.status, job.is_collected = status, True
+        self.save()
+
+    def forget_unsent(self) -> None:
+        """Let go of jobs that never left this machine."""
+        for job in self.jobs:
+            if job.is_pending and job.file_id is None:
+                self.let_go(job, "cancelled")
+
+    def blocker(self, job: Job) -> str | None:
+        """Return what the server says where it refuses all requests of a job alike, not one for what it asks."""
+        for path in self.answer_files(job):
+            for _, line in _lines(path):
+                refusal = _refusal(_record(line))
+                if _is_for_all(*refusal):
+                    return refusal[2]
+        return None
 
     def requests_file(self, job: Job) -> Path:
         """Return the file that is uploaded."""
@@ -223,9 +250,8 @@ class Ledger:
                 body = _body(line)
                 usage = body.get("usage") if isinstance(body, dict) else None
                 if isinstance(usage, dict):
-                    total = total.plus(
-                        price(int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
-                    )
+                    read, written = (whole_number(usage.get(name)) for name in ("prompt_tokens", "completion_tokens"))
+                    total = total.plus(price(read, written))
         return total
 
     def _ids(self, job: Job) -> list[str]:
@@ -235,7 +261,7 @@ class Ledger:
         return self.folder / f"{job.key}.ids"
 
 
-_OVER = ENDED | {TURNED_AWAY}
+_OVER = ENDED | {TURNED_AWAY, LOST}
 
 
 def read_answer(answer: Answer) -> Generation:
@@ -291,10 +317,11 @@ def _read_line(line: bytes) -> tuple[str | None, RequestFailedError | None]:
     id_ = record.get("custom_id")
     if not isinstance(id_, str):
         return None, None
-    response = record.get("response")
-    status = response.get("status_code") if isinstance(response, dict) else None
+    status, code, message = _refusal(record)
+    if status is None or _is_for_all(status, code, message):
+        return None, None  # it never came to its turn (expired, cancelled), or nobody's would have
     if status != 200:
-        return id_, _failure(record, status)
+        return id_, RequestFailedError([outcome_of_status(status, code)], message)
     try:
         _generation(_body(line))
     except MalformedAnswerError as error:
@@ -304,21 +331,27 @@ def _read_line(line: bytes) -> tuple[str | None, RequestFailedError | None]:
     return id_, None
 
 
-def _failure(record: dict[str, Any], status: object) -> RequestFailedError:
-    body = (record.get("response") or {}).get("body") if isinstance(record.get("response"), dict) else None
-    error = record.get("error") or (body.get("error") if isinstance(body, dict) else None) or {}
-    code, message = (error.get("code"), error.get("message")) if isinstance(error, dict) else (None, error)
-    if not isinstance(status, int):  # batch_expired, batch_cancelled: it never came to its turn
-        return RequestFailedError([Outcome.TIMEOUT], str(message or code))
-    return RequestFailedError([outcome_of_status(status, code)], str(message or code))
+def _refusal(record: dict[str, Any]) -> tuple[int | None, str | None, str]:
+    """Return status, code and message of an answer; without a status it was never asked."""
+    response = record.get("response")
+    response = response if isinstance(response, dict) else {}
+    status, body = response.get("status_code"), response.get("body")
+    error = record.get("error") or (body.get("error") if isinstance(body, dict) else None)
+    error = error if isinstance(error, dict) else {"message": error}
+    code = error.get("code")
+    words = str(error.get("message") or code)
+    return status if isinstance(status, int) else None, code if isinstance(code, str) else None, words
+
+
+def _is_for_all(status: int | None, code: str | None, message: str) -> bool:
+    is_account = status in {401, 403} or code in {"insufficient_quota", "billing_hard_limit_reached"}
+    return is_account or (status == 400 and has_no_format(message))
 
 
 def _generation(body: Any) -> Generation:
-    try:
-        answer = ChatCompletion.model_validate(body)
-    except ValidationError as error:
-        raise MalformedAnswerError("the answer is no chat completion") from error
-    return read_chat(answer)
+    if not isinstance(body, dict):
+        raise MalformedAnswerError("the answer is no chat completion")
+    return read_chat(ChatCompletion.construct(**body))  # as lenient as the client is with answers that come at once
 
 
 class BatchApi:
@@ -358,7 +391,10 @@ class BatchApi:
                 self._note(job, await self._find(job), ledger)
             return
         batch_id = job.batch_id
-        self._note(job, await self._sent(lambda: self._openai.batches.retrieve(batch_id)), ledger)
+        batch = await self._sent(lambda: _unless_gone(self._openai.batches.retrieve(batch_id)))
+        if batch is None:
+            ledger.let_go(job, LOST)
+        self._note(job, batch, ledger)
 
     async def cancel(self, job: Job, ledger: Ledger) -> None:
         """End a job early; what it has answered can be collected.
@@ -377,13 +413,14 @@ class BatchApi:
             ServerError: the server can't be reached, or has them no more.
         """
         for file_id, path in zip((job.output_file_id, job.error_file_id), ledger.answer_files(job), strict=True):
-            if file_id is not None:
-                await self._fetch(file_id, path)
+            if file_id is not None and not await self._fetch(file_id, path):
+                job.status = LOST
 
-    async def _fetch(self, file_id: str, path: Path) -> None:
+    async def _fetch(self, file_id: str, path: Path) -> bool:
+        """Download a file; False if it is there no more."""
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
-        async def fetched() -> None:
+        async def fetched() -> bool:
             async with self._openai.files.with_streaming_response.content(file_id) as response:
                 try:
                     with temporary.open("wb") as file:
@@ -391,10 +428,13 @@ class BatchApi:
                             file.write(piece)
                 except httpx2.TransportError as error:  # cut off on the way: the client knows only how it begins
                     raise openai.APIConnectionError(request=response.http_request) from error
+            return True
 
-        await self._sent(fetched)
+        if not await self._sent(lambda: _unless_gone(fetched())):
+            return False
         sync_file(temporary)
         temporary.replace(path)
+        return True
 
     async def _upload(self, path: Path) -> str:
         async def uploaded() -> str:
@@ -423,12 +463,15 @@ class BatchApi:
         return await self._sent(lambda: self._lookup(job))
 
     async def _lookup(self, job: Job) -> Batch | None:
-        """Look for a job's batch among the account's, newest first."""
-        async for batch in self._openai.batches.list(limit=100):
-            if (batch.metadata or {}).get(KEY) == job.key:
-                return batch
-            if batch.created_at < job.prepared_at - CLOCK_SKEW:
-                break
+        """Look for a job's batch among the account's, newest first; a server without a list has none."""
+        try:
+            async for batch in self._openai.batches.list(limit=100):
+                if (batch.metadata or {}).get(KEY) == job.key:
+                    return batch
+                if batch.created_at < job.prepared_at - CLOCK_SKEW:
+                    break
+        except openai.NotFoundError:
+            pass
         return None
 
     async def _sent(self, send: Callable[[], Awaitable[T]]) -> T:
@@ -457,6 +500,14 @@ class BatchApi:
         if batch.status == "failed" and any(error.code == QUEUE_FULL for error in errors):
             job.status = TURNED_AWAY
         ledger.save()
+
+
+async def _unless_gone(answer: Awaitable[T]) -> T | None:
+    """Wait for an answer; None where the server knows the thing no more."""
+    try:
+        return await answer
+    except openai.NotFoundError:
+        return None
 
 
 def is_worth_another_try(outcome: Outcome) -> bool:

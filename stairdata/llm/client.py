@@ -365,11 +365,16 @@ def _generation(answer: Any, wanted: int, read: Callable[[Any], Sample], *, may_
     samples = [read(choice) for choice in choices]
     if len(samples) != wanted and not (may_ignore_n and len(samples) == 1):
         raise MalformedAnswerError(f"{len(samples)} samples instead of {wanted}")
-    usage = answer.usage
-    prompt_tokens = usage.prompt_tokens if usage else 0
-    completion_tokens = (usage.completion_tokens or 0) if usage else 0
+    prompt_tokens, completion_tokens = (
+        whole_number(getattr(answer.usage, name, None)) for name in ("prompt_tokens", "completion_tokens")
+    )
     is_cut = any(sample.finish == "length" for sample in samples)
     return Generation(samples, prompt_tokens, completion_tokens, outcomes=(Outcome.LENGTH if is_cut else Outcome.OK,))
+
+
+def whole_number(value: Any) -> int:
+    """Return a count that a server gave; 0 for what is none."""
+    return value if isinstance(value, int) and value > 0 else 0
 
 
 def _completion_sample(choice: Any) -> Sample:

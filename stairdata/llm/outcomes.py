@@ -39,6 +39,7 @@ RETRIED = {Outcome.RATE_LIMITED, Outcome.TIMEOUT, Outcome.CONNECTION, Outcome.SE
 UNREACHABLE = {Outcome.TIMEOUT, Outcome.CONNECTION}
 OVERLOADED = {408, 429, 503, 529}
 REFUSED_KEY = 401
+WITHOUT_FORMAT = ("response_format", "json_schema", "structured output", "guided")
 FORBIDDEN = 403  # a key without rights, or one prompt that a provider does not take
 
 
@@ -203,6 +204,11 @@ def _from_status(error: openai.APIStatusError) -> AttemptFailedError:
         is_final_for_all=status == REFUSED_KEY or code == "insufficient_quota",
         is_forbidden=status == FORBIDDEN and outcome is not Outcome.CONTENT_FILTER,
     )
+
+
+def has_no_format(detail: str) -> bool:
+    """Tell whether a refused request says that the server has no structured outputs."""
+    return any(word in detail for word in WITHOUT_FORMAT)
 
 
 def outcome_of_status(status: int, code: str | None) -> Outcome:

@@ -14,7 +14,15 @@ import pytest
 
 from stairdata.llm.budget import Limits
 from stairdata_schemas.artifacts import Artifact, validate_artifact
-from stairdata_schemas.errors import BudgetError, RecipeError, ServerError, UsageError
+from stairdata_schemas.errors import (
+    ArtifactError,
+    BudgetError,
+    BuildError,
+    QuarantineError,
+    RecipeError,
+    ServerError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from tests.conftest import StubServer
@@ -317,3 +325,150 @@ def test_a_server_without_a_batch_api(teach: Teach, stub_llm: StubServer) -> Non
     stub_llm.control(lose={"POST /v1/files": ["refuse"] * 9})
     with pytest.raises(ServerError, match="leave --batch out where the server has no Batch API"):
         teach(2, batch="submit")
+
+
+# -- ways out ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["at once", "cancel"])
+def test_a_batch_that_was_never_sent_stands_in_nobodys_way(way: str, teach: Teach, stub_llm: StubServer) -> None:
+    stub_llm.control(lose={"POST /v1/files": ["refuse"] * 9})
+    with pytest.raises(ServerError, match="leave --batch out"):
+        teach(3, batch="submit")
+    if way == "cancel":
+        assert teach(3, batch="cancel") is None
+    assert len(rows_of(teach(3))) == 3
+    assert stub_llm.stats()["batches"] == []
+
+
+def test_a_batch_that_the_server_forgot_is_submitted_again(teach: Teach, stub_llm: StubServer) -> None:
+    stub_llm.control(batches={"ends": "in_progress"})
+    teach(4, batch="submit")
+    stub_llm.reset()
+    said: list[str] = []
+    assert teach(4, batch="status", tell=said.append) is None
+    assert "lost" in said[-1]
+    assert "4 missing" in said[-1]
+    artifact = teach(4, batch="submit") or teach(4, batch="collect")
+    assert len(rows_of(artifact)) == 4
+
+
+def test_answers_that_live_reading_takes_are_taken_from_batches(teach: Teach, stub_llm: StubServer) -> None:
+    """Other vendors have words of their own where OpenAI's types list theirs, and counts that are none."""
+    content = json.dumps(
+        {"steps": [{"title": "A:", "body": "one two three four five"}], "output": "six seven eight nine"}
+    )
+    message = {"role": "assistant", "content": content}
+    body = {
+        "id": "1", "object": "chat.completion", "created": 0, "model": "m", "service_tier": "on_demand",
+        "choices": [{"index": 0, "finish_reason": "stop", "message": message}], "usage": {"prompt_tokens": "many"},
+    }  # fmt: skip
+    stub_llm.control(script=[{"status": 200, "text": json.dumps(body)}])
+    teach(2, batch="submit")
+    assert len(rows_of(teach(2, batch="collect"))) == 2
+
+
+def test_answers_that_came_at_once_are_not_bought_again(teach: Teach, stub_llm: StubServer) -> None:
+    first = {"base_url": stub_llm.base_url, "model": "actor"}
+    section = {"teachers": {"a": first, "b": first | {"format": "text"}}, "judge": {"retries": 0}}
+    stub_llm.control(script=[{}, {}, {"status": 400}])
+    options: dict[str, Any] = {"section": section, "teachers": ("a", "b")}
+    with pytest.raises(BuildError, match="all 1 rows were refused"):
+        teach(1, **options)
+    stub_llm.control(script=[])
+    assert len(rows_of(teach(1, **options, batch="submit"))) == 1
+    assert sent_of(stub_llm) == {}
+
+
+def test_an_unreadable_judgement_is_asked_again_by_the_next_run(teach: Teach, stub_llm: StubServer) -> None:
+    first = {"base_url": stub_llm.base_url, "model": "actor"}
+    section = {"teachers": {"a": first, "b": first | {"temperature": "0.1"}}, "judge": {"reasks": 0}}
+    options: dict[str, Any] = {"section": section, "teachers": ("a", "b")}
+    teach(2, **options, batch="submit")
+    teach(2, **options, batch="status")  # which lets the batch run
+    stub_llm.control(judge_text="Well.")
+    with pytest.raises(BuildError, match="judge_failure 2"):
+        teach(2, **options, batch="collect")
+    stub_llm.control(judge_text=None)
+    assert len(rows_of(teach(2, **options, batch="collect"))) == 2
+    assert set(sent_of(stub_llm).values()) == {1}
+
+
+def test_retries_in_batches_go_on_as_often_as_wanted(teach: Teach, stub_llm: StubServer) -> None:
+    section = {"gate": {"min_steps": 4}}
+    teach(12, section=section, batch="submit")
+    for _ in range(8):
+        try:
+            artifact = teach(12, section=section, batch="collect", max_quarantine=0.0)
+            break
+        except (QuarantineError, BuildError):
+            stub_llm.control(batches={"ends": "in_progress"})
+            assert teach(12, section=section, batch="submit", retry_quarantined=True) is None
+            stub_llm.control(batches={})
+    assert len(rows_of(artifact)) == 12
+    assert len(stub_llm.stats()["batches"]) > 2
+    assert set(sent_of(stub_llm).values()) == {1}, "each try has an id, and a seed, of its own"
+
+
+def test_starting_over_does_not_forget_what_is_under_way(teach: Teach, stub_llm: StubServer) -> None:
+    stub_llm.control(batches={"ends": "in_progress"})
+    teach(3, batch="submit")
+    for batch in ("submit", None):
+        with pytest.raises(UsageError, match=r"--fresh would forget 3 requests that structured_cot@1.0.0"):
+            teach(3, batch=batch, fresh=True)
+    with pytest.raises(UsageError, match="--fresh starts over"):
+        teach(3, batch="collect", fresh=True)
+    with pytest.raises(UsageError, match=r"but structured_cot@1.0.0 has 3 requests under way"):
+        teach(3, batch="status", limit=2)
+    with pytest.raises(UsageError, match="--max-seconds"):
+        teach(3, batch="submit", limits=Limits(seconds=1))
+
+
+def test_what_never_came_to_its_turn_has_not_been_tried(teach: Teach, stub_llm: StubServer) -> None:
+    section = {"teacher": {"retries": 0}}
+    stub_llm.control(batches={"ends": "expired", "share": 0.0})
+    for _ in range(3):
+        assert teach(2, section=section, batch="submit") is None
+    stub_llm.control(batches={})
+    artifact = teach(2, section=section, batch="submit") or teach(2, section=section, batch="collect")
+    assert len(rows_of(artifact)) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        (429, "insufficient_quota", "no credit"),
+        (403, None, "no rights"),
+        (400, None, "response_format is not supported"),
+    ],
+)
+def test_what_is_refused_to_all_loses_no_prompt(
+    status: int, code: str | None, message: str, teach: Teach, stub_llm: StubServer
+) -> None:
+    text = json.dumps({"error": {"message": message, "code": code}})
+    stub_llm.control(script=[{"status": status, "text": text}] * 4)
+    teach(4, batch="submit")
+    with pytest.raises(ServerError, match=f"a reason that all share .'{message}'"):
+        teach(4, batch="collect")
+    teach(4, batch="submit")
+    assert len(rows_of(teach(4, batch="collect"))) == 4
+
+
+def test_batches_that_were_all_refused_are_one_error(teach: Teach, stub_llm: StubServer) -> None:
+    section = {"batch": {"max_requests": 1}}
+    stub_llm.control(batches={"ends": "failed"})
+    teach(3, section=section, batch="submit")
+    with pytest.raises(ServerError, match=r"batch_0000 .and 2 others. was refused as a whole"):
+        teach(3, section=section, batch="submit")
+    stub_llm.control(batches={})
+    artifact = teach(3, section=section, batch="submit") or teach(3, section=section, batch="collect")
+    assert len(rows_of(artifact)) == 3
+
+
+def test_a_damaged_ledger_says_what_to_do(teach: Teach, stub_llm: StubServer, tmp_path: Path) -> None:
+    stub_llm.control(batches={"ends": "in_progress"})
+    teach(2, batch="submit")
+    (ledger,) = tmp_path.rglob("ledger.json")
+    ledger.write_text(ledger.read_text()[:20])
+    with pytest.raises(ArtifactError, match="put back a copy of it, or cancel the batches"):
+        teach(2, batch="status")

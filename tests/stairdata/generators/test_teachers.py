@@ -163,6 +163,9 @@ def test_templates_of_the_recipe(teach: Teach, stub_llm: StubServer, tmp_path: P
     [
         ("{{ promt }}", "'promt' is undefined"),
         ("{% if %}", "Expected an expression"),
+        ("{{ reference_answer[:5] }}", "not subscriptable"),
+        ("{{ [].pop() }}", "pop from empty list"),
+        ("{{ prompt }}{{ '\\ud800' }}", "can't encode character"),
         ("{{ prompt.__class__.__mro__ }}", "unsafe"),
     ],
 )
@@ -233,6 +236,16 @@ def test_retries_that_fail_again_stay_in_quarantine(teach: Teach, stub_llm: Stub
     third = built(teach(6, section={"concurrency": 1}, retry_quarantined=True))
     assert (third.reference, third.manifest.rows) == ("structured_cot@1.2.0", 6)
     assert stub_llm.stats()["requests"] == 1
+
+
+def test_a_failed_request_is_no_fault_of_the_answer(teach: Teach, stub_llm: StubServer) -> None:
+    stub_llm.control(script=[{"status": 400}])
+    built(teach(4, section={"concurrency": 1}))
+    stub_llm.reset()
+    second = built(teach(4, section={"concurrency": 1}, retry_quarantined=True, version="1.7.0"))
+    assert (second.reference, second.manifest.rows) == ("structured_cot@1.7.0", 4)
+    assert stub_llm.stats()["requests"] == 1
+    assert "not accepted" not in stub_llm.last()["body"]["messages"][0]["content"]
 
 
 # -- a second opinion ----------------------------------------------------------------------------------------
