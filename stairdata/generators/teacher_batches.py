@@ -14,23 +14,13 @@ from functools import partial
 from itertools import chain
 
 from stairdata.generators.answers import kept_names
+from stairdata.generators.classroom import Class, open_classroom
+from stairdata.generators.lesson_plan import BATCHES, under_way_elsewhere
 from stairdata.generators.options import BuildOptions
 from stairdata.generators.runner import JOURNAL, RunResult, Unit, run_units
 from stairdata.generators.teacher import Lesson, make_request
-from stairdata.generators.teaching import BATCHES, Class, open_classroom, under_way_elsewhere
-from stairdata.llm.batches import (
-    ENDED,
-    PREPARED,
-    TURNED_AWAY,
-    Answer,
-    BatchApi,
-    Item,
-    Job,
-    Ledger,
-    Limits,
-    is_worth_another_try,
-    read_answer,
-)
+from stairdata.llm.batch_ledger import ENDED, PREPARED, TURNED_AWAY, Answer, Item, Job, Ledger, Limits, read_answer
+from stairdata.llm.batches import BatchApi, is_worth_another_try
 from stairdata.llm.budget import Budget, Spent
 from stairdata.llm.client import Generation, chat_body, most_read
 from stairdata.llm.outcomes import Outcome, RequestFailedError

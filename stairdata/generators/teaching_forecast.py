@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
+from stairdata.generators.lesson_plan import choose_teachers
 from stairdata.generators.options import BuildOptions
 from stairdata.generators.teacher import LESSON_COLUMNS, Lesson, Templates, make_request, response_format
-from stairdata.generators.teaching import choose_teachers
 from stairdata.llm.budget import MILLION
 from stairdata.llm.tokens import token_count
 from stairdata.recipe import CotJudge, Recipe, Teacher

@@ -1,0 +1,230 @@
+"""Which build is meant, who teaches, what was tried before, and what the manifest says of it all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+from pydantic import BaseModel
+
+from stairdata.generators.classroom import Class
+from stairdata.generators.options import BuildOptions
+from stairdata.generators.quality import is_of_the_answer
+from stairdata.generators.second_opinion import TEMPLATE_VERSION as JUDGE_TEMPLATE_VERSION
+from stairdata.generators.teacher import LESSON_COLUMNS, Lesson, Templates
+from stairdata.llm.session import identify
+from stairdata.recipe import Recipe, Teacher
+from stairdata_schemas.artifacts import Artifact
+from stairdata_schemas.building import Build, BuildPlan, begin_build, find_finished
+from stairdata_schemas.errors import RecipeError, UsageError, quote
+from stairdata_schemas.files import write_atomic
+
+KIND = "structured_cot"
+GENERATOR = "structured_cot/2"
+BATCHES = "batches"
+BATCH_ACTIONS = ("submit", "status", "collect", "cancel")
+OF_TEACHERS = ("temperature", "max_tokens", "format")
+
+
+def choose_teachers(recipe: Recipe, names: Sequence[str]) -> list[Teacher]:
+    """Return the teachers that `--teachers` names, or the recipe's one.
+
+    Raises:
+        UsageError: a name twice.
+        RecipeError: a name that is neither a teacher nor can be a model, or several without a judge.
+    """
+    section = recipe.structured_cot
+    if not names:
+        return [section.teacher]
+    if len(set(names)) < len(names):
+        raise UsageError(f"--teachers {quote(','.join(names))}: a name stands there twice")
+    if len(names) > 1 and section.judge is None:
+        raise RecipeError("--teachers with several names needs structured_cot.judge: it keeps the better answer")
+    unknown = [name for name in names if name not in section.teachers]
+    if unknown and section.teacher.base_url is None:
+        known = ", ".join(section.teachers) or "none"
+        raise RecipeError(
+            f"--teachers: no teacher {quote(unknown[0])} in structured_cot.teachers (there: {known}), and no server "
+            "structured_cot.teacher.base_url that could have a model of that name"
+        )
+    return [section.teachers.get(name) or section.teacher.model_copy(update={"model": name}) for name in names]
+
+
+def gather_class(recipe: Recipe, options: BuildOptions) -> Class:
+    """Find teachers, templates and prompts.
+
+    Raises:
+        RecipeError: no teacher, a template that is none, or two teachers without a judge.
+        UsageError: options that don't go together.
+    """
+    teachers = choose_teachers(recipe, options.teachers)
+    if options.batch is not None:
+        _check_batch(options, teachers)
+    models = [identify(teacher, "teacher", needs_tokenizer=False) for teacher in teachers]
+    if recipe.structured_cot.judge is not None:
+        models.append(identify(recipe.structured_cot.judge, "judge", needs_tokenizer=False))
+    return Class(recipe, teachers, models, Templates(recipe.structured_cot.templates), options.parent("prompts"))
+
+
+def _check_batch(options: BuildOptions, teachers: list[Teacher]) -> None:
+    if options.batch not in BATCH_ACTIONS:
+        raise UsageError(f"--batch {quote(options.batch)}: known are {', '.join(BATCH_ACTIONS)}")
+    if any(teacher.base_url is None for teacher in teachers):
+        raise RecipeError("--batch needs structured_cot.teacher.base_url, such as https://api.openai.com/v1")
+    if options.limits.seconds is not None:
+        raise UsageError("--max-seconds goes with asking at once; a batch takes as long as it takes")
+    if options.fresh and options.batch != "submit":
+        raise UsageError(f"--fresh starts over: it leaves nothing for --batch {options.batch}")
+
+
+class Begun(NamedTuple):
+    """A build, or the artifact where there is nothing to do, and what it takes over."""
+
+    build: Build | Artifact
+    earlier: Artifact | None
+    """The finished artifact whose rows it takes over."""
+    depth: int
+    """How many artifacts it follows that tried the same prompts."""
+
+
+def begin(pupils: Class, options: BuildOptions) -> Begun:
+    """Find the build; with --retry-quarantined a finished one is followed by another that takes over its rows."""
+    plan, earlier, depth = _plan(pupils, options), None, 0
+    while options.retry_quarantined and (found := find_finished(plan, options.root)) is not None:
+        if not _refused_of(found):
+            options.tell(f"{found.reference} has no prompt in quarantine; there is nothing to try again")
+            return Begun(found, None, depth)
+        earlier, depth = found, depth + 1
+        plan = _plan(pupils, options, earlier)
+    if options.fresh:
+        _check_nothing_under_way(plan, options)
+    return Begun(begin_build(plan, options.root, options.version, fresh=options.fresh), earlier, depth)
+
+
+def _check_nothing_under_way(plan: BuildPlan, options: BuildOptions) -> None:
+    for folder, requests in _under_way(options.root / KIND):
+        if plan.fingerprint in (folder / ".build" / "build.json").read_text(encoding="utf-8"):
+            raise UsageError(
+                f"--fresh would forget {requests} requests that {KIND}@{folder.name} has under way in batches; run "
+                "`--batch cancel` first, then `--batch collect`"
+            )
+
+
+def _under_way(folder: Path) -> Iterator[tuple[Path, int]]:
+    """Yield the builds that have requests in batches, and how many."""
+    for ledger in sorted(folder.glob(f"*/.build/{BATCHES}/ledger.json")):
+        from stairdata.llm.batch_ledger import Ledger
+
+        pending = Ledger(ledger.parent).pending()
+        if pending:
+            yield ledger.parents[2], len(pending)
+
+
+def under_way_elsewhere(own: Path) -> str:
+    """Name builds in other folders that have requests under way: perhaps one of them is meant."""
+    others = [
+        f"{KIND}@{folder.name} has {requests} requests under way"
+        for folder, requests in _under_way(own.parent)
+        if folder != own
+    ]
+    if not others:
+        return ""
+    return f" (but {', '.join(others)}: with another --limit, recipe, template or input, or with --retry-quarantined)"
+
+
+class Tries(BaseModel):
+    """How often a build tried again what it refused; kept beside its journal."""
+
+    mark: str = ""
+    """Which quarantine was looked at last."""
+    round: int = 0
+    failures: dict[int, str] = {}
+    """The rule that each prompt broke that is tried again, by its ordinal."""
+    rounds: dict[int, int] = {}
+    """In which round each was tried last."""
+
+
+def find_tries(begun: Begun, options: BuildOptions) -> Tries:
+    """Return what is to be tried again, and begin a new round where a new quarantine was written."""
+    build = begun.build
+    assert isinstance(build, Build)
+    path = build.work / "tries.json"
+    known = Tries.model_validate_json(path.read_bytes()) if path.exists() else Tries()
+    if not options.retry_quarantined:
+        return known
+    source = build if _refused_of(build) else begun.earlier
+    if source is None:
+        options.tell("nothing is in quarantine yet; all prompts are asked")
+        return known
+    mark = _mark(source)
+    if mark != known.mark:
+        failures = _refused_of(source)
+        tried = known.rounds | dict.fromkeys(failures, known.round + 1)
+        known = Tries(mark=mark, round=known.round + 1, failures=known.failures | failures, rounds=tried)
+        write_atomic(path, known.model_dump_json())
+    return known
+
+
+def _mark(there: Build | Artifact) -> str:
+    """Tell one writing of the quarantine from the next."""
+    files = sorted((there.folder / "quarantine").glob("*.parquet"))
+    return ",".join(f"{path.stat().st_mtime_ns}-{path.stat().st_ino}" for path in files)
+
+
+def _plan(pupils: Class, options: BuildOptions, earlier: Artifact | None = None) -> BuildPlan:
+    section, seed = pupils.recipe.structured_cot, pupils.recipe.seed
+    configuration: dict[str, Any] = {
+        "source": "teacher",
+        "teachers": [
+            {"name": model.name, "as": called} | teacher.model_dump(mode="json", include=set(OF_TEACHERS))
+            for model, teacher, called in zip(pupils.models, pupils.teachers, options.teachers or [None], strict=False)
+        ],
+        "templates": pupils.templates.hashes,
+        "gate": section.gate.model_dump(mode="json"),
+        "seed": seed,
+        "limit": options.limit,
+    }
+    if section.judge is not None:
+        asked = section.judge.model_dump(mode="json", include={"temperature", "max_tokens", "reasks"})
+        configuration["judge"] = asked | {"template": JUDGE_TEMPLATE_VERSION}
+    parents = [pupils.prompts.as_parent()]
+    if earlier is not None:
+        configuration["retries"] = earlier.reference
+        parents.append(earlier.as_parent())
+    servers = {
+        "teachers": [teacher.model_dump(mode="json") for teacher in pupils.teachers],
+        "judge": section.judge.model_dump(mode="json") if section.judge else None,
+        "batch": section.batch.model_dump(mode="json"),
+    }
+    return BuildPlan(
+        KIND,
+        GENERATOR,
+        configuration,
+        settings={"servers": servers},
+        parents=parents,
+        models=pupils.models,
+        seeds={"sampling": seed},
+    )
+
+
+def _refused_of(there: Build | Artifact) -> dict[int, str]:
+    """Return the rule that each refused prompt broke, by the prompt's ordinal."""
+    folder = there.folder / "quarantine"
+    if not folder.is_dir():
+        return {}
+    rows = pl.scan_parquet(folder / "*.parquet").filter(pl.col("source") == KIND).select("row", "rule").collect()
+    return dict(rows.iter_rows())
+
+
+def make_lessons(prompts: Artifact, options: BuildOptions, tries: Tries, depth: int) -> dict[str, Lesson]:
+    """Read the prompts, and say of those that are tried again what was wrong."""
+    lessons = {}
+    for number, row in enumerate(options.rows(prompts, LESSON_COLUMNS)):
+        rule = tries.failures.get(number)
+        # each round and each following artifact asks with a seed of its own
+        ask = 0 if rule is None else max(0, depth - 1) + tries.rounds[number]
+        failure = rule if rule is not None and is_of_the_answer(rule) else None
+        lessons[row["prompt_id"]] = Lesson(**row, failure=failure, ask=ask)
+    return lessons
