@@ -91,16 +91,29 @@ class Begun(NamedTuple):
 
 def begin(pupils: Class, options: BuildOptions) -> Begun:
     """Find the build; with --retry-quarantined a finished one is followed by another that takes over its rows."""
-    plan, earlier, depth = _plan(pupils, options), None, 0
-    while options.retry_quarantined and (found := find_finished(plan, options.root)) is not None:
-        if not _refused_of(found):
-            options.tell(f"{found.reference} has no prompt in quarantine; there is nothing to try again")
-            return Begun(found, None, depth)
-        earlier, depth = found, depth + 1
-        plan = _plan(pupils, options, earlier)
+    chain = _finished_before(pupils, options) if options.retry_quarantined else []
+    earlier = chain[-1] if chain else None
+    if earlier is not None and not _refused_of(earlier):
+        options.tell(f"{earlier.reference} has no prompt in quarantine; there is nothing to try again")
+        return Begun(earlier, None, len(chain))
+    plan = _plan(pupils, options, earlier)
     if options.fresh:
         _check_nothing_under_way(plan, options)
-    return Begun(begin_build(plan, options.root, options.version, fresh=options.fresh), earlier, depth)
+    return Begun(begin_build(plan, options.root, options.version, fresh=options.fresh), earlier, len(chain))
+
+
+def refused_before(pupils: Class, options: BuildOptions) -> set[int] | None:
+    """Return the ordinals of the prompts that --retry-quarantined asks again; None where nothing is finished yet."""
+    chain = _finished_before(pupils, options)
+    return set(_refused_of(chain[-1])) if chain else None
+
+
+def _finished_before(pupils: Class, options: BuildOptions) -> list[Artifact]:
+    """Return the finished artifact of a plan, and those that tried its refused prompts again, in order."""
+    chain: list[Artifact] = []
+    while (found := find_finished(_plan(pupils, options, chain[-1] if chain else None), options.root)) is not None:
+        chain.append(found)
+    return chain
 
 
 def _check_nothing_under_way(plan: BuildPlan, options: BuildOptions) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from stairdata.generators.lesson_plan import choose_teachers
+from stairdata.generators.lesson_plan import choose_teachers, gather_class, refused_before
 from stairdata.generators.options import BuildOptions
 from stairdata.generators.teacher import LESSON_COLUMNS, Lesson, Templates, make_request, response_format
 from stairdata.llm.budget import MILLION
@@ -24,6 +24,8 @@ def forecast_teachers(recipe: Recipe, options: BuildOptions) -> str:
     section, templates = recipe.structured_cot, Templates(recipe.structured_cot.templates)
     teachers = choose_teachers(recipe, options.teachers)
     lessons = [Lesson(**row) for row in options.rows(options.parent("prompts"), LESSON_COLUMNS)]
+    again = refused_before(gather_class(recipe, options), options) if options.retry_quarantined else None
+    lessons = [lesson for number, lesson in enumerate(lessons) if again is None or number in again]
     blocks = [f"structured_cot: {len(lessons):,} prompts"]
     blocks += [_of_teacher(recipe, teacher, templates, lessons) for teacher in teachers]
     if section.judge is not None:

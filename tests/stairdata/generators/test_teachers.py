@@ -474,3 +474,17 @@ def test_smollm2_with_structured_outputs_makes_fifty_rows(tmp_path: Path) -> Non
     assert len(rows) >= WANTED
     assert all(grammar.parse(row["completion"]).output == row["output"] for row in rows)
     assert {row["task"] for row in rows} == {"safety", "helpfulness"}
+
+
+def test_a_forecast_of_a_retry_counts_what_is_asked_again(
+    teach: Teach, make_prompts: Callable[[int], Artifact], stub_llm: StubServer
+) -> None:
+    stub_llm.control(script=[{"status": 400}, {"status": 400}])
+    built(teach(5, section={"concurrency": 1}))
+    prompts = make_prompts(5)
+    teacher = {"base_url": stub_llm.base_url, "model": "actor", "retries": 2}
+    recipe = Recipe.model_validate({"structured_cot": {"teacher": teacher, "concurrency": 1}})
+    options = BuildOptions(root=prompts.folder.parent.parent, inputs=(str(prompts.folder),))
+    assert forecast_teachers(recipe, options).startswith("structured_cot: 5 prompts")
+    again = dataclasses.replace(options, retry_quarantined=True)
+    assert forecast_teachers(recipe, again).startswith("structured_cot: 2 prompts")
