@@ -78,7 +78,13 @@ def _sides(answered: pl.DataFrame) -> Figures:
     if sided.is_empty():
         return {}
     first = sided.drop_nulls("shown_first")
-    figures: Figures = {"against_value": _share(sided["verdict"] == "chosen")}
+    # of a pair that reviewers turned round, the rejected side has the higher value
+    higher = pl.Series(["chosen"] * len(sided))
+    if "margin" in sided.columns:
+        higher = sided.select(
+            pl.when(pl.col("margin") < 0).then(pl.lit("rejected")).otherwise(pl.lit("chosen"))
+        ).to_series()
+    figures: Figures = {"against_value": _share(sided["verdict"] == higher)}
     return figures | ({"first_side": _share(first["verdict"] == first["shown_first"])} if len(first) else {})
 
 

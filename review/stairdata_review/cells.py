@@ -174,6 +174,8 @@ def _read_jsonl(path: Path) -> list[Row]:
     rows = []
     with path.open(encoding="utf-8", newline="\n") as file:
         for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
             try:
                 row: Any = json.loads(line)
             except ValueError as error:

@@ -91,6 +91,9 @@ def _check_url(url: str, *, remote: bool) -> None:
         raise UsageError(f"{quote(host)} is another machine: add --remote to send texts and answers there")
 
 
+SPACE_TOKEN = "ARGILLA_HF_TOKEN"  # noqa: S105 - a name; not HF_TOKEN: that may write to the Hub, and a Space may be a stranger's
+
+
 class Argilla:
     """A connection to a server, as its owner or an admin; use it as a context manager."""
 
@@ -98,8 +101,8 @@ class Argilla:
         self.url = place.url
         host = urlsplit(place.url).hostname or ""
         headers = {"X-Argilla-Api-Key": place.key}
-        if host.endswith(SPACES) and os.environ.get("HF_TOKEN"):  # a private Space asks for the Hub's token as well
-            headers["Authorization"] = f"Bearer {os.environ['HF_TOKEN']}"
+        if host.endswith(SPACES) and os.environ.get(SPACE_TOKEN):  # a private Space asks for a token of the Hub as well
+            headers["Authorization"] = f"Bearer {os.environ[SPACE_TOKEN]}"
         self._http = httpx.Client(
             base_url=f"{place.url}/api/v1",
             headers=headers,

@@ -54,7 +54,8 @@ def read_credentials(folder: Path) -> Credentials:
         # the message names fields, never values
         fields = ", ".join(".".join(map(str, each["loc"])) or each["type"] for each in error.errors())
         raise ReviewError(
-            f"{str(path)!r} is damaged ({fields}): delete it, and `stairdata review serve` gives the owner new ones"
+            f"{str(path)!r} is damaged ({fields}): `stairdata review stop`, delete it, and `stairdata "
+            "review serve` gives the owner new ones"
         ) from None
 
 

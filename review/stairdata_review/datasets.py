@@ -18,6 +18,14 @@ FORMAT = 1
 Json = dict[str, Any]
 
 
+class Order(NamedTuple):
+    """What a push asks of a round that it begins."""
+
+    min_submitted: int | None
+    seed: int
+    """Of the order of A and B."""
+
+
 class Round(NamedTuple):
     """A dataset of ours on a server."""
 
@@ -75,7 +83,7 @@ def find_round(argilla: Argilla, workspace: str, name: str | None, artifact: Art
 
 
 def ensure_round(
-    argilla: Argilla, workspace_id: str, name: str, artifact: Artifact, layout: Layout, min_submitted: int | None
+    argilla: Argilla, workspace_id: str, name: str, artifact: Artifact, layout: Layout, order: Order
 ) -> Round:
     """Return an artifact's dataset, which is made if it isn't there; one that is half made is made anew.
 
@@ -88,34 +96,33 @@ def ensure_round(
         argilla.delete(f"/datasets/{found['id']}")  # a push was interrupted before the first record
         found = None
     if found is None:
-        _make(argilla, workspace_id, name, artifact, layout, min_submitted or 1)
+        _make(argilla, workspace_id, name, artifact, layout, order)
         found = _named(argilla, workspace_id, name)
     if found is None or _about(found).get("content_hash") != artifact.manifest.content_hash:
         raise ReviewError(
             f"the dataset {quote(name)} holds something else than {artifact.reference}; name another --dataset"
         )
     there = _round(found)
-    if min_submitted not in {None, there.min_submitted}:
+    if order.min_submitted not in {None, there.min_submitted}:
         raise UsageError(f"{quote(name)} asks for {there.min_submitted} answers an item; leave --min-submitted out")
     return there
 
 
-def _make(
-    argilla: Argilla, workspace_id: str, name: str, artifact: Artifact, layout: Layout, min_submitted: int
-) -> None:
+def _make(argilla: Argilla, workspace_id: str, name: str, artifact: Artifact, layout: Layout, order: Order) -> None:
     about = {
         "format": FORMAT,
         "item_kind": artifact.kind,
         "artifact": artifact.reference,
         "content_hash": artifact.manifest.content_hash,
         "guideline_version": layout.guideline_version,
+        "seed": order.seed,  # of the order of A and B: the same for all that is ever pushed to the round
     }
     body = {
         "name": name,
         "workspace_id": workspace_id,
         "guidelines": layout.guidelines,
         "allow_extra_metadata": False,
-        "distribution": {"strategy": "overlap", "min_submitted": min_submitted},
+        "distribution": {"strategy": "overlap", "min_submitted": order.min_submitted or 1},
         "metadata": {OURS: about},
     }
     with conflict(f"somebody else is making the dataset {quote(name)} just now; wait, and run the same command again"):

@@ -31,8 +31,8 @@ def cache_folder() -> Path:
     """Return the folder for what can be made anew: STAIRDATA_CACHE, XDG_CACHE_HOME/stairdata or ~/.cache/stairdata."""
     given = os.environ.get("STAIRDATA_CACHE")
     if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stairdata"
+        return Path(given).absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "stairdata"
 
 
 def ensure_environment(on_progress: OnProgress | None = None, pins: Path = PINS) -> Path:

@@ -189,7 +189,7 @@ def _start_redis(
         "port": port,
         "protected-mode": "yes",
         "requirepass": credentials.redis_password,
-        "dir": json.dumps(str(data)),
+        "dir": json.dumps(str(data), ensure_ascii=False),
         "appendonly": "yes",
         "save": '""',
         "daemonize": "no",

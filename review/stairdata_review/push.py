@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from stairdata_review.client import Argilla
-from stairdata_review.datasets import WORKSPACE, default_name, ensure_round, ensure_workspace
+from stairdata_review.datasets import WORKSPACE, Order, default_name, ensure_round, ensure_workspace
 from stairdata_review.items import read_items
 from stairdata_review.selecting import select
 from stairdata_review.settings import CONTACT, layout_of, record_of
@@ -60,11 +60,12 @@ def push(argilla: Argilla, artifact: Artifact, options: PushOptions, progress: P
     workspace = ensure_workspace(argilla, options.workspace)
     layout = layout_of(artifact.kind, options.contact)
     name = options.dataset or default_name(artifact)
-    place = ensure_round(argilla, workspace, name, artifact, layout, options.min_submitted)
+    place = ensure_round(argilla, workspace, name, artifact, layout, Order(options.min_submitted, options.seed))
+    seed = int(place.about.get("seed", options.seed))  # two pushes must not turn a record round
     there = {record["external_id"] for page in argilla.records(place.dataset_id) for record in page}
     missing = chosen.filter(~pl.col("item_id").is_in(pl.Series(list(there), dtype=pl.String).implode()))
     added = shortened = 0
-    records = (record_of(item, artifact.kind, options.seed) for item in read_items(artifact, missing))
+    records = (record_of(item, artifact.kind, seed) for item in read_items(artifact, missing))
     for batch in batches(records):
         argilla.put(f"/datasets/{place.dataset_id}/records/bulk", {"items": [record for record, _ in batch]})
         added += len(batch)

@@ -77,7 +77,10 @@ def build_reviews(
         license=reviewed.manifest.license,
     )
     before = newest_of(root, source.dataset_id)
-    build = begin_build(plan, root, version)
+    # answers that were given before are a new version all the same, if others came in between and were withdrawn
+    is_other = before is not None and before.manifest.fingerprint != plan.fingerprint
+    is_other &= source.last_activity_at is not None  # of a server; a table imported again is the same table
+    build = begin_build(plan, root, version, fresh=is_other)
     if isinstance(build, Artifact):
         return build
     schema = polars_schema("reviews")
@@ -121,8 +124,8 @@ def reviewed_by(artifact: Artifact) -> Row:
 
 
 def facts_of(reviewed: Artifact) -> pl.DataFrame:
-    """Return `item_id`, and task and depth where the kind has them."""
-    names = [name for name in ("task", "depth") if name in reviewed.scan().collect_schema()]
+    """Return `item_id`, and task, depth and margin where the kind has them."""
+    names = [name for name in ("task", "depth", "margin") if name in reviewed.scan().collect_schema()]
     return item_ids(reviewed).select("item_id").hstack(reviewed.scan().select(names).collect())
 
 

@@ -58,7 +58,7 @@ def _ordered(artifact: Artifact, ids: pl.DataFrame, selection: str, seed: int, r
     if selection == "random":
         return items.sort("lot", "item_id")
     if selection == "margin":
-        return _with(artifact, items, "margin").sort("margin", "lot", "item_id")
+        return _with(artifact, items, "margin").sort(pl.col("margin").abs(), "lot", "item_id")
     if selection == "disagreement":
         return _by_disagreement(artifact, items, root)
     stratum = [name for name in ("task", "depth") if name in artifact.scan().collect_schema()]
@@ -83,7 +83,8 @@ def _by_disagreement(artifact: Artifact, items: pl.DataFrame, root: Path) -> pl.
         named = ratings.select("tree_id", pl.col("node_id").alias(f"{side}_node_id"), pl.col("rating").alias(side))
         pairs = pairs.join(named, on=["tree_id", f"{side}_node_id"], how="left", maintain_order="left")
     judged = pl.col("chosen") - pl.col("rejected")
-    return pairs.with_columns(gap=pl.col("margin") - judged).sort(
+    sign = pl.when(pl.col("margin") < 0).then(-1).otherwise(1)  # a pair that reviewers turned round
+    return pairs.with_columns(gap=sign * (pl.col("margin") - judged)).sort(
         "gap", "lot", "item_id", descending=[True, False, False], nulls_last=True
     )
 

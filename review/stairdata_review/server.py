@@ -41,6 +41,7 @@ POLL = 0.1
 REQUEST_TIMEOUT = 10.0
 STOP_TIMEOUT = 40.0
 START_TIMEOUT = 180.0
+BUSY_PATIENCE = START_TIMEOUT + 20  # another keeper may be starting
 PROBE_PATIENCE = 0.1
 """Seconds; who only looks whether the lock is held holds it for less."""
 HOLD_PATIENCE = 2.0
@@ -150,8 +151,15 @@ def start(
 
 def _wait_until_found(folder: Path, process: subprocess.Popen[bytes], log: Path) -> Running:
     """Wait for the keeper's word, as long as it lives; one that finds another at work leaves the floor to it."""
+    deadline = time.monotonic() + BUSY_PATIENCE
     while True:
         found = find(folder)
+        if process.poll() == ANOTHER_RUNS and time.monotonic() > deadline:
+            if found is not None:
+                found.credentials()  # says what is wrong with them
+            raise ReviewError(
+                f"a server holds {str(folder)!r} and does not answer; end it with `stairdata review stop`"
+            )
         if found is not None and is_healthy(found):
             return found.model_copy(update={"new_owner": found.new_owner and found.pid == process.pid})
         status = _wait(process, POLL)
@@ -213,8 +221,15 @@ def make_folder(folder: Path) -> None:
         ReviewError: it can't be made or written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o700)
+        if not folder.exists():
+            folder.mkdir(mode=0o700, parents=True)
+        elif folder.stat().st_mode & 0o077 and not (folder / DATABASE).exists():
+            if any(folder.iterdir()):
+                raise ReviewError(
+                    f"the folder {str(folder)!r} holds other things and is open to other users; name an empty one, or "
+                    "one of your own, with --folder"
+                )
+            folder.chmod(0o700)
         (folder / LOGS).mkdir(exist_ok=True)
         write_atomic(folder / ".writable", "")
         (folder / ".writable").unlink()

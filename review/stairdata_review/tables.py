@@ -141,8 +141,11 @@ class _Reader:
         """Read one file."""
         rows = read_rows(path)
         needed = ["item_id", *_text_columns(self.kind), *_choices(self.kind)]
-        if missing := [name for name in needed if name not in rows[0]]:
-            raise InputError(f"{path} lacks the column {quote(missing[0])}; it is not an export of {self.kind}")
+        for number, row in enumerate(rows):
+            if missing := [name for name in needed if name not in row]:
+                raise InputError(
+                    f"{path}, row {number + 1} lacks the column {quote(missing[0])}; it is not an export of {self.kind}"
+                )
         named = self._ids.filter(pl.col("item_id").is_in([row["item_id"].strip() for row in rows]))
         items = {item.item_id: item for item in read_items(self._artifact, named)}
         moment = datetime.fromtimestamp(int(path.stat().st_mtime), UTC)

@@ -135,6 +135,7 @@ def export(
     select: SelectOption = "all",
     limit: LimitOption = None,
     seed: SeedOption = 42,
+    force: Annotated[bool, typer.Option("--force", help="Write over a table that is there.")] = False,
     reviewer: Annotated[str, typer.Option("--reviewer", help="Name to fill in as the reviewer.")] = "",
     contact: ContactOption = "the person who invited you",
     root: RootOption = None,
@@ -142,7 +143,12 @@ def export(
     """Write items to review as a table, for reviewers without Argilla."""
     from stairdata_review.selecting import select as select_items
     from stairdata_review.tables import export_items
+    from stairdata_schemas.errors import UsageError
 
+    if file.exists() and not force:
+        raise UsageError(
+            f"{file} is there already, and may hold answers; name another --file, or write over it with --force"
+        )
     artifact = _open(reference, root)
     chosen = select_items(artifact, select, limit, seed, root_folder(root))
     export_items(artifact, file, chosen, seed, reviewer=reviewer, contact=contact)

@@ -25,7 +25,7 @@ from stairdata.generators.nodes import (
     unfold,
 )
 from stairdata.generators.options import BuildOptions
-from stairdata.generators.reviewed import DECISIONS, apply_reviews, read_verdicts
+from stairdata.generators.reviewed import DECISIONS, apply_reviews, read_verdicts, turned_ids
 from stairdata.generators.selection import across_trees, in_part, inside_trees
 from stairdata.hub.pull import open_reference
 from stairdata.recipe import PairsSection, PreferencePairsSection, PrmPairsSection, Recipe
@@ -120,7 +120,7 @@ class _Taker:
         self.decisions.update(dict.fromkeys((*DECISIONS, "flipped", "dropped", "reviewed_but_no_pair"), 0))
         unmet = set(verdicts["pair_id"])
         for frame in frames:
-            unmet -= set(frame["pair_id"])
+            unmet -= {*frame["pair_id"], *turned_ids(frame)}
             kept = apply_reviews(frame, verdicts, self.section.reviews, self.decisions)
             self.funnel["removed_by_reviewers"] += len(frame) - len(kept)
             if not kept.is_empty():

@@ -79,6 +79,7 @@ def apply_reviews(
     pairs: pl.DataFrame, verdicts: pl.DataFrame, section: ReviewsSection, counts: Counter[str]
 ) -> pl.DataFrame:
     """Keep, flip or drop pairs by what reviewers decided; `counts` says how many of each."""
+    verdicts = _of_either_direction(pairs, verdicts)
     decisions = decide(pairs, verdicts, section)
     counts.update(decisions.to_list())
     kept = (decisions == "confirmed") | ((decisions == "unreviewed") & (section.unreviewed == "keep"))
@@ -87,6 +88,21 @@ def apply_reviews(
     counts["dropped"] += int((~kept & ~flipped).sum())
     rows = pl.concat([pairs.filter(kept), flip(pairs.filter(flipped))])
     return rows.sort("tree_id", "chosen_node_id", "rejected_node_id", "granularity")
+
+
+def turned_ids(pairs: pl.DataFrame) -> pl.Series:
+    """Return the ids that pairs have once they are turned round, as an earlier round of reviews may have done."""
+    keys = pairs.select("tree_id", "rejected_node_id", "chosen_node_id", "granularity").iter_rows()
+    return pl.Series("pair_id", [identity.pair_id(*key) for key in keys], pl.String)
+
+
+def _of_either_direction(pairs: pl.DataFrame, verdicts: pl.DataFrame) -> pl.DataFrame:
+    """Add verdicts on turned pairs to those on the pairs themselves, chosen and rejected exchanged."""
+    turned = verdicts.rename({"says_chosen": "says_rejected", "says_rejected": "says_chosen"})
+    names = pl.DataFrame({"turned": turned_ids(pairs), "own": pairs["pair_id"]})
+    own = turned.join(names, left_on="pair_id", right_on="turned").with_columns(pair_id="own").drop("own")
+    both = pl.concat([verdicts, own.select(verdicts.columns)])
+    return both.group_by("pair_id", maintain_order=True).sum()
 
 
 def _flippable(pairs: pl.DataFrame, decisions: pl.Series, verdicts: pl.DataFrame) -> pl.Series:
@@ -101,7 +117,4 @@ def flip(pairs: pl.DataFrame) -> pl.DataFrame:
     columns = {"chosen": pl.col("rejected"), "rejected": pl.col("chosen"), "margin": -pl.col("margin")}
     for name in ("value", "visits", "is_terminal", "node_id"):
         columns |= {f"chosen_{name}": pl.col(f"rejected_{name}"), f"rejected_{name}": pl.col(f"chosen_{name}")}
-    turned = pairs.with_columns(**columns)
-    keys = turned.select("tree_id", "chosen_node_id", "rejected_node_id", "granularity").iter_rows()
-    ids = pl.Series("pair_id", [identity.pair_id(*key) for key in keys], pl.String)
-    return turned.with_columns(ids).select(list(polars_schema(KIND)))
+    return pairs.with_columns(**columns).with_columns(turned_ids(pairs)).select(list(polars_schema(KIND)))

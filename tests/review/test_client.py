@@ -86,7 +86,7 @@ def test_what_a_server_may_say(status: int, body: str, message: str) -> None:
 
 
 def test_the_hubs_token_goes_to_spaces_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("ARGILLA_HF_TOKEN", "hf_secret")
     assert Argilla(Place("https://me-argilla.hf.space", KEY))._http.headers["authorization"] == "Bearer hf_secret"
     for url in ("http://127.0.0.1", "https://a.example.org", "https://hf.space.example.org"):
         assert "authorization" not in Argilla(Place(url, KEY))._http.headers

@@ -122,3 +122,17 @@ def test_a_folder_that_can_not_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ReviewError, match="--folder"):
         server.make_folder(tmp_path / "file" / "server")
+
+
+def test_a_folder_of_other_things_is_not_taken_from_others(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "notes.txt").touch()
+    shared.chmod(0o755)
+    with pytest.raises(ReviewError, match="holds other things and is open to other users"):
+        server.make_folder(shared)
+    assert shared.stat().st_mode & 0o777 == 0o755
+    (shared / "notes.txt").unlink()
+    server.make_folder(shared)
+    server.make_folder(tmp_path / "new" / "one")
+    assert {path.stat().st_mode & 0o777 for path in (shared, tmp_path / "new" / "one")} == {0o700}

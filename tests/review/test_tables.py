@@ -12,11 +12,12 @@ import pytest
 from stairdata_review.blinding import first_side, other_side
 from stairdata_review.cells import FORMATS, read_rows, write_rows
 from stairdata_review.reviewers import hash_of
+from stairdata_review.reviews import Source, build_reviews
 from stairdata_review.selecting import select
 from stairdata_review.tables import RULES, export_items, import_reviews
 from stairdata_schemas.artifacts import Artifact, validate_artifact
 from stairdata_schemas.errors import InputError, QuarantineError, ReviewError
-from tests.review.rounds import pairs_of
+from tests.review.rounds import pairs_of, review
 
 EVIL = "=HYPERLINK(\"http://127.0.0.1:1\") <b>\r\n\t+1 'quoted' 😀"
 Row = dict[str, str]
@@ -166,3 +167,28 @@ def test_a_table_of_something_else(pairs: Artifact, tmp_path: Path) -> None:
     exported(pairs, tmp_path / "u.csv")
     with pytest.raises(ReviewError, match=r"no submitted answer yet .left out: unanswered 6"):
         imported(pairs, tmp_path / "u.csv")
+
+
+def test_a_later_line_that_lacks_a_column_is_named(pairs: Artifact, tmp_path: Path) -> None:
+    path = filled(pairs, tmp_path / "t.jsonl", lambda _number, _row: None)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    last = json.loads(lines[-1])
+    del last["safe"]
+    path.write_text("\n".join([*lines[:-1], "", json.dumps(last), ""]), encoding="utf-8")
+    with pytest.raises(InputError, match=f"row {len(lines)} lacks the column 'safe'"):
+        imported(pairs, path)
+
+
+def test_answers_as_they_were_before_somebody_withdrew_are_the_newest_again(pairs: Artifact, tmp_path: Path) -> None:
+    """Otherwise the withdrawn answer would decide which pairs train."""
+    ids = pairs.scan().select("pair_id").collect()["pair_id"]
+    root = pairs.folder.parent.parent
+    ann, bob = review(ids[0], "ann", "chosen"), review(ids[0], "bob", "rejected")
+    pulls = [
+        build_reviews(rows, pairs, Source("dataset", "pairs", "pairs/1", last_activity_at=f"at {number}"), root)
+        for number, rows in enumerate(([ann], [ann, bob], [ann], [ann]))
+    ]
+    assert [pull.reference for pull in pulls] == ["reviews@1.0.0", "reviews@1.1.0", "reviews@1.2.0", "reviews@1.2.0"]
+    assert pulls[2].manifest.details["since"] == {
+        "reviews": "reviews@1.1.0", "new": 0, "changed": 0, "withdrawn": 1,
+    }  # fmt: skip

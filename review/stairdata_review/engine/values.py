@@ -12,6 +12,7 @@ _DATE = re.compile(
     r"(?P<year>\d{4})(-(?P<month>\d\d?)(-(?P<day>\d\d?)([T ](?P<hour>\d\d?)(:(?P<minute>\d\d?)(:(?P<second>\d\d?)"
     r"([.,](?P<fraction>\d{1,9}))?)?)?)?)?)?\s*(?P<zone>Z|[+-]\d\d:?\d\d)?"
 )
+LARGEST_INTEGER = 2**63  # SQLite's
 _PARTS = (("month", 1, 1), ("day", 1, 1), ("hour", 0, 23), ("minute", 0, 59), ("second", 0, 59))
 
 
@@ -22,9 +23,11 @@ def number(value: object) -> float | int:
         UnprocessableEntityError: it is none.
     """
     try:
-        return int(str(value))
+        whole = int(str(value))
     except ValueError:
         pass
+    else:
+        return whole if abs(whole) < LARGEST_INTEGER else float(whole)
     try:
         return float(str(value))
     except ValueError:

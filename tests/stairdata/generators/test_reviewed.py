@@ -149,6 +149,20 @@ def test_pairs_are_built_again_by_what_reviewers_said(trees: Artifact, tmp_path:
     assert any("turned round" in note for note in built.manifest.notes)
 
 
+def test_a_second_round_on_turned_pairs_counts_with_sides_exchanged(trees: Artifact, tmp_path: Path) -> None:
+    pairs = build_preference_pairs(Recipe(), BuildOptions(root=tmp_path))
+    reviews_of(pairs, [[R], [C]])
+    recipe = Recipe(preference_pairs=PreferencePairsSection(reviews=section(overruled="flip")))
+    first = build_preference_pairs(recipe, BuildOptions(root=tmp_path, reviews="reviews@1.0.0"))
+    frame = first.scan().collect()
+    turned = frame["margin"].to_list().index(min(frame["margin"]))
+    reviews_of(first, [[C] if number == turned else [] for number in range(turned + 1)])
+    second = build_preference_pairs(recipe, BuildOptions(root=tmp_path, reviews="reviews@1.1.0"))
+    assert frame["pair_id"][turned] in set(second.scan().collect()["pair_id"])
+    assert second.manifest.details["reviews"]["flipped"] == 1
+    assert second.manifest.details["reviews"]["reviewed_but_no_pair"] == 0
+
+
 def test_without_reviews_nothing_changes_and_no_finished_build_is_made_again(trees: Artifact, tmp_path: Path) -> None:
     plain = build_preference_pairs(Recipe(), BuildOptions(root=tmp_path))
     assert "reviews" not in plain.manifest.configuration
