@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from functools import cache
 from typing import Any, NamedTuple, Protocol
 
-import jinja2
-
+from stairdata.generators.wording import find_template
 from stairdata.llm.actor import Usage
 from stairdata.llm.client import Client, Generation
 from stairdata.llm.outcomes import JudgeFailedError, Outcome, RequestFailedError
@@ -136,7 +134,8 @@ class Judge:
         known = asks.known(aspect)
         if known is not None:
             return known
-        question = _template(aspect).render(prompt=prompt, answer=final_answer(answer), style=self._section.style)
+        template = find_template(f"judge_{aspect}_v{TEMPLATE_VERSION}")
+        question = template.render(prompt=prompt, answer=final_answer(answer), style=self._section.style)
         usage, said = Usage(), ""
         for ask in range(self._section.reasks + 1):
             generation = await self._chat(question, asks.seed(ask))
@@ -178,13 +177,3 @@ class Judge:
 
 def _words(verdicts: dict[str, Verdict]) -> tuple[tuple[str, str], ...]:
     return tuple((aspect, verdict.said) for aspect, verdict in verdicts.items() if verdict.said is not None)
-
-
-@cache
-def _template(aspect: str) -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("stairdata.generators"),
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,  # plain text for a model; values are never parsed as templates
-    )
-    return environment.get_template(f"judge_{aspect}_v{TEMPLATE_VERSION}.jinja")

@@ -5,13 +5,11 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
-
-import jinja2
 
 from stairdata.generators.answers import Answers
 from stairdata.generators.teacher import Lesson
+from stairdata.generators.wording import find_template
 from stairdata.llm.client import Client
 from stairdata.llm.outcomes import JudgeFailedError, Outcome
 from stairdata.recipe import CotJudge
@@ -92,7 +90,7 @@ class SecondOpinion:
         return [score / (2 * (len(completions) - 1)) for score in won]
 
     async def _choose(self, question: str, lesson: Lesson, **values: str) -> str:
-        content = _template(question).render(values)
+        content = find_template(f"judge_{question}_v{TEMPLATE_VERSION}").render(values)
         said = ""
         for ask in range(self._section.reasks + 1):
             said = await self._ask(lesson, content, ask)
@@ -122,13 +120,3 @@ class SecondOpinion:
 
     def _name(self, lesson: Lesson, content: str, ask: int) -> str:
         return f"judge/{self._seed_of(lesson, content, ask)}"
-
-
-@cache
-def _template(question: str) -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("stairdata.generators"),
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,  # plain text for a model; values are never parsed as templates
-    )
-    return environment.get_template(f"judge_{question}_v{TEMPLATE_VERSION}.jinja")

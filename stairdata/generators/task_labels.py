@@ -6,13 +6,14 @@ import re
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jinja2
 
 from stairdata.generators.options import BuildOptions
 from stairdata.generators.runner import Done, Opened, RunResult, Unit, open_budget, run_units, usage_of
+from stairdata.generators.wording import find_template
 from stairdata.llm.budget import Budget
 from stairdata.llm.client import Client
 from stairdata.llm.outcomes import JudgeFailedError, Outcome
@@ -99,12 +100,6 @@ def read_task(text: str) -> str | None:
     return named.pop() if len(named) == 1 else None
 
 
-@cache
 def template() -> jinja2.Template:
     """Return the question's template."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("stairdata.generators"),
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,  # plain text for a model; values are never parsed as templates
-    )
-    return environment.get_template(f"task_v{TEMPLATE_VERSION}.jinja")
+    return find_template(f"task_v{TEMPLATE_VERSION}")
