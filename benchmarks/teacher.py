@@ -11,6 +11,7 @@ its start and its writing left out.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -67,8 +68,9 @@ def build(folder: Path, url: str, count: int, *, kill: bool = False) -> float:
     subprocess.run([*stairdata, "prompts", *rest], check=True, **quiet)  # type: ignore[call-overload]
     began = time.monotonic()
     if kill:
-        kill_half_way([*stairdata, "structured-cot", *rest], folder, count)
-        show(f"  killed after {time.monotonic() - began:.1f} s, then run again")
+        killed = kill_half_way([*stairdata, "structured-cot", *rest], folder, count)
+        how = "killed half-way" if killed else "too few prompts: it ended before it could be killed"
+        show(f"  {how}, after {time.monotonic() - began:.1f} s; then run again")
     subprocess.run([*stairdata, "structured-cot", *rest], check=True, **quiet)  # type: ignore[call-overload]
     seconds = time.monotonic() - began
     manifest = json.loads((folder / "artifacts/structured_cot/1.0.0/manifest.json").read_text())
@@ -76,14 +78,23 @@ def build(folder: Path, url: str, count: int, *, kill: bool = False) -> float:
     return seconds
 
 
-def kill_half_way(command: list[str], folder: Path, count: int) -> None:
-    """Start a build and kill it when half of its rows are in the journal."""
+def kill_half_way(command: list[str], folder: Path, count: int) -> bool:
+    """Start a build and kill it when half of its rows are in the journal; tells whether it was still running."""
     journal = folder / "artifacts/structured_cot/1.0.0/.build/rows.jsonl"
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while not journal.exists() or sum(1 for _ in journal.open("rb")) < count // 2:
-            time.sleep(0.2)
-            assert process.poll() is None, "it ended too early"
-        process.kill()
+        while process.poll() is None:
+            if count_lines(journal) >= count // 2:
+                process.kill()
+                return True
+            time.sleep(0.1)
+        return False
+
+
+def count_lines(path: Path) -> int:
+    """Count the lines of a file that may not be there, or be taken away meanwhile."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        return sum(1 for _ in file)
+    return 0
 
 
 def has_distilabel(python: str) -> bool:

@@ -16,6 +16,7 @@ import logging
 import os
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from stairdata_schemas.building import Build
 from stairdata_schemas.errors import ServerError, StairDataError, UsageError
 
 TREES_AT_ONCE = 64
+CALLS = 2  # calls handed to an actor, as a multiple of those it works on at once
 CPUS = 0.1  # an actor mostly waits for its server
 
 
@@ -56,6 +58,33 @@ class Seats:
     def take(self, actor_id: str) -> int:
         """Return the seat of an actor."""
         return self._taken.setdefault(actor_id, len(self._taken))
+
+
+class Leftovers:
+    """Journals of trees that have come in, removed when as many more have as can be under way.
+
+    An actor that dies right behind a tree it brought is asked for the same tree again: it then finds its answers.
+
+    Args:
+        most: how many are kept.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._paths: deque[Path] = deque()
+
+    def add(self, path: Path) -> None:
+        """Keep the newest one, remove the oldest."""
+        self._paths.append(path)
+        if len(self._paths) > self._most:
+            self._paths.popleft().unlink(missing_ok=True)
+
+    def __enter__(self) -> Leftovers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._paths:
+            self._paths.popleft().unlink(missing_ok=True)
 
 
 class TreeWorker:
@@ -146,9 +175,9 @@ def run_on_ray(
             sections = recipe.model_dump(mode="json", include=set(Recipe.model_fields))  # not those of training
             job = Job(sections, _urls(recipe, options), build.plan.models[0].name, str(build.work.resolve()))
             items = [{"key": unit.key, "prompt": json.dumps(prompts[unit.key]._asdict())} for unit in missing]
-            with _cluster(options.address):
+            with _cluster(options.address), Leftovers(CALLS * _at_once(recipe) * _size(job)[0]) as leftovers:
                 for key, result in _stream(items, job, recipe):
-                    _take(run, by_key[key], result, budget, gone)
+                    _take(run, by_key[key], result, budget, gone, leftovers)
     finally:
         record.close()
         run.save_spent()
@@ -157,11 +186,12 @@ def run_on_ray(
     return run.result(units)
 
 
-def _take(run: Run, unit: Unit, result: dict[str, Any], budget: Budget, gone: list[str]) -> None:
+def _take(run: Run, unit: Unit, result: dict[str, Any], budget: Budget, gone: list[str], leftovers: Leftovers) -> None:
     budget.charge(Spent(*result["spent"]))
     if "done" in result:
         row, counts, outcomes, leftover = result["done"]
-        run.keep(unit, Done(row, counts, outcomes, Path(leftover)))
+        run.keep(unit, Done(row, counts, outcomes))
+        leftovers.add(Path(leftover))
     elif "failed" in result:
         outcomes, detail, is_judge, before = result["failed"]
         error = (JudgeFailedError if is_judge else RequestFailedError)([Outcome(name) for name in outcomes], detail)
@@ -182,14 +212,14 @@ def _stream(items: list[dict[str, Any]], job: Job, recipe: Recipe) -> Iterator[t
     import ray.data
 
     actors, gpus = _size(job)
-    at_once = TREES_AT_ONCE if recipe.trees.concurrency == "auto" else recipe.trees.concurrency
+    at_once = _at_once(recipe)
     seats = ray.remote(Seats).options(num_cpus=0).remote()
     grown = ray.data.from_items(items, override_num_blocks=len(items)).map(
         TreeWorker,  # type: ignore[arg-type]  # Ray makes it, with the arguments below
         fn_constructor_args=(job, seats),
         compute=ray.data.ActorPoolStrategy(
             size=actors,
-            max_tasks_in_flight_per_actor=2 * at_once,
+            max_tasks_in_flight_per_actor=CALLS * at_once,
             max_concurrent_calls_per_actor=at_once,
             enable_true_multi_threading=True,
         ),
@@ -198,6 +228,10 @@ def _stream(items: list[dict[str, Any]], job: Job, recipe: Recipe) -> Iterator[t
     )
     for row in grown.iter_rows():
         yield str(row["key"]), json.loads(row["result"])
+
+
+def _at_once(recipe: Recipe) -> int:
+    return TREES_AT_ONCE if recipe.trees.concurrency == "auto" else recipe.trees.concurrency
 
 
 def _size(job: Job) -> tuple[int, int]:

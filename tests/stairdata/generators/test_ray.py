@@ -87,7 +87,25 @@ def test_an_actor_that_is_killed_loses_no_tree(
     monkeypatch.setattr(ray_trees, "_take", take)
     assert _rows(build("ray", 12)).equals(_rows(local))
     assert killed
-    assert stub_llm.stats()["requests"] <= undisturbed + 8, "requests in flight alone are sent again"
+    # Four trees under way in it, each with at most the two ratings of three samples to wait for.
+    assert stub_llm.stats()["requests"] <= undisturbed + 4 * 2 * 3, "requests in flight alone are sent again"
+
+
+def test_a_tree_that_came_in_is_not_paid_for_again(
+    build: Build, stub_llm: StubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray asks again for the tree of an actor that died before it was done with handing it over."""
+    plain, seen = ray_trees._take, []
+
+    def take(run: Any, unit: Any, result: dict[str, Any], *rest: Any) -> None:
+        plain(run, unit, result, *rest)
+        seen.append(Path(result["done"][3]))
+        assert [path.exists() for path in seen] == [False] * (len(seen) - 16) + [True] * min(len(seen), 16)
+
+    monkeypatch.setattr(ray_trees, "_take", take)
+    trees = build("ray", 18)  # two actors with eight calls each
+    assert len(seen) == trees.manifest.rows == 18
+    assert not any(path.exists() for path in seen)
 
 
 def _workers() -> list[int]:
