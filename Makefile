@@ -12,7 +12,7 @@ ACCELERATOR ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: install install-cpu install-gpu check fix test test-slow quickstart smoke build clean
+.PHONY: install install-cpu install-gpu check fix test test-slow bench quickstart smoke build clean
 
 install: $(VENV)/.installed
 
@@ -46,6 +46,16 @@ test: install
 
 test-slow: install
 	$(BIN)/pytest -m slow
+
+# The benchmarks that need neither a model nor somebody else's program, at the sizes of docs/performance.md.
+bench: install
+	$(BIN)/python benchmarks/trees.py instant
+	$(BIN)/python benchmarks/trees.py memory
+	$(BIN)/python benchmarks/prompts.py
+	$(BIN)/python benchmarks/teacher.py --kill
+	$(BIN)/python benchmarks/pairs.py
+	$(BIN)/python benchmarks/hub.py
+	$(BIN)/python benchmarks/review.py
 
 quickstart: install
 	$(BIN)/stairdata quickstart
