@@ -104,7 +104,7 @@ class ContaminationSection(Section):
 
 
 class Endpoint(Section):
-    """A model: by folder or Hub id, served by a vLLM of ours for the duration, or by URL."""
+    """A model: by folder or Hub id, served by vLLM for the duration of a build, or by the URL of a server."""
 
     path: str | None = None
     """A model folder or Hub id, served for the duration."""
@@ -154,7 +154,7 @@ class TaskJudge(Endpoint):
 
 
 class PromptsSection(Section):
-    """Stage `prompts`."""
+    """Stage `prompts`: where prompts come from, and which are left out."""
 
     sources: list[PromptSource] = []
     """Where prompts come from, in order; of duplicates the first is kept, the others go to quarantine."""
@@ -324,7 +324,7 @@ class ReviewsSection(Section):
 
 
 class PreferencePairsSection(PairsSection):
-    """Stage `preference_pairs`."""
+    """Stage `preference_pairs`: which pairs are taken from trees. Thresholds are the published code's."""
 
     reviews: ReviewsSection = ReviewsSection()
     """How verdicts decide, where --reviews names some."""
@@ -421,7 +421,7 @@ class FromTreesSection(Section):
 
 
 class StructuredCotSection(Section):
-    """Stage `structured_cot`."""
+    """Stage `structured_cot`: reasoning by a teacher, from a file, or out of trees."""
 
     from_trees: FromTreesSection | None = None
     """Take the rows out of trees ({} for the defaults); `--input trees@X.Y.Z` does so, too."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -155,13 +156,18 @@ def resolve(reference: str, root: Path) -> Artifact:
     name, _, version = reference.partition("@")
     if name.replace("-", "_") not in KINDS:
         raise ArtifactNotFoundError(
-            f"{quote(reference)} names no artifact: write a folder (./path), or KIND or KIND@X.Y.Z with KIND one of "
-            f"{', '.join(KINDS)}; a plain Hub dataset can be a source of `build prompts`"
+            f"{quote(reference)} names no artifact; {_meant(name)}write a folder (./path), or KIND or KIND@X.Y.Z with "
+            f"KIND one of {', '.join(KINDS)}; a plain Hub dataset can be a source of `build prompts`"
         )
     kind = kind_name(name)
     if version:
         return _open_version(root, kind, parse_version(version))
     return newest(root, kind)
+
+
+def _meant(name: str) -> str:
+    close = difflib.get_close_matches(name.replace("-", "_"), KINDS, 1)
+    return f"did you mean {close[0]!r}? Else " if close else ""
 
 
 def _open_version(root: Path, kind: str, version: Version) -> Artifact:

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from stairdata_schemas.artifacts import Artifact, Version, open_artifact, parse_version, versions
 from stairdata_schemas.card import render_card
-from stairdata_schemas.errors import ArtifactError, BuildError, BuildLockedError, QuarantineError, UsageError
+from stairdata_schemas.errors import ArtifactError, BuildError, BuildLockedError, QuarantineError, UsageError, quote
 from stairdata_schemas.files import Journal, sync_file, sync_folder, write_atomic
 from stairdata_schemas.kinds import SCHEMA_VERSION, arrow_schema, row_schema
 from stairdata_schemas.licenses import strictest
@@ -185,7 +185,7 @@ class Build:
         rules = dict(sorted(Counter(refusal.rule for refusal in refusals).items()))
         manifest = self._manifest(entries, rules, report)
         self._move_into_place(manifest)
-        self._check_share(manifest, [each for each in refusals if each.rule not in by_design], max_quarantine)
+        self._check_share(manifest, refusals, by_design, max_quarantine)
         write_atomic(self.folder / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
         shutil.rmtree(self.work, ignore_errors=True)  # a process that finds the manifest clears it away, too
         return open_artifact(self.folder)
@@ -236,21 +236,32 @@ class Build:
                 (self.work / name).rename(self.folder / name)
         write_atomic(self.folder / "README.md", render_card(manifest))
 
-    def _check_share(self, manifest: Manifest, refusals: list[Refused], max_quarantine: float) -> None:
+    def _check_share(
+        self, manifest: Manifest, refusals: list[Refused], by_design: frozenset[str], max_quarantine: float
+    ) -> None:
         total = manifest.rows + sum(manifest.quarantine.values())
         counts = ", ".join(f"{rule} {count}" for rule, count in manifest.quarantine.items())
         if total == 0:
             raise BuildError(f"{self.reference}: the input has no rows; nothing was built")
         if manifest.rows == 0:
             raise BuildError(
-                f"{self.reference}: all {total} rows were refused ({counts}); see {self.folder / 'quarantine'}"
+                f"{self.reference}: all {total} rows were refused ({counts}), {_first(refusals)}; "
+                f"see {self.folder / 'quarantine'}"
             )
-        if len(refusals) / total > max_quarantine:
+        faults = [each for each in refusals if each.rule not in by_design]
+        if len(faults) / total > max_quarantine:
             raise QuarantineError(
-                f"{self.reference}: {len(refusals)} of {total} rows were refused ({counts}), more than "
-                f"{max_quarantine:.0%}; see {self.folder / 'quarantine'}, mend the input and build again, or raise "
-                "--max-quarantine"
+                f"{self.reference}: {len(faults)} of {total} rows were refused ({counts}), more than "
+                f"{max_quarantine:.0%}, {_first(faults)}; see {self.folder / 'quarantine'}, "
+                "mend the input and build again, or raise --max-quarantine"
             )
+
+
+def _first(refusals: list[Refused]) -> str:
+    """Say where the first refused row is, so that nobody has to open the quarantine to find it."""
+    first = refusals[0]
+    field = f", field {first.field}" if first.field else ""
+    return f"the first is row {first.row} of {quote(first.source)} ({first.rule}{field})"
 
 
 def find_finished(plan: BuildPlan, root: Path) -> Artifact | None:

@@ -22,7 +22,9 @@ StairDataError
 
 from __future__ import annotations
 
+import difflib
 import unicodedata
+from collections.abc import Iterable
 
 TEXT_LIMIT = 80
 
@@ -111,6 +113,13 @@ class GrammarError(StairDataError):
         self.rule = rule
         self.position = position
         super().__init__(f"the completion breaks the rule {rule!r} at character {position}: {quote(text[position:])}")
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Say which known name was probably meant, else all of them."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, 1)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names)}"
 
 
 def quote(text: object, limit: int = TEXT_LIMIT) -> str:

@@ -15,7 +15,7 @@ import dataframely as dy
 import polars as pl
 import pyarrow as pa
 
-from stairdata_schemas.errors import UsageError
+from stairdata_schemas.errors import UsageError, quote, suggest
 
 SCHEMA_VERSION = 1
 TASKS = ("safety", "helpfulness")
@@ -134,9 +134,9 @@ class Trees(dy.Schema):
                     dy.Struct(
                         {
                             "text": dy.String(description="the text after the node"),
-                            "helpfulness": dy.Float64(nullable=True),
-                            "safety": dy.Float64(nullable=True),
-                            "reward": dy.Float64(),
+                            "helpfulness": dy.Float64(nullable=True, description="H of the answer, -1 to 1"),
+                            "safety": dy.Float64(nullable=True, description="S of the answer, -1 to 1"),
+                            "reward": dy.Float64(description="reward of the answer"),
                         }
                     ),
                     description="one entry per evaluation of a non-terminal node",
@@ -351,7 +351,7 @@ def kind_name(name: str) -> str:
     """
     kind = name.replace("-", "_")
     if kind not in KINDS:
-        raise UsageError(f"unknown kind {name!r}; the kinds are {', '.join(KINDS)}")
+        raise UsageError(f"unknown kind {quote(name)}; {suggest(kind, KINDS)}")
     return kind
 
 

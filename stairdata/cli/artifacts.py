@@ -15,6 +15,7 @@ from stairdata.cli.options import JsonOption, RootOption, root_folder
 if TYPE_CHECKING:
     from stairdata_schemas.artifacts import Artifact
 
+KIND_HELP = "prompts, structured_cot, trees, preference_pairs, prm_pairs, responses, evaluations or reviews."
 Reference = Annotated[
     str, typer.Argument(metavar="REF", help="KIND, KIND@X.Y.Z, a folder, or org/name@TAG on the Hub.")
 ]
@@ -39,9 +40,13 @@ def list_(
         emit(json.dumps({"root": str(folder), "artifacts": rows}))
         return
     if not rows:
-        say(f"no artifacts under {folder}")
+        say(f"no artifacts under {folder}; make one with `stairdata build prompts`, or name another --root")
         return
-    print_table(["artifact", "rows", "refused", "created", "state"], [list(map(str, row.values())) for row in rows])
+    print_table(["artifact", "rows", "refused", "created", "state"], [_cells(row) for row in rows])
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return ["" if value is None else str(value) for value in row.values()]
 
 
 def _list_row(kind: str, version: str, folder: Path) -> dict[str, Any]:
@@ -155,8 +160,8 @@ def validate(reference: Reference, root: RootOption = None, json_: JsonOption = 
         raise typer.Exit(1)
 
 
-def schema(kind: Annotated[str, typer.Argument(help="One of the eight kinds.")]) -> None:
-    """Print the JSON Schema of a kind's rows."""
+def schema(kind: Annotated[str, typer.Argument(metavar="KIND", help=KIND_HELP)]) -> None:
+    """Print the JSON Schema of a kind's rows; docs/schema.md has all columns to read."""
     from stairdata_schemas.kinds import json_schema
 
     emit(json.dumps(json_schema(kind), indent=2))

@@ -52,71 +52,130 @@ def _with_batch_action(args: list[str]) -> Iterator[str]:
             yield BATCH_ACTIONS[0]
 
 
+COSTS, TREES, COT = "Costs and limits", "Only for trees", "Only for structured-cot"  # headings of the help
 BATCH_ACTIONS = ("submit", "status", "collect", "cancel")
 BUILT_KINDS = ("prompts", "structured-cot", "trees", "preference-pairs", "prm-pairs", "responses")
 
 
 def build(
-    kind: Annotated[str, typer.Argument(help=f"One of {', '.join(BUILT_KINDS)}.")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help=f"One of {', '.join(BUILT_KINDS)}.")],
     recipe: RecipeOption = None,
     set_: SetOption = None,
     input_: InputOption = None,
     root: RootOption = None,
     version: VersionOption = None,
     limit: LimitOption = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of continuing.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over instead of continuing an unfinished build.")
+    ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what the build would ask of the models, and build nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Say what the build would ask of the models, and build nothing.", rich_help_panel=COSTS
+        ),
     ] = False,
     pilot: Annotated[
-        int | None, typer.Option("--pilot", min=1, help="With --dry-run: build that many rows first, and reckon on.")
+        int | None,
+        typer.Option(
+            "--pilot",
+            min=1,
+            help="With --dry-run: build that many rows, keep them, and reckon from them.",
+            rich_help_panel=COSTS,
+        ),
     ] = None,
     max_total_tokens: Annotated[
-        int | None, typer.Option("--max-total-tokens", min=1, help="Stop before the build takes more tokens.")
+        int | None,
+        typer.Option(
+            "--max-total-tokens", min=1, help="Stop before the build takes more tokens.", rich_help_panel=COSTS
+        ),
     ] = None,
     max_cost: Annotated[
-        float | None, typer.Option("--max-cost", min=0, help="Stop before it costs more, by the recipe's prices.")
+        float | None,
+        typer.Option(
+            "--max-cost", min=0, help="Stop before it costs more, by the recipe's prices.", rich_help_panel=COSTS
+        ),
     ] = None,
-    max_seconds: Annotated[float | None, typer.Option("--max-seconds", min=0, help="Stop after that time.")] = None,
+    max_seconds: Annotated[
+        float | None, typer.Option("--max-seconds", min=0, help="Stop this run after that time.", rich_help_panel=COSTS)
+    ] = None,
     max_quarantine: Annotated[
-        float, typer.Option("--max-quarantine", min=0, max=1, help="Largest share of refused rows.")
+        float, typer.Option("--max-quarantine", min=0, max=1, help="Fail if a larger share of the rows is refused.")
     ] = 0.05,
     decontaminate: Annotated[
         list[str] | None,
-        typer.Option("--decontaminate", metavar="FILE", help="Refuse prompts that overlap with these."),
+        typer.Option(
+            "--decontaminate",
+            metavar="FILE",
+            help="Refuse prompts that overlap with the evaluation prompts in this file; can be repeated.",
+            rich_help_panel="Only for prompts",
+        ),
     ] = None,
     endpoints: Annotated[
-        str | None, typer.Option("--endpoints", metavar="URL,URL", help="Spread trees over servers of the actor.")
+        str | None,
+        typer.Option(
+            "--endpoints",
+            metavar="URL,URL",
+            help="Spread trees over several servers of the actor.",
+            rich_help_panel=TREES,
+        ),
     ] = None,
     reviews: Annotated[
         str | None,
-        typer.Option("--reviews", metavar="REF", help="Reviews that decide which preference pairs train."),
+        typer.Option(
+            "--reviews",
+            metavar="REF",
+            help="Reviews that decide which pairs train.",
+            rich_help_panel="Only for preference-pairs",
+        ),
     ] = None,
-    executor: Annotated[Executor, typer.Option("--executor", help="Where trees are grown.")] = Executor.LOCAL,
+    executor: Annotated[
+        Executor,
+        typer.Option(
+            "--executor",
+            help="Where trees are grown: in this process, or by actors of a Ray cluster.",
+            rich_help_panel=TREES,
+        ),
+    ] = Executor.LOCAL,
     address: Annotated[
-        str | None, typer.Option("--address", help="Ray cluster; default: one on this machine.", show_default=False)
+        str | None,
+        typer.Option(
+            "--address", help="Ray cluster; default: one on this machine.", show_default=False, rich_help_panel=TREES
+        ),
     ] = None,
     teachers: Annotated[
         str | None,
         typer.Option(
-            "--teachers", metavar="A,B", help="Ask these teachers of structured-cot; the judge keeps the best."
+            "--teachers",
+            metavar="A,B",
+            help="Ask each of these teachers; the judge keeps the better answer.",
+            rich_help_panel=COT,
         ),
     ] = None,
     batch: Annotated[
         str | None,
-        typer.Option("--batch", metavar="[ACTION]", help="Batch API: submit (default), status, collect or cancel."),
+        typer.Option(
+            "--batch",
+            metavar="[ACTION]",
+            help="Use the Batch API: submit (default), status, collect or cancel.",
+            rich_help_panel=COT,
+        ),
     ] = None,
     retry_quarantined: Annotated[
-        bool, typer.Option("--retry-quarantined", help="Ask teachers again about what they failed at, and say why.")
+        bool,
+        typer.Option(
+            "--retry-quarantined",
+            help="Ask again where an answer was refused, and tell the teacher why.",
+            rich_help_panel=COT,
+        ),
     ] = False,
 ) -> None:
     """Build an artifact; a finished one of the same recipe and inputs is returned as it is."""
     from stairdata.generators.options import BuildOptions
     from stairdata.llm.budget import Limits
-    from stairdata_schemas.errors import UsageError
+    from stairdata_schemas.errors import UsageError, quote, suggest
 
     if kind.replace("_", "-") not in BUILT_KINDS:
-        raise UsageError(f"can't build {kind!r}; this command builds {', '.join(BUILT_KINDS)}")
+        raise UsageError(f"can't build {quote(kind)}; {suggest(kind, BUILT_KINDS)}")
     name = kind.replace("-", "_")
     if name != "trees" and (endpoints or executor is not Executor.LOCAL or address):
         raise UsageError("--endpoints, --executor and --address go with `build trees`")

@@ -35,13 +35,23 @@ def push(
     default: Annotated[bool, typer.Option("--default", help="Make this config the one that loads by itself.")] = False,
     public: Annotated[bool, typer.Option("--public", help="Make it public; the gate stays.")] = False,
     gated: Annotated[
-        str | None, typer.Option("--gated", metavar="manual|auto|no", help="[default: manual, if not all helpfulness]")
+        str | None,
+        typer.Option(
+            "--gated",
+            metavar="manual|auto|no",
+            help="Who lets people in; default: manual, and no where every row is helpfulness.",
+        ),
     ] = None,
     license_: Annotated[
         str | None, typer.Option("--license", metavar="ID", help="Licence, where the parents' is unknown.")
     ] = None,
     allow_secret: Annotated[
-        list[str] | None, typer.Option("--allow-secret", metavar="ROW", help="A row, field or file that holds none.")
+        list[str] | None,
+        typer.Option(
+            "--allow-secret",
+            metavar="ROW",
+            help="A row, field or file that holds none, although it looks so; can be repeated.",
+        ),
     ] = None,
     max_quarantine: Annotated[
         float, typer.Option("--max-quarantine", min=0, max=1, help="Largest share of refused rows.")

@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from stairdata.cli.recipes import FullRecipe
 
-RECIPE_HELP = "Recipe in YAML: a file, or the name of one that comes along, such as stair-50k."
+RECIPE_HELP = "Recipe in YAML: a file, or stair-50k or stair-20k, which come along; docs/recipe.md has all keys."
 RecipeOption = Annotated[
     Path | None,
     typer.Option(
@@ -21,16 +21,20 @@ RecipeOption = Annotated[
     ),
 ]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the recipe, such as trees.c=2.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the recipe, such as trees.c=2; can be repeated."),
 ]
 InputOption = Annotated[
-    list[str] | None, typer.Option("--input", metavar="REF", help="Input artifact; default: the newest of its kind.")
+    list[str] | None,
+    typer.Option("--input", metavar="REF", help="Input artifact; default: the newest of the kind that is needed."),
 ]
 RootOption = Annotated[
-    Path | None, typer.Option("--root", help="Folder of the artifacts [default: $STAIRDATA_ROOT or artifacts].")
+    Path | None, typer.Option("--root", help="Folder of the artifacts; default: STAIRDATA_ROOT, else artifacts.")
 ]
-VersionOption = Annotated[str | None, typer.Option("--version", metavar="X.Y.Z", help="Version to build.")]
-LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Stop after that many input rows.")]
+VersionOption = Annotated[
+    str | None, typer.Option("--version", metavar="X.Y.Z", help="Version to build; default: the next one.")
+]
+LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Take that many input rows at most.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 

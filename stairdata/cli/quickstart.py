@@ -66,7 +66,9 @@ SMOKE = Sizes(
 
 def quickstart(
     folder: Annotated[Path, typer.Option("--folder", help="Where everything goes.")] = Path("quickstart"),
-    smoke: Annotated[bool, typer.Option("--smoke", help="A few minutes instead of up to twenty.")] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Fewer rows, trees and answers, to see quickly that all runs.")
+    ] = False,
     prompts: Annotated[int | None, typer.Option("--prompts", min=2, max=48, help="Prompts that grow trees.")] = None,
     iterations: Annotated[int | None, typer.Option("--iterations", min=2, help="Iterations a tree.")] = None,
     pairs: Annotated[int | None, typer.Option("--pairs", min=2, help="Pairs for DPO, and for the PRM.")] = None,

@@ -55,7 +55,7 @@ def stop(folder: FolderOption = None) -> None:
 
 @app.command("invite")
 def invite(
-    name: Annotated[str, typer.Argument(help="What the reviewer signs in with.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What the reviewer signs in with.")],
     workspace: WorkspaceOption = "stairdata",
     new_password: Annotated[
         bool, typer.Option("--new-password", help="For a reviewer who is there already and lost theirs.")

@@ -42,7 +42,8 @@ ContactOption = Annotated[str, typer.Option("--contact", help="Whom reviewers ma
 EXTRA = ("httpx", "krippendorff", "fastexcel", "xlsxwriter")
 AGREEMENT = ["agreement of", "question", "items", "answers", "alpha", "pairwise", "with the values"]
 Reference = Annotated[
-    str, typer.Argument(metavar="REF", help="preference-pairs, prm-pairs, trees or structured-cot, as KIND[@X.Y.Z].")
+    str,
+    typer.Argument(metavar="REF", help="preference-pairs, prm-pairs, trees or structured-cot, as KIND or KIND@X.Y.Z."),
 ]
 OptionalReference = Annotated[
     str | None, typer.Argument(metavar="[REF]", help="What was pushed; default: the only round there.")
@@ -54,7 +55,7 @@ def push(
     select: SelectOption = "all",
     limit: LimitOption = None,
     min_submitted: Annotated[
-        int | None, typer.Option("--min-submitted", min=1, help="Answers that complete an item [default: 1].")
+        int | None, typer.Option("--min-submitted", min=1, help="Answers that complete an item; default: 1.")
     ] = None,
     seed: SeedOption = 42,
     workspace: WorkspaceOption = "stairdata",

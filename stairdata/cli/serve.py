@@ -11,7 +11,7 @@ from stairdata.cli.console import emit, say, show_progress
 
 
 def serve(
-    model: Annotated[str, typer.Argument(help="Model folder or Hub id.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder or Hub id.")],
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
     name: Annotated[str, typer.Option("--name", help="The name clients ask for.")] = "actor",
     max_model_len: Annotated[int, typer.Option("--max-model-len", min=64, help="Context length in tokens.")] = 4096,

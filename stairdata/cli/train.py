@@ -20,7 +20,7 @@ KIND_OF = {"sft": "structured_cot", "dpo": "preference_pairs", "prm": "prm_pairs
 
 
 def train(
-    stage: Annotated[str, typer.Argument(help="sft, dpo or prm.")],
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="sft, dpo or prm.")],
     recipe: RecipeOption = None,
     set_: SetOption = None,
     input_: InputOption = None,
@@ -30,16 +30,16 @@ def train(
 ) -> None:
     """Train on an artifact; a finished model of the same data and settings is returned as it is."""
     from stairdata.generators.options import BuildOptions
-    from stairdata_schemas.errors import UsageError
+    from stairdata_schemas.errors import UsageError, quote, suggest
 
     if stage not in KIND_OF:
-        raise UsageError(f"can't train {stage!r}; the stages are {', '.join(KIND_OF)}")
+        raise UsageError(f"can't train {quote(stage)}; {suggest(stage, KIND_OF)}")
     settings = read_recipe(recipe, set_)
     section = getattr(settings, stage)
     start, target = model or section.model, output or section.output
     if start is None or target is None:
-        missing = "--model (or MODEL.model)" if start is None else "--output (or MODEL.output)"
-        raise UsageError(f"give {missing.replace('MODEL', stage)}")
+        what = ("model", "model to start from") if start is None else ("output", "folder to write")
+        raise UsageError(f"train {stage} needs a {what[1]}: give --{what[0]}, or {stage}.{what[0]} in the recipe")
     artifact = BuildOptions(root_folder(root), inputs=tuple(input_ or ())).parent(KIND_OF[stage])
     if artifact.manifest.configuration.get("part") == "held_out":
         raise UsageError(

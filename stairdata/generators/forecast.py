@@ -18,7 +18,7 @@ from stairdata.generators.sft import takes_trees
 from stairdata.generators.task_labels import template
 from stairdata.generators.teaching_forecast import forecast_teachers
 from stairdata.generators.trees import begin_trees, grow_trees, units_of
-from stairdata.llm.budget import Budget
+from stairdata.llm.budget import Budget, unpriced
 from stairdata.recipe import Recipe
 from stairdata.search import mcts
 from stairdata.search.reward import rate
@@ -215,7 +215,7 @@ def _table(recipe: Recipe, loads: dict[str, Load], judge: str) -> list[str]:
     for role, load in loads.items():
         price = recipe.prices.get(names[role])
         if price is None and load.requests:
-            return [*_aligned(rows), f"cost unknown: the recipe's prices have no {names[role]!r}"]
+            return [*_aligned(rows), unpriced(names[role])]
         if price is not None:
             cost += (load.prompt_tokens * price.input + load.completion_tokens * price.output) / 1_000_000
     return _aligned([*rows, ("cost", f"{cost:,.2f}")])

@@ -7,7 +7,7 @@ import json
 from stairdata.generators.lesson_plan import choose_teachers, gather_class, refused_before
 from stairdata.generators.options import BuildOptions
 from stairdata.generators.teacher import LESSON_COLUMNS, Lesson, Templates, make_request, response_format
-from stairdata.llm.budget import MILLION
+from stairdata.llm.budget import MILLION, unpriced
 from stairdata.llm.tokens import token_count
 from stairdata.recipe import CotJudge, Recipe, Teacher
 
@@ -40,7 +40,7 @@ def _of_teacher(recipe: Recipe, teacher: Teacher, templates: Templates, lessons:
         read += len(lessons) * counter.count(json.dumps(response_format()["json_schema"]["schema"]))
     written = min(ANSWER_TOKENS, teacher.max_tokens)
     lines = [
-        f"teacher {teacher.name}",
+        f"teacher {teacher.name or '(the recipe names none)'}",
         f"  prompt tokens counted {counter.how}",
         f"  answers ASSUMED of {written} tokens; at most {teacher.max_tokens:,} (max_tokens)",
         f"  requests           {len(lessons):>14,}",
@@ -49,7 +49,7 @@ def _of_teacher(recipe: Recipe, teacher: Teacher, templates: Templates, lessons:
     ]
     price = recipe.prices.get(teacher.name)
     if price is None:
-        return "\n".join([*lines, f"  cost unknown: the recipe's prices have no {teacher.name!r}"])
+        return "\n".join([*lines, f"  {unpriced(teacher.name)}"])
     expected = (read * price.input + written * len(lessons) * price.output) / MILLION
     most = (read * price.input + teacher.max_tokens * len(lessons) * price.output) / MILLION
     return "\n".join(
@@ -79,6 +79,6 @@ def _of_judge(recipe: Recipe, judge: CotJudge, lessons: list[Lesson], teachers: 
     ]
     price = recipe.prices.get(judge.name)
     if price is None:
-        return "\n".join([*lines, f"  cost unknown: the recipe's prices have no {judge.name!r}"])
+        return "\n".join([*lines, f"  {unpriced(judge.name)}"])
     cost = (read * price.input + written * price.output) / MILLION
     return "\n".join([*lines, f"  cost               {cost:>14,.2f}"])

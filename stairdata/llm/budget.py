@@ -192,3 +192,8 @@ class Budget:
         for turn in waiting:
             if not turn.done():
                 turn.set_result(None)
+
+
+def unpriced(model: str) -> str:
+    """Say why a forecast has no cost."""
+    return f"cost unknown: the recipe's prices have no {model!r}" if model else "cost unknown: no model is named"

@@ -75,7 +75,10 @@ def test_a_build_writes_its_reference_to_stdout_and_all_else_to_stderr(run: Run,
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        (["build", "nonsense"], 2, "can't build 'nonsense'; this command builds prompts, structured-cot"),
+        (["build", "nonsense"], 2, "can't build 'nonsense'; known are prompts, structured-cot"),
+        (["build", "prompt"], 2, "can't build 'prompt'; did you mean 'prompts'?"),
+        (["train", "stf"], 2, "can't train 'stf'; did you mean 'sft'?"),
+        (["train", "sft"], 2, "train sft needs a model to start from: give --model, or sft.model in the recipe"),
         (["build"], 2, "Missing argument"),
         (["biuld"], 2, "No such command"),
         (["build", "prompts", "--sett", "a=1"], 2, "No such option"),
@@ -96,9 +99,11 @@ def test_a_build_writes_its_reference_to_stdout_and_all_else_to_stderr(run: Run,
         (["validate", "prompts@1.0.0"], 1, "no prompts@1.0.0 under artifacts; versions there: none"),
         (["validate", "prompts@latest"], 2, "'latest' is not a version"),
         (["validate", "./nothing"], 1, "no artifact folder at './nothing'"),
-        (["show", "promts"], 1, "names no artifact"),
+        (["show", "promts"], 1, "names no artifact; did you mean 'prompts'?"),
+        (["show", "nonsense"], 1, "'nonsense' names no artifact; write a folder"),
         (["show", "prompts", "--rows", "-1"], 2, "--rows"),
-        (["schema", "prompt"], 2, "unknown kind 'prompt'; the kinds are prompts, structured_cot"),
+        (["schema", "prompt"], 2, "unknown kind 'prompt'; did you mean 'prompts'?"),
+        (["schema", "nonsense"], 2, "unknown kind 'nonsense'; known are prompts, structured_cot"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -114,6 +119,21 @@ def test_a_mistake_has_its_status_and_one_message(
     assert "Traceback" not in ended.err
     if ended.err.startswith("error: "):
         assert ended.err.count("\n") == 1
+
+
+def test_no_help_text_is_taken_for_markup() -> None:
+    """In brackets a default would vanish from the page."""
+    from typer.main import get_command
+
+    from stairdata.cli.main import app
+
+    def texts(command: Any) -> list[str]:
+        below = [text for inner in getattr(command, "commands", {}).values() for text in texts(inner)]
+        return [command.help or "", *(getattr(each, "help", None) or "" for each in command.params), *below]
+
+    found = texts(get_command(app))
+    assert len(found) > 100
+    assert [text for text in found if "[" in text] == []
 
 
 def test_broken_yaml(run: Run, tmp_path: Path) -> None:
@@ -184,6 +204,7 @@ def test_list(run: Run, built: str, tmp_path: Path) -> None:
     assert [(line[0], line[-1]) for line in lines[1:]] == [
         ("prompts@1.0.0", "complete"), ("trees@1.0.0", "unfinished"), ("trees@1.1.0", "damaged"),
     ]  # fmt: skip
+    assert "None" not in ended.out
     shown = json.loads(run("list", "--json").out)
     assert [row["state"] for row in shown["artifacts"]] == ["complete", "unfinished", "damaged"]
     assert shown["artifacts"][0]["rows"] == 3
@@ -192,7 +213,7 @@ def test_list(run: Run, built: str, tmp_path: Path) -> None:
 def test_list_of_nothing(run: Run) -> None:
     ended = run("list", "--root", "elsewhere")
     assert (ended.status, ended.out) == (0, "")
-    assert "no artifacts under elsewhere" in ended.err
+    assert "no artifacts under elsewhere; make one with `stairdata build prompts`" in ended.err
     assert json.loads(run("list", "--root", "elsewhere", "--json").out) == {"root": "elsewhere", "artifacts": []}
 
 
