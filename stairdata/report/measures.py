@@ -52,7 +52,7 @@ _FIGURES: dict[str, dict[str, pl.Expr]] = {
     "prm_pairs": _PAIRS,
     "responses": {
         "score": pl.col("score"),
-        "tokens": pl.col("completion_tokens"),
+        "tokens of all candidates": pl.col("completion_tokens"),
         "length of the answer (characters)": _length("text"),
     },
     "evaluations": {

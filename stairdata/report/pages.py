@@ -27,7 +27,15 @@ BINS = 40
 FEW_BARS = 12
 ROWS_SHOWN = 100
 _COLORS = [[0.0, "#b2182b"], [0.5, "#f7f7f7"], [1.0, "#2166ac"]]  # red to blue: told apart by colour-blind readers, too
-_PAGE_KINDS = ("trees", "preference_pairs", "prm_pairs")
+_TEXTS = {
+    "prompts": ("prompt", "reference_answer"),
+    "structured_cot": ("prompt", "completion"),
+    "responses": ("prompt", "text"),
+    "evaluations": ("response",),
+    "reviews": ("comment", "answers"),
+}
+_NAMES = ("task", "item_kind", "item_id", "model", "method", "verdict", "safe", "score")
+"""Columns that stand in the label of a row, before the click: no text of prompts or models."""
 
 
 def tree_page(artifact: Artifact, tree: Row) -> str:
@@ -66,12 +74,18 @@ def artifact_page(artifact: Artifact) -> str:
         ("models", ", ".join(f"{model.role} {model.name}" for model in manifest.models)),
         ("notes", "; ".join(manifest.notes)),
     ]
-    data = {"rows": _some_rows(artifact)} if artifact.kind in _PAGE_KINDS else {}
-    return _page(artifact.reference, facts, _histograms(dict(figures(artifact))), _counts(artifact, manifest), data)
+    plots, counts = _histograms(dict(figures(artifact))), _counts(artifact, manifest)
+    hint = f"stairdata show {artifact.reference} TREE_ID --html FILE" if artifact.kind == "trees" else ""
+    return _page(artifact.reference, facts, plots, counts, {"rows": _some_rows(artifact)}, hint)
 
 
 def _page(
-    title: str, facts: list[tuple[str, Any]], plots: list[Row], counts: dict[str, dict[str, int]], data: Row
+    title: str,
+    facts: list[tuple[str, Any]],
+    plots: list[Row],
+    counts: dict[str, dict[str, int]],
+    data: Row,
+    hint: str = "",
 ) -> str:
     shown = [(name, visible(str(value))) for name, value in facts if value not in (None, "")]
     return (
@@ -88,6 +102,7 @@ def _page(
             nonce=secrets.token_urlsafe(16),
             has_tree="nodes" in data,
             rows=data.get("rows", []),
+            hint=hint,
         )
     )
 
@@ -226,10 +241,11 @@ def _histograms(found: dict[str, Numbers]) -> list[Row]:
 
 
 def _histogram(name: str, numbers: Numbers) -> Row:
-    """Draw a histogram; whole numbers of a small range get a bar each."""
+    """Draw a histogram; whole numbers of a small range get a bar each, few numbers few bars."""
     low, high = float(numbers.min()), float(numbers.max())
     is_whole = bool((numbers == np.round(numbers)).all()) and high - low < BINS
-    edges = np.arange(low - 0.5, high + 1) if is_whole else np.linspace(low, high if high > low else low + 1, BINS + 1)
+    bins = min(BINS, max(FEW_BARS, int(2 * len(numbers) ** 0.5)))
+    edges = np.arange(low - 0.5, high + 1) if is_whole else np.linspace(low, high if high > low else low + 1, bins + 1)
     counts, edges = np.histogram(numbers, edges)
     middles = (edges[:-1] + edges[1:]) / 2
     trace = {
@@ -282,7 +298,18 @@ def _some_rows(artifact: Artifact) -> list[Row]:
             }
             for row in found.iter_rows(named=True)
         ]
-    return [_pair_data(row) for row in rows.collect().iter_rows(named=True)]
+    texts = _TEXTS.get(artifact.kind)
+    return [_row_data(row, texts) if texts else _pair_data(row) for row in rows.collect().iter_rows(named=True)]
+
+
+def _row_data(row: Row, texts: tuple[str, ...]) -> Row:
+    names = [
+        f"score {row[name]:.3g}" if name == "score" else str(row[name]) for name in _NAMES if row.get(name) is not None
+    ]
+    return {
+        "label": visible(", ".join([*([row["prompt_id"]] if "prompt_id" in row else []), *names])),
+        "texts": [[name.replace("_", " "), visible(row[name])] for name in texts if row[name] is not None],
+    }
 
 
 def _pair_data(row: Row) -> Row:

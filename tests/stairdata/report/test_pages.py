@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
 import pytest
 
 from stairdata.generators.options import BuildOptions
@@ -17,6 +18,9 @@ from stairdata.recipe import Recipe
 from stairdata.report.pages import artifact_page, tree_page
 from stairdata.report.trees import find_tree
 from stairdata_schemas.artifacts import Artifact
+from stairdata_schemas.building import Build, BuildPlan, begin_build
+from stairdata_schemas.kinds import polars_schema
+from tests.schemas.test_kinds import SOUND
 from tests.stairdata.forests import Shape, artifact_of, tree_of
 
 if TYPE_CHECKING:
@@ -133,6 +137,19 @@ def test_pairs_in_a_browser(browser: Browser, trees: Artifact, tmp_path: Path) -
         sides = page.locator("#rows .sides pre").all_inner_texts()
         assert SHOWN in sides[0]
         assert sides[1] == "worse"
+
+
+@pytest.mark.parametrize("kind", ["prompts", "structured_cot", "responses", "evaluations", "reviews"])
+def test_every_kind_shows_its_rows(kind: str, tmp_path: Path) -> None:
+    frame = pl.DataFrame([SOUND[kind]()], schema=polars_schema(kind))
+    build = begin_build(BuildPlan(kind, "test/1", {}), tmp_path / "artifacts")
+    assert isinstance(build, Build)
+    with build:
+        page = artifact_page(build.finish([frame]))
+    (data,) = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.DOTALL)
+    (row,) = json.loads(data)["rows"]
+    assert row["label"]
+    assert row["texts"]
 
 
 def test_trees_in_a_browser(browser: Browser, trees: Artifact, tmp_path: Path) -> None:
