@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -25,7 +26,7 @@ RUN_BY_CI = {
     "make test": "make test",
     "make quickstart": ".venv/bin/stairdata quickstart --smoke",
 }
-SERVER = "http://127.0.0.1:8000/v1"
+SERVERS = r"http://127\.0\.0\.1:800[01]/v1"
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -50,6 +51,36 @@ def test_folders_named_in_the_readme_exist() -> None:
     tree = readme.split("## Folders")[1].split("```")[1]
     for line in tree.strip().splitlines():
         assert (ROOT / line.split()[0]).is_dir(), line
+
+
+def test_pages_that_come_from_the_code_are_as_it_would_write_them() -> None:
+    specification = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert specification is not None
+    assert specification.loader is not None
+    generate = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(generate)
+    for name, write in generate.PAGES.items():
+        assert (ROOT / "docs" / name).read_text(encoding="utf-8") == write(), "run: python docs/generate.py"
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        file, _, heading = target.partition("#")
+        if target.startswith("https://"):
+            continue
+        there = page.parent / file if file else page
+        assert there.is_file(), target
+        headings = re.findall(r"^#+ (.*)$", there.read_text(encoding="utf-8"), re.MULTILINE)
+        assert not heading or heading in {
+            re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings
+        }, target
+
+
+def test_the_readme_lists_every_page() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    listed = readme.split("## All pages")[1].split("##")[0]
+    assert [page.name for page in PAGES[1:] if f"(docs/{page.name})" not in listed] == []
 
 
 def answer_in_argilla(workplace: Path) -> None:
@@ -90,7 +121,7 @@ def workplace(tmp_path: Path, stub_llm: StubServer, tokenizer_folder: Path) -> I
             file.write(json.dumps(row | {"question": row["prompt"], "type": row["task"]}) + "\n")
     (tmp_path / "evaluation.csv").write_text("question\nWhat is the capital of a country that is not there?\n")
     (recipe,) = blocks(ROOT / "README.md", "yaml")
-    (tmp_path / "recipe.yaml").write_text(recipe.replace(SERVER, stub_llm.base_url), encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(re.sub(SERVERS, stub_llm.base_url, recipe), encoding="utf-8")
     (tmp_path / "training").symlink_to(ROOT / "training")
     for name in ("base", "sft"):
         folder = tmp_path / "runs" / name
@@ -128,7 +159,7 @@ def test_commands_of_a_page(page: Path, workplace: Path, hub: HubServer, stub_ll
             continue
         if command in DONE_BY_PEOPLE:
             DONE_BY_PEOPLE[command](workplace)
-        name, *arguments = shlex.split(command.replace(SERVER, stub_llm.base_url))
+        name, *arguments = shlex.split(re.sub(SERVERS, stub_llm.base_url, command))
         assert name == "stairdata", command
         done = subprocess.run(
             [str(program), *arguments],

@@ -27,7 +27,7 @@ def serve(
         emit(f"base_url: {server.base_url}")
         emit(f"model: {name}")
         emit(f"api_key: {server.api_key}")
-        say("Ctrl-C ends it")
+        say("give clients the key as OPENAI_API_KEY; Ctrl-C ends the server")
         server.wait()
     finally:
         server.stop()
