@@ -125,6 +125,7 @@ class Client:
         self.budget.on_stop.append(self.window.open)
         self._name = endpoint.name
         self._api_key = api_key
+        self._key_name = endpoint.api_key_env
         self.limits = RetryLimits(endpoint.retries, endpoint.retry_seconds)
         self._check = check or (lambda: None)
         self._failed_in_a_row = 0
@@ -228,7 +229,7 @@ class Client:
         except Exception as error:
             raise ServerError(
                 f"the LLM server at {self.base_url} can't be used: {quote(self.redact(error.__cause__ or error))}; "
-                "check base_url, that the server runs, and the key in api_key_env"
+                f"check base_url, that the server runs, and its key in the environment variable {self._key_name}"
             ) from error
 
     async def close(self) -> None:

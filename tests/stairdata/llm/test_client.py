@@ -369,7 +369,7 @@ def test_a_model_that_is_not_served(stub_llm: StubServer, tmp_path: Path) -> Non
 
 
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ServerError, match=r"http://127\.0\.0\.1:1/v1 can't be used: .*check base_url"):
+    with pytest.raises(ServerError, match=r"http://127\.0\.0\.1:1/v1 can't be used: .* variable OPENAI_API_KEY"):
         _open(Endpoint(base_url="http://127.0.0.1:1/v1", model="actor"), tmp_path)
 
 
