@@ -115,6 +115,7 @@ def workplace(tmp_path: Path, stub_llm: StubServer, tokenizer_folder: Path) -> I
     """A folder with what the README speaks of: prompts, a recipe, a model in runs/."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+    stub_llm.control(also=["teacher", "actor-1"])
     rows = (ROOT / "stairdata" / "data" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
     with (tmp_path / "prompts.jsonl").open("w", encoding="utf-8") as file:
         for row in map(json.loads, rows):

@@ -47,6 +47,7 @@ class Options:
     """How the server behaves."""
 
     model: str = "actor"
+    also: list[str] = field(default_factory=list)  # other names that it serves
     key: str | None = None
     """Answer 401 to any other key, and say the wrong one aloud, as some servers do."""
     knows_stop_option: bool = True
@@ -121,7 +122,8 @@ class Protocol(H11Protocol):
 
 async def models(request: Request) -> Response:
     STATE.paths[request.url.path] += 1
-    return _refused_key(request) or JSONResponse({"object": "list", "data": [_model(STATE.options.model)]})
+    names = [STATE.options.model, *STATE.options.also]
+    return _refused_key(request) or JSONResponse({"object": "list", "data": [*map(_model, names)]})
 
 
 async def completions(request: Request) -> Response:
