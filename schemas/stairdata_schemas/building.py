@@ -237,7 +237,7 @@ class Build:
         write_atomic(self.folder / "README.md", render_card(manifest))
 
     def _check_share(
-        self, manifest: Manifest, refusals: list[Refused], by_design: frozenset[str], max_quarantine: float
+        self, manifest: Manifest, refusals: list[Refused], by_design: Collection[str], max_quarantine: float
     ) -> None:
         total = manifest.rows + sum(manifest.quarantine.values())
         counts = ", ".join(f"{rule} {count}" for rule, count in manifest.quarantine.items())
