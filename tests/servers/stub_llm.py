@@ -76,6 +76,8 @@ class Options:
     """Answer 503 while more requests than that are in flight."""
     delay: float = 0.0
     """Seconds every answer takes."""
+    hold: int = 0
+    """Answer nobody until that many requests are in flight: as many are, for certain. From then on answer at once."""
     die_after: int | None = None
     """Exit without a word when that many requests have been seen."""
     kill_pid: int | None = None
@@ -234,11 +236,20 @@ async def _serve(request: Request, answer: Any) -> Response:
     STATE.in_flight += 1
     STATE.most_in_flight = max(STATE.most_in_flight, STATE.in_flight)
     try:
+        await _held()
         if STATE.options.delay:
             await asyncio.sleep(STATE.options.delay)
         return _refused_key(request) or _refused_options(body) or await _respond(request, body, number, answer)
     finally:
         STATE.in_flight -= 1
+
+
+async def _held() -> None:
+    async with CHANGED:
+        if STATE.in_flight >= STATE.options.hold:
+            STATE.options.hold = 0
+            CHANGED.notify_all()
+        await CHANGED.wait_for(lambda: not STATE.options.hold)
 
 
 def _end_somebody() -> None:
