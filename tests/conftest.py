@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
 # The same examples on each machine and in each run, however slow it is. To look for others, as whoever changes a rule
 # should: pytest --hypothesis-profile=search
@@ -56,6 +56,7 @@ for _name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET"):
     os.environ.pop(_name, None)
 
 HERE = Path(__file__).parent
+BROWSER_PATIENCE = 120_000  # milliseconds; only a page that never shows what it should takes that long
 CHROMIUM_ARGUMENTS = [
     "--no-sandbox",  # it refuses to run as root with one
     "--disable-background-networking",
@@ -281,9 +282,22 @@ def browser() -> Iterator[Browser]:
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         pytest.skip("no chromium; get it with `apt-get install -y chromium` (Debian)")
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=BROWSER_PATIENCE)
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=program, args=CHROMIUM_ARGUMENTS)
         yield chromium
         chromium.close()
+
+
+@pytest.fixture
+def new_page(browser: Browser) -> Callable[..., Page]:
+    """Open a page in a context of its own, by the options of the latter; whoever asks closes that."""
+
+    def opened(**options: Any) -> Page:
+        page = browser.new_context(**options).new_page()
+        page.set_default_timeout(BROWSER_PATIENCE)
+        return page
+
+    return opened
