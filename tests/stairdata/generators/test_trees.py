@@ -231,7 +231,8 @@ def test_what_cannot_change_rows_finds_the_finished_artifact(build: Build, stub_
 )
 def test_faults_lose_no_prompt(shares: dict[str, float], build: Build, stub_llm: StubServer) -> None:
     stub_llm.control(faults=shares)
-    artifact = build(12, actor={"retries": 4, "timeout": 0.5}, max_quarantine=1.0)
+    patience = {"timeout": 2.0} if "hang" in shares else {}
+    artifact = build(12, actor={"retries": 4, **patience}, max_quarantine=1.0)
     kept = trees_of(artifact)["prompt"].to_list()
     refused = refused_of(artifact.folder) if artifact.manifest.quarantine else []
     numbers = [int(prompt.split()[1].rstrip(":")) for prompt in kept]
@@ -431,14 +432,15 @@ def test_two_hundred_trees_under_the_faults_of_the_issue(build: Build, stub_llm:
     stub_llm.reset()
     shares = {"error": 0.15, "drop": 0.05, "hang": 0.05, "rate_limit": 0.05, "broken": 0.03, "empty": 0.02, "cut": 0.05}
     stub_llm.control(faults=shares)
-    artifact = build(200, root="faulty", actor={"retries": 8, "timeout": 1.0}, max_quarantine=1.0, **section)
+    artifact = build(200, root="faulty", actor={"retries": 8, "timeout": 2.0}, max_quarantine=1.0, **section)
     kept = trees_of(artifact)["prompt"].to_list()
     refused = refused_of(artifact.folder) if artifact.manifest.quarantine else []
     numbers = [int(prompt.split()[1].rstrip(":")) for prompt in kept]
     assert sorted(numbers + [row["row"] for row in refused]) == list(range(200))
     assert validate_artifact(artifact) == []
-    assert stub_llm.stats()["requests"] <= 1.9 * faultless
-    requests = artifact.manifest.details["requests"]
+    requests, stats = artifact.manifest.details["requests"], stub_llm.stats()
+    late = requests["timeout"] - stats["faults"]["hang"]  # sound answers for which a busy machine took too long
+    assert stats["requests"] - late <= 1.9 * faultless
     assert {"ok", "server_error", "connection", "timeout", "rate_limited", "malformed"} <= set(requests)
     assert requests["length"] > 0
 
