@@ -103,7 +103,8 @@ class State:
     paths: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     bodies: Counter[str] = field(default_factory=Counter)
-    in_flight: int = 0
+    in_flight: set[int] = field(default_factory=set)
+    """Numbers of those that are not answered; one from before a reset is not missed."""
     most_in_flight: int = 0
     last: dict[str, Any] = field(default_factory=dict)
     account: Account = field(default_factory=Account)
@@ -233,20 +234,21 @@ async def _serve(request: Request, answer: Any) -> Response:
     _end_somebody()
     async with CHANGED:
         CHANGED.notify_all()
-    STATE.in_flight += 1
-    STATE.most_in_flight = max(STATE.most_in_flight, STATE.in_flight)
+    here = STATE.in_flight
+    here.add(number)
+    STATE.most_in_flight = max(STATE.most_in_flight, len(here))
     try:
         await _held()
         if STATE.options.delay:
             await asyncio.sleep(STATE.options.delay)
         return _refused_key(request) or _refused_options(body) or await _respond(request, body, number, answer)
     finally:
-        STATE.in_flight -= 1
+        here.remove(number)
 
 
 async def _held() -> None:
     async with CHANGED:
-        if STATE.in_flight >= STATE.options.hold:
+        if len(STATE.in_flight) >= STATE.options.hold:
             STATE.options.hold = 0
             CHANGED.notify_all()
         await CHANGED.wait_for(lambda: not STATE.options.hold)
@@ -322,7 +324,7 @@ def _refused_options(body: dict[str, Any]) -> Response | None:
         return JSONResponse({"error": {"message": "response_format is not supported", "code": None}}, 400)
     if options.refuses_logprobs and body.get("logprobs"):
         return JSONResponse({"error": {"message": "no logprobs here", "type": "invalid_request_error"}}, 400)
-    if options.overloaded_above is not None and STATE.in_flight > options.overloaded_above:
+    if options.overloaded_above is not None and len(STATE.in_flight) > options.overloaded_above:
         return JSONResponse({"error": {"message": "too much to do"}}, 503)
     return None
 
