@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -140,12 +140,16 @@ def _descendants(pid: int) -> set[int]:
 
 
 def _wait_until_gone(pids: set[int]) -> None:
+    _wait_until(lambda: not any(_runs(pid) for pid in pids))
+
+
+def _wait_until(happens: Callable[[], bool]) -> None:
     waiting = threading.Event()
     for _ in range(PATIENCE * 10):
-        if not any(_runs(pid) for pid in pids):
+        if happens():
             return
         waiting.wait(0.1)
-    raise AssertionError(f"still running: {[pid for pid in pids if _runs(pid)]}")
+    raise AssertionError(f"it did not happen in {PATIENCE} s")
 
 
 def _runs(pid: int) -> bool:
@@ -161,8 +165,8 @@ def test_a_second_start_finds_the_first_and_stop_ends_all(folder: Path) -> None:
     assert (first.url, first.pid) == (second.url, second.pid)
     assert {first.new_owner, second.new_owner} == {True, False}
     assert server.find(folder) is not None
+    _wait_until(lambda: len(_descendants(first.pid)) >= 6)  # three supervisors, Redis, the web server, the worker
     children = _descendants(first.pid)
-    assert len(children) >= 6  # three supervisors, Redis, the web server, the worker
     for path in (first.credentials_file, folder / "redis.conf"):
         assert path.stat().st_mode & 0o777 == 0o600
     assert folder.stat().st_mode & 0o777 == 0o700
