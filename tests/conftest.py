@@ -76,7 +76,7 @@ CHATML = (
 
 def call(address: str, method: str, path: str, body: str | None) -> dict[str, Any]:
     """Send a request of the tests' own to one of their servers, and return its answer."""
-    connection = http.client.HTTPConnection(address, timeout=60)
+    connection = http.client.HTTPConnection(address, timeout=300)
     try:
         connection.request(method, path, body, {"Content-Type": "application/json"})
         response = connection.getresponse()

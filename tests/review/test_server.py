@@ -202,13 +202,12 @@ def _socket_of(descriptor: Path) -> set[str]:
 
 
 def test_no_default_user_is_there(argilla_server: Running) -> None:
-    answer = httpx.post(f"{argilla_server.url}/api/v1/token", data={"username": "argilla", "password": "1234"})
-    assert answer.status_code == 401
-    me = httpx.get(f"{argilla_server.url}/api/v1/me", headers={"X-Argilla-Api-Key": "argilla.apikey"})
-    assert me.status_code == 401
-    owner = argilla_server.credentials()
-    form = {"username": owner.username, "password": owner.password}
-    assert httpx.post(f"{argilla_server.url}/api/v1/token", data=form).is_success
+    with httpx.Client(base_url=f"{argilla_server.url}/api/v1", timeout=PATIENCE, trust_env=False) as asking:
+        answer = asking.post("/token", data={"username": "argilla", "password": "1234"})
+        assert answer.status_code == 401
+        assert asking.get("/me", headers={"X-Argilla-Api-Key": "argilla.apikey"}).status_code == 401
+        owner = argilla_server.credentials()
+        assert asking.post("/token", data={"username": owner.username, "password": owner.password}).is_success
 
 
 def test_a_taken_port_is_named(tmp_path: Path) -> None:
