@@ -40,6 +40,13 @@ def start(folder: Path, log: Path) -> subprocess.Popen[bytes]:
         )
 
 
+def any_of(folder: Path, pattern: str, *, filled: bool = False) -> bool:
+    """Tell whether a folder holds such a file, with something in it if need be; it may be taken away meanwhile."""
+    with contextlib.suppress(FileNotFoundError):
+        return any(path.stat().st_size or not filled for path in folder.glob(pattern))
+    return False
+
+
 def kill_when(process: subprocess.Popen[bytes], happens: Callable[[], bool], look_every: float, log: Path) -> None:
     """Kill a process as soon as something is seen to happen, which has to be before its end."""
     deadline = time.monotonic() + LIMIT
@@ -76,9 +83,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     artifacts, models = folder / "artifacts", folder / "models"
     moments: list[tuple[Callable[[], bool], float]] = [
         (lambda: "train sft (loss" in log.read_text(errors="replace"), 0.5),
-        (lambda: any(path.stat().st_size for path in artifacts.glob("trees/*/.build/running/*.jsonl")), 0.1),
+        (lambda: any_of(artifacts, "trees/*/.build/running/*.jsonl", filled=True), 0.1),
         # a write takes milliseconds: if it was over before it was seen, the kill comes right behind it
-        (lambda: any(artifacts.glob("trees/*/.build/data")) or (models / "dpo-1.partial").exists(), 0.0005),
+        (lambda: any_of(artifacts, "trees/*/.build/data") or (models / "dpo-1.partial").exists(), 0.0005),
     ]
     for moment, look_every in moments:
         kill_when(start(folder, log), moment, look_every, log)

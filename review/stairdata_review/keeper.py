@@ -151,7 +151,7 @@ def _start_all(
         started.append(process)
         return process
 
-    queue = redis_url or _start_redis(folder, python, credentials, launch)
+    queue = redis_url or _start_redis(folder, python, credentials, launch, besides=chosen)
     environment = server_environment(folder, credentials, queue, chosen)
     engine = [str(python), "-P", str(ENGINE)]
     _prepare([*engine, "prepare"], environment, folder, stopping)
@@ -179,9 +179,14 @@ def _start_all(
 
 
 def _start_redis(
-    folder: Path, python: Path, credentials: Credentials, launch: Callable[[str, list[str], dict[str, str]], Process]
+    folder: Path,
+    python: Path,
+    credentials: Credentials,
+    launch: Callable[[str, list[str], dict[str, str]], Process],
+    *,
+    besides: int,
 ) -> str:
-    port = _free_port()
+    port = _free_port(besides)
     data = folder / "redis"
     data.mkdir(exist_ok=True)
     settings = {
@@ -295,11 +300,12 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _free_port() -> int:
+def _free_port(besides: int = 0) -> int:
+    """Return a free port, and another one than that which is promised already but not taken yet."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
-        return port
+        return port if port != besides else _free_port(besides)
 
 
 def _without_password(url: str | None) -> str | None:

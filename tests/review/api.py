@@ -15,7 +15,8 @@ class Api:
     """Requests of one user."""
 
     def __init__(self, url: str, key: str) -> None:
-        self._client = httpx.Client(base_url=f"{url}/api/v1", headers={"X-Argilla-Api-Key": key}, timeout=120)
+        head = {"X-Argilla-Api-Key": key}  # and no proxy between a machine and itself
+        self._client = httpx.Client(base_url=f"{url}/api/v1", headers=head, timeout=120, trust_env=False)
 
     def send(self, method: str, path: str, body: Any = None, **parameters: Any) -> httpx.Response:
         return self._client.request(method, path, json=body, params=parameters)

@@ -34,7 +34,7 @@ def alpha_by_hand(answers: dict[int, list[str]]) -> float | None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4), st.sampled_from(VERDICTS)), min_size=1, max_size=30))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_alpha_is_krippendorffs(answers: list[tuple[int, int, str]]) -> None:
     known = {(item, reviewer): verdict for item, reviewer, verdict in answers}
     by_item: dict[int, list[str]] = {}

@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stairdata_review.cells import CELL_LIMIT, FORMATS, neutralise, read_rows, restore, shorten, write_rows
@@ -43,7 +43,7 @@ TRICKY = [
 
 @given(st.lists(TEXTS, min_size=1, max_size=5))
 @example(TRICKY)
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_what_is_written_is_read(suffix: str, tmp_path: Path, texts: list[str]) -> None:
     path = tmp_path / f"table{suffix}"

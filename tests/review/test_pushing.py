@@ -108,7 +108,7 @@ def test_a_record_is_blind_and_whole(pairs: Artifact) -> None:
 
 
 @given(st.text("a&<😀\n", min_size=1, max_size=20), st.integers(0, 5))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_long_texts_are_cut_to_what_argilla_takes(piece: str, more: int) -> None:
     text = piece * (60_000 // len(piece) + more)
     record, left_out = record_of(Item("i", text, "", {"chosen": text, "rejected": "b"}, FACTS), "preference_pairs", 1)

@@ -22,8 +22,9 @@ from stairdata_schemas.artifacts import Artifact, resolve, validate_artifact
 from tests.review.rounds import pairs_of
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page, Response
 
+NewPage = Callable[..., "Page"]
 pytestmark = pytest.mark.slow
 PROGRAM = Path(sys.executable).parent / "stairdata"
 ATTACK = "document.title='owned'"
@@ -67,8 +68,8 @@ def invite(running: Running, root: Path, name: str, workspace: str) -> Reviewer:
     return Reviewer(said["username"], said["password"])
 
 
-def sign_in(browser: Browser, running: Running, reviewer: Reviewer, dataset: str) -> Page:
-    page = browser.new_context(viewport={"width": 1440, "height": 1400}).new_page()
+def sign_in(new_page: NewPage, running: Running, reviewer: Reviewer, dataset: str) -> Page:
+    page = new_page(viewport={"width": 1440, "height": 1400})
     page.route("https://fonts.googleapis.com/**", lambda route: route.abort())
     page.goto(f"{running.url}/sign-in")
     page.fill("input[name=Username]", reviewer.name)
@@ -120,7 +121,7 @@ def mark(page: Page, title: str, words: str) -> None:
 def test_a_round_from_push_to_rebuilt_pairs(
     argilla_server: Running,
     owner: Argilla,
-    browser: Browser,
+    new_page: NewPage,
     tmp_path: Path,
 ) -> None:
     pairs = pairs_of(tmp_path, 4)
@@ -128,7 +129,7 @@ def test_a_round_from_push_to_rebuilt_pairs(
     assert name == "preference-pairs-1.0.0"
     ann = invite(argilla_server, tmp_path, "ann", "stairdata")
     bob = invite(argilla_server, tmp_path, "bob", "stairdata")
-    page = sign_in(browser, argilla_server, ann, name)
+    page = sign_in(new_page, argilla_server, ann, name)
     _reads_the_guidelines(page)
     _searches_and_filters(page)
 
@@ -167,14 +168,19 @@ def _reads_the_guidelines(page: Page) -> None:
 
 
 def _searches_and_filters(page: Page) -> None:
-    def total(act: Callable[[], None]) -> int:
-        with page.expect_response(lambda response: "/records/search" in response.url) as found:
+    def total(words: str, act: Callable[[], None]) -> int:
+        """Count what the search finds that asks for these words: the page sends others, when it likes."""
+
+        def asks_for_them(response: Response) -> bool:
+            return "/records/search" in response.url and f'"{words}"' in (response.request.post_data or "")
+
+        with page.expect_response(asks_for_them) as found:
             act()
         return int(found.value.json()["total"])
 
     def search(words: str) -> int:
         page.locator(".search-area__input").fill(words)
-        return total(lambda: page.locator(".search-area__input").press("Enter"))
+        return total(words, lambda: page.locator(".search-area__input").press("Enter"))
 
     page.locator(".search-area__icon").first.click()
     assert search("3") == 2
@@ -184,7 +190,7 @@ def _searches_and_filters(page: Page) -> None:
     page.get_by_text("Filters").click()
     page.get_by_text("Metadata").first.click()
     page.get_by_text("Task", exact=True).click()
-    assert total(page.get_by_text("safety").first.click) == 2
+    assert total("safety", page.get_by_text("safety").first.click) == 2
     page.goto(page.url.split("?")[0])
     page.wait_for_selector('[aria-label^="Data entry for Field"]')
 
@@ -273,7 +279,7 @@ def _is_what_reviewers_said(
 
 
 def test_what_models_write_is_text_in_the_browser_and_spans_find_it(
-    argilla_server: Running, browser: Browser, tmp_path: Path
+    argilla_server: Running, new_page: NewPage, tmp_path: Path
 ) -> None:
     from playwright.sync_api import expect
 
@@ -281,7 +287,7 @@ def test_what_models_write_is_text_in_the_browser_and_spans_find_it(
     pairs = pairs_of(tmp_path, 1, [f"Prompt {EVIL}"], f"😀 {EVIL} {words} &lt;")
     run(argilla_server, tmp_path, "review", "push", "preference-pairs", "--dataset", "evil", "--workspace", "evil")
     mallory = invite(argilla_server, tmp_path, "mallory", "evil")
-    page = sign_in(browser, argilla_server, mallory, "evil")
+    page = sign_in(new_page, argilla_server, mallory, "evil")
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
     rows = {row["pair_id"]: row for row in pairs.scan().collect().to_dicts()}

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stairdata_review.server import Running
@@ -292,9 +292,7 @@ def _body(filters_: list[Row], orders: list[Row]) -> Row:
     return {**({"filters": {"and": filters_}} if filters_ else {}), **({"sort": orders} if orders else {})}
 
 
-MANY = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+MANY = settings(max_examples=150)
 
 
 @MANY

@@ -114,7 +114,7 @@ def test_names_and_notes_cannot_change_the_head() -> None:
 
 
 @given(st.text())
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_no_note_changes_the_head(note: str) -> None:
     models = [ModelIdentity(role="actor", name=note)]
     assert head(render_card(manifest(notes=[note], models=models))) == head(render_card(manifest()))
@@ -146,7 +146,7 @@ def test_the_template_is_in_the_package() -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"])), st.sampled_from(card.SECTIONS))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_a_user_s_text_survives_any_number_of_times(text: str, section: str) -> None:
     begin, end = card._marks(section)
     rendered = render_card(manifest()).replace(f"{begin}\n{end}", f"{begin}\n{text}\n{end}")

@@ -60,7 +60,7 @@ def test_quote_cuts_at_80_characters_of_the_source() -> None:
 
 @given(st.text(alphabet=st.characters()))
 @example("one\u2028two\u2029three\x85four")
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_a_quote_is_one_printable_line(text: str) -> None:
     shown = quote(text)
     assert len(shown.splitlines()) == 1

@@ -116,7 +116,7 @@ def test_a_record_is_there_before_the_journal_is_closed(tmp_path: Path) -> None:
 
 
 @given(RECORDS, st.dictionaries(ANY_TEXT, VALUES, max_size=2))
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 def test_a_journal_cut_anywhere_keeps_its_whole_records(records: list[dict[str, Any]], later: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "journal"
@@ -131,7 +131,7 @@ def test_a_journal_cut_anywhere_keeps_its_whole_records(records: list[dict[str, 
 
 
 @given(RECORDS.filter(bool), st.data())
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_a_damaged_byte_ends_the_journal_before_its_record(records: list[dict[str, Any]], data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "journal"

@@ -116,7 +116,7 @@ SOUP = st.lists(
     st.sampled_from([*TAGS, "\n", "\n\n", "Title: ", "Final Answer:\n", "word", " ", BLOCK, OUTPUT]), max_size=12
 ).map("".join)
 
-quick = settings(deadline=None, max_examples=60)
+quick = settings(max_examples=60)
 
 
 def refusal(text: str) -> GrammarError:
@@ -148,7 +148,7 @@ def test_the_tags_are_the_four_of_the_paper() -> None:
 @given(COMPLETIONS)
 @example(Completion((Step(" T", "\n\nbody\n\n"), Step("T:\r", " \tbody ")), "\n answer\r\n\n"))
 @example(Completion((Step("Title: Title: ", "Title: \nFinal Answer:\n"),), "Final Answer:\nFinal Answer:\n"))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_parse_undoes_render(completion: Completion) -> None:
     text = render(*completion)
     assert parse(text) == completion
@@ -157,7 +157,7 @@ def test_parse_undoes_render(completion: Completion) -> None:
 
 
 @given(SOUP | _TEXTS | COMPLETIONS.map(lambda completion: render(*completion)))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_any_text_is_refused_or_comes_back_byte_for_byte(text: str) -> None:
     if is_grammatical(text):
         assert render(*parse(text)) == text
@@ -166,7 +166,7 @@ def test_any_text_is_refused_or_comes_back_byte_for_byte(text: str) -> None:
 
 
 @given(SOUP | _TEXTS | COMPLETIONS.map(lambda completion: render(*completion)))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_steps_joined_are_the_text(text: str) -> None:
     pieces = split_steps(text)
     assert "".join(pieces) == text
@@ -279,7 +279,7 @@ def test_a_completion_without_output_is_refused(completion: Completion) -> None:
 
 
 @given(COMPLETIONS)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_a_completion_cut_anywhere_is_refused(completion: Completion) -> None:
     text = render(*completion)
     tags = tag_positions(text)

@@ -46,7 +46,6 @@ def test_ids_of_different_things_differ() -> None:
 
 
 @given(st.text())
-@settings(deadline=None)
 def test_all_normal_forms_of_a_prompt_share_an_id(prompt: str) -> None:
     # NFD of a prompt and its NFC are canonically equal; compatibility forms (NFKC) are other texts
     forms = {identity.prompt_id(unicodedata.normalize(form, prompt)) for form in ("NFC", "NFD")}
@@ -59,7 +58,6 @@ def test_compatibility_forms_are_other_prompts() -> None:
 
 
 @given(st.text(alphabet=st.characters()))
-@settings(deadline=None)
 def test_any_text_has_an_id(prompt: str) -> None:
     value = identity.prompt_id(prompt)  # lone surrogates too
     assert len(value) == 16
@@ -73,7 +71,6 @@ def test_request_seed_is_the_low_53_bits_of_sha256() -> None:
 
 
 @given(st.integers(0, 2**63), st.text(max_size=20), st.integers(0, 10_000), st.integers(0, 100))
-@settings(deadline=None)
 def test_request_seed_is_exact_in_json(seed: int, owner: str, call: int, ask: int) -> None:
     value = identity.request_seed(seed, owner, call, ask)
     assert 0 <= value < 2**53
@@ -92,7 +89,7 @@ def test_request_seeds_differ_by_all_that_they_are_made_of() -> None:
 
 
 @given(st.integers(0, 2**32), st.text(max_size=16))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_consecutive_calls_never_have_consecutive_seeds(seed: int, owner: str) -> None:
     # vLLM seeds sample i of a request with seed + i: seeds closer than n would repeat samples
     seeds = sorted(identity.request_seed(seed, owner, call) for call in range(200))

@@ -410,7 +410,7 @@ def test_every_rule_of_trees_has_a_tree_that_breaks_it() -> None:
 
 
 @given(st.lists(st.sampled_from([None, *BROKEN_TREES]), min_size=1, max_size=6))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_each_tree_is_judged_by_itself(changes: list[tuple[str, Change] | None]) -> None:
     rows = [tree(str(number)) for number in range(len(changes))]
     for row, change in zip(rows, changes, strict=True):
@@ -426,7 +426,7 @@ def test_a_tree_of_its_root_alone_is_sound() -> None:
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_any_tree_with_parents_first_is_sound(data: st.DataObject) -> None:
     nodes = [node(0, -1, 0)]
     for node_id in range(1, data.draw(st.integers(1, 12))):

@@ -77,6 +77,8 @@ class Options:
     """Answer 503 while more requests than that are in flight."""
     delay: float = 0.0
     """Seconds every answer takes."""
+    hold: int = 0
+    """Answer nobody until that many requests are in flight: as many are, for certain. From then on answer at once."""
     die_after: int | None = None
     """Exit without a word when that many requests have been seen."""
     kill_pid: int | None = None
@@ -102,7 +104,8 @@ class State:
     paths: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     bodies: Counter[str] = field(default_factory=Counter)
-    in_flight: int = 0
+    in_flight: set[int] = field(default_factory=set)
+    """Numbers of those that are not answered; one from before a reset is not missed."""
     most_in_flight: int = 0
     last: dict[str, Any] = field(default_factory=dict)
     account: Account = field(default_factory=Account)
@@ -233,14 +236,24 @@ async def _serve(request: Request, answer: Any) -> Response:
     _end_somebody()
     async with CHANGED:
         CHANGED.notify_all()
-    STATE.in_flight += 1
-    STATE.most_in_flight = max(STATE.most_in_flight, STATE.in_flight)
+    here = STATE.in_flight
+    here.add(number)
+    STATE.most_in_flight = max(STATE.most_in_flight, len(here))
     try:
+        await _held()
         if STATE.options.delay:
             await asyncio.sleep(STATE.options.delay)
         return _refused_key(request) or _refused_options(body) or await _respond(request, body, number, answer)
     finally:
-        STATE.in_flight -= 1
+        here.remove(number)
+
+
+async def _held() -> None:
+    async with CHANGED:
+        if len(STATE.in_flight) >= STATE.options.hold:
+            STATE.options.hold = 0
+            CHANGED.notify_all()
+        await CHANGED.wait_for(lambda: not STATE.options.hold)
 
 
 def _end_somebody() -> None:
@@ -313,7 +326,7 @@ def _refused_options(body: dict[str, Any]) -> Response | None:
         return JSONResponse({"error": {"message": "response_format is not supported", "code": None}}, 400)
     if options.refuses_logprobs and body.get("logprobs"):
         return JSONResponse({"error": {"message": "no logprobs here", "type": "invalid_request_error"}}, 400)
-    if options.overloaded_above is not None and STATE.in_flight > options.overloaded_above:
+    if options.overloaded_above is not None and len(STATE.in_flight) > options.overloaded_above:
         return JSONResponse({"error": {"message": "too much to do"}}, 503)
     return None
 

@@ -228,7 +228,7 @@ def rounded(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @given(forest=forests, kind_section=EVERY_KIND)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_pairs_are_those_of_the_rules(forest: Any, kind_section: tuple[str, Section]) -> None:
     kind, section = kind_section
     expected = [pair for tree in forest for pair in Oracle(tree, section).pairs(kind)]
@@ -238,7 +238,7 @@ def test_pairs_are_those_of_the_rules(forest: Any, kind_section: tuple[str, Sect
 
 
 @given(forest=forests, kind_section=EVERY_KIND)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_pairs_are_sound_and_in_a_fixed_order(forest: Any, kind_section: tuple[str, Section]) -> None:
     kind, section = kind_section
     with pytest.MonkeyPatch.context() as patch:
@@ -255,7 +255,7 @@ def test_pairs_are_sound_and_in_a_fixed_order(forest: Any, kind_section: tuple[s
 
 
 @given(forest=forests, kind_section=EVERY_KIND)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_the_funnel_adds_up(forest: Any, kind_section: tuple[str, Section]) -> None:
     kind, section = kind_section
     funnel: Counter[str] = Counter()
@@ -268,7 +268,7 @@ def test_the_funnel_adds_up(forest: Any, kind_section: tuple[str, Section]) -> N
 
 
 @given(forest=forests)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_unfolding_keeps_every_node_and_its_path(forest: Any) -> None:
     unfolded = unfold(frame_of(forest))
     assert len(unfolded.nodes) == sum(len(tree["nodes"]) for tree in forest)

@@ -64,7 +64,7 @@ def jaccard(one: str, other: str) -> float:
     limit=st.sampled_from([0.3, 0.5, 0.66, 1.0]),
     kind=st.sampled_from(["preference_pairs", "prm_pairs"]),
 )
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_near_duplicates(forest: list[dict[str, Any]], limit: float, kind: str) -> None:
     order = ("chosen_node_id", "rejected_node_id")
     expected = []
@@ -82,7 +82,7 @@ def test_near_duplicates(forest: list[dict[str, Any]], limit: float, kind: str) 
 
 
 @given(forest=wide_forests(), cap=st.integers(1, 6), seed=st.integers(0, 3))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_caps_sample_inside_each_tree_whatever_stands_beside_it(
     forest: list[dict[str, Any]], cap: int, seed: int
 ) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stairdata.generators.options import BuildOptions
@@ -68,7 +68,7 @@ def answers(tree: dict[str, Any], min_value: float, max_tokens: int) -> list[str
 
 
 @given(forest=forests(), cap=st.integers(1, 9), max_tokens=st.sampled_from([50, 2048]))
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 def test_rows_are_those_of_the_rules(
     forest: list[dict[str, Any]], cap: int, max_tokens: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -454,6 +454,7 @@ DATA = Path(__file__).parents[3] / "stairdata" / "data"
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_smollm2_with_structured_outputs_makes_fifty_rows(tmp_path: Path) -> None:
     """vLLM holds a model of 135 million parameters to the schema; most answers fail the gate, so it may try again."""
     missing = vllm_missing()

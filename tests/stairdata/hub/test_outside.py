@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import polars as pl
 import pytest
+from dataframely.random import Generator
 
 from stairdata.hub import plots
 from stairdata.hub.client import read
@@ -147,7 +148,7 @@ def response_rows(count: int) -> pl.DataFrame:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_has_plots(kind: str, make: Make) -> None:
     frames = {"trees": tree_rows, "responses": response_rows, "preference_pairs": pair_rows, "prm_pairs": pair_rows}
-    frame = frames[kind](20) if kind in frames else row_schema(kind).sample(20)
+    frame = frames[kind](20) if kind in frames else row_schema(kind).sample(20, generator=Generator(1))
     pictures = plots.draw(make(frame=frame, kind=kind))
     assert pictures or kind in {"evaluations", "reviews"}
     assert all(picture.png.startswith(b"\x89PNG") for picture in pictures)

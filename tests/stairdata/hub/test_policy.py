@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from dataframely.random import Generator
 from huggingface_hub import HfApi
 
 from stairdata.hub.client import read
@@ -68,7 +69,7 @@ def test_what_is_not_known_to_be_helpfulness_is_gated(kind: str, hub: HubServer,
     if kind == "no task column":
         from stairdata_schemas.kinds import row_schema
 
-        frame = row_schema("reviews").sample(3)
+        frame = row_schema("reviews").sample(3, generator=Generator(1))
     artifact = make(frame=frame, kind="reviews" if kind == "no task column" else "preference_pairs")
     assert make_plan(prepare(artifact, PushOptions(REPO))).access.gate == "manual"
 

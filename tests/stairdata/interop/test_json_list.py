@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stairdata.interop.json_list import Duplicates, read_list
@@ -31,7 +31,7 @@ def window(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     ascii_=st.booleans(),
     around=st.sampled_from(["", "\n", " \t\r\n"]),
 )
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 def test_elements_are_those_that_json_reads(
     elements: list[Any], indent: int | None, ascii_: bool, around: str, tmp_path: Path
 ) -> None:
@@ -42,7 +42,7 @@ def test_elements_are_those_that_json_reads(
 
 
 @given(elements=st.lists(st.dictionaries(st.text(), VALUES), min_size=1, max_size=4), data=st.data())
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 def test_a_file_cut_anywhere_is_refused_with_the_byte_it_ends_at(
     elements: list[Any], data: st.DataObject, tmp_path: Path
 ) -> None:

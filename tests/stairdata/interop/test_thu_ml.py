@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stairdata.generators.options import BuildOptions
@@ -88,7 +88,7 @@ def take(root: Path, kind: str, *contents: Any, max_quarantine: float = 0.05) ->
 
 
 @given(forest=st.lists(elements(), min_size=1, max_size=4))
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 def test_a_round_trip_brings_back_what_both_have(
     forest: list[Element], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

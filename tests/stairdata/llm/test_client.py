@@ -24,19 +24,38 @@ KEY = "sk-very-secret-0123456789"
 STOP = ["<|/Reasoning_step|>", "<|/Output|>", "<|im_end|>"]
 
 
+class Loop(asyncio.SelectorEventLoop):
+    """An event loop whose clock can be put forward: what waits in it times out without anybody waiting."""
+
+    ahead = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.ahead
+
+
 @pytest.fixture
 def call(stub_llm: StubServer, waits: list[float]) -> Callable[..., Any]:
-    """Run a coroutine function on a client of the stub."""
+    """Run a coroutine function on a client of the stub; so many requests hang, and time out once they do."""
 
-    def run(work: Callable[[Client], Awaitable[T]], **endpoint: Any) -> T:
+    def run(work: Callable[[Client], Awaitable[T]], hanging: int = 0, **endpoint: Any) -> T:
+        loop, endpoint_ = Loop(), Endpoint(**{"retries": 2, **endpoint})
+
+        async def time_out() -> None:
+            for number in range(hanging):
+                await asyncio.to_thread(stub_llm.stats, hanging=number + 1)
+                loop.ahead += endpoint_.timeout + 1
+
         async def inside() -> T:
-            client = Client(Endpoint(**{"retries": 2, **endpoint}), stub_llm.base_url, "actor", KEY)
+            client = Client(endpoint_, stub_llm.base_url, "actor", KEY)
+            outs = asyncio.ensure_future(time_out())
             try:
                 return await work(client)
             finally:
+                await outs
                 await client.close()
 
-        return asyncio.run(inside())
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            return runner.run(inside())
 
     return run
 
@@ -127,7 +146,7 @@ def test_a_passing_fault_is_retried(
     waits: list[float],
 ) -> None:
     stub_llm.control(script=[fault])
-    assert call(ask, timeout=0.5).samples
+    assert call(ask, hanging=fault == {"fault": "hang"}).samples
     assert (stub_llm.stats()["requests"], len(waits)) == (2, 1)
 
 
@@ -137,7 +156,7 @@ def test_a_lasting_fault_ends_with_its_outcome(
 ) -> None:
     stub_llm.control(script=[fault] * 9)
     with pytest.raises(RequestFailedError) as caught:
-        call(complete, timeout=0.3)
+        call(complete, hanging=3 * (fault == {"fault": "hang"}))
     assert caught.value.outcomes == [outcome] * 3
     assert stub_llm.stats()["requests"] == 3
 
@@ -291,7 +310,7 @@ def test_the_tally(call: Callable[..., Any], stub_llm: StubServer) -> None:
 
 
 def test_requests_in_flight_are_bounded(call: Callable[..., Any], stub_llm: StubServer) -> None:
-    stub_llm.control(delay=0.02)
+    stub_llm.control(hold=3)
 
     async def work(client: Client) -> None:
         await asyncio.gather(*(complete(client) for _ in range(12)))
@@ -472,7 +491,7 @@ def test_logprobs_come_with_each_token(call: Callable[..., Any], stub_llm: StubS
 
 
 def test_overload_shrinks_the_window(call: Callable[..., Any], stub_llm: StubServer) -> None:
-    stub_llm.control(overloaded_above=4, delay=0.005)
+    stub_llm.control(overloaded_above=4, hold=32)
 
     async def work(client: Client) -> int:
         await asyncio.gather(*(complete(client) for _ in range(60)))

@@ -266,6 +266,13 @@ def fetch(server: ManagedServer, path: str, key: str) -> int:
     return connection.getresponse().status
 
 
+def is_healthy(server: ManagedServer) -> bool:
+    try:
+        return fetch(server, "/health", server.api_key) == 200
+    except OSError:
+        return False
+
+
 def test_a_server_answers_inside_the_block_and_is_gone_after_it(make_server: MakeServer) -> None:
     server = make_server()
     with server:
@@ -334,16 +341,42 @@ def test_a_server_that_dies_later_is_noticed(make_server: MakeServer) -> None:
                 look()
 
 
-def test_a_server_that_never_answers_times_out_and_is_gone(make_server: MakeServer) -> None:
+class Clock:
+    """The clock of starts: a time-out is over when a test says so."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def put_forward_after(self, condition: Callable[[], bool]) -> Callable[[str, float], None]:
+        """Make an `on_progress` that lets the time run out, once something has happened."""
+
+        def on_progress(_message: str, _seconds: float) -> None:
+            assert eventually(condition)
+            self.now = PATIENCE
+
+        return on_progress
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(server_module, "time", clock)
+    return clock
+
+
+def test_a_server_that_never_answers_times_out_and_is_gone(make_server: MakeServer, clock: Clock) -> None:
     server = make_server("hangs", startup_timeout=1.0)
     with pytest.raises(ServerError, match="did not answer within 1 s"):
-        server.start()
+        server.start(clock.put_forward_after(lambda: server.options.log.read_text().endswith("\n")))
     assert is_gone(pid_of(server))
 
 
-def test_a_server_of_another_model_is_not_ours(make_server: MakeServer) -> None:
+def test_a_server_of_another_model_is_not_ours(make_server: MakeServer, clock: Clock) -> None:
+    server = make_server("another", startup_timeout=1.0)
     with pytest.raises(ServerError, match="did not answer"):
-        make_server("another", startup_timeout=1.5).start()
+        server.start(clock.put_forward_after(lambda: is_healthy(server)))
 
 
 def test_a_taken_port_is_named_before_anything_starts(make_server: MakeServer) -> None:

@@ -72,7 +72,7 @@ NUMBERS = st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=1, max_size=
 
 
 @given(a=NUMBERS, b=NUMBERS)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_the_distance_is_that_of_kolmogorov_and_smirnov(a: list[float], b: list[float]) -> None:
     def share(values: list[float], point: float) -> float:
         return sum(value <= point for value in values) / len(values)

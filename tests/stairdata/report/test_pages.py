@@ -24,7 +24,9 @@ from tests.schemas.test_kinds import SOUND
 from tests.stairdata.forests import Shape, artifact_of, tree_of
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
+
+NewPage = Callable[..., "Page"]
 
 ATTACK = "document.title='owned'"
 EVIL = f"</script><script>{ATTACK}</script><img src=x onerror={ATTACK}><b>bold</b> [red]x[/red] \x1b[31m \u202e &lt;"
@@ -73,11 +75,10 @@ def test_a_page_names_no_other_place_and_holds_no_markup_of_strangers(
 
 
 @contextmanager
-def opened(browser: Browser, path: Path, page_text: str) -> Iterator[Page]:
+def opened(new_page: NewPage, path: Path, page_text: str) -> Iterator[Page]:
     """Open a page; nothing may be logged, thrown or asked for besides the file itself."""
     path.write_text(page_text, encoding="utf-8")
-    context = browser.new_context(offline=True, viewport={"width": 1200, "height": 1400})
-    page = context.new_page()
+    page = new_page(offline=True, viewport={"width": 1200, "height": 1400})
     faults: list[str] = []
     page.on("console", lambda message: faults.append(message.text))
     page.on("pageerror", lambda error: faults.append(str(error)))
@@ -89,13 +90,13 @@ def opened(browser: Browser, path: Path, page_text: str) -> Iterator[Page]:
     assert page.title() == title, "a script of a model's ran"
     assert page.locator("img").count() == 0
     assert faults == []
-    context.close()
+    page.context.close()
 
 
-def test_a_tree_in_a_browser(browser: Browser, trees: Artifact, tmp_path: Path) -> None:
+def test_a_tree_in_a_browser(new_page: NewPage, trees: Artifact, tmp_path: Path) -> None:
     from playwright.sync_api import expect
 
-    with opened(browser, tmp_path / "tree.html", page_of_tree(trees)) as page:
+    with opened(new_page, tmp_path / "tree.html", page_of_tree(trees)) as page:
         assert "body" not in page.inner_text("body"), "no text of the model's before a click"
         slices = page.locator("#plot-0 .slice")
         expect(slices).to_have_count(4)
@@ -115,10 +116,10 @@ def test_a_tree_in_a_browser(browser: Browser, trees: Artifact, tmp_path: Path) 
         expect(slices).to_have_count(4)  # and back
 
 
-def test_titles_in_the_picture_are_text(browser: Browser, trees: Artifact, tmp_path: Path) -> None:
+def test_titles_in_the_picture_are_text(new_page: NewPage, trees: Artifact, tmp_path: Path) -> None:
     from playwright.sync_api import expect
 
-    with opened(browser, tmp_path / "tree.html", page_of_tree(trees)) as page:
+    with opened(new_page, tmp_path / "tree.html", page_of_tree(trees)) as page:
         plot = page.locator("#plot-0")
         expect(plot).not_to_contain_text("owned")
         page.check("#titles")
@@ -128,8 +129,8 @@ def test_titles_in_the_picture_are_text(browser: Browser, trees: Artifact, tmp_p
         assert page.inner_text("#prompt pre") == "p0"
 
 
-def test_pairs_in_a_browser(browser: Browser, trees: Artifact, tmp_path: Path) -> None:
-    with opened(browser, tmp_path / "pairs.html", page_of_pairs(trees)) as page:
+def test_pairs_in_a_browser(new_page: NewPage, trees: Artifact, tmp_path: Path) -> None:
+    with opened(new_page, tmp_path / "pairs.html", page_of_pairs(trees)) as page:
         assert "worse" not in page.inner_text("body")
         assert "removed_margin_too_small" in page.inner_text("body")
         page.locator("#rows summary").first.click()
@@ -152,8 +153,8 @@ def test_every_kind_shows_its_rows(kind: str, tmp_path: Path) -> None:
     assert row["texts"]
 
 
-def test_trees_in_a_browser(browser: Browser, trees: Artifact, tmp_path: Path) -> None:
-    with opened(browser, tmp_path / "trees.html", artifact_page(trees)) as page:
+def test_trees_in_a_browser(new_page: NewPage, trees: Artifact, tmp_path: Path) -> None:
+    with opened(new_page, tmp_path / "trees.html", artifact_page(trees)) as page:
         words = page.inner_text("body")
         assert "rows by task" in words
         assert SHOWN in words, "the actor's name is shown, as text"
@@ -161,15 +162,15 @@ def test_trees_in_a_browser(browser: Browser, trees: Artifact, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("visits", [0, 1])
-def test_a_tree_of_its_root_alone(visits: int, browser: Browser, tmp_path: Path) -> None:
+def test_a_tree_of_its_root_alone(visits: int, new_page: NewPage, tmp_path: Path) -> None:
     from playwright.sync_api import expect
 
     tree = tree_of([])
     tree["nodes"][0] |= {"visits": visits, "value_sum": float(visits)}
     trees = artifact_of(tmp_path / "artifacts", [tree])
-    with opened(browser, tmp_path / "tree.html", page_of_tree(trees)) as page:
+    with opened(new_page, tmp_path / "tree.html", page_of_tree(trees)) as page:
         expect(page.locator("#plot-0 .slice")).to_have_count(1)
-    with opened(browser, tmp_path / "trees.html", artifact_page(trees)) as page:
+    with opened(new_page, tmp_path / "trees.html", artifact_page(trees)) as page:
         expect(page.locator("#rows details")).to_have_count(1)
 
 

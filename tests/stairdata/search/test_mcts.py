@@ -11,7 +11,7 @@ from dataclasses import astuple
 from typing import NamedTuple
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stairdata.search.mcts import (
@@ -151,7 +151,6 @@ seeds = st.integers(0, 10_000)
 
 
 @given(configs, seeds, toys)
-@settings(deadline=None)
 def test_ids_parents_and_depths(config: SearchConfig, seed: int, toy: Toy) -> None:
     tree, _ = grow(config, seed, toy)
     assert [node.node_id for node in tree.nodes] == list(range(len(tree.nodes)))
@@ -166,7 +165,6 @@ def test_ids_parents_and_depths(config: SearchConfig, seed: int, toy: Toy) -> No
 
 
 @given(configs, seeds, toys)
-@settings(deadline=None)
 def test_visits_and_values_are_sums_over_evaluations(config: SearchConfig, seed: int, toy: Toy) -> None:
     tree, _ = grow(config, seed, toy)
     assert tree.root.visits == tree.evaluations
@@ -183,7 +181,6 @@ def test_visits_and_values_are_sums_over_evaluations(config: SearchConfig, seed:
 
 
 @given(configs, seeds, toys)
-@settings(deadline=None)
 def test_rollouts_are_kept_one_for_each_evaluation_of_a_node_that_goes_on(
     config: SearchConfig, seed: int, toy: Toy
 ) -> None:
@@ -195,7 +192,6 @@ def test_rollouts_are_kept_one_for_each_evaluation_of_a_node_that_goes_on(
 
 
 @given(configs, seeds, toys)
-@settings(deadline=None)
 def test_each_terminal_node_is_judged_once(config: SearchConfig, seed: int, toy: Toy) -> None:
     tree, log = grow(config, seed, toy)
     judged = Counter(request.answer for request in log.asked(Judge) if isinstance(request, Judge))
@@ -205,7 +201,6 @@ def test_each_terminal_node_is_judged_once(config: SearchConfig, seed: int, toy:
 
 
 @given(configs, seeds, toys)
-@settings(deadline=None)
 def test_siblings_differ_and_cut_steps_are_dropped(config: SearchConfig, seed: int, toy: Toy) -> None:
     tree, log = grow(config, seed, toy)
     sampled: dict[str, list[StepSample | AnswerSample]] = defaultdict(list)
@@ -228,7 +223,6 @@ def test_siblings_differ_and_cut_steps_are_dropped(config: SearchConfig, seed: i
 
 
 @given(configs, seeds, toys)
-@settings(deadline=None)
 def test_every_leaf_is_visited_in_the_end_if_asked_for(config: SearchConfig, seed: int, toy: Toy) -> None:
     tree, _ = grow(config, seed, toy)
     unvisited = [node for node in tree.nodes if not node.visits]
@@ -241,7 +235,6 @@ def test_every_leaf_is_visited_in_the_end_if_asked_for(config: SearchConfig, see
 
 
 @given(configs, seeds, toys)
-@settings(deadline=None)
 def test_calls_are_numbered_in_the_order_they_are_made(config: SearchConfig, seed: int, toy: Toy) -> None:
     _, log = grow(config, seed, toy)
     calls = [request.call for batch in log.requests for request in batch]
@@ -250,7 +243,6 @@ def test_calls_are_numbered_in_the_order_they_are_made(config: SearchConfig, see
 
 
 @given(configs, seeds, toys)
-@settings(deadline=None)
 def test_the_same_seed_and_results_give_the_same_tree(config: SearchConfig, seed: int, toy: Toy) -> None:
     tree, log = grow(config, seed, toy)
     assert as_rows(grow(config, seed, toy)[0]) == as_rows(tree)
