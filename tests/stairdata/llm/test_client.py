@@ -404,7 +404,7 @@ def test_the_key_is_sent_and_never_shown(stub_llm: StubServer, tmp_path: Path, m
     stub_llm.control(key=KEY)
     _open(endpoint, tmp_path)
     stub_llm.control(key="another")
-    with pytest.raises(ServerError, match="api_key_env") as caught:
+    with pytest.raises(ServerError, match="STUB_KEY") as caught:
         _open(endpoint, tmp_path)
     assert KEY not in str(caught.value), "the server says the wrong key aloud"
 
