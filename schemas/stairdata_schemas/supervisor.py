@@ -69,12 +69,14 @@ class Supervisor:
         return os.getppid() != self._parent
 
     def _end_all(self) -> None:
-        self._signal_all(signal.SIGTERM)
+        told = self._signal_all(signal.SIGTERM)
         deadline = time.monotonic() + self._grace
         while not self._reap():
             left = deadline - time.monotonic()
             if left <= 0:
                 self._signal_all(signal.SIGKILL)
+            else:
+                told |= self._signal_all(signal.SIGTERM, told)  # what was started while the others were told
             # signals wake this up; the upper limit is for processes that are nobody's child here
             if select.select([self._wakeup], [], [], min(max(left, 0.05), 0.2))[0]:
                 os.read(self._wakeup, 4096)
@@ -92,10 +94,14 @@ class Supervisor:
                 code = os.waitstatus_to_exitcode(status)
                 self._status = self._child.returncode = code if code >= 0 else 128 - code
 
-    def _signal_all(self, number: signal.Signals) -> None:
-        for pid in _descendants(os.getpid()):
+    def _signal_all(self, number: signal.Signals, told: set[int] | None = None) -> set[int]:
+        """Signal all, or those alone that were not told before; return whom."""
+        found = set(_descendants(os.getpid())) - (told or set())
+        for pid in found:
             _send(os.kill, pid, number)
-        _send(os.killpg, self._child.pid, number)
+        if told is None:
+            _send(os.killpg, self._child.pid, number)
+        return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -113,6 +113,21 @@ def test_a_grandchild_is_ended_even_if_orphaned_or_in_another_session(spawn: Spa
     assert status_when_all_gone(process) in {7, 128 + signal.SIGTERM}
 
 
+@linux_only
+def test_what_is_started_while_the_others_are_told_is_told_too(spawn: Spawn) -> None:
+    """It stands in no list of those who are to be ended, and must not live on for the grace period."""
+    script = (
+        "import os, signal, subprocess, sys\n"
+        "def end(*_):\n"
+        "    subprocess.Popen([sys.executable, '-c', 'import signal; signal.pause()'], start_new_session=True)\n"
+        "    os._exit(7)\n"
+        "signal.signal(signal.SIGTERM, end)\n" + WAITING
+    )
+    process = spawn(supervised(script, grace=10 * PATIENCE))
+    assert is_ready(process)
+    assert status_when_all_gone(process) == 7
+
+
 def test_what_an_ended_child_leaves_behind_is_ended_without_being_told(spawn: Spawn) -> None:
     process = spawn(supervised(WITH_GRANDCHILD.format(session=False, then="sys.exit(7)")))
     assert process.stdout is not None
