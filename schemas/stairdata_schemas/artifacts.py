@@ -30,7 +30,7 @@ from stairdata_schemas.manifest import (
     sha256_of_file,
 )
 
-PIECE_BYTES = 16 * 1024**2
+PIECE_BYTES = 8 * 1024**2
 READERS = 2
 """Files read at once; more would take more memory than time is won."""
 _VERSION = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)", re.ASCII)
@@ -295,7 +295,7 @@ def _validate_table(artifact: Artifact, entry: FileEntry, path: Path, look: Look
 
 
 def iterate_frames(path: Path, rows: int = 4096) -> Iterator[pl.DataFrame]:
-    """Read a parquet file in pieces of bounded size: about 16 MB, and at most that many rows."""
+    """Read a parquet file in pieces of bounded size: about 8 MB, and at most that many rows."""
     # pre_buffer would hold a whole row group several times over
     with pq.ParquetFile(path, pre_buffer=False) as file:
         size = sum(file.metadata.row_group(index).total_byte_size for index in range(file.metadata.num_row_groups))
