@@ -1,11 +1,13 @@
 """What publishing and fetching cost beside the bare client: push against create_commit, pull against snapshot_download.
 
-    python benchmarks/hub.py [--gigabytes 2] [--lane lfs|xet]
+    python benchmarks/hub.py [--gigabytes 2] [--lane lfs|xet] [--repeats 3]
 
 The Hub is the tests' own, in a process on this machine, so the network costs nothing and every overhead of ours
-shows. Each side runs in a process of its own; its peak memory is that process's. Printed are seconds, the ratio of
-ours to bare, and the ratio without the checks that the bare client does not make: of a push all that happens before
-the first byte, of a pull the rows (its "without checks" is a run of its own that compares the hashes alone).
+shows. Each side runs in a process of its own; its peak memory is that process's. A push is measured twice: the first
+one reads every row, unless the artifact's build did (as it does on the command line); the next one, of the same bytes
+to a Hub that forgot them, finds the note of that. Printed are seconds, the ratio of ours to bare, and the ratio without
+the checks that the bare client does not make: of a push all that happens before the first byte, of a pull the rows (its
+"without checks" is a run of its own that compares the hashes alone). With --repeats the medians are printed last.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import httpx2
@@ -132,6 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--lane", choices=["lfs", "xet"], default="lfs")
+    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=None, help="where to work; default: a temporary folder")
     given = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="stairdata-bench-", dir=given.folder))
@@ -142,46 +146,81 @@ def main() -> None:
         assert server.stdout is not None
         url = f"http://127.0.0.1:{int(server.stdout.readline())}"
         httpx2.post(f"{url}/_control", json={"xet": given.lane == "xet"})
-        measure(url, work, given.gigabytes, given.lane)
+        measure(url, work, given)
     finally:
         server.kill()
         server.wait()
         shutil.rmtree(work)
 
 
-def measure(url: str, work: Path, gigabytes: float, lane: str) -> None:
-    """Run the four sides one after the other; the server forgets in between, so that every upload is whole."""
-    from stairdata.cli.main import ENVIRONMENT
-
-    settings = os.environ | {
-        "HF_ENDPOINT": url, "HF_TOKEN": "hf_test_write", "HF_HOME": str(work / "home"), "TQDM_DISABLE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1", "HF_XET_TELEMETRY_ENABLED": "0", "HF_HUB_DISABLE_XET": str(int(lane == "lfs")),
-    }  # fmt: skip
+def measure(url: str, work: Path, given: argparse.Namespace) -> None:
+    """Make the artifact, and run all sides on it as often as asked."""
     started = time.monotonic()
-    folder = make_artifact(work / "artifacts", gigabytes)
+    folder = make_artifact(work / "artifacts", given.gigabytes)
     size = sum(path.stat().st_size for path in folder.rglob("*.parquet"))
     shards, seconds = len(list(folder.rglob("*.parquet"))), time.monotonic() - started
     say(f"{size / 1e9:.2f} GB in {shards} shards, made in {seconds:.0f} s")
-    rows = {}
-    for name, push_body, pull_body in (("bare", BARE_PUSH, BARE_PULL), ("ours", OUR_PUSH, OUR_PULL)):
-        httpx2.post(f"{url}/_control", json={"reset": "all", "xet": lane == "xet"})
-        shutil.rmtree(work / "home", ignore_errors=True)  # Xet remembers there what it has sent
-        environment = settings | (ENVIRONMENT if name == "ours" else {})  # as the command line sets it
-        rows[name] = {"push": run(push_body, folder, work, environment)}
-        shutil.rmtree(work / "home", ignore_errors=True)
-        rows[name]["pull"] = run(pull_body, folder, work / f"pulled-{name}", environment)
-        shutil.rmtree(work / f"pulled-{name}")
-    shutil.rmtree(work / "home", ignore_errors=True)
-    hashes = run(HASHES_ALONE + OUR_PULL, folder, work / "pulled-hashes", environment)
-    rows["ours"]["pull"]["checks"] = rows["ours"]["pull"]["seconds"] - hashes["seconds"]
-    for what in ("push", "pull"):
-        bare, ours = rows["bare"][what], rows["ours"][what]
-        moved = ours["seconds"] - ours["checks"]
-        say(f"{lane} {what}: bare {bare['seconds']:.1f} s, {bare['peak_mb']:.0f} MB at most")
-        say(f"{lane} {what}: ours {ours['seconds']:.1f} s, of which checks {ours['checks']:.1f} s")
-        ratio, without = ours["seconds"] / bare["seconds"], moved / bare["seconds"]
-        say(f"{lane} {what}: ratio {ratio:.2f}, without checks {without:.2f}")
-        say(f"{lane} {what}: {ours['peak_mb']:.0f} MB at most, {ours['idle_mb']:.0f} MB of it imports")
+    repeats = [Sides(url, work, folder, given.lane).run() for _ in range(given.repeats)]
+    if given.repeats > 1:
+        say(f"medians of {given.repeats}:")
+        report(
+            given.lane,
+            {
+                side: {key: median(repeat[side][key] for repeat in repeats) for key in repeats[0][side]}
+                for side in repeats[0]
+            },
+        )
+
+
+class Sides:
+    """Bare and ours, one after the other; the server forgets in between, so that every upload is whole."""
+
+    def __init__(self, url: str, work: Path, folder: Path, lane: str) -> None:
+        from stairdata.cli.main import ENVIRONMENT
+
+        self.url, self.work, self.folder, self.lane = url, work, folder, lane
+        self.bare = os.environ | {
+            "HF_ENDPOINT": url, "HF_TOKEN": "hf_test_write", "HF_HOME": str(work / "home"), "TQDM_DISABLE": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1", "HF_XET_TELEMETRY_ENABLED": "0",
+            "HF_HUB_DISABLE_XET": str(int(lane == "lfs")), "STAIRDATA_CACHE": str(work / "cache"),
+            "BENCHMARK_API_KEY": "a secret that no row holds",
+        }  # fmt: skip
+        self.ours = ENVIRONMENT | self.bare  # as the command line sets it
+
+    def run(self) -> dict[str, dict[str, float]]:
+        """Return the figures of each side."""
+        shutil.rmtree(self.work / "cache", ignore_errors=True)
+        found = {"bare push": self._push(BARE_PUSH, self.bare), "bare pull": self._run(BARE_PULL, self.bare)}
+        found["first push"] = self._push(OUR_PUSH, self.ours)
+        found["push"] = self._push(OUR_PUSH, self.ours)
+        found["pull"] = self._run(OUR_PULL, self.ours)
+        hashes = self._run(HASHES_ALONE + OUR_PULL, self.ours)
+        found["pull"]["checks"] = found["pull"]["seconds"] - hashes["seconds"]
+        report(self.lane, found)
+        return found
+
+    def _push(self, body: str, environment: dict[str, str]) -> dict[str, float]:
+        httpx2.post(f"{self.url}/_control", json={"reset": "all", "xet": self.lane == "xet"})
+        return self._run(body, environment)
+
+    def _run(self, body: str, environment: dict[str, str]) -> dict[str, float]:
+        shutil.rmtree(self.work / "home", ignore_errors=True)  # Xet remembers there what it has sent
+        try:
+            return run(body, self.folder, self.work / "pulled", environment)
+        finally:
+            shutil.rmtree(self.work / "pulled", ignore_errors=True)
+
+
+def report(lane: str, found: dict[str, dict[str, float]]) -> None:
+    """Print the figures of one run, or medians."""
+    for name, ours in found.items():
+        line = f"{lane} {name}: {ours['seconds']:.1f} s, {ours['peak_mb']:.0f} MB at most"
+        if not name.startswith("bare"):
+            bare = found[f"bare {name.split()[-1]}"]["seconds"]
+            ratio, without = ours["seconds"] / bare, (ours["seconds"] - ours["checks"]) / bare
+            line += f" ({ours['idle_mb']:.0f} imports), of which checks {ours['checks']:.1f} s; ratio {ratio:.2f}"
+            line += f", without checks {without:.2f}"
+        say(line)
 
 
 def say(line: str) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from stairdata_schemas.errors import ReviewError, quote
+from stairdata_schemas.files import cache_folder
 
 PINS = Path(__file__).with_name("argilla-server.txt")
 ARGILLA_VERSION = "2.8.0"
@@ -25,14 +26,6 @@ PROBE = "import importlib.util as u; assert all(map(u.find_spec, ('argilla_serve
 PROBE_TIMEOUT = 60.0
 
 OnProgress = Callable[[str], None]
-
-
-def cache_folder() -> Path:
-    """Return the folder for what can be made anew: STAIRDATA_CACHE, XDG_CACHE_HOME/stairdata or ~/.cache/stairdata."""
-    given = os.environ.get("STAIRDATA_CACHE")
-    if given:
-        return Path(given).absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "stairdata"
 
 
 def ensure_environment(on_progress: OnProgress | None = None, pins: Path = PINS) -> Path:

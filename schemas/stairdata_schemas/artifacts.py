@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -223,7 +224,7 @@ Look = Callable[[FileEntry, int, pl.DataFrame], None]
 """Told of each piece of rows that is read: its file, the number of its first row, the rows."""
 
 
-def validate_artifact(artifact: Artifact, look: Look | None = None) -> list[Problem]:
+def validate_artifact(artifact: Artifact, look: Look | None = None, *, rows: bool = True) -> list[Problem]:
     """Check an artifact against its manifest and its schema; an empty list means that all holds.
 
     Checked are: sha256 and row count of each file, files that the manifest doesn't know, the column names and
@@ -232,11 +233,13 @@ def validate_artifact(artifact: Artifact, look: Look | None = None) -> list[Prob
     Args:
         artifact: what to check.
         look: sees every row on the way, from several threads; reading them is most of the time.
+        rows: read the rows; without, only the files themselves are compared with the manifest.
     """
     files = artifact.manifest.files
     with ThreadPoolExecutor(min(READERS, len(files) or 1, os.cpu_count() or 1)) as pool:
-        found = list(pool.map(lambda entry: validate_file(artifact, entry, look), files))
-    return [*_unknown_files(artifact), *chain.from_iterable(found), *validate_whole(artifact, sound=not any(found))]
+        found = list(pool.map(lambda entry: validate_file(artifact, entry, look, rows=rows), files))
+    whole = validate_whole(artifact, sound=rows and not any(found))
+    return [*_unknown_files(artifact), *chain.from_iterable(found), *whole]
 
 
 def validate_whole(artifact: Artifact, *, sound: bool = True) -> list[Problem]:
@@ -244,7 +247,7 @@ def validate_whole(artifact: Artifact, *, sound: bool = True) -> list[Problem]:
 
     Args:
         artifact: what to check.
-        sound: each file holds by itself; otherwise keys are not looked at.
+        sound: each file was read, and holds by itself; otherwise keys are not looked at.
     """
     problems = [*_duplicate_keys(artifact)] if sound else []
     total = sum(entry.rows for entry in artifact.manifest.files)
@@ -262,12 +265,16 @@ def _unknown_files(artifact: Artifact) -> Iterator[Problem]:
             yield Problem(f"data/{path.name}", "not_in_the_manifest", 1, path.name)
 
 
-def validate_file(artifact: Artifact, entry: FileEntry, look: Look | None = None) -> list[Problem]:
-    """Check one data file: its sha256, its columns, and every row."""
+def validate_file(
+    artifact: Artifact, entry: FileEntry, look: Look | None = None, *, rows: bool = True
+) -> list[Problem]:
+    """Check one data file: its sha256, and, unless `rows` is off, its columns and every row."""
     path = artifact.folder / entry.path
     digest = sha256_of_file(path)
     if digest != entry.sha256:
         return [Problem(entry.path, "sha256", 1, f"{digest} instead of {entry.sha256}")]
+    if not rows:
+        return []
     try:
         return _validate_table(artifact, entry, path, look)
     except (pl.exceptions.PolarsError, pa.ArrowException, OSError) as error:
@@ -306,14 +313,22 @@ def iterate_frames(path: Path, rows: int = 4096) -> Iterator[pl.DataFrame]:
 
 
 def _validate_rows(kind: str, where: str, frame: pl.DataFrame) -> Iterator[Problem]:
-    failure = row_schema(kind).filter(frame).failure
-    key = row_schema(kind).primary_key()[0]
-    details = failure.details()
-    for rule, count in failure.counts().items():
-        yield Problem(where, rule, count, str(details.filter(pl.col(rule) == "invalid")[key][0]))
+    schema = row_schema(kind)
+    if not frame.select(_every_rule(kind)).item():  # a sixth of what it costs to take the rows apart
+        failure = schema.filter(frame).failure
+        key, details = schema.primary_key()[0], failure.details()
+        for rule, count in failure.counts().items():
+            yield Problem(where, rule, count, str(details.filter(pl.col(rule) == "invalid")[key][0]))
     for rule, bad in (("prompt_id", _wrong_prompt_ids(frame)), ("grammar", _wrong_completions(kind, frame))):
         if bad:
             yield Problem(where, rule, len(bad), bad[0])
+
+
+@cache
+def _every_rule(kind: str) -> pl.Expr:
+    """Return an expression that is true of a frame in which no row breaks a rule (null breaks none)."""
+    rules = row_schema(kind)._validation_rules(with_cast=False)
+    return pl.all_horizontal([rule.expr.all().alias(name) for name, rule in rules.items()])
 
 
 def _wrong_prompt_ids(frame: pl.DataFrame) -> list[str]:

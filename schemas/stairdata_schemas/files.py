@@ -10,6 +10,14 @@ from pathlib import Path
 from typing import IO, Any
 
 
+def cache_folder() -> Path:
+    """Return the folder for what can be made anew: STAIRDATA_CACHE, XDG_CACHE_HOME/stairdata or ~/.cache/stairdata."""
+    given = os.environ.get("STAIRDATA_CACHE")
+    if given:
+        return Path(given).absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "stairdata"
+
+
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Replace a file in one step."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

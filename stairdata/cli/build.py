@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from stairdata.cli.console import emit, say, show_progress
+from stairdata.cli.console import ProgressFunction, emit, say, show_progress
 from stairdata.cli.options import (
     InputOption,
     LimitOption,
@@ -212,9 +212,22 @@ def build(
             emit(forecast(name, settings, options))
             return
         artifact = build_kind(name, settings, options)
+        if artifact is not None:
+            _check_for_push(artifact, progress)
     if artifact is not None:
         say(summary(artifact))
         emit(artifact.reference)
+
+
+def _check_for_push(artifact: Artifact, progress: ProgressFunction) -> None:
+    """Check a large artifact while nobody waits for it, so that its push need not read the rows again."""
+    from stairdata.hub.checks import check, is_large
+
+    if is_large(artifact):
+        from stairdata.hub.secrets import own_secrets
+
+        progress(f"checking {artifact.reference}", 0, 0)
+        check(artifact, own_secrets())  # what it finds is told when somebody pushes
 
 
 def with_evaluations(recipe: FullRecipe, given: list[str]) -> FullRecipe:

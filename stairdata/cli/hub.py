@@ -187,7 +187,7 @@ def print_lineage(artifact: Artifact, root: Path, *, json_: bool) -> None:
         return
     tree = Tree(_ancestor_line(top))
     _grow(tree, top)
-    Console(highlight=False, markup=False, emoji=False, soft_wrap=True).print(tree)
+    Console(highlight=False, markup=False, emoji=False).print(tree)  # a soft wrap would cut long lines in a tree
 
 
 def _grow(tree: Tree, ancestor: Ancestor) -> None:
@@ -224,7 +224,7 @@ def print_releases(repo: str, *, json_: bool) -> None:
     if not listed:
         say(f"{found.name} has no release")
         return
-    rows = [[_shown(value) for value in _release_facts(release).values()] for release in listed]
+    rows = [[_shown(value) for value in _row(release).values()] for release in listed]
     print_table(["tag", "config", "kind", "created", "rows", "schema", "licence", "commit", "changes"], rows)
 
 
@@ -241,6 +241,13 @@ def _release_facts(release: Release) -> dict[str, Any]:
         "commit": release.commit,
         "changes": release.changes if manifest else ["no manifest that this release reads"],
     }
+
+
+def _row(release: Release) -> dict[str, Any]:
+    """Return the facts of a release as short as a table needs them."""
+    facts = _release_facts(release)
+    created = f"{release.manifest.created_at:%Y-%m-%d %H:%M}" if release.manifest else None
+    return facts | {"created": created, "commit": release.commit[:12]}
 
 
 def _shown(value: object) -> str:

@@ -193,6 +193,8 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code if error.response is not None else 0
         return status in {408, 425, 429} or status >= 500
+    if isinstance(error, httpx2.UnsupportedProtocol):  # HF_ENDPOINT is no URL
+        return False
     if isinstance(error, httpx2.TransportError | ConnectionError | TimeoutError):
         return True
     if isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError | RecursionError):
@@ -232,8 +234,19 @@ def hub_errors(repo: str) -> Iterator[None]:
         raise HubError(f"no Hub token; run `hf auth login`, or set HF_TOKEN ({type(error).__name__})") from None
     except (RuntimeError, ValueError) as error:
         if isinstance(error, UnicodeError):
-            raise
+            if _is_token_fit():
+                raise
+            raise HubError(
+                "the Hub token holds characters that no token has; run `hf auth login`, or set HF_TOKEN to a valid one"
+            ) from None
         raise HubError(explain(error, repo)) from None
+
+
+def _is_token_fit() -> bool:
+    """Tell whether the token can be sent at all."""
+    from huggingface_hub import get_token
+
+    return (get_token() or "").isascii()
 
 
 def explain(error: BaseException, repo: str) -> str:

@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from stairdata.hub import plots
+from stairdata.hub.checks import check
 from stairdata.hub.client import README, Repository, Tree, holds, manifests, read, tree
 from stairdata.hub.places import Place, parse_tag
 from stairdata.hub.policy import Gate
 from stairdata.hub.releases import changelog_line, manifest_at, parse_manifest, previous
-from stairdata.hub.secrets import RowScanner, check_secrets, own_secrets
+from stairdata.hub.secrets import check_secrets, own_secrets
 from stairdata_schemas import card as cards
-from stairdata_schemas.artifacts import Artifact, parse_version, validate_artifact
+from stairdata_schemas.artifacts import Artifact, parse_version
 from stairdata_schemas.card import Card, CardConfig, Plot
 from stairdata_schemas.croissant import CROISSANT_NAME, croissant
 from stairdata_schemas.errors import HubError, PublishError, ReleaseConflictError, quote
@@ -33,6 +34,21 @@ SHOWN = 5
 
 def quiet(what: str, done: int, total: int) -> None:
     """Report to nobody."""
+
+
+class FileState(NamedTuple):
+    """A file as it was at a moment: other content shows in one of these."""
+
+    inode: int
+    bytes: int
+    changed_at: int
+    """Nanoseconds."""
+
+
+def state_of(path: Path) -> FileState:
+    """Look at a file."""
+    found = path.stat()
+    return FileState(found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +77,8 @@ class Release:
     tag: str
     data: Mapping[str, Path]
     """Data files by their path in the repository."""
+    states: Mapping[str, FileState]
+    """What tells whether a data file changed since it was checked, by its path in the repository."""
     small: Mapping[str, bytes]
     """Manifest, Croissant metadata and plots by their path in the repository."""
     dataset_info: dict[str, Any]
@@ -111,20 +129,21 @@ def prepare(artifact: Artifact, options: PushOptions) -> Release:
     """
     _check_quarantine(artifact, options.max_quarantine)
     options.progress(f"checking {artifact.reference}, and looking for secrets in it", 0, 0)
-    scanner = RowScanner(artifact.kind, own_secrets())
-    problems = validate_artifact(artifact, scanner)
+    states = {entry.path: state_of(artifact.folder / entry.path) for entry in artifact.manifest.files}
+    problems, hits = check(artifact, own_secrets())
     pa.default_memory_pool().release_unused()  # what the rows took would stay beside what the upload takes
     if problems:
         found = "; ".join(
             f"{one.where}: {one.rule} ({one.violations}, such as {quote(one.example)})" for one in problems[:SHOWN]
         )
         raise PublishError(f"{artifact.reference} is not valid and was not published: {found}; build or pull it again")
-    check_secrets(artifact, scanner.hits, {README: _local_card(artifact)}, options.allow_secrets)
+    check_secrets(artifact, hits, {README: _local_card(artifact)}, options.allow_secrets)
     place = Place(options.config)
     data = {place.prefix + entry.path: artifact.folder / entry.path for entry in artifact.manifest.files}
     tag = place.tag(artifact.manifest.version)
     small = _small_files(artifact, options, place)
-    return Release(artifact, options, place, tag, data, small, _measured_info(artifact, place))
+    states = {place.prefix + path: state for path, state in states.items()}
+    return Release(artifact, options, place, tag, data, states, small, _measured_info(artifact, place))
 
 
 def _check_quarantine(artifact: Artifact, limit: float) -> None:

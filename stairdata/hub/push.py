@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from stairdata.hub.client import (
     DATASET,
@@ -31,7 +31,17 @@ from stairdata.hub.client import (
     status_of,
     tree,
 )
-from stairdata.hub.content import Head, PushOptions, Release, check_layout, is_older, prepare, read_head, render_card
+from stairdata.hub.content import (
+    Head,
+    PushOptions,
+    Release,
+    check_layout,
+    is_older,
+    prepare,
+    read_head,
+    render_card,
+    state_of,
+)
 from stairdata.hub.places import Place
 from stairdata.hub.policy import Access, decide_access, decide_license
 from stairdata.hub.secrets import Hit, own_secrets, scan_texts
@@ -239,7 +249,6 @@ class _Publisher:
         self.repo = plan.release.options.repo
         self.first: Head | None = plan.head
         self.failures = 0
-        self.hashed = False
 
     def run(self) -> str:
         """Return the commit that carries the tag."""
@@ -344,12 +353,14 @@ class _Publisher:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         data = [CommitOperationAdd(path, str(local)) for path, local in self.release.data.items()]
-        if self.hashed:  # they were hashed when they were uploaded, and found to be the manifest's
-            for operation in data:
-                operation.upload_info.sha256 = bytes.fromhex(self.release.sha256[operation.path_in_repo])
+        for operation in data:  # they were hashed when they were checked, and found to be the manifest's
+            operation.upload_info.sha256 = bytes.fromhex(self.release.sha256[operation.path_in_repo])
         small = [CommitOperationAdd(path, content) for path, content in self.release.small.items()]
-        api().preupload_lfs_files(self.repo, [*data, *small], repo_type=DATASET, revision=branch, free_memory=False)
-        self._check_uploads(data)
+        try:
+            self._check_unchanged()
+            api().preupload_lfs_files(self.repo, [*data, *small], repo_type=DATASET, revision=branch, free_memory=False)
+        finally:
+            self._check_unchanged()
         gone = [CommitOperationDelete(path) for path in _leftovers(self.release, head.files)]
         done = api().create_commit(
             self.repo,
@@ -361,12 +372,13 @@ class _Publisher:
         )
         return str(done.oid)
 
-    def _check_uploads(self, data: list[Any]) -> None:
-        """Compare what was read while it was uploaded with the manifest: a file may have changed since the check."""
-        for operation in data:
-            if operation.upload_info.sha256.hex() != self.release.sha256[operation.path_in_repo]:
-                raise PublishError(f"{operation.path_in_repo} changed while it was uploaded; nothing was published")
-        self.hashed = True
+    def _check_unchanged(self) -> None:
+        """Look whether what is uploaded is what was checked."""
+        for path, local in self.release.data.items():
+            if not local.is_file() or state_of(local) != self.release.states[path]:
+                raise PublishError(
+                    f"{path} changed while it was uploaded; nothing was published; run the same command again"
+                )
 
     def _card(self, head: Head, found: Repository) -> str:
         card = render_card(self.release, head, found, self.plan.license, gated=self.plan.access.gate != "no")

@@ -18,7 +18,7 @@ from stairdata.hub.push import make_plan, push
 from stairdata.hub.secrets import PATTERNS, scan_texts
 from stairdata_schemas import card as cards
 from stairdata_schemas.artifacts import Artifact
-from stairdata_schemas.errors import PublishError, UsageError
+from stairdata_schemas.errors import HubError, PublishError, UsageError
 from stairdata_schemas.manifest import Parent
 from tests.stairdata.hub.conftest import pair_rows, prompt_rows
 
@@ -297,3 +297,13 @@ def test_the_token_is_nowhere_but_in_the_header(hub: HubServer, make: Make, tmp_
     for name in ("README.md", "manifest.json", "croissant.json"):
         assert token.encode() not in read(REPO, name, "main")
     json.loads((artifact.folder / "hub.json").read_text())
+
+
+@pytest.mark.parametrize("token", ["t\N{LATIN SMALL LETTER O WITH DIAERESIS}ken-of-a-friend", "two\nlines-of-it"])
+def test_a_token_that_cannot_be_sent_is_one_message(
+    token: str, hub: HubServer, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(HubError, match="token") as caught:
+        push(make(), PushOptions(REPO))
+    assert token not in str(caught.value)
