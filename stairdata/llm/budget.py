@@ -84,6 +84,11 @@ class Budget:
                 f"tokens: prices: {{{unknown[0]}: {{input: 0.5, output: 1.5}}}}; or leave --max-cost out"
             )
 
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether a limit depends on what answers take."""
+        return self.limits.total_tokens is not None or self.limits.cost is not None
+
     def price(self, model: str, prompt_tokens: int, completion_tokens: int) -> Spent:
         """Say what some tokens cost; nothing where the price is unknown."""
         price = self.prices.get(model)

@@ -6,7 +6,8 @@ import asyncio
 import json
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -186,8 +187,8 @@ class Client:
         }
         plain = {key: value for key, value in sampling.items() if key != "top_k"}
 
-        async def attempt() -> Generation:
-            answer: Any = await self.openai.completions.create(
+        async def ask() -> Any:
+            return await self.openai.completions.create(
                 model=self.model,
                 prompt=prompt,
                 n=n,
@@ -196,9 +197,11 @@ class Client:
                 extra_body=extra,
                 **plain,
             )
+
+        def read(answer: Any) -> Generation:
             return _generation(answer, n, _completion_sample, may_ignore_n=self._takes_n is not True)
 
-        return await self._send(attempt, most._replace(completion_tokens=n * most.completion_tokens))
+        return await self._send(ask, read, most._replace(completion_tokens=n * most.completion_tokens))
 
     async def chat(
         self, messages: list[ChatCompletionMessageParam], *, max_tokens: int, seed: int, **options: Any
@@ -212,11 +215,10 @@ class Client:
         """
         body = chat_body(self.model, messages, max_tokens=max_tokens, seed=seed, **options)
 
-        async def attempt() -> Generation:
-            answer: Any = await self.openai.chat.completions.create(**body)
-            return read_chat(answer)
+        async def ask() -> Any:
+            return await self.openai.chat.completions.create(**body)
 
-        return await self._send(attempt, Most(most_read(body), max_tokens))
+        return await self._send(ask, read_chat, Most(most_read(body), max_tokens))
 
     async def models(self) -> list[str]:
         """List the server's models: the health check of a server that isn't ours.
@@ -236,18 +238,15 @@ class Client:
         """Close the connections."""
         await self.openai.close()
 
-    async def _send(self, attempt: Callable[[], Awaitable[Generation]], most: Most) -> Generation:
-        ticket = await self.budget.admit(self._name, *most)
-        used = Most(0, 0)
+    async def _send(
+        self, ask: Callable[[], Awaitable[Any]], read: Callable[[Any], Generation], most: Most
+    ) -> Generation:
         try:
-            generation = await self._retried(attempt)
-            used = Most(generation.prompt_tokens, generation.completion_tokens)
+            generation = await self._retried(ask, read, most)
         except RequestFailedError as error:
             error.detail = self.redact(error.detail)
             await self._note_failure(error)
             raise
-        finally:
-            self.budget.settle(ticket, self._name, *used)
         self._failed_in_a_row = 0
         self._has_answered = True
         self.tally.prompt_tokens += generation.prompt_tokens
@@ -255,20 +254,24 @@ class Client:
         self.tally.outcomes[generation.outcomes[-1]] += 1
         return generation
 
-    async def _retried(self, attempt: Callable[[], Awaitable[Generation]]) -> Generation:
+    async def _retried(
+        self, ask: Callable[[], Awaitable[Any]], read: Callable[[Any], Generation], most: Most
+    ) -> Generation:
         sent_at = 0.0
 
         async def once() -> Generation:
             nonlocal sent_at
-            async with self.window.slot() as slot:
+            async with self._paid(most) as paid, self.window.slot() as slot:
                 self.budget.check_running()
                 sent_at = slot.sent_at
                 self.tally.requests += 1
                 try:
-                    generation = await attempt()
+                    answer = await ask()
                 except openai.APIConnectionError:
                     await asyncio.to_thread(self._check)
                     raise
+                paid.append(self._usage(answer))
+                generation = read(answer)
                 slot.work = generation.completion_tokens + 1
                 return generation
 
@@ -285,6 +288,25 @@ class Client:
 
         generation, failures = await with_retries(once, self.limits, note, self.budget.sleep)
         return replace(generation, outcomes=(*failures, *generation.outcomes))
+
+    @asynccontextmanager
+    async def _paid(self, most: Most) -> AsyncIterator[list[Most]]:
+        """Set aside what an attempt can take, and charge what its answer says it took, read or not."""
+        ticket = await self.budget.admit(self._name, *most)
+        paid: list[Most] = []
+        try:
+            yield paid
+        finally:
+            self.budget.settle(ticket, self._name, *(paid[0] if paid else Most(0, 0)))
+
+    def _usage(self, answer: Any) -> Most:
+        usage = getattr(answer, "usage", None)
+        if usage is None and isinstance(getattr(answer, "choices", None), list) and self.budget.counts_tokens:
+            raise ServerError(
+                f"the LLM server at {self.base_url} does not say how many tokens an answer took, so a limit on tokens "
+                "or cost can't be kept; finished work is kept: leave the limit out, or take another server"
+            )
+        return _usage_of(usage)
 
     async def _note_failure(self, error: RequestFailedError) -> None:
         """Tell a request that failed from a server that is gone: a prompt must not be lost to the latter."""
@@ -363,14 +385,19 @@ def _generation(answer: Any, wanted: int, read: Callable[[Any], Sample], *, may_
     choices = getattr(answer, "choices", None)
     if not isinstance(choices, list):
         raise MalformedAnswerError("the answer has no choices")
-    samples = [read(choice) for choice in choices]
+    try:
+        samples = [read(choice) for choice in choices]
+    except (AttributeError, TypeError) as error:  # of a shape that no server should send
+        raise MalformedAnswerError(f"a choice can't be read: {error}") from error
     if len(samples) != wanted and not (may_ignore_n and len(samples) == 1):
         raise MalformedAnswerError(f"{len(samples)} samples instead of {wanted}")
-    prompt_tokens, completion_tokens = (
-        whole_number(getattr(answer.usage, name, None)) for name in ("prompt_tokens", "completion_tokens")
-    )
     is_cut = any(sample.finish == "length" for sample in samples)
-    return Generation(samples, prompt_tokens, completion_tokens, outcomes=(Outcome.LENGTH if is_cut else Outcome.OK,))
+    used = _usage_of(getattr(answer, "usage", None))
+    return Generation(samples, *used, outcomes=(Outcome.LENGTH if is_cut else Outcome.OK,))
+
+
+def _usage_of(usage: Any) -> Most:
+    return Most(*(whole_number(getattr(usage, name, None)) for name in Most._fields))
 
 
 def whole_number(value: Any) -> int:
@@ -383,21 +410,30 @@ def _completion_sample(choice: Any) -> Sample:
         raise MalformedAnswerError("a choice has no text")
     given = choice.logprobs
     pairs = zip(given.tokens or [], given.token_logprobs or [], strict=False) if given else []
-    return _sample(choice.text, choice.finish_reason, tuple(TokenLogprob(token, value, {}) for token, value in pairs))
+    return _sample(choice.text, choice.finish_reason, tuple(_logprob(token, value) for token, value in pairs))
 
 
 def _chat_sample(choice: Any) -> Sample:
     message = getattr(choice, "message", None) if isinstance(choice, ChatChoice) else None
-    if message is None:
+    if message is None or not isinstance(message.content, str | None):
         raise MalformedAnswerError("a choice has no message")
     if message.refusal:
         raise RequestFailedError([Outcome.REFUSAL], message.refusal)
     given = choice.logprobs.content if choice.logprobs else None
     logprobs = tuple(
-        TokenLogprob(token.token, token.logprob, {other.token: other.logprob for other in token.top_logprobs})
+        _logprob(token.token, token.logprob)._replace(
+            others=dict(_logprob(other.token, other.logprob)[:2] for other in token.top_logprobs or [])
+        )
         for token in given or []
     )
     return _sample(message.content or "", choice.finish_reason, logprobs)
+
+
+def _logprob(token: Any, logprob: Any) -> TokenLogprob:
+    # above zero by a hair where a server rounds; what is no number is not below 1 either
+    if not isinstance(token, str) or not isinstance(logprob, int | float) or not logprob < 1:
+        raise MalformedAnswerError("a token has no log-probability")
+    return TokenLogprob(token, logprob, {})
 
 
 def _sample(text: str, finish: str | None, logprobs: tuple[TokenLogprob, ...]) -> Sample:

@@ -140,7 +140,7 @@ async def with_retries(
     async def classified() -> T:
         try:
             return await attempt()
-        except (openai.OpenAIError, MalformedAnswerError, ValueError) as error:
+        except (openai.OpenAIError, MalformedAnswerError, ValueError, RecursionError) as error:
             failure = classify(error)
             outcomes.append(failure.outcome)
             first_failure.append(time.monotonic())
@@ -229,6 +229,6 @@ def _seconds(header: str | None) -> float | None:
     except ValueError:
         try:
             seconds = parsedate_to_datetime(header or "").timestamp() - time.time()
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
     return seconds if 0 < seconds < float("inf") else None

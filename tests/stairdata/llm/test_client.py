@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,7 +15,7 @@ from stairdata.llm.client import DEAD_AFTER, Client, Generation
 from stairdata.llm.outcomes import Outcome, RequestFailedError
 from stairdata.llm.session import identify, open_client
 from stairdata.recipe import Endpoint
-from stairdata_schemas.errors import RecipeError, ServerError
+from stairdata_schemas.errors import BudgetError, RecipeError, ServerError
 
 if TYPE_CHECKING:
     from tests.conftest import StubServer
@@ -132,6 +133,15 @@ STRANGE = [  # answers with status 200 that are not what the protocol says
     {"text": '{"choices": [null, null, null]}'},
     {"text": '{"choices": [{}, {}, {}]}'},
     {"text": '{"choices": [{"message": null, "text": null, "finish_reason": "stop"}]}'},
+    {"text": '{"choices": [{"message": 5, "text": 5, "finish_reason": "stop"}]}'},
+    {"text": '{"choices": [{"message": {"content": 5}, "text": [], "finish_reason": "stop"}]}'},
+    {"text": '{"choices": [{"message": {"content": "a"}, "text": "a", "logprobs": "none"}]}'},
+    {"text": '{"choices": [{"message": {"content": "a"}, "text": "a", "logprobs": {"content": 3, "tokens": 3}}]}'},
+    {
+        "text": '{"choices": [{"message": {"content": "a"}, "text": "a", "logprobs": {"tokens": ["a"], '
+        '"token_logprobs": [NaN], "content": [{"token": "a", "logprob": null}]}}]}'
+    },
+    {"text": "[" * 100_000},
 ]
 
 
@@ -161,7 +171,7 @@ def test_a_lasting_fault_ends_with_its_outcome(
     assert stub_llm.stats()["requests"] == 3
 
 
-@pytest.mark.parametrize("answer", STRANGE, ids=str)
+@pytest.mark.parametrize("answer", STRANGE, ids=lambda answer: answer["text"][:120])
 @pytest.mark.parametrize("ask", [complete, chat])
 def test_an_answer_that_breaks_the_protocol_is_malformed(
     ask: Callable[[Client], Awaitable[Generation]],
@@ -222,7 +232,15 @@ def test_outcomes_keep_their_order(call: Callable[..., Any], stub_llm: StubServe
 
 @pytest.mark.parametrize(
     ("header", "least"),
-    [("7", 7), ("0.25", 0.25), ("-3", 0), ("nonsense", 0), ("Fri, 31 Dec 1999 23:59:59 GMT", 0), ("nan", 0)],
+    [
+        ("7", 7),
+        ("0.25", 0.25),
+        ("-3", 0),
+        ("nonsense", 0),
+        ("Fri, 31 Dec 1999 23:59:59 GMT", 0),
+        ("Fri, 31 Dec 1999 23:59:59 +99999999999999", 0),
+        ("nan", 0),
+    ],
 )
 def test_the_wait_is_at_least_what_the_server_asks_for(
     header: str, least: float, call: Callable[..., Any], stub_llm: StubServer, waits: list[float]
@@ -522,6 +540,60 @@ def test_retries_end_with_the_time_they_may_take(call: Callable[..., Any], stub_
 def test_a_generation_tells_how_the_attempts_before_it_ended(call: Callable[..., Any], stub_llm: StubServer) -> None:
     stub_llm.control(script=[{"fault": "error"}, {"fault": "broken"}])
     assert call(complete).outcomes == (Outcome.SERVER_ERROR, Outcome.MALFORMED, Outcome.OK)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [{"samples_short": 1}, {"finish": "content_filter"}],
+    ids=str,
+)
+def test_an_answer_that_is_of_no_use_is_paid_for_too(
+    fault: dict[str, Any], stub_llm: StubServer, waits: list[float]
+) -> None:
+    async def work() -> int:
+        budget = Budget(Limits(total_tokens=100_000))
+        client = Client(Endpoint(retries=2), stub_llm.base_url, "actor", KEY, budget=budget)
+        useful = await client.complete("a", n=3, max_tokens=50, seed=1)
+        one = useful.prompt_tokens + useful.completion_tokens
+        stub_llm.control(**fault)
+        with pytest.raises(RequestFailedError):
+            await client.complete("a", n=3, max_tokens=50, seed=1)
+        await client.close()
+        assert one > 0
+        return budget.spent.tokens - one
+
+    assert asyncio.run(work()) > 0
+
+
+def test_no_limit_is_passed_by_answers_of_no_use(stub_llm: StubServer, waits: list[float]) -> None:
+    async def work() -> Budget:
+        budget = Budget(Limits(total_tokens=300))
+        client = Client(Endpoint(retries=50), stub_llm.base_url, "actor", KEY, budget=budget)
+        stub_llm.control(samples_short=1)
+        with pytest.raises(StoppedError):
+            await client.complete("a", n=3, max_tokens=50, seed=1)
+        await client.close()
+        return budget
+
+    budget = asyncio.run(work())
+    assert 0 < budget.spent.tokens <= 300
+    assert isinstance(budget.reason, BudgetError)
+
+
+def test_a_server_that_says_no_usage_can_keep_no_limit(stub_llm: StubServer) -> None:
+    async def work(limits: Limits) -> Generation:
+        stub_llm.control(
+            reset=True, script=[{"text": json.dumps({"choices": [{"text": "a", "finish_reason": "stop"}]})}]
+        )
+        client = Client(Endpoint(), stub_llm.base_url, "actor", KEY, budget=Budget(limits))
+        try:
+            return await client.complete("a", n=1, max_tokens=50, seed=1)
+        finally:
+            await client.close()
+
+    assert asyncio.run(work(Limits(seconds=100))).samples[0].text == "a"
+    with pytest.raises(ServerError, match="does not say how many tokens"):
+        asyncio.run(work(Limits(total_tokens=1000)))
 
 
 def test_a_budget_is_charged_for_answers_and_not_for_failures(stub_llm: StubServer, waits: list[float]) -> None:
