@@ -238,7 +238,8 @@ class Ledger:
                     found[id_] = failure or Answer(path, begin)
         if job.status == "completed" and len(found) < job.requests and self.blocker(job) is None:
             left_out = RequestFailedError([Outcome.MALFORMED], "the batch is completed and does not answer it")
-            found = dict.fromkeys(self._ids(job), left_out) | found  # else they would be submitted without end
+            for id_ in self._ids(job):
+                found.setdefault(id_, left_out)  # else it would be submitted without end
         return found
 
     def _mend(self, job: Job) -> None:
