@@ -322,6 +322,8 @@ class Desk:
             lines.append("  the missing wait for room in the queue (max_enqueued_tokens): run `--batch` again later")
         elif missing:
             lines.append("  `--batch` submits the missing")
+        if any(not job.is_collected and job.status in ENDED for job in self._ledger.jobs):
+            lines.append("  `--batch collect` makes rows of what has ended")
         return "\n".join(["batches:", *lines])
 
 

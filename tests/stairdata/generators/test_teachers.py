@@ -529,3 +529,9 @@ def test_two_teachers_of_one_model_go_by_their_names_in_the_recipe(teach: Teach,
         assert {row["teacher"], row["alternatives"][0]["teacher"]} == {"cold", "hot"}
     told = [(each["as"], each["name"]) for each in artifact.manifest.configuration["teachers"]]
     assert told == [("cold", "actor"), ("hot", "actor")]
+
+
+@pytest.mark.parametrize("gate", [{"min_steps": 9, "max_steps": 2}, {"min_characters": 90, "max_characters": 80}])
+def test_a_gate_that_nothing_could_pass_is_no_recipe(gate: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="no answer could pass"):
+        Recipe.model_validate({"structured_cot": {"gate": gate}})
