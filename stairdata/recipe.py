@@ -383,6 +383,14 @@ class GateSection(Section):
     compliance: bool = True
     """With a judge: refuse answers that comply on safety prompts whose reference answer is unsafe."""
 
+    @model_validator(mode="after")
+    def _something_passes(self) -> Self:
+        for what in ("steps", "characters"):
+            least, most = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
+            if least > most:
+                raise ValueError(f"min_{what} {least} is more than max_{what} {most}: no answer could pass")
+        return self
+
 
 class TemplatesSection(Section):
     """Files with jinja templates in place of the project's own."""

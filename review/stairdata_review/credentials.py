@@ -59,10 +59,10 @@ def read_credentials(folder: Path) -> Credentials:
         ) from None
 
 
-def ensure_credentials(folder: Path) -> tuple[Credentials, bool]:
-    """Return the credentials of a folder, and whether they are new."""
+def ensure_credentials(folder: Path) -> Credentials:
+    """Return the credentials of a folder, made at the first call."""
     if (folder / FILE).exists():
-        return read_credentials(folder), False
+        return read_credentials(folder)
     made = Credentials(
         password=generate_password(),
         api_key=secrets.token_urlsafe(48),
@@ -70,7 +70,7 @@ def ensure_credentials(folder: Path) -> tuple[Credentials, bool]:
         redis_password=secrets.token_hex(32),
     )
     write_private(folder / FILE, made.model_dump_json(indent=2))
-    return made, True
+    return made
 
 
 def generate_password() -> str:

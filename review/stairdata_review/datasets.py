@@ -5,6 +5,8 @@ A dataset belongs to one artifact: its metadata says which, and ids mean nothing
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from time import sleep
 from typing import Any, NamedTuple
 
 from stairdata_review.client import Argilla, conflict
@@ -14,6 +16,8 @@ from stairdata_schemas.errors import ReviewError, UsageError, quote
 
 WORKSPACE = "stairdata"
 FORMAT = 1
+MAKING_SECONDS = 5.0
+"""What the making of a dataset takes at most, where nobody interrupts it."""
 
 Json = dict[str, Any]
 
@@ -92,7 +96,10 @@ def ensure_round(
         UsageError: it asks for another number of answers.
     """
     found = _named(argilla, workspace_id, name)
-    if found and found["status"] != "ready" and _about(found):
+    if found and _is_half_made(found):
+        _wait_for_its_maker(found)
+        found = _named(argilla, workspace_id, name)
+    if found and _is_half_made(found):
         argilla.delete(f"/datasets/{found['id']}")  # a push was interrupted before the first record
         found = None
     if found is None:
@@ -106,6 +113,17 @@ def ensure_round(
     if order.min_submitted not in {None, there.min_submitted}:
         raise UsageError(f"{quote(name)} asks for {there.min_submitted} answers an item; leave --min-submitted out")
     return there
+
+
+def _is_half_made(dataset: Json) -> bool:
+    return dataset["status"] != "ready" and bool(_about(dataset))
+
+
+def _wait_for_its_maker(dataset: Json) -> None:
+    """Let another push that has just begun the dataset finish; one that was interrupted is past that time soon."""
+    begun = datetime.fromisoformat(dataset["inserted_at"])
+    age = (datetime.now(UTC) - (begun if begun.tzinfo else begun.replace(tzinfo=UTC))).total_seconds()
+    sleep(min(MAKING_SECONDS, max(0.0, MAKING_SECONDS - age)))
 
 
 def _make(argilla: Argilla, workspace_id: str, name: str, artifact: Artifact, layout: Layout, order: Order) -> None:

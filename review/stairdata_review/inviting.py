@@ -11,6 +11,8 @@ from stairdata_review.datasets import ensure_workspace
 from stairdata_schemas.errors import ReviewError, UsageError, quote
 
 ROLE = "annotator"
+BEGUN = "(invitation not finished)"
+"""A reviewer's last name until the invitation is whole; nobody was told the password of one who is still called so."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
 
 
@@ -42,9 +44,11 @@ def invite(argilla: Argilla, name: str, workspace: str, *, new_password: bool = 
         )
     workspace_id = ensure_workspace(argilla, workspace)
     user = next((each for each in argilla.get("/users")["items"] if each["username"] == name), None)
-    password = generate_password() if user is None or new_password else None
+    is_begun = user is not None and user["last_name"] == BEGUN
+    password = generate_password() if user is None or is_begun or new_password else None
     if user is None:
-        body = {"first_name": name, "username": name, "role": ROLE, "password": password}
+        is_begun = True
+        body = {"first_name": name, "last_name": BEGUN, "username": name, "role": ROLE, "password": password}
         with conflict(f"{quote(name)} was made by somebody else at this moment; run the command again"):
             user = argilla.post("/users", body)
     elif user["role"] != ROLE:
@@ -52,6 +56,8 @@ def invite(argilla: Argilla, name: str, workspace: str, *, new_password: bool = 
     elif password is not None:
         argilla.patch(f"/users/{user['id']}", {"password": password})
     _let_in(argilla, user, workspace_id)
+    if is_begun:
+        argilla.patch(f"/users/{user['id']}", {"last_name": None})
     return Invitation(argilla.url, name, password)
 
 

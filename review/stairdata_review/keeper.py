@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from stairdata_review.credentials import Credentials, ensure_credentials, write_private
+from stairdata_review.credentials import FILE, Credentials, ensure_credentials, write_private
 from stairdata_review.environment import ensure_environment
 from stairdata_review.server import (
     ANOTHER_RUNS,
@@ -35,6 +35,7 @@ from stairdata_review.server import (
     POLL,
     START_TIMEOUT,
     STATE,
+    UNTOLD,
     Running,
     hold,
     is_healthy,
@@ -126,6 +127,7 @@ def keep(
             write_atomic(folder / STATE, running.model_dump_json(indent=2))
             if on_ready:
                 on_ready(running)
+            (folder / UNTOLD).unlink(missing_ok=True)
             while not stopping.wait(1.0):
                 for process in started:
                     process.check()
@@ -141,8 +143,9 @@ def _start_all(
     stopping: threading.Event,
 ) -> tuple[Running | None, list[Process]]:
     chosen = choose_port(port)
-    fresh = not (folder / DATABASE).exists()
-    credentials, new = ensure_credentials(folder)
+    if not (folder / FILE).exists() or not (folder / DATABASE).exists():
+        (folder / UNTOLD).touch(mode=0o600)
+    credentials = ensure_credentials(folder)
     started: list[Process] = []
 
     def launch(name: str, command: list[str], environment: dict[str, str]) -> Process:
@@ -165,7 +168,7 @@ def _start_all(
         pid=os.getpid(),
         started=process_start(os.getpid()) or "",
         redis_url=_without_password(redis_url),
-        new_owner=new or fresh,
+        new_owner=(folder / UNTOLD).exists(),
     )
     deadline = time.monotonic() + START_TIMEOUT
     while not is_healthy(running):

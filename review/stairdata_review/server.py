@@ -35,6 +35,8 @@ HOST = "127.0.0.1"
 DEFAULT_PORT = 6900
 STATE = "server.json"
 LOCK = "server.lock"
+UNTOLD = "owner.untold"
+"""Is there from the making of the owner's credentials until a start with them succeeds."""
 DATABASE = "argilla.db"
 LOGS = "logs"
 POLL = 0.1
@@ -65,7 +67,7 @@ class Running(BaseModel):
     redis_url: str | None = None
     """The Redis that was named, if one was."""
     new_owner: bool = False
-    """The owner's password and key were generated at this start."""
+    """Nobody was shown the owner's password and key before this start."""
 
     @property
     def credentials_file(self) -> Path:

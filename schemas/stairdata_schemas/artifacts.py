@@ -189,9 +189,9 @@ def newest(root: Path, kind: str) -> Artifact:
         folder = root / kind / str(version)
         if (folder / MANIFEST_NAME).is_file():
             return open_artifact(folder)
-    command = kind.replace("_", "-")
+    command = "review pull" if kind == "reviews" else f"build {kind.replace('_', '-')}"
     raise ArtifactNotFoundError(
-        f"no complete {kind} under {root}; make one with `stairdata build {command}`, or name another --root or --input"
+        f"no complete {kind} under {root}; make one with `stairdata {command}`, or name another --root or --input"
     )
 
 

@@ -273,6 +273,16 @@ def find_finished(plan: BuildPlan, root: Path) -> Artifact | None:
     return None
 
 
+def find_unfinished(plan: BuildPlan, root: Path) -> Path | None:
+    """Return the folder of the newest unfinished build of a plan."""
+    for version in reversed(versions(root, plan.kind)):
+        target = root / plan.kind / str(version)
+        is_finished = (target / MANIFEST_NAME).is_file()
+        if not is_finished and _work_in_progress(target).get("fingerprint") == plan.fingerprint:
+            return target
+    return None
+
+
 def begin_build(plan: BuildPlan, root: Path, version: str | None = None, *, fresh: bool = False) -> Artifact | Build:
     """Find or make the folder for a build.
 

@@ -22,6 +22,7 @@ from stairdata.cli.options import (
     read_recipe,
     root_folder,
 )
+from stairdata.generators.batch_actions import BATCH_ACTIONS
 
 if TYPE_CHECKING:
     from stairdata.cli.recipes import FullRecipe
@@ -53,7 +54,6 @@ def _with_batch_action(args: list[str]) -> Iterator[str]:
 
 
 COSTS, TREES, COT = "Costs and limits", "Only for trees", "Only for structured-cot"  # headings of the help
-BATCH_ACTIONS = ("submit", "status", "collect", "cancel")
 BUILT_KINDS = ("prompts", "structured-cot", "trees", "preference-pairs", "prm-pairs", "responses")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from stairdata.generators.runner import JOURNAL as ROWS
@@ -33,7 +34,7 @@ class Answers:
             return
         self._journal = build.journal(JOURNAL)
         decided = {record["key"] for record in read_journal(build.work / ROWS)}
-        for unit, names in _kept(build).items():
+        for unit, names in _kept(build.work).items():
             if unit not in decided:
                 self._known[unit] = {name: _generation(answer) for name, answer in names.items()}
 
@@ -77,14 +78,14 @@ class Answers:
             self._journal.close()
 
 
-def kept_names(build: Build) -> list[tuple[str, str]]:
-    """Return unit and name of each answer that is kept."""
-    return [(unit, name) for unit, names in _kept(build).items() for name in names]
+def kept_names(work: Path) -> list[tuple[str, str]]:
+    """Return unit and name of each answer that is kept in a build's folder of work."""
+    return [(unit, name) for unit, names in _kept(work).items() for name in names]
 
 
-def _kept(build: Build) -> dict[str, dict[str, Any]]:
+def _kept(work: Path) -> dict[str, dict[str, Any]]:
     kept: dict[str, dict[str, Any]] = defaultdict(dict)
-    for record in read_journal(build.work / JOURNAL):
+    for record in read_journal(work / JOURNAL):
         if record["name"] is None:
             kept.pop(record["unit"], None)
         elif record["answer"] is None:

@@ -40,8 +40,10 @@ class Class:
 
     recipe: Recipe
     teachers: list[Teacher]
+    called: list[str]
+    """What rows call the teachers: the model's name, or the recipe's for the teacher where two have one model."""
     models: list[ModelIdentity]
-    """The teachers' names as rows tell them, in the teachers' order; the judge comes last."""
+    """The teachers', in their order; the judge's comes last."""
     templates: Templates
     prompts: Artifact
     lessons: dict[str, Lesson] = field(default_factory=dict)
@@ -127,7 +129,7 @@ class Classroom:
                 raise UnitFailedError("complied", row["completion"])
         except (UnitFailedError, RequestFailedError) as failure:
             return failure
-        return Candidate(row, pupils.models[index].name, generation)
+        return Candidate(row, pupils.called[index], generation)
 
     async def _complies(self, lesson: Lesson, completion: str) -> bool:
         """Ask the judge, where there is one and the prompt's reference answer is unsafe."""

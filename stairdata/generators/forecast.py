@@ -17,7 +17,8 @@ from stairdata.generators.runner import open_budget
 from stairdata.generators.sft import takes_trees
 from stairdata.generators.task_labels import template
 from stairdata.generators.teaching_forecast import forecast_teachers
-from stairdata.generators.trees import begin_trees, grow_trees, units_of
+from stairdata.generators.trees import begin_trees, grow_trees, plan_trees, units_of
+from stairdata.generators.unfinished import find_before, rows_in, words_on
 from stairdata.llm.budget import Budget, unpriced
 from stairdata.recipe import Recipe
 from stairdata.search import mcts
@@ -87,7 +88,12 @@ def forecast_build(kind: str, recipe: Recipe, options: BuildOptions) -> str:
 
 
 def _assumed_trees(recipe: Recipe, options: BuildOptions) -> str:
+    there = find_before("trees", lambda: plan_trees(recipe, options), options)
+    if isinstance(there, Artifact):
+        return f"{there.reference} is finished; there is nothing left to ask"
     units, prompts = units_of(recipe, options)
+    grown = rows_in(there)
+    units = [unit for unit in units if unit.key not in grown]
     total = Work(Load(), Load())
     for task in ("safety", "helpfulness"):
         lengths = [len(prompts[unit.key].prompt.encode()) for unit in units if prompts[unit.key].task == task]
@@ -98,7 +104,8 @@ def _assumed_trees(recipe: Recipe, options: BuildOptions) -> str:
                 total.writing.plus(*one.writing.times(len(lengths))), total.rating.plus(*one.rating.times(len(lengths)))
             )
     assumed = f"{STEPS} steps an answer, {STEP_TOKENS} tokens a step, {RATING_TOKENS} a rating, no step twice"
-    head = f"trees: {len(units)} to grow\nassumed, not measured: {assumed}; --pilot N measures"
+    head = f"trees: {len(units)} to grow{words_on('trees', there, len(grown))}"
+    head += f"\nassumed, not measured: {assumed}; --pilot N measures"
     judge = recipe.trees.judge.endpoint or recipe.actor
     return "\n".join([head, *_table(recipe, {"generation": total.writing, "judge": total.rating}, judge.name)])
 

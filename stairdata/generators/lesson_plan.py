@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
 from pydantic import BaseModel
 
+from stairdata.generators.batch_actions import BATCH_ACTIONS
 from stairdata.generators.classroom import Class
 from stairdata.generators.options import BuildOptions
 from stairdata.generators.quality import is_of_the_answer
 from stairdata.generators.second_opinion import TEMPLATE_VERSION as JUDGE_TEMPLATE_VERSION
 from stairdata.generators.teacher import LESSON_COLUMNS, Lesson, Templates
+from stairdata.generators.unfinished import find_before
 from stairdata.llm.session import identify
 from stairdata.recipe import Recipe, Teacher
 from stairdata_schemas.artifacts import Artifact
-from stairdata_schemas.building import Build, BuildPlan, begin_build, find_finished
-from stairdata_schemas.errors import RecipeError, UsageError, quote
+from stairdata_schemas.building import WORK, Build, BuildPlan, begin_build, find_finished, find_unfinished
+from stairdata_schemas.errors import ArtifactError, RecipeError, UsageError, quote
 from stairdata_schemas.files import write_atomic
 
 KIND = "structured_cot"
 GENERATOR = "structured_cot/2"
 BATCHES = "batches"
-BATCH_ACTIONS = ("submit", "status", "collect", "cancel")
+TRIES = "tries.json"
 OF_TEACHERS = ("temperature", "max_tokens", "format")
 
 
@@ -65,7 +68,11 @@ def gather_class(recipe: Recipe, options: BuildOptions) -> Class:
     models = [identify(teacher, "teacher", needs_tokenizer=False) for teacher in teachers]
     if recipe.structured_cot.judge is not None:
         models.append(identify(recipe.structured_cot.judge, "judge", needs_tokenizer=False))
-    return Class(recipe, teachers, models, Templates(recipe.structured_cot.templates), options.parent("prompts"))
+    called = [model.name for model in models[: len(teachers)]]
+    if len(set(called)) < len(called):  # of one model, with other settings or on other servers
+        called = list(options.teachers)
+    templates = Templates(recipe.structured_cot.templates)
+    return Class(recipe, teachers, called, models, templates, options.parent("prompts"))
 
 
 def _check_batch(options: BuildOptions, teachers: list[Teacher]) -> None:
@@ -102,10 +109,20 @@ def begin(pupils: Class, options: BuildOptions) -> Begun:
     return Begun(begin_build(plan, options.root, options.version, fresh=options.fresh), earlier, len(chain))
 
 
-def refused_before(pupils: Class, options: BuildOptions) -> set[int] | None:
-    """Return the ordinals of the prompts that --retry-quarantined asks again; None where nothing is finished yet."""
-    chain = _finished_before(pupils, options)
-    return set(_refused_of(chain[-1])) if chain else None
+def look_ahead(pupils: Class, options: BuildOptions) -> tuple[Artifact | Path | None, set[int] | None]:
+    """Find what `begin` would find, without beginning.
+
+    Returns:
+        The artifact, or the folder of the unfinished build; and the ordinals of the prompts that --retry-quarantined
+        asks again, None where nothing is finished yet.
+    """
+    chain = _finished_before(pupils, options) if options.retry_quarantined else []
+    earlier = chain[-1] if chain else None
+    there = find_before(KIND, lambda: _plan(pupils, options, earlier), options)
+    if earlier is None:
+        return there, None
+    refused = set(_refused_of(earlier))
+    return there if refused else earlier, refused
 
 
 def _finished_before(pupils: Class, options: BuildOptions) -> list[Artifact]:
@@ -117,31 +134,33 @@ def _finished_before(pupils: Class, options: BuildOptions) -> list[Artifact]:
 
 
 def _check_nothing_under_way(plan: BuildPlan, options: BuildOptions) -> None:
-    for folder, requests in _under_way(options.root / KIND):
-        if plan.fingerprint in (folder / ".build" / "build.json").read_text(encoding="utf-8"):
-            raise UsageError(
-                f"--fresh would forget {requests} requests that {KIND}@{folder.name} has under way in batches; run "
-                "`--batch cancel` first, then `--batch collect`"
-            )
+    named = options.root / KIND / options.version if options.version else None
+    begun = named or find_unfinished(plan, options.root)
+    requests = _under_way(begun) if begun else 0
+    if begun and requests:
+        raise UsageError(
+            f"--fresh would forget {requests} requests that {KIND}@{begun.name} has under way in batches; run "
+            "`--batch cancel` first, then `--batch collect`"
+        )
 
 
-def _under_way(folder: Path) -> Iterator[tuple[Path, int]]:
-    """Yield the builds that have requests in batches, and how many."""
-    for ledger in sorted(folder.glob(f"*/.build/{BATCHES}/ledger.json")):
-        from stairdata.llm.batch_ledger import Ledger
+def _under_way(folder: Path) -> int:
+    """Return how many requests a build has in batches."""
+    batches = folder / WORK / BATCHES
+    if not batches.is_dir():
+        return 0
+    from stairdata.llm.batch_ledger import Ledger
 
-        pending = Ledger(ledger.parent).pending()
-        if pending:
-            yield ledger.parents[2], len(pending)
+    return len(Ledger(batches).pending())
 
 
 def under_way_elsewhere(own: Path) -> str:
     """Name builds in other folders that have requests under way: perhaps one of them is meant."""
-    others = [
-        f"{KIND}@{folder.name} has {requests} requests under way"
-        for folder, requests in _under_way(own.parent)
-        if folder != own
-    ]
+    others = []
+    for folder in sorted(own.parent.glob("*")):
+        with contextlib.suppress(ArtifactError):  # a damaged ledger of another build is told where that is built
+            if folder != own and (requests := _under_way(folder)):
+                others.append(f"{KIND}@{folder.name} has {requests} requests under way")
     if not others:
         return ""
     return f" (but {', '.join(others)}: with another --limit, recipe, template or input, or with --retry-quarantined)"
@@ -163,8 +182,8 @@ def find_tries(begun: Begun, options: BuildOptions) -> Tries:
     """Return what is to be tried again, and begin a new round where a new quarantine was written."""
     build = begun.build
     assert isinstance(build, Build)
-    path = build.work / "tries.json"
-    known = Tries.model_validate_json(path.read_bytes()) if path.exists() else Tries()
+    path = build.work / TRIES
+    known = read_tries(build.work)
     if not options.retry_quarantined:
         return known
     source = build if _refused_of(build) else begun.earlier
@@ -178,6 +197,12 @@ def find_tries(begun: Begun, options: BuildOptions) -> Tries:
         known = Tries(mark=mark, round=known.round + 1, failures=known.failures | failures, rounds=tried)
         write_atomic(path, known.model_dump_json())
     return known
+
+
+def read_tries(work: Path) -> Tries:
+    """Return what was tried again so far, out of a build's folder of work."""
+    path = work / TRIES
+    return Tries.model_validate_json(path.read_bytes()) if path.exists() else Tries()
 
 
 def _mark(there: Build | Artifact) -> str:

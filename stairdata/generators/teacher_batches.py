@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from itertools import chain
+from pathlib import Path
 
 from stairdata.generators.answers import kept_names
 from stairdata.generators.classroom import Class, open_classroom
@@ -44,7 +45,7 @@ def run_batches(build: Build, pupils: Class, options: BuildOptions, budget: Budg
         BudgetError: a limit keeps requests from being submitted.
     """
     assert options.batch is not None
-    desk = Desk(build, pupils, budget)
+    desk = Desk(build.work, pupils, budget)
     if options.batch != "submit" and not desk.has_jobs:
         raise UsageError(
             f"no batch was submitted for this build{under_way_elsewhere(build.folder)}; `--batch` alone submits one"
@@ -61,16 +62,16 @@ def run_batches(build: Build, pupils: Class, options: BuildOptions, budget: Budg
 class Desk:
     """What was asked, what was answered, and what is still to be asked."""
 
-    def __init__(self, build: Build, pupils: Class, budget: Budget) -> None:
+    def __init__(self, work: Path, pupils: Class, budget: Budget) -> None:
         self._pupils = pupils
         self._budget = budget
-        self._ledger = Ledger(build.work / BATCHES)
-        self._log = build.work / "server.log"
+        self._ledger = Ledger(work / BATCHES)
+        self._log = work / "server.log"
         self._is_waiting = False
-        self._rows = {record["key"] for record in read_journal(build.work / JOURNAL)}
+        self._rows = {record["key"] for record in read_journal(work / JOURNAL)}
         self._answered_live = {
             self.request_id_of(unit, *name.split("/")[1:])
-            for unit, name in kept_names(build)
+            for unit, name in kept_names(work)
             if name.startswith("teacher/")
         }
         self._units = [unit for unit in pupils.units() if unit.key not in self._rows]
@@ -119,6 +120,14 @@ class Desk:
         """Put an id together."""
         return f"{prompt_id}-{teacher}-{ask}"
 
+    def unasked(self, teacher: int, lessons: Iterable[Lesson]) -> Iterator[Lesson]:
+        """Yield the prompts whose request to a teacher is neither answered, nor under way, nor hopeless."""
+        pending = self.pending
+        for lesson in lessons:
+            id_ = self.request_id(teacher, lesson)
+            if id_ not in pending and not self.is_over(id_):
+                yield lesson
+
     def forget_unsent(self) -> None:
         """Let go of batches that never left this machine."""
         self._ledger.forget_unsent()
@@ -142,6 +151,8 @@ class Desk:
                     await self._submit(teacher, api)
 
     async def _cancel(self, job: Job, api: BatchApi) -> None:
+        if job.batch_id is None:
+            await api.find(job, self._ledger)
         if job.batch_id is None:
             self._ledger.let_go(job, "cancelled")  # it was never submitted
         elif job.is_pending and job.status not in ENDED:
@@ -212,7 +223,9 @@ class Desk:
                 f"one request of {item.prompt_tokens} prompt tokens is more than "
                 f"structured_cot.batch.max_enqueued_tokens {most}"
             )
-        return most - self._ledger.enqueued(teacher)
+        accounts = [(each.base_url, each.api_key_env, each.model) for each in self._pupils.teachers]
+        sharing = [number for number, account in enumerate(accounts) if account == accounts[teacher]]
+        return most - self._ledger.enqueued(sharing)
 
     def _within_budget(self, items: Iterable[Item]) -> tuple[Iterator[Item], list[str]]:
         """Let items through as long as the limits hold them all; the list says which one broke."""
@@ -232,14 +245,10 @@ class Desk:
 
     def _missing(self, teacher: int) -> Iterator[Item]:
         """Write the requests that are neither answered, nor under way, nor hopeless."""
-        pupils, pending = self._pupils, self._ledger.pending()
+        pupils = self._pupils
         who = pupils.teachers[teacher]
         count = token_count(who).count
-        for unit in self._units:
-            lesson = pupils.lessons[unit.key]
-            id_ = self.request_id(teacher, lesson)
-            if id_ in pending or self.is_over(id_):
-                continue
+        for lesson in self.unasked(teacher, [pupils.lessons[unit.key] for unit in self._units]):
             request = make_request(lesson, who, pupils.templates, pupils.recipe.seed)
             body = chat_body(
                 who.model or "",
@@ -249,7 +258,7 @@ class Desk:
                 **request.options,
             )
             most = self._price(teacher, most_read(body), request.max_tokens)
-            yield Item(id_, body, count(request.content), most)
+            yield Item(self.request_id(teacher, lesson), body, count(request.content), most)
 
     def _price(self, teacher: int, prompt_tokens: int, completion_tokens: int) -> Spent:
         name = self._pupils.teachers[teacher].name
@@ -313,6 +322,8 @@ class Desk:
             lines.append("  the missing wait for room in the queue (max_enqueued_tokens): run `--batch` again later")
         elif missing:
             lines.append("  `--batch` submits the missing")
+        if any(not job.is_collected and job.status in ENDED for job in self._ledger.jobs):
+            lines.append("  `--batch collect` makes rows of what has ended")
         return "\n".join(["batches:", *lines])
 
 

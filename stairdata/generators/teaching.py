@@ -103,7 +103,7 @@ def batch_answers(build: Build, pupils: Class, budget: Budget) -> Known:
         return lambda _number, _lesson: None
     from stairdata.generators.teacher_batches import Desk
 
-    desk = Desk(build, pupils, budget)
+    desk = Desk(build.work, pupils, budget)
     desk.forget_unsent()
     if desk.pending:
         raise UsageError(

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import json
+from typing import NamedTuple
 
-from stairdata.generators.lesson_plan import choose_teachers, gather_class, refused_before
+from stairdata.generators.lesson_plan import (
+    Tries,
+    choose_teachers,
+    gather_class,
+    look_ahead,
+    make_lessons,
+    read_tries,
+)
 from stairdata.generators.options import BuildOptions
-from stairdata.generators.teacher import LESSON_COLUMNS, Lesson, Templates, make_request, response_format
-from stairdata.llm.budget import MILLION, unpriced
+from stairdata.generators.teacher import Lesson, Templates, make_request, response_format
+from stairdata.generators.teacher_batches import Desk
+from stairdata.generators.unfinished import rows_in, words_on
+from stairdata.llm.budget import MILLION, Budget, unpriced
 from stairdata.llm.tokens import token_count
 from stairdata.recipe import CotJudge, Recipe, Teacher
+from stairdata_schemas.artifacts import Artifact
+from stairdata_schemas.building import WORK
 
 ANSWER_TOKENS = 400
 JUDGEMENT_TOKENS = 60
@@ -22,15 +34,48 @@ def forecast_teachers(recipe: Recipe, options: BuildOptions) -> str:
     Prompt tokens are counted with the models' tokenizers where they can be had; the lengths of answers are assumed.
     """
     section, templates = recipe.structured_cot, Templates(recipe.structured_cot.templates)
-    teachers = choose_teachers(recipe, options.teachers)
-    lessons = [Lesson(**row) for row in options.rows(options.parent("prompts"), LESSON_COLUMNS)]
-    again = refused_before(gather_class(recipe, options), options) if options.retry_quarantined else None
-    lessons = [lesson for number, lesson in enumerate(lessons) if again is None or number in again]
-    blocks = [f"structured_cot: {len(lessons):,} prompts"]
-    blocks += [_of_teacher(recipe, teacher, templates, lessons) for teacher in teachers]
+    left = _what_is_left(recipe, options)
+    if isinstance(left, Artifact):
+        return f"{left.reference} is finished; there is nothing left to ask"
+    blocks = [f"structured_cot: {len(left.lessons):,} prompts{left.words}"]
+    for teacher, lessons in zip(choose_teachers(recipe, options.teachers), left.unasked, strict=True):
+        blocks.append(_of_teacher(recipe, teacher, templates, lessons))
     if section.judge is not None:
-        blocks.append(_of_judge(recipe, section.judge, lessons, len(teachers)))
+        blocks.append(_of_judge(recipe, section.judge, left.lessons, len(left.unasked)))
     return "\n".join(blocks)
+
+
+class Left(NamedTuple):
+    """What a build has still to do."""
+
+    lessons: list[Lesson]
+    """Prompts without a row."""
+    unasked: list[list[Lesson]]
+    """Of each teacher: those that it has not answered, and is not answering in a batch."""
+    words: str = ""
+
+
+def _what_is_left(recipe: Recipe, options: BuildOptions) -> Left | Artifact:
+    teachers = choose_teachers(recipe, options.teachers)
+    prompts = options.parent("prompts")
+    if all(teacher.path is None and teacher.base_url is None for teacher in teachers):  # a forecast needs none
+        lessons = list(make_lessons(prompts, options, Tries(), 0).values())
+        return Left(lessons, [lessons] * len(teachers))
+    pupils = gather_class(recipe, options)
+    there, pupils.wanted = look_ahead(pupils, options)
+    if isinstance(there, Artifact):
+        return there
+    tries = read_tries(there / WORK) if there else Tries()
+    pupils.lessons = make_lessons(prompts, options, tries, depth=0)
+    rows = rows_in(there)
+    lessons = [pupils.lessons[unit.key] for unit in pupils.units() if unit.key not in rows]
+    unasked = [lessons] * len(teachers)
+    if there is not None and not options.retry_quarantined:  # what is tried again is asked anew
+        desk = Desk(there / WORK, pupils, Budget())
+        unasked = [list(desk.unasked(number, lessons)) for number in range(len(teachers))]
+    words = words_on("structured_cot", there, len(rows))
+    spared = len(lessons) * len(teachers) - sum(map(len, unasked))
+    return Left(lessons, unasked, words + (f"; {spared:,} requests are answered or under way" if spared else ""))
 
 
 def _of_teacher(recipe: Recipe, teacher: Teacher, templates: Templates, lessons: list[Lesson]) -> str:

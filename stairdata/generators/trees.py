@@ -59,6 +59,11 @@ def begin_trees(recipe: Recipe, options: BuildOptions) -> Artifact | Build:
     """
     if options.endpoints and (recipe.actor.path or recipe.actor.model is None or recipe.actor.tokenizer is None):
         raise UsageError("--endpoints needs actor.model and actor.tokenizer in the recipe, and no actor.path")
+    return begin_build(plan_trees(recipe, options), options.root, options.version, fresh=options.fresh)
+
+
+def plan_trees(recipe: Recipe, options: BuildOptions) -> BuildPlan:
+    """Say what decides the rows."""
     if options.endpoints:
         recipe = recipe.model_copy(update={"actor": recipe.actor.model_copy(update={"base_url": options.endpoints[0]})})
     parent = options.parent("prompts")
@@ -66,7 +71,7 @@ def begin_trees(recipe: Recipe, options: BuildOptions) -> Artifact | Build:
     judge_endpoint = recipe.trees.judge.endpoint
     if judge_endpoint is not None:
         models.append(identify(judge_endpoint, "judge", needs_tokenizer=False))
-    plan = BuildPlan(
+    return BuildPlan(
         "trees",
         GENERATOR,
         {
@@ -80,7 +85,6 @@ def begin_trees(recipe: Recipe, options: BuildOptions) -> Artifact | Build:
         models=models,
         seeds={"search": recipe.seed},
     )
-    return begin_build(plan, options.root, options.version, fresh=options.fresh)
 
 
 def grow_trees(build: Build, recipe: Recipe, options: BuildOptions, budget: Budget) -> RunResult:

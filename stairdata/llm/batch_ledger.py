@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -53,6 +53,8 @@ class Job(BaseModel):
     most_cost: float
     prepared_at: float
     file_id: str | None = None
+    asked_at: float = 0.0
+    """When the server was last asked to make it; it may have done so without an answer."""
     batch_id: str | None = None
     status: str = PREPARED
     """The server's word for it; or prepared (not sent for sure), turned_away (its queue was full), or lost (the server
@@ -117,8 +119,10 @@ class Ledger:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ArtifactError(
                 f"the ledger of batches {folder / LEDGER} can't be read: {error}; put back a copy of it, or cancel the "
-                "batches at the provider and start over with --fresh"
+                f"batches at the provider and remove the folder {folder}"
             ) from error
+        for job in self.jobs:
+            self._mend(job)
 
     def save(self) -> None:
         """Write it down for good."""
@@ -133,9 +137,9 @@ class Ledger:
             total = total.plus(job.counts_as)
         return total
 
-    def enqueued(self, teacher: int) -> int:
-        """Return the prompt tokens of a teacher's batches under way."""
-        jobs = (job for job in self.jobs if job.teacher == teacher and not job.is_collected)
+    def enqueued(self, teachers: Container[int]) -> int:
+        """Return the prompt tokens of some teachers' batches under way."""
+        jobs = (job for job in self.jobs if job.teacher in teachers and not job.is_collected)
         return sum(job.prompt_tokens for job in jobs if job.status not in _OVER)
 
     def pending(self) -> set[str]:
@@ -216,17 +220,35 @@ class Ledger:
         for job in self.jobs:
             if not job.is_collected:
                 continue
-            for path in self.answer_files(job):
-                for begin, line in _lines(path):
-                    id_, failure = _read_line(line)
-                    if id_ is None:
-                        continue
-                    if failure is None:
-                        answers.setdefault(id_, Answer(path, begin))
-                    else:
-                        failures.setdefault(id_, []).append(failure.outcomes[-1])
-                        details[id_] = failure.detail
+            for id_, answer in self._read(job).items():
+                if isinstance(answer, Answer):
+                    answers.setdefault(id_, answer)
+                else:
+                    failures.setdefault(id_, []).append(answer.outcomes[-1])
+                    details[id_] = answer.detail
         return answers, failures, details
+
+    def _read(self, job: Job) -> dict[str, Answer | RequestFailedError]:
+        """Read how each request of a job ended, where it came to its turn."""
+        found: dict[str, Answer | RequestFailedError] = {}
+        for path in self.answer_files(job):
+            for begin, line in _lines(path):
+                id_, failure = _read_line(line)
+                if id_ is not None:
+                    found[id_] = failure or Answer(path, begin)
+        if job.status == "completed" and len(found) < job.requests and self.blocker(job) is None:
+            left_out = RequestFailedError([Outcome.MALFORMED], "the batch is completed and does not answer it")
+            for id_ in self._ids(job):
+                found.setdefault(id_, left_out)  # else it would be submitted without end
+        return found
+
+    def _mend(self, job: Job) -> None:
+        """Notice files that somebody removed: answers are fetched again, requests never sent are written anew."""
+        files = zip((job.output_file_id, job.error_file_id), self.answer_files(job), strict=True)
+        if job.file_id is None and not self.requests_file(job).exists():
+            job.status, job.is_collected = "cancelled", True
+        elif job.status != LOST and any(file_id is not None and not path.exists() for file_id, path in files):
+            job.is_collected = False
 
     def spent_by(self, job: Job, price: Callable[[int, int], Spent]) -> Spent:
         """Sum up what a job's answers used up, refused ones included."""
@@ -241,7 +263,17 @@ class Ledger:
         return total
 
     def _ids(self, job: Job) -> list[str]:
-        return self._ids_file(job).read_text(encoding="utf-8").split()
+        """Return the ids of a job's requests; the requests themselves have them, too."""
+        try:
+            if self._ids_file(job).exists():
+                return self._ids_file(job).read_text(encoding="utf-8").split()
+            with self.requests_file(job).open("rb") as file:
+                return [json.loads(line)["custom_id"] for line in file]
+        except (OSError, ValueError, KeyError) as error:
+            raise ArtifactError(
+                f"what batch {job.batch_id or job.key} asked can't be told: {error}; put back a copy of the file, or "
+                f"cancel the batches at the provider and remove the folder {self.folder}"
+            ) from error
 
     def _ids_file(self, job: Job) -> Path:
         return self.folder / f"{job.key}.ids"

@@ -7,6 +7,7 @@ lost on the way, the next run finds the batch by its key and never submits one t
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
@@ -30,6 +31,8 @@ T = TypeVar("T")
 KEY = "stairdata_job"
 CLOCK_SKEW = 86_400  # seconds by which a server's clock may be behind ours
 QUEUE_FULL = "token_limit_exceeded"
+LIST_LAG = 60.0  # seconds by which the list of an account's batches may be behind
+SURELY_NOT_MADE = {400, 401, 403, 404, 429}
 
 
 class BatchApi:
@@ -49,14 +52,12 @@ class BatchApi:
         Raises:
             ServerError: the server can't be reached, or refuses; the job stays in the ledger.
         """
-        if job.batch_id is None and job.file_id is not None:
-            self._note(job, await self._find(job), ledger)
         if job.batch_id is not None:
             return
         if job.file_id is None:
             job.file_id = await self._upload(ledger.requests_file(job))
             ledger.save()
-        self._note(job, await self._create(job), ledger)
+        self._note(job, await self._create(job, ledger), ledger)
 
     async def refresh(self, job: Job, ledger: Ledger) -> None:
         """Ask how a job stands.
@@ -66,7 +67,7 @@ class BatchApi:
         """
         if job.batch_id is None:
             if job.file_id is not None:
-                self._note(job, await self._find(job), ledger)
+                self._note(job, await self._sent(lambda: self._lookup(job)), ledger)
             return
         batch_id = job.batch_id
         batch = await self._sent(lambda: _unless_gone(self._openai.batches.retrieve(batch_id)))
@@ -121,24 +122,47 @@ class BatchApi:
 
         return await self._sent(uploaded)
 
-    async def _create(self, job: Job) -> Batch:
+    async def _create(self, job: Job, ledger: Ledger) -> Batch:
         """Create a job's batch; an answer that was lost may have created it, so each further try looks first."""
         file_id = job.file_id
         assert file_id is not None
-        is_first = True
 
         async def created() -> Batch:
-            nonlocal is_first
-            found = None if is_first else await self._lookup(job)
-            is_first = False
-            return found or await self._openai.batches.create(
-                input_file_id=file_id, endpoint=ENDPOINT, completion_window="24h", metadata={KEY: job.key}
-            )
+            found = await self._search(job)
+            if found is not None:
+                return found
+            job.asked_at = time.time()
+            ledger.save()
+            try:
+                return await self._openai.batches.create(
+                    input_file_id=file_id, endpoint=ENDPOINT, completion_window="24h", metadata={KEY: job.key}
+                )
+            except openai.APIStatusError as error:
+                if error.status_code in SURELY_NOT_MADE:
+                    job.asked_at = 0.0
+                    ledger.save()
+                raise
 
         return await self._sent(created)
 
-    async def _find(self, job: Job) -> Batch | None:
-        return await self._sent(lambda: self._lookup(job))
+    async def find(self, job: Job, ledger: Ledger) -> None:
+        """Find out whether a job without an id was submitted.
+
+        Raises:
+            ServerError: the server can't be reached, or refuses.
+        """
+        self._note(job, await self._sent(lambda: self._search(job)), ledger)
+
+    async def _search(self, job: Job) -> Batch | None:
+        """Look for a batch that may have been made, until it would have to be in the list."""
+        if not job.asked_at:
+            return None
+        found = await self._lookup(job)
+        wait = min(LIST_LAG, job.asked_at + LIST_LAG - time.time())
+        if found is not None or wait <= 0:
+            return found
+        await self._client.budget.sleep(wait)
+        return await self._lookup(job)
 
     async def _lookup(self, job: Job) -> Batch | None:
         """Look for a job's batch among the account's, newest first; a server without a list has none."""

@@ -53,11 +53,10 @@ def test_other_pins_are_another_environment(pins: Path) -> None:
 
 
 def test_credentials_are_made_once_for_this_user_alone(tmp_path: Path) -> None:
-    made, new = credentials.ensure_credentials(tmp_path)
-    assert new
-    assert credentials.ensure_credentials(tmp_path) == (made, False)
+    made = credentials.ensure_credentials(tmp_path)
+    assert credentials.ensure_credentials(tmp_path) == made
     assert (tmp_path / credentials.FILE).stat().st_mode & 0o777 == 0o600
-    others, _ = credentials.ensure_credentials(_folder(tmp_path / "other"))
+    others = credentials.ensure_credentials(_folder(tmp_path / "other"))
     assert not set(made.model_dump().values()) & set(others.model_dump().values()) - {credentials.OWNER}
 
 
@@ -67,7 +66,7 @@ def _folder(path: Path) -> Path:
 
 
 def test_credentials_that_others_can_read_or_that_are_damaged_are_refused(tmp_path: Path) -> None:
-    made, _ = credentials.ensure_credentials(tmp_path)
+    made = credentials.ensure_credentials(tmp_path)
     path = tmp_path / credentials.FILE
     path.chmod(0o644)
     with pytest.raises(ReviewError, match="chmod 600"):
@@ -101,7 +100,7 @@ def test_a_process_that_is_not_the_server_is_not_ended(tmp_path: Path) -> None:
 def test_the_server_gets_nothing_of_our_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI_API_KEY", "HF_TOKEN", "ARGILLA_API_KEY", "ARGILLA_DATABASE_URL", "PYTHONPATH", "SPACE_ID"):
         monkeypatch.setenv(name, "ours")
-    made, _ = credentials.ensure_credentials(tmp_path)
+    made = credentials.ensure_credentials(tmp_path)
     given = keeper.server_environment(tmp_path, made, "redis://x", 1)
     assert "ours" not in given.values()
     assert given["HF_HUB_DISABLE_TELEMETRY"] == given["HF_HUB_OFFLINE"] == "1"

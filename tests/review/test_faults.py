@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from stairdata_review import client, server
+from stairdata_review import client, datasets, server
 from stairdata_review import push as pushing
 from stairdata_review.client import Argilla, Place
 from stairdata_review.datasets import Round, find_round
@@ -56,6 +57,7 @@ def _no_waits_and_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "WAITS", (0.0, 0.0))
     monkeypatch.setattr(client, "PAGE", 3)
     monkeypatch.setattr(pushing, "BATCH_RECORDS", 3)
+    monkeypatch.setattr(datasets, "MAKING_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +114,48 @@ def test_a_push_that_is_cut_off_goes_on(mode: str, owner: Argilla, pairs: Artifa
         is_whole(owner, pairs, name)
         at += 1
     assert transport.count == at > 20, "every request was cut off once"
+
+
+class Waiting(httpx.BaseTransport):
+    """Stands still at a request until it may go on."""
+
+    def __init__(self, inner: httpx.BaseTransport, at: int) -> None:
+        self.inner = inner
+        self.left = at
+        self.is_there, self.may_go_on = threading.Event(), threading.Event()
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self.left -= 1
+        if self.left == 0:
+            self.is_there.set()
+            assert self.may_go_on.wait(60)
+        return self.inner.handle_request(request)
+
+
+def test_two_pushes_that_begin_a_round_at_the_same_time(
+    owner: Argilla, pairs: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one finds the dataset half made, and lets the first one finish."""
+    push_to(owner, pairs, "before")  # so that the workspace is there
+    slow, _ = flaky(owner, 10**6, "unsent")
+    waiting = slow._http._transport = Waiting(slow._http._transport, 8)
+    pushed: list[Pushed] = []
+    first = threading.Thread(target=lambda: pushed.append(push_to(slow, pairs, "both")))
+    first.start()
+    assert waiting.is_there.wait(60)
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        waiting.may_go_on.set()
+        first.join()
+
+    monkeypatch.setattr(datasets, "MAKING_SECONDS", 3600.0)
+    monkeypatch.setattr(datasets, "sleep", sleep)
+    again = push_to(owner, pairs, "both")
+    assert 0 < waits[0] <= 3600
+    assert (pushed[0].added, again.added, again.there_before) == (ITEMS, 0, ITEMS)
+    is_whole(owner, pairs, "both")
 
 
 @pytest.mark.parametrize("mode", ["unsent", "unheard", "refused"])

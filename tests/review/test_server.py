@@ -220,11 +220,15 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
     assert server.find(tmp_path / "taken") is None
 
 
-def test_a_redis_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_redis_that_is_not_there_is_named(folder: Path) -> None:
     port = keeper._free_port()
     with pytest.raises(ReviewError, match="Redis can't be used") as caught:
-        server.start(tmp_path / "redis", port=0, redis_url=f"redis://:secret-word@127.0.0.1:{port}/0")
+        server.start(folder, port=0, redis_url=f"redis://:secret-word@127.0.0.1:{port}/0")
     assert "secret-word" not in str(caught.value)
+    assert (folder / "credentials.json").exists()
+    assert server.start(folder, port=0).new_owner, "nobody was shown the password yet"
+    assert server.stop(folder)
+    assert not server.start(folder, port=0).new_owner
 
 
 def test_ctrl_c_ends_a_server_in_the_foreground(folder: Path) -> None:

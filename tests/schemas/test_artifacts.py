@@ -412,3 +412,8 @@ def test_a_completion_that_is_not_its_steps_is_reported(tmp_path: Path, begin: B
     problems = validate_artifact(artifact)
     assert [(problem.rule, problem.violations) for problem in problems] == [("grammar", 1)]
     assert problems[0].example == identity.prompt_id("q")
+
+
+def test_where_no_reviews_are_the_message_names_the_command_that_makes_them(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactNotFoundError, match="make one with `stairdata review pull`"):
+        resolve("reviews", tmp_path)

@@ -29,10 +29,14 @@ class Plan:
     """What becomes of a batch: completed, expired, failed, queue_full, or in_progress for one that does not end."""
     share: float = 1.0
     """The part of its requests that is answered."""
+    silent: bool = False
+    """Say nothing of the others, rather than why not."""
     queue_tokens: int | None = None
     """Refuse batches once more bytes than that are enqueued, as an account's queue does with tokens."""
     lists: bool = True
-    """Show batches in the list; False, as if the list lagged behind."""
+    """Show batches in the list."""
+    lag: int = 0
+    """So many looks at the list don't show the newest batch yet."""
 
 
 @dataclass(slots=True)
@@ -95,6 +99,9 @@ class Account:
     async def list(self, request: Request) -> Response:
         """GET /v1/batches, newest first, two a page."""
         shown = list(reversed(self.batches.values())) if self.plan.lists else []
+        if self.plan.lag > 0:
+            self.plan.lag -= 1
+            shown = shown[1:]
         after = request.query_params.get("after")
         start = next((index + 1 for index, batch in enumerate(shown) if batch["id"] == after), 0)
         page = shown[start : start + 2]
@@ -124,6 +131,8 @@ class Account:
         bad: list[dict[str, Any]] = []
         for number, line in enumerate(lines):
             record = {"id": f"req-{number}", "custom_id": line["custom_id"], "response": None, "error": None}
+            if number >= reached and self.plan.silent:
+                continue
             if number >= reached:
                 record["error"] = {"code": f"batch_{batch['status']}", "message": "it was not its turn in time"}
             else:

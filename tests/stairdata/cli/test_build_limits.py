@@ -82,6 +82,18 @@ def test_a_pilot_is_measured_and_kept(trees: Callable[..., Ended], stub_llm: Stu
     assert trees("--dry-run", "--pilot", "3").out == "trees@1.0.0 is finished; there is nothing left to ask\n"
 
 
+def test_a_dry_run_forecasts_what_is_left(trees: Callable[..., Ended], stub_llm: StubServer) -> None:
+    whole = numbers(trees("--dry-run").out)
+    trees("--dry-run", "--pilot", "4")
+    ended = trees("--dry-run")
+    assert ended.out.startswith("trees: 2 to grow left; trees@1.0.0 is unfinished and has 4 already\n")
+    assert numbers(ended.out)["generation requests"] == pytest.approx(whole["generation requests"] / 3, rel=0.1)
+    assert trees("--dry-run", "--fresh").out.startswith("trees: 6 to grow\n")
+    assert trees("--dry-run", "--limit", "5").out.startswith("trees: 5 to grow\n"), "that is another build"
+    assert trees().status == 0
+    assert trees("--dry-run").out == "trees@1.0.0 is finished; there is nothing left to ask\n"
+
+
 def test_a_dry_run_without_prices_says_so(trees: Callable[..., Ended]) -> None:
     ended = trees("--dry-run", "--set", "prices={}")
     assert "cost unknown: the recipe's prices have no 'actor'" in ended.out

@@ -472,3 +472,145 @@ def test_a_damaged_ledger_says_what_to_do(teach: Teach, stub_llm: StubServer, tm
     ledger.write_text(ledger.read_text()[:20])
     with pytest.raises(ArtifactError, match="put back a copy of it, or cancel the batches"):
         teach(2, batch="status")
+
+
+# -- files that somebody removed -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action", ["status", "submit", "collect"])
+def test_ids_that_were_removed_are_found_in_the_requests(
+    action: str, teach: Teach, stub_llm: StubServer, tmp_path: Path
+) -> None:
+    stub_llm.control(batches={"ends": "in_progress"})
+    teach(4, batch="submit")
+    (ids,) = tmp_path.rglob("*.ids")
+    ids.unlink()
+    said: list[str] = []
+    assert teach(4, batch=action, tell=said.append) is None
+    assert "4 requests under way, 0 missing" in said[-1]
+    stub_llm.control(batches={})
+    assert len(rows_of(teach(4, batch="collect"))) == 4
+    assert set(sent_of(stub_llm).values()) == {1}
+
+
+def test_a_batch_whose_requests_nobody_knows_is_an_error(teach: Teach, stub_llm: StubServer, tmp_path: Path) -> None:
+    stub_llm.control(batches={"ends": "in_progress"})
+    teach(4, batch="submit")
+    (ids,) = tmp_path.rglob("*.ids")
+    for path in (ids, ids.with_suffix(".jsonl")):
+        path.unlink()
+    for batch in ("submit", None):
+        with pytest.raises(ArtifactError, match=r"what batch batch_0000 asked can't be told.*put back a copy"):
+            teach(4, batch=batch)
+    assert set(sent_of(stub_llm).values()) == {1}
+
+
+@pytest.mark.parametrize("batch", ["submit", "collect"])
+def test_answers_that_were_removed_are_fetched_again(
+    batch: str, teach: Teach, stub_llm: StubServer, tmp_path: Path
+) -> None:
+    first = {"base_url": stub_llm.base_url, "model": "actor"}
+    section = {"teachers": {"a": first, "b": first | {"format": "text"}}, "judge": {"reasks": 0}}
+    options: dict[str, Any] = {"section": section, "teachers": ("a", "b")}
+    teach(2, **options, batch="submit")
+    teach(2, **options, batch="status")  # which lets the batches run
+    stub_llm.control(judge_text="Well.")
+    with pytest.raises(BuildError, match="judge_failure 2"):
+        teach(2, **options, batch="collect")
+    stub_llm.control(judge_text=None)
+    removed = [path.unlink() for path in tmp_path.rglob("*.output.jsonl")]
+    assert len(removed) == 2
+    with pytest.raises(UsageError, match=r"4 requests of structured_cot@1.0.0 are under way"):
+        teach(2, **options)
+    artifact = teach(2, **options, batch=batch) or teach(2, **options, batch="collect")
+    assert len(rows_of(artifact)) == 2
+    assert set(sent_of(stub_llm).values()) == {1}
+
+
+def test_requests_that_were_removed_before_they_were_sent_are_written_anew(
+    teach: Teach, stub_llm: StubServer, tmp_path: Path
+) -> None:
+    stub_llm.control(lose={"POST /v1/files": ["refuse"] * 9})
+    with pytest.raises(ServerError, match="Batch API"):
+        teach(3, batch="submit")
+    stub_llm.control(lose={})
+    (requests,) = (path for path in tmp_path.rglob("batches/*.jsonl"))
+    requests.unlink()
+    artifact = teach(3, batch="submit") or teach(3, batch="collect")
+    assert len(rows_of(artifact)) == 3
+    assert set(sent_of(stub_llm).values()) == {1}
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_what_completed_batches_leave_out_is_refused_in_the_end(
+    silent: bool, teach: Teach, stub_llm: StubServer
+) -> None:
+    stub_llm.control(batches={"share": 0.4, "silent": silent})
+    section = {"teacher": {"retries": 1}}
+    artifact = None
+    for _ in range(3):
+        artifact = artifact or teach(4, section=section, batch="submit") or teach(4, section=section, batch="collect")
+    assert artifact is not None
+    assert artifact.manifest.outcomes == {"malformed": 1, "ok": 3}
+    assert sorted(sent_of(stub_llm).values()) == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_list_that_lags_behind_is_waited_for(
+    killed: bool, teach: Teach, stub_llm: StubServer, waits: list[float]
+) -> None:
+    """The answer to the submission is lost, and the batch isn't in the list when it is first looked for."""
+    lost = ["drop"] if killed else ["drop", "", ""]
+    section = {"teacher": {"retries": 0 if killed else 2}}
+    stub_llm.control(lose={"POST /v1/batches": lost}, batches={"ends": "in_progress", "lag": 2 if killed else 1})
+    if killed:
+        with pytest.raises(ServerError, match="Batch API"):
+            teach(4, section=section, batch="submit")
+    teach(4, section=section, batch="submit")
+    assert 50 < max(waits) <= 60
+    assert set(sent_of(stub_llm).values()) == {1}
+    assert len(stub_llm.stats()["batches"]) == 1
+
+
+def test_a_batch_that_may_be_under_way_is_looked_for_before_it_counts_as_cancelled(
+    teach: Teach, stub_llm: StubServer
+) -> None:
+    stub_llm.control(lose={"POST /v1/batches": ["drop"]}, batches={"ends": "in_progress", "lag": 2})
+    with pytest.raises(ServerError, match="Batch API"):
+        teach(4, section={"teacher": {"retries": 0}}, batch="submit")
+    said: list[str] = []
+    teach(4, batch="cancel", tell=said.append)
+    assert "batch_0000" in said[-1]
+    assert "cancelling" in said[-1]
+
+
+def test_teachers_of_one_account_share_its_queue(teach: Teach, stub_llm: StubServer) -> None:
+    one = {"base_url": stub_llm.base_url, "model": "actor"}
+    batch = {"max_enqueued_tokens": 1200}
+    section = {"teachers": {"a": one, "b": one | {"temperature": 0.1}}, "judge": {}, "batch": batch}
+    stub_llm.control(batches={"ends": "in_progress"})
+    said: list[str] = []
+    teach(20, section=section, teachers=("a", "b"), batch="submit", tell=said.append)
+    sent = {id_.split("-")[1] for id_ in sent_of(stub_llm)}
+    assert sent == {"0"}, "the other one waits"
+    assert "wait for room in the queue" in said[-1]
+
+
+def test_a_damaged_ledger_of_another_build_is_in_nobodys_way(
+    teach: Teach, stub_llm: StubServer, tmp_path: Path
+) -> None:
+    stub_llm.control(batches={"ends": "in_progress"})
+    teach(2, batch="submit")
+    (ledger,) = tmp_path.rglob("ledger.json")
+    ledger.write_text("{")
+    with pytest.raises(UsageError, match="no batch was submitted for this build"):
+        teach(3, batch="status")
+
+
+def test_starting_over_in_a_folder_of_another_build_does_not_forget_its_batches(
+    teach: Teach, stub_llm: StubServer
+) -> None:
+    stub_llm.control(batches={"ends": "in_progress"})
+    teach(2, batch="submit")
+    with pytest.raises(UsageError, match=r"--fresh would forget 2 requests that structured_cot@1.0.0"):
+        teach(3, fresh=True, version="1.0.0")

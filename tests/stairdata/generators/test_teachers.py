@@ -31,6 +31,7 @@ from stairdata.recipe import GateSection, Recipe, Teacher, TemplatesSection
 from stairdata_schemas import grammar
 from stairdata_schemas.artifacts import Artifact, validate_artifact
 from stairdata_schemas.errors import BudgetError, QuarantineError, RecipeError, ServerError, UsageError
+from stairdata_schemas.files import read_journal
 
 if TYPE_CHECKING:
     from tests.conftest import StubServer
@@ -486,6 +487,51 @@ def test_a_forecast_of_a_retry_counts_what_is_asked_again(
     teacher = {"base_url": stub_llm.base_url, "model": "actor", "retries": 2}
     recipe = Recipe.model_validate({"structured_cot": {"teacher": teacher, "concurrency": 1}})
     options = BuildOptions(root=prompts.folder.parent.parent, inputs=(str(prompts.folder),))
-    assert forecast_teachers(recipe, options).startswith("structured_cot: 5 prompts")
+    assert forecast_teachers(recipe, options).startswith("structured_cot@1.0.0 is finished; there is nothing left")
+    anew = dataclasses.replace(options, fresh=True)
+    assert forecast_teachers(recipe, anew).startswith("structured_cot: 5 prompts\n")
     again = dataclasses.replace(options, retry_quarantined=True)
     assert forecast_teachers(recipe, again).startswith("structured_cot: 2 prompts")
+
+
+def test_a_forecast_leaves_out_what_an_unfinished_build_has(
+    teach: Teach, make_prompts: Callable[[int], Artifact], stub_llm: StubServer, tmp_path: Path
+) -> None:
+    """Two rows are made at once, then three requests wait in a batch."""
+    prompts = make_prompts(7)
+    with pytest.raises(BudgetError):
+        teach(7, section={"concurrency": 1}, prompts=prompts, limits=Limits(total_tokens=5000))
+    rows = len(list(read_journal(tmp_path / "artifacts/structured_cot/1.0.0/.build/rows.jsonl")))
+    assert 0 < rows < 5
+    teacher = {"base_url": stub_llm.base_url, "model": "actor", "retries": 2}
+    recipe = Recipe.model_validate({"structured_cot": {"teacher": teacher}})
+    options = BuildOptions(root=tmp_path / "artifacts", inputs=(str(prompts.folder),))
+    said = forecast_teachers(recipe, options)
+    assert said.startswith(
+        f"structured_cot: {7 - rows} prompts left; structured_cot@1.0.0 is unfinished and has {rows} already\n"
+    )
+    assert re.search(rf"requests +{7 - rows}\n", said)
+    stub_llm.control(batches={"ends": "in_progress"})
+    with pytest.raises(BudgetError):
+        teach(7, prompts=prompts, batch="submit", limits=Limits(total_tokens=11_000))
+    under_way = sum(stub_llm.stats()["sent_in_batches"].values())
+    assert 0 < under_way < 7 - rows
+    said = forecast_teachers(recipe, options)
+    assert f"; {under_way} requests are answered or under way\n" in said
+    assert re.search(rf"requests +{7 - rows - under_way}\n", said)
+
+
+def test_two_teachers_of_one_model_go_by_their_names_in_the_recipe(teach: Teach, stub_llm: StubServer) -> None:
+    one = {"base_url": stub_llm.base_url, "model": "actor", "temperature": 0.1}
+    section = {"teachers": {"cold": one, "hot": one | {"temperature": 0.9}}, "judge": {}}
+    artifact = built(teach(6, section=section, teachers=("cold", "hot")))
+    for row in artifact.scan().collect().to_dicts():
+        assert {row["teacher"], row["alternatives"][0]["teacher"]} == {"cold", "hot"}
+    told = [(each["as"], each["name"]) for each in artifact.manifest.configuration["teachers"]]
+    assert told == [("cold", "actor"), ("hot", "actor")]
+
+
+@pytest.mark.parametrize("gate", [{"min_steps": 9, "max_steps": 2}, {"min_characters": 90, "max_characters": 80}])
+def test_a_gate_that_nothing_could_pass_is_no_recipe(gate: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="no answer could pass"):
+        Recipe.model_validate({"structured_cot": {"gate": gate}})
