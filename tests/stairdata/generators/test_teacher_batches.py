@@ -518,8 +518,10 @@ def test_answers_that_were_removed_are_fetched_again(
     with pytest.raises(BuildError, match="judge_failure 2"):
         teach(2, **options, batch="collect")
     stub_llm.control(judge_text=None)
-    removed = [path.unlink() for path in tmp_path.rglob("*.output.jsonl")]
+    removed = list(tmp_path.rglob("*.output.jsonl"))
     assert len(removed) == 2
+    for path in removed:
+        path.unlink()
     with pytest.raises(UsageError, match=r"4 requests of structured_cot@1.0.0 are under way"):
         teach(2, **options)
     artifact = teach(2, **options, batch=batch) or teach(2, **options, batch="collect")
