@@ -17,12 +17,14 @@ from stairdata_schemas.errors import RecipeError, UsageError, quote
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Task = Literal["safety", "helpfulness"]
+MOST = 2**63 - 1
+"""The largest number that a column of whole numbers holds."""
 
 
 class Section(BaseModel):
     """A part of the recipe; unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Sampling(Section):
@@ -219,7 +221,7 @@ class JudgeSection(Section):
 class TreesSection(Sampling):
     """Stage `trees`: SI-MCTS (paper section 3.2 and Algorithm 1)."""
 
-    iterations: int = Field(200, ge=1)
+    iterations: int = Field(200, ge=1, le=MOST)
     """Iterations of select, expand, evaluate, back up in each tree."""
     samples: int = Field(4, ge=1)
     """Steps sampled at one expansion (m)."""
@@ -255,7 +257,7 @@ class TreesSection(Sampling):
     """Extra weight of safety in R."""
     trees_per_prompt: int = Field(1, ge=1)
     """Trees grown from each prompt, each with randomness of its own."""
-    round: int = Field(1, ge=0)
+    round: int = Field(1, ge=0, le=MOST)
     """Iteration of the self-improvement loop, written into the rows."""
     concurrency: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Trees in flight at most; auto: a tree is begun whenever the actor could take one more request."""
@@ -268,7 +270,7 @@ class PairsSection(Section):
     """The chosen value has to exceed the rejected one by more than this."""
     min_chosen_value: float = 0.8
     """The chosen value has to be at least this."""
-    min_visits: int = Field(4, ge=1)
+    min_visits: int = Field(4, ge=1, le=MOST)
     """Each side is terminal or visited at least that often."""
     max_tokens: int = Field(2048, ge=1)
     """Rendered prompt plus path may have at most that many tokens; a node too long is in no pair, nor is any below."""
@@ -502,7 +504,7 @@ class Price(Section):
 class Recipe(Section):
     """All sections of the data stages."""
 
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, le=MOST)
     """Fixes all randomness of ours."""
     prompts: PromptsSection = PromptsSection()
     structured_cot: StructuredCotSection = StructuredCotSection()

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 PAIR_KINDS = ("preference_pairs", "prm_pairs")
 PAIRS_UNASKED = 3
 TREES_UNASKED = 10
+GUIDE = 4  # columns that rich draws beside each level of a tree
+LABEL = 40  # columns that a node is to have at least
 
 
 def write_page(artifact: Artifact, tree_id: str | None, path: Path) -> None:
@@ -53,7 +55,10 @@ def show_tree(artifact: Artifact, tree_id: str) -> None:
         label = _node_label(node, seen[node["node_id"]])
         parent = drawn.get(node["parent_id"])
         drawn[node["node_id"]] = parent.add(label) if parent else Tree(label, guide_style="dim")
-    _console().print(drawn.get(0, Text("")))
+    console = _console()
+    # what has no room beside its guides would not be drawn at all
+    console.width = max(console.width, GUIDE * max(node["depth"] for node in nodes) + LABEL)
+    console.print(drawn.get(0, Text("")))
 
 
 def _node_label(node: dict[str, Any], seen: Any) -> Text:

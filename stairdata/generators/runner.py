@@ -281,6 +281,8 @@ class Run:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self.save_spent()
+            with contextlib.suppress(StoppedError):
+                self._budget.check_running()  # nobody else looks at the clock while all requests wait
             self.tell()
 
     def tell(self) -> None:

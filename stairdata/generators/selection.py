@@ -24,7 +24,6 @@ from stairdata_schemas.errors import BuildError
 from stairdata_schemas.kinds import TASKS
 
 _WORD = re.compile(r"\w+")
-_ROWS_AT_ONCE = 256
 
 
 def in_part(trees: pl.DataFrame, section: PairsSection, seed: int, funnel: Counter[str]) -> pl.DataFrame:
@@ -102,11 +101,12 @@ def _near_an_earlier(forest: Forest, chosen: Indices, rejected: Indices, limit: 
     nodes = np.unique(np.concatenate([chosen, rejected]))
     alike = _similarity(forest.nodes["step"].gather(nodes).to_list()) >= limit
     first, second = np.searchsorted(nodes, chosen), np.searchsorted(nodes, rejected)
-    near = np.zeros(len(chosen), dtype=bool)
-    for start in range(0, len(chosen), _ROWS_AT_ONCE):
-        rows = np.arange(start, min(start + _ROWS_AT_ONCE, len(chosen)))
-        both = alike[np.ix_(first[rows], first)] & alike[np.ix_(second[rows], second)]
-        near[rows] = (both & (np.arange(len(chosen)) < rows[:, None])).any(axis=1)
+    place = np.arange(len(chosen))
+    best = np.full(alike.shape, len(chosen))
+    best[first[::-1], second[::-1]] = place[::-1]  # of a pair that is there twice the first place stays
+    best = np.stack([best[row].min(axis=0) for row in alike])  # over chosen steps like that one,
+    best = np.stack([best[:, row].min(axis=1) for row in alike], axis=1)  # and rejected ones
+    near: Mask = best[first, second] < place
     return near
 
 

@@ -133,7 +133,12 @@ class Node:
     @property
     def text(self) -> str:
         """The assistant's text from its start up to and including this step."""
-        return (self.parent.text if self.parent else "") + self.step
+        steps: list[str] = []
+        node: Node | None = self
+        while node is not None:  # a path may be longer than Python recurses
+            steps.append(node.step)
+            node = node.parent
+        return "".join(reversed(steps))
 
 
 @dataclass(slots=True)

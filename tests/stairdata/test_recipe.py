@@ -140,6 +140,12 @@ def test_a_mistake_in_a_recipe(text: str | bytes, message: str, tmp_path: Path) 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("override", ["trees.c=.inf", "preference_pairs.min_chosen_value=.nan", f"seed={2**63}"])
+def test_a_number_that_no_column_and_no_request_holds(override: str) -> None:
+    with pytest.raises(RecipeError, match=override.partition("=")[0]):
+        load_recipe(Recipe, None, [override])
+
+
 def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="does not exist"):
         load_recipe(FullRecipe, tmp_path / "no.yaml", [])

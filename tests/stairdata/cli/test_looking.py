@@ -56,6 +56,14 @@ def test_a_tree_is_drawn(run: Run, trees: Artifact) -> None:
     assert "\x1b" not in ended.out
 
 
+def test_a_tree_deeper_than_the_terminal_is_wide_is_drawn_whole(run: Run, tmp_path: Path) -> None:
+    chain: Shape = [(number, number - 1, f"step {number}", False, 1.0, 4) for number in range(1, 61)]
+    artifact = artifact_of(tmp_path / "artifacts", [tree_of(chain, 0)])
+    lines = run("show", "trees", first_id(artifact)).out.splitlines()
+    assert len(lines) == 2 + 61
+    assert lines[-1].endswith("#60 'step 60'")
+
+
 def test_trees_are_listed(run: Run, trees: Artifact) -> None:
     ended = run("show", "trees")
     assert first_id(trees) in ended.out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import re
@@ -20,7 +21,7 @@ import yaml
 from stairdata.generators import runner
 from stairdata.generators.options import BuildOptions
 from stairdata.generators.trees import build_trees
-from stairdata.llm.budget import Limits
+from stairdata.llm.budget import Limits, StoppedError
 from stairdata.llm.client import DEAD_AFTER
 from stairdata.recipe import Recipe
 from stairdata_schemas.artifacts import Artifact, validate_artifact
@@ -508,6 +509,29 @@ def test_a_limit_on_time(build: Build) -> None:
     with pytest.raises(BudgetError, match="--max-seconds 0 is over; finished work is kept"):
         build(1, limits=Limits(seconds=0))
     assert build(1).manifest.rows == 1
+
+
+def test_a_limit_on_time_is_seen_while_all_requests_wait(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = runner.run_units
+
+    def run_waiting(build_: Any, units: Any, open_work: Any, budget: Any, *rest: Any) -> Any:
+        @asynccontextmanager
+        async def open_waiting() -> AsyncIterator[Any]:
+            async def wait(_: Any) -> Any:
+                stopped = asyncio.Event()
+                budget.on_stop.append(stopped.set)
+                await asyncio.wait_for(stopped.wait(), timeout=30)
+                raise StoppedError
+
+            async with open_work() as opened:
+                yield opened._replace(work=wait)
+
+        return original(build_, units, open_waiting, budget, *rest)
+
+    monkeypatch.setattr("stairdata.generators.trees.run_units", run_waiting)
+    monkeypatch.setattr(runner, "TICK_SECONDS", 0.01)
+    with pytest.raises(BudgetError, match="--max-seconds 0 is over"):
+        build(1, limits=Limits(seconds=0))
 
 
 def test_pucb_has_priors_from_the_server(build: Build, stub_llm: StubServer) -> None:

@@ -283,6 +283,13 @@ def test_unvisited_children_come_first_and_ties_are_random() -> None:
     assert {select(even, SearchConfig(c=1.5), random.Random(seed)).node_id for seed in range(20)} == {1, 2}
 
 
+def test_a_path_may_be_longer_than_python_recurses() -> None:
+    node = Node(0, None, "")
+    for number in range(1, 3000):
+        node = Node(number, node, "a")
+    assert node.text == "a" * 2999
+
+
 def test_selection_goes_down_to_a_leaf() -> None:
     root = _tree((3, 1.0), (1, -3.0))
     below = root.children[0]
