@@ -8,6 +8,7 @@ whole before they are renamed into place. The manifest comes last; then `.build/
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 import time
@@ -45,6 +46,7 @@ from stairdata_schemas.manifest import (
 )
 
 WORK = ".build"
+_log = logging.getLogger("stairdata")
 SHARD_BYTES = 256 * 1024**2
 ROW_GROUP_ROWS = 2048
 QUARANTINE_SCHEMA = pl.Schema(
@@ -301,6 +303,8 @@ def begin_build(plan: BuildPlan, root: Path, version: str | None = None, *, fres
         target = folder / str(chosen)
         if (target / MANIFEST_NAME).is_file():
             return _finished(target, plan)
+        if wanted is None and not target.exists():
+            _warn_of_another(folder, chosen, plan)
         target.mkdir(exist_ok=True)
         lock = _lock(target)
         try:
@@ -309,6 +313,21 @@ def begin_build(plan: BuildPlan, root: Path, version: str | None = None, *, fres
             lock.release()
             raise
     return Build(target, chosen, plan, lock)
+
+
+def _warn_of_another(folder: Path, chosen: Version, plan: BuildPlan) -> None:
+    """Say that a new version is begun beside an unfinished build, which a changed recipe does not continue."""
+    for version in versions(folder.parent, plan.kind)[-1:]:
+        known = _work_in_progress(folder / str(version))
+        if known and not (folder / str(version) / MANIFEST_NAME).is_file():
+            changed = ", ".join(_differences(known.get("configuration", {}), plan.configuration)) or "its inputs"
+            _log.warning(
+                "warning: %s@%s is an unfinished build of another recipe (it differs in %s); this one begins %s",
+                plan.kind,
+                version,
+                changed,
+                chosen,
+            )
 
 
 def _check_major(version: Version) -> Version:

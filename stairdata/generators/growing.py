@@ -12,6 +12,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,17 +132,15 @@ class Grower:
     async def grow(self, tree_id: str, prompt: Prompt) -> Done:
         """Grow a tree, from its journal as far as that goes."""
         started = time.monotonic()
-        memory = Memory(self._running / f"{tree_id}.jsonl")
-        fetch = Fetch(self._recipe, self._actor, self._judge, tree_id, prompt, memory, on_judged=self._count)
-        rng = random.Random(f"{self._recipe.seed}/{tree_id}")  # noqa: S311
-        search = mcts.search(search_config(self._recipe.trees), rng, fetch.prompt_tokens)
-        try:
-            tree = await drive(search, fetch)
-        except RequestFailedError as error:
-            error.before = dict(Counter(fetch.used.outcomes))
-            raise
-        finally:
-            memory.close()
+        with closing(Memory(self._running / f"{tree_id}.jsonl")) as memory:
+            fetch = Fetch(self._recipe, self._actor, self._judge, tree_id, prompt, memory, on_judged=self._count)
+            rng = random.Random(f"{self._recipe.seed}/{tree_id}")  # noqa: S311
+            search = mcts.search(search_config(self._recipe.trees), rng, fetch.prompt_tokens)
+            try:
+                tree = await drive(search, fetch)
+            except RequestFailedError as error:
+                error.before = dict(Counter(fetch.used.outcomes))
+                raise
         row = _tree_row(tree_id, prompt, tree, self._recipe, self._name) | {
             "requests": fetch.used.requests,
             "prompt_tokens": fetch.used.prompt_tokens,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -26,12 +27,13 @@ from stairdata.llm.client import Client
 from stairdata.llm.outcomes import RequestFailedError
 from stairdata.recipe import Recipe
 from stairdata_schemas.building import Build, Refused
-from stairdata_schemas.files import read_record, scan_journal, write_atomic
+from stairdata_schemas.files import read_record, scan_journal
 from stairdata_schemas.kinds import polars_schema
 from stairdata_schemas.manifest import Usage
 
 JOURNAL = "rows.jsonl"
 SPENT = "spent.json"
+SPENT_BYTES = 64
 FRAME_ROWS = 64
 TICK_SECONDS = 1.0
 DRAIN_SECONDS = 6.0  # what Ctrl-C grants to requests in flight; ending a server of ours takes 3 s more
@@ -207,7 +209,7 @@ def open_budget(build: Build, recipe: Recipe, options: BuildOptions, models: Seq
     """
     budget = Budget(options.limits, recipe.prices)
     budget.check_prices([*models] or [model.name for model in build.plan.models])
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, ValueError):  # empty, if the machine went down as it was made
         budget.charge(Spent(*json.loads((build.work / SPENT).read_text(encoding="utf-8"))))
     return budget
 
@@ -230,6 +232,7 @@ class Run:
         self._refused: list[Refused] = []
         self._meter = Meter(len(record.begins), total, [])
         self._saved = budget.spent
+        budget.on_charge = self.save_spent
         self._iterations: Callable[[], int] | None = None
         self.tell()
 
@@ -293,10 +296,14 @@ class Run:
         self._progress(self._build.plan.kind, meter.done, meter.total, meter.describe())
 
     def save_spent(self) -> None:
-        """Keep what was spent for the next run of this build."""
+        """Keep what was spent for the next run of this build: after each request, so that no kill forgets one."""
         if self._budget.spent != self._saved:
             self._saved = self._budget.spent
-            write_atomic(self._build.work / SPENT, json.dumps(self._saved))
+            descriptor = os.open(self._build.work / SPENT, os.O_WRONLY | os.O_CREAT, 0o644)
+            try:  # in place and in one piece of constant length: there is no moment without a number
+                os.pwrite(descriptor, json.dumps(self._saved).ljust(SPENT_BYTES).encode(), 0)
+            finally:
+                os.close(descriptor)
 
     def result(self, units: Sequence[Unit]) -> RunResult:
         """Sum up this run and those before it."""

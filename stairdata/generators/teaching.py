@@ -73,7 +73,11 @@ def _finish(
 ) -> Artifact:
     options.tell(table_of_outcomes(result))
     usage = usage_of(result, budget, pupils.names)
-    details: dict[str, Any] = {**dict(sorted(result.counts.items())), "requests": result.requests}
+    details: dict[str, Any] = {
+        **dict(sorted(result.counts.items())),
+        "requests": result.requests,
+        "tokens_of_all_runs": budget.spent.tokens + budget.elsewhere.tokens,
+    }
     if earlier is not None:
         details["rows_taken_over"] = earlier.manifest.rows
     report = Report(result.outcomes, usage, details=details)

@@ -6,6 +6,7 @@ import math
 from typing import Literal, NamedTuple
 
 from stairdata.llm.client import Client, Generation, Sample, TokenLogprob
+from stairdata.llm.outcomes import Outcome, RequestFailedError
 from stairdata.recipe import Sampling
 from stairdata_schemas import rendering
 from stairdata_schemas.grammar import (
@@ -83,8 +84,17 @@ class Actor:
         }
 
     def render(self, prompt: str) -> str:
-        """Render a prompt up to where the answer begins."""
-        return rendering.render_prompt(self.tokenizer, prompt)
+        """Render a prompt up to where the answer begins.
+
+        Raises:
+            RequestFailedError: it leaves no room for an answer.
+        """
+        rendered = rendering.render_prompt(self.tokenizer, prompt)
+        read = self.count_tokens(rendered)
+        if read >= self._context:
+            detail = f"the prompt has {read} tokens, and max_model_len of the actor is {self._context}"
+            raise RequestFailedError([Outcome.INVALID_REQUEST], detail)
+        return rendered
 
     async def steps(
         self, rendered: str, *, n: int, max_tokens: int, seed: int, with_logprobs: bool = False

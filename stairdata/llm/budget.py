@@ -65,6 +65,8 @@ class Budget:
     """Why it was stopped."""
     on_stop: list[Callable[[], None]] = field(default_factory=list)
     """Called when it is stopped."""
+    on_charge: Callable[[], None] = lambda: None
+    """Called when something was spent."""
     _set_aside: dict[int, Spent] = field(default_factory=dict)
     _waiting: list[asyncio.Future[None]] = field(default_factory=list)
     _sleeping: list[asyncio.Future[None]] = field(default_factory=list)
@@ -133,6 +135,7 @@ class Budget:
     def charge(self, spent: Spent) -> None:
         """Count what was spent elsewhere, in an earlier run say."""
         self.spent = self.spent.plus(spent)
+        self.on_charge()
 
     def stop(self, reason: BaseException) -> None:
         """Send nothing more; the first reason counts."""

@@ -294,6 +294,21 @@ def test_a_finished_version_is_immutable(tmp_path: Path, build: Make, plan: Plan
     assert "seed (42 then, 7 now)" in str(caught.value)
 
 
+def test_a_new_version_beside_an_unfinished_one_is_told(
+    tmp_path: Path, begin: Begin, plan: Plan, caplog: pytest.LogCaptureFixture
+) -> None:
+    with begin(tmp_path):
+        pass
+    with begin(tmp_path):
+        assert not caplog.messages, "it goes on"
+    with begin(tmp_path, plan(seed=7)):
+        (told,) = caplog.messages
+    assert "prompts@1.0.0 is an unfinished build of another recipe" in told
+    assert "(it differs in seed (42 then, 7 now)); this one begins 1.1.0" in told
+    with begin(tmp_path, plan(seed=7)):
+        assert len(caplog.messages) == 1
+
+
 def test_an_unfinished_version_of_another_plan_is_refused(tmp_path: Path, begin: Begin, plan: Plan) -> None:
     with begin(tmp_path):
         pass

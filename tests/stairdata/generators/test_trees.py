@@ -20,11 +20,15 @@ import yaml
 
 from stairdata.generators import runner
 from stairdata.generators.options import BuildOptions
+from stairdata.generators.prompts import build_prompts
+from stairdata.generators.runner import open_budget
 from stairdata.generators.trees import build_trees
-from stairdata.llm.budget import Limits, StoppedError
+from stairdata.llm.budget import Limits, Spent, StoppedError
 from stairdata.llm.client import DEAD_AFTER
 from stairdata.recipe import Recipe
 from stairdata_schemas.artifacts import Artifact, validate_artifact
+from stairdata_schemas.building import Build as UnfinishedBuild
+from stairdata_schemas.building import BuildPlan, begin_build
 from stairdata_schemas.errors import BudgetError, BuildError, QuarantineError, RecipeError, ServerError, UsageError
 from stairdata_schemas.files import Journal
 from stairdata_schemas.manifest import content_hash, sha256_of_file
@@ -53,6 +57,7 @@ def build(
     def grow(
         count: int,
         *,
+        prompts: Artifact | None = None,
         root: str = "trees",
         actor: dict[str, Any] | None = None,
         limit: int | None = None,
@@ -64,7 +69,7 @@ def build(
         tell: Callable[[str], None] = lambda _: None,
         **section: Any,
     ) -> Artifact:
-        prompts = make_prompts(count)
+        prompts = prompts or make_prompts(count)
         whole = {"retries": 3, **actor_section, "base_url": stub_llm.base_url, **(actor or {})}
         recipe = Recipe.model_validate(
             {"seed": seed, "actor": whole, "trees": {**SMALL, **section}, "prices": prices or {}}
@@ -394,6 +399,9 @@ def test_ten_kills_lose_and_repeat_nothing(
     assert finished.stdout == "trees@1.0.0\n"
     rows = pl.read_parquet(tmp_path / "killed" / "trees" / "1.0.0" / "data" / "*.parquet")
     assert rows.drop(UNEVEN).equals(whole.drop(UNEVEN))
+    manifest = json.loads((tmp_path / "killed" / "trees" / "1.0.0" / "manifest.json").read_text())
+    of_rows = manifest["usage"]["prompt_tokens"] + manifest["usage"]["completion_tokens"]
+    assert manifest["details"]["tokens_of_all_runs"] >= of_rows, "no kill forgets what was spent"
 
 
 @pytest.mark.slow
@@ -493,6 +501,31 @@ def test_a_budget_is_kept_over_runs_and_raising_it_goes_on(build: Build, stub_ll
     assert trees_of(artifact).drop(UNEVEN).equals(trees_of(whole).drop(UNEVEN))
     assert stub_llm.stats()["requests"] == whole.manifest.usage.requests, "nothing was paid for twice"
     assert artifact.manifest.details["tokens_of_all_runs"] == total
+
+
+def test_a_prompt_longer_than_the_context_is_refused_by_itself(build: Build, tmp_path: Path) -> None:
+    source = tmp_path / "long.jsonl"
+    rows = [{"prompt": prompt, "task": "safety"} for prompt in ("short", "long " * 9000)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = Recipe.model_validate({"prompts": {"sources": [{"path": str(source)}]}})
+    artifact = build(2, prompts=build_prompts(recipe, BuildOptions(root=tmp_path / "artifacts")), max_quarantine=0.5)
+    assert trees_of(artifact)["prompt"].to_list() == ["short"]
+    (refused,) = refused_of(artifact.folder)
+    assert refused["rule"] == "invalid_request"
+    assert "max_model_len of the actor is 4096" in refused["raw"]
+
+
+def test_what_was_spent_is_on_disk_at_once(tmp_path: Path) -> None:
+    begun = begin_build(BuildPlan("trees", "test/1", {}), tmp_path)
+    assert isinstance(begun, UnfinishedBuild)
+    with begun:
+        budget, options = open_budget(begun, Recipe(), BuildOptions(root=tmp_path)), BuildOptions(root=tmp_path)
+        runner.Run(begun, runner.Record(begun), budget, options, 1)
+        for _ in range(3):
+            budget.charge(Spent(1234567, 1 / 3))
+            assert open_budget(begun, Recipe(), options).spent == budget.spent
+        (begun.work / runner.SPENT).write_text("")
+        assert open_budget(begun, Recipe(), options).spent == Spent(0, 0.0)
 
 
 def test_a_limit_on_cost_and_what_it_cost(build: Build) -> None:

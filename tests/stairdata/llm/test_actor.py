@@ -11,6 +11,7 @@ import pytest
 
 from stairdata.llm.actor import Actor, Piece, Usage, step_prior
 from stairdata.llm.client import Client, Generation, Sample, TokenLogprob
+from stairdata.llm.outcomes import RequestFailedError
 from stairdata.recipe import Endpoint, Sampling
 from stairdata_schemas import grammar, rendering
 
@@ -110,6 +111,14 @@ def test_prompts_are_rendered_with_the_models_own_template(tokenizer: Any) -> No
     assert actor.render("hi\n\n") == "<|im_start|>user\nhi\n\n<|im_end|>\n<|im_start|>assistant\n"
     assert actor.end_of_turn == EOT
     assert actor.count_tokens(STEP) == len(rendering.encode(tokenizer, STEP))
+
+
+def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused(tokenizer: Any) -> None:
+    rendered = Actor(Scripted(), tokenizer, Sampling()).render("hi")  # type: ignore[arg-type]
+    read = rendering.TokenCounter(tokenizer)(rendered)
+    assert Actor(Scripted(), tokenizer, Sampling(), read + 1).render("hi") == rendered  # type: ignore[arg-type]
+    with pytest.raises(RequestFailedError, match=f"invalid_request: the prompt has {read} tokens, and max_model_len"):
+        Actor(Scripted(), tokenizer, Sampling(), read).render("hi")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("knows_stop_option", [True, False])
