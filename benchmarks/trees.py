@@ -247,15 +247,20 @@ def watching(watch: Watch) -> Iterator[None]:
     """Note requests and finished trees of the builds inside."""
     send, run_all, keep = Client._send, Run.all, Run.keep
 
-    async def noted(self: Client, attempt: Callable[[], Awaitable[Generation]], most: Most) -> Generation:
-        async def timed() -> Generation:
-            began = time.monotonic()
-            generation = await attempt()
-            is_chat = "chat" in attempt.__qualname__
-            watch.sent.append(Sent(self, attempt, began, time.monotonic(), generation.completion_tokens, is_chat))
-            return generation
+    async def noted(
+        self: Client, ask: Callable[[], Awaitable[Any]], read: Callable[[Any], Generation], most: Most
+    ) -> Generation:
+        async def again() -> Generation:
+            return read(await ask())
 
-        return await send(self, timed, most)
+        async def timed() -> Any:
+            began = time.monotonic()
+            answer = await ask()
+            tokens, is_chat = read(answer).completion_tokens, "chat" in ask.__qualname__
+            watch.sent.append(Sent(self, again, began, time.monotonic(), tokens, is_chat))
+            return answer
+
+        return await send(self, timed, read, most)
 
     async def timed_run(self: Run, *arguments: Any) -> None:
         watch.began, cpu = time.monotonic(), time.process_time()

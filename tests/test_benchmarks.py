@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
         (("pairs.py", "--small", "4", "--large", "20"), "build preference-pairs"),
         (("teacher.py", "--prompts", "60", "--paired", "20", "--kill"), "rows/s"),
         (("prompts.py", "--prompts", "300", "--stream", "1000"), "10,000 out of 1,000"),
-        (("hub.py", "--gigabytes", "0.004"), "lfs pull: ratio"),
+        (("hub.py", "--gigabytes", "0.004"), "lfs pull:"),
     ],
     ids=["instant", "memory", "pairs", "teacher", "prompts", "hub"],
 )
