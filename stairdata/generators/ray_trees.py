@@ -180,7 +180,6 @@ def run_on_ray(
                     _take(run, by_key[key], result, budget, gone, leftovers)
     finally:
         record.close()
-        run.save_spent()
     if gone:
         raise ServerError(gone[0])
     return run.result(units)
@@ -199,7 +198,6 @@ def _take(run: Run, unit: Unit, result: dict[str, Any], budget: Budget, gone: li
         run.refuse(unit, error)
     else:
         gone.append(result["gone"])
-    run.save_spent()
     try:
         budget.check_spent()
     except StoppedError:

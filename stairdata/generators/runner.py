@@ -189,7 +189,6 @@ def run_units(
         raise _first(errors) from errors
     finally:
         record.close()
-        run.save_spent()
     if budget.reason is not None:
         raise budget.reason
     return run.result(units)
@@ -231,8 +230,7 @@ class Run:
         self._progress = options.progress
         self._refused: list[Refused] = []
         self._meter = Meter(len(record.begins), total, [])
-        self._saved = budget.spent
-        budget.on_charge = self.save_spent
+        budget.on_charge = self._save_spent
         self._iterations: Callable[[], int] | None = None
         self.tell()
 
@@ -283,7 +281,6 @@ class Run:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            self.save_spent()
             with contextlib.suppress(StoppedError):
                 self._budget.check_running()  # nobody else looks at the clock while all requests wait
             self.tell()
@@ -295,15 +292,13 @@ class Run:
             meter.iterations = self._iterations()
         self._progress(self._build.plan.kind, meter.done, meter.total, meter.describe())
 
-    def save_spent(self) -> None:
+    def _save_spent(self) -> None:
         """Keep what was spent for the next run of this build: after each request, so that no kill forgets one."""
-        if self._budget.spent != self._saved:
-            self._saved = self._budget.spent
-            descriptor = os.open(self._build.work / SPENT, os.O_WRONLY | os.O_CREAT, 0o644)
-            try:  # in place and in one piece of constant length: there is no moment without a number
-                os.pwrite(descriptor, json.dumps(self._saved).ljust(SPENT_BYTES).encode(), 0)
-            finally:
-                os.close(descriptor)
+        descriptor = os.open(self._build.work / SPENT, os.O_WRONLY | os.O_CREAT, 0o644)
+        try:  # in place and in one piece of constant length: there is no moment without a number
+            os.pwrite(descriptor, json.dumps(self._budget.spent).ljust(SPENT_BYTES).encode(), 0)
+        finally:
+            os.close(descriptor)
 
     def result(self, units: Sequence[Unit]) -> RunResult:
         """Sum up this run and those before it."""
