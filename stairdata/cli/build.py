@@ -221,13 +221,15 @@ def build(
 
 def _check_for_push(artifact: Artifact, progress: ProgressFunction) -> None:
     """Check a large artifact while nobody waits for it, so that its push need not read the rows again."""
-    from stairdata.hub.checks import check, is_large
+    from stairdata.hub.checks import check, is_large, is_noted
 
     if is_large(artifact):
         from stairdata.hub.secrets import own_secrets
 
-        progress(f"checking {artifact.reference}", 0, 0)
-        check(artifact, own_secrets())  # what it finds is told when somebody pushes
+        own = own_secrets()
+        if not is_noted(artifact, own):  # a build that was finished before costs no hashing
+            progress(f"checking {artifact.reference}", 0, 0)
+            check(artifact, own)  # what it finds is told when somebody pushes
 
 
 def with_evaluations(recipe: FullRecipe, given: list[str]) -> FullRecipe:
