@@ -380,16 +380,22 @@ def test_answers_that_came_at_once_are_not_bought_again(teach: Teach, stub_llm: 
     assert sent_of(stub_llm) == {}
 
 
-def test_an_unreadable_judgement_is_asked_again_by_the_next_run(teach: Teach, stub_llm: StubServer) -> None:
+def judged_unreadably(teach: Teach, stub_llm: StubServer, second: dict[str, str]) -> dict[str, Any]:
+    """Batches of two teachers, the second with settings of its own, collected while the judge says nothing readable."""
     first = {"base_url": stub_llm.base_url, "model": "actor"}
-    section = {"teachers": {"a": first, "b": first | {"temperature": "0.1"}}, "judge": {"reasks": 0}}
+    section = {"teachers": {"a": first, "b": first | second}, "judge": {"reasks": 0}}
     options: dict[str, Any] = {"section": section, "teachers": ("a", "b")}
     teach(2, **options, batch="submit")
-    teach(2, **options, batch="status")  # which lets the batch run
+    teach(2, **options, batch="status")  # which lets the batches run
     stub_llm.control(judge_text="Well.")
     with pytest.raises(BuildError, match="judge_failure 2"):
         teach(2, **options, batch="collect")
     stub_llm.control(judge_text=None)
+    return options
+
+
+def test_an_unreadable_judgement_is_asked_again_by_the_next_run(teach: Teach, stub_llm: StubServer) -> None:
+    options = judged_unreadably(teach, stub_llm, {"temperature": "0.1"})
     assert len(rows_of(teach(2, **options, batch="collect"))) == 2
     assert set(sent_of(stub_llm).values()) == {1}
 
@@ -509,15 +515,7 @@ def test_a_batch_whose_requests_nobody_knows_is_an_error(teach: Teach, stub_llm:
 def test_answers_that_were_removed_are_fetched_again(
     batch: str, teach: Teach, stub_llm: StubServer, tmp_path: Path
 ) -> None:
-    first = {"base_url": stub_llm.base_url, "model": "actor"}
-    section = {"teachers": {"a": first, "b": first | {"format": "text"}}, "judge": {"reasks": 0}}
-    options: dict[str, Any] = {"section": section, "teachers": ("a", "b")}
-    teach(2, **options, batch="submit")
-    teach(2, **options, batch="status")  # which lets the batches run
-    stub_llm.control(judge_text="Well.")
-    with pytest.raises(BuildError, match="judge_failure 2"):
-        teach(2, **options, batch="collect")
-    stub_llm.control(judge_text=None)
+    options = judged_unreadably(teach, stub_llm, {"format": "text"})
     removed = list(tmp_path.rglob("*.output.jsonl"))
     assert len(removed) == 2
     for path in removed:
