@@ -6,14 +6,13 @@ them to these. Nothing here reads the environment or touches the network.
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from stairdata_schemas.errors import RecipeError, UsageError, quote
+from stairdata_schemas.errors import RecipeError, UsageError, nearest, quote
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Task = Literal["safety", "helpfulness"]
@@ -593,8 +592,8 @@ def _explain(error: ValidationError, model: type[BaseModel], path: Path | None, 
     source = f"recipe {path}" if path else "recipe"
     if first["type"] == "extra_forbidden":
         known = _known_keys(model, first["loc"][:-1])
-        close = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+        close = nearest(str(first["loc"][-1]), known)
+        hint = f"did you mean {close!r}?" if close else f"known keys: {', '.join(known)}"
         return f"{source}: unknown key {where!r}; {hint}"
     value = first["input"] if first["loc"] else data
     return f"{source}: {where or 'top level'}: {first['msg']}, found {quote(value)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stairdata_schemas import grammar, identity
-from stairdata_schemas.errors import ArtifactError, ArtifactNotFoundError, GrammarError, UsageError, quote
+from stairdata_schemas.errors import ArtifactError, ArtifactNotFoundError, GrammarError, UsageError, nearest, quote
 from stairdata_schemas.kinds import KINDS, LATER_COLUMNS, SCHEMA_VERSION, kind_name, polars_schema, row_schema
 from stairdata_schemas.manifest import (
     MANIFEST_NAME,
@@ -167,8 +166,8 @@ def resolve(reference: str, root: Path) -> Artifact:
 
 
 def _meant(name: str) -> str:
-    close = difflib.get_close_matches(name.replace("-", "_"), KINDS, 1)
-    return f"did you mean {close[0]!r}? Else " if close else ""
+    close = nearest(name.replace("-", "_"), KINDS)
+    return f"did you mean {close!r}? Else " if close else ""
 
 
 def _open_version(root: Path, kind: str, version: Version) -> Artifact:

@@ -317,17 +317,16 @@ def begin_build(plan: BuildPlan, root: Path, version: str | None = None, *, fres
 
 def _warn_of_another(folder: Path, chosen: Version, plan: BuildPlan) -> None:
     """Say that a new version is begun beside an unfinished build, which a changed recipe does not continue."""
-    for version in versions(folder.parent, plan.kind)[-1:]:
-        known = _work_in_progress(folder / str(version))
-        if known and not (folder / str(version) / MANIFEST_NAME).is_file():
-            changed = ", ".join(_differences(known.get("configuration", {}), plan.configuration)) or "its inputs"
-            _log.warning(
-                "warning: %s@%s is an unfinished build of another recipe (it differs in %s); this one begins %s",
-                plan.kind,
-                version,
-                changed,
-                chosen,
-            )
+    newest = next(reversed(versions(folder.parent, plan.kind)), None)
+    known = _work_in_progress(folder / str(newest))
+    if known and not (folder / str(newest) / MANIFEST_NAME).is_file():
+        _log.warning(
+            "warning: %s@%s is an unfinished build of another recipe (it differs in %s); this one begins %s",
+            plan.kind,
+            newest,
+            _changes(known.get("configuration", {}), plan),
+            chosen,
+        )
 
 
 def _check_major(version: Version) -> Version:
@@ -371,7 +370,7 @@ def _is_untouched(target: Path) -> bool:
 def _finished(target: Path, plan: BuildPlan) -> Artifact:
     artifact = open_artifact(target)
     if artifact.manifest.fingerprint != plan.fingerprint:
-        changed = ", ".join(_differences(artifact.manifest.configuration, plan.configuration)) or "its inputs"
+        changed = _changes(artifact.manifest.configuration, plan)
         raise UsageError(
             f"{artifact.reference} is finished and immutable, and differs from what was asked for in {changed}; "
             "leave --version out to make the next version"
@@ -398,7 +397,7 @@ def _open_work(target: Path, plan: BuildPlan, *, fresh: bool) -> None:
     if fresh:
         shutil.rmtree(work, ignore_errors=True)
     elif known and known.get("fingerprint") != plan.fingerprint:
-        changed = ", ".join(_differences(known.get("configuration", {}), plan.configuration)) or "its inputs"
+        changed = _changes(known.get("configuration", {}), plan)
         raise UsageError(
             f"{target} holds an unfinished build of another recipe (it differs in {changed}); "
             "finish that one, name another --version, or start over with --fresh"
@@ -417,6 +416,11 @@ def _work_in_progress(target: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return known
+
+
+def _changes(configuration: dict[str, Any], plan: BuildPlan) -> str:
+    """Say what sets an earlier build apart from a plan."""
+    return ", ".join(_differences(configuration, plan.configuration)) or "its inputs"
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -115,11 +115,15 @@ class GrammarError(StairDataError):
         super().__init__(f"the completion breaks the rule {rule!r} at character {position}: {quote(text[position:])}")
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Return the known name that was probably meant, if one is as like it as `cutoff` (0 to 1)."""
+    return next(iter(difflib.get_close_matches(name, list(known), 1, cutoff)), None)
+
+
+def suggest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Say which known name was probably meant, else all of them."""
-    names = list(known)
-    close = difflib.get_close_matches(name, names, 1)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names)}"
+    close = nearest(name, known, cutoff)
+    return f"did you mean {close!r}?" if close else f"known are {', '.join(known)}"
 
 
 def quote(text: object, limit: int = TEXT_LIMIT) -> str:

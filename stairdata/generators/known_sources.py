@@ -7,12 +7,11 @@ the form on the Hub (`prompt`, `answer`, `source`) and in that of the code's pro
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stairdata_schemas.errors import RecipeError, quote
+from stairdata_schemas.errors import RecipeError, quote, suggest
 
 Row = dict[str, Any]
 
@@ -173,7 +172,5 @@ def source_like(name: str) -> KnownSource:
     """
     known = known_source(name)
     if known is None:
-        close = difflib.get_close_matches(name, KNOWN, 1, 0.3)
-        hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(KNOWN)}"
-        raise RecipeError(f"like: {quote(name)} is no dataset that this release knows; {hint}")
+        raise RecipeError(f"like: {quote(name)} is no dataset that this release knows; {suggest(name, KNOWN, 0.3)}")
     return known
