@@ -49,9 +49,9 @@ def write(path: Path, count: int, seed: int) -> None:
 
 
 def run_part(folder: Path, section: dict[str, Any]) -> None:
-    from stairdata.generators.options import BuildOptions
-    from stairdata.generators.prompts import build_prompts
+    from stairdata.generators.prompts.build import build_prompts
     from stairdata.recipe import Recipe
+    from stairdata.runs.options import BuildOptions
 
     begin = time.perf_counter()
     artifact = build_prompts(Recipe.model_validate({"prompts": section}), BuildOptions(root=folder / "artifacts"))

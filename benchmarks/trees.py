@@ -35,14 +35,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import openai
 
-from stairdata.generators import judges
-from stairdata.generators.options import BuildOptions
-from stairdata.generators.prompts import build_prompts
-from stairdata.generators.runner import Run
-from stairdata.generators.trees import build_trees
+from stairdata.generators.prompts.build import build_prompts
+from stairdata.generators.trees import judges
+from stairdata.generators.trees.build import build_trees
 from stairdata.llm.client import Client, Generation, Most
 from stairdata.llm.server import ManagedServer, ServerOptions
 from stairdata.recipe import Recipe
+from stairdata.runs.options import BuildOptions
+from stairdata.runs.runner import Run
 from stairdata_schemas.artifacts import Artifact
 
 HERE = Path(__file__).parent

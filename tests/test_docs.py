@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.stairdata.generators import hub_datasets
+from tests.stairdata.generators.prompts import hub_datasets
 
 if TYPE_CHECKING:
     from tests.conftest import HubServer, StubServer

@@ -17,8 +17,8 @@ import polars as pl
 import pytest
 
 from stairdata.cli.quickstart import SMOKE, Run, find_teacher
-from stairdata.generators.options import quiet
 from stairdata.llm.server import vllm_missing
+from stairdata.runs.options import quiet
 from stairdata_schemas.artifacts import Artifact, list_folders, open_artifact, validate_artifact
 
 if TYPE_CHECKING:

@@ -81,7 +81,7 @@ def show(
     json_: JsonOption = False,
 ) -> None:
     """Show what an artifact is and how it was made; draw a tree, page through pairs, or write a page."""
-    from stairdata.cli import looking
+    from stairdata.cli import show as looking
 
     artifact = open_artifact_of(reference, root_folder(root))
     if lineage:

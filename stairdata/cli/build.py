@@ -22,11 +22,11 @@ from stairdata.cli.options import (
     read_recipe,
     root_folder,
 )
-from stairdata.generators.batch_actions import BATCH_ACTIONS
+from stairdata.generators.structured_cot.batch_actions import BATCH_ACTIONS
 
 if TYPE_CHECKING:
     from stairdata.cli.recipes import FullRecipe
-    from stairdata.generators.options import BuildOptions
+    from stairdata.runs.options import BuildOptions
     from stairdata_schemas.artifacts import Artifact
     from stairdata_training.scoring import PrmScorer
 
@@ -170,8 +170,8 @@ def build(
     ] = False,
 ) -> None:
     """Build an artifact; a finished one of the same recipe and inputs is returned as it is."""
-    from stairdata.generators.options import BuildOptions
     from stairdata.llm.budget import Limits
+    from stairdata.runs.options import BuildOptions
     from stairdata_schemas.errors import UsageError, quote, suggest
 
     if kind.replace("_", "-") not in BUILT_KINDS:
@@ -255,27 +255,29 @@ def build_kind(kind: str, recipe: FullRecipe, options: BuildOptions) -> Artifact
     """Run the generator of a kind; None where a batch leaves the artifact unfinished."""
     if kind in {"preference_pairs", "prm_pairs"}:  # what talks to models takes longer to import than these to build
         return _build_pairs(kind, recipe, options)
-    from stairdata.generators import prompts, structured_cot, trees
+    from stairdata.generators.prompts.build import build_prompts
+    from stairdata.generators.structured_cot.build import build_structured_cot
+    from stairdata.generators.trees.build import build_trees
 
     generators = {
-        "prompts": prompts.build_prompts,
-        "structured_cot": structured_cot.build_structured_cot,
-        "trees": trees.build_trees,
+        "prompts": build_prompts,
+        "structured_cot": build_structured_cot,
+        "trees": build_trees,
         "responses": _build_responses,
     }
     return generators[kind](recipe, options)
 
 
 def _build_pairs(kind: str, recipe: FullRecipe, options: BuildOptions) -> Artifact:
-    from stairdata.generators import pairs
+    from stairdata.generators.pairs.build import build_preference_pairs, build_prm_pairs
 
-    build = pairs.build_preference_pairs if kind == "preference_pairs" else pairs.build_prm_pairs
+    build = build_preference_pairs if kind == "preference_pairs" else build_prm_pairs
     return build(recipe, options)
 
 
 def _build_responses(recipe: FullRecipe, options: BuildOptions) -> Artifact:
     """Hand the PRM's score function down: generators don't know the training package."""
-    from stairdata.generators.responses import build_responses
+    from stairdata.generators.responses.build import build_responses
 
     if recipe.responses.prm is None:
         return build_responses(recipe, options)

@@ -32,8 +32,8 @@ def import_(
 ) -> None:
     """Import files into an artifact; say what could not be taken over."""
     from stairdata.cli.build import summary
-    from stairdata.generators.options import BuildOptions
     from stairdata.interop.importing import import_thu_ml
+    from stairdata.runs.options import BuildOptions
 
     _check_format(from_)
     with show_progress() as progress:

@@ -207,7 +207,7 @@ class Run:
 
     def _run_build(self, kind: str, recipe: FullRecipe, parents: list[Artifact], limit: int | None = None) -> Artifact:
         from stairdata.cli.build import build_kind
-        from stairdata.generators.options import BuildOptions
+        from stairdata.runs.options import BuildOptions
 
         options = BuildOptions(
             root=self.folder / "artifacts",

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stairdata.cli import reviewing
+from stairdata.cli import review_round
 from stairdata.cli.console import emit, say
-from stairdata.cli.reviewing import FolderOption, RemoteOption, UrlOption, WorkspaceOption
+from stairdata.cli.review_round import FolderOption, RemoteOption, UrlOption, WorkspaceOption
 
 if TYPE_CHECKING:
     from stairdata_review.server import Running
@@ -65,7 +65,7 @@ def invite(
     remote: RemoteOption = False,
 ) -> None:
     """Let a reviewer in: an annotator of the workspace, never an owner; the password is shown once."""
-    reviewing.check_extra()
+    review_round.check_extra()
     from stairdata_review import client, inviting
 
     with client.Argilla(client.find_place(folder, url, remote=remote)) as argilla:
@@ -78,11 +78,11 @@ def invite(
         say("the password is shown once and kept nowhere: pass it on")
 
 
-app.command("push")(reviewing.push)
-app.command("status")(reviewing.status)
-app.command("pull")(reviewing.pull)
-app.command("export")(reviewing.export)
-app.command("import")(reviewing.import_)
+app.command("push")(review_round.push)
+app.command("status")(review_round.status)
+app.command("pull")(review_round.pull)
+app.command("export")(review_round.export)
+app.command("import")(review_round.import_)
 
 
 def _show(running: Running, *, found: bool, wait: bool = False) -> None:

@@ -29,7 +29,7 @@ def train(
     output: Annotated[Path | None, typer.Option("--output", help="Folder to write; default: the recipe's.")] = None,
 ) -> None:
     """Train on an artifact; a finished model of the same data and settings is returned as it is."""
-    from stairdata.generators.options import BuildOptions
+    from stairdata.runs.options import BuildOptions
     from stairdata_schemas.errors import UsageError, quote, suggest
 
     if stage not in KIND_OF:

@@ -1,1 +1,1 @@
-"""One module per artifact kind: what goes in, what comes out, nothing of the command line."""
+"""How artifacts are made: one folder a kind of artifact; nothing of the command line."""

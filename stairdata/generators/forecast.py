@@ -9,18 +9,18 @@ from __future__ import annotations
 import random
 from typing import NamedTuple
 
-from stairdata.generators.growing import search_config
-from stairdata.generators.options import BuildOptions
-from stairdata.generators.prompts import rows_without_task
-from stairdata.generators.published_cot import is_published
-from stairdata.generators.runner import open_budget
-from stairdata.generators.sft import takes_trees
-from stairdata.generators.task_labels import template
-from stairdata.generators.teaching_forecast import forecast_teachers
-from stairdata.generators.trees import begin_trees, grow_trees, plan_trees, units_of
-from stairdata.generators.unfinished import find_before, rows_in, words_on
+from stairdata.generators.prompts.build import rows_without_task
+from stairdata.generators.prompts.task_labels import template
+from stairdata.generators.structured_cot.cost_estimate import forecast_teachers
+from stairdata.generators.structured_cot.from_hub import is_published
+from stairdata.generators.structured_cot.from_trees import takes_trees
+from stairdata.generators.trees.build import begin_trees, grow_trees, plan_trees, units_of
+from stairdata.generators.trees.tree_runner import search_config
 from stairdata.llm.budget import Budget, unpriced
 from stairdata.recipe import Recipe
+from stairdata.runs.options import BuildOptions
+from stairdata.runs.runner import open_budget
+from stairdata.runs.unfinished import find_before, rows_in, words_on
 from stairdata.search import mcts
 from stairdata.search.reward import rate
 from stairdata_schemas.artifacts import Artifact

@@ -11,12 +11,12 @@ from typing import Any
 
 import polars as pl
 
-from stairdata.generators.known_sources import published_prompt
-from stairdata.generators.options import BuildOptions
+from stairdata.generators.prompts.known_datasets import published_prompt
 from stairdata.hub.pull import open_reference
 from stairdata.interop import thu_ml
 from stairdata.interop.json_list import Duplicates, read_list
 from stairdata.interop.thu_ml import BrokenError, Losses, Row
+from stairdata.runs.options import BuildOptions
 from stairdata_schemas import identity
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildPlan, Refused, Report, begin_build

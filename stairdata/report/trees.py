@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from stairdata.generators.nodes import STRUCTURE, sound_trees
+from stairdata.generators.pairs.forest import STRUCTURE, sound_trees
 from stairdata_schemas import grammar
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Refused

@@ -8,9 +8,9 @@ from typing import Any
 
 import polars as pl
 
-from stairdata.generators.options import BuildOptions
-from stairdata.generators.pairs import build_preference_pairs
+from stairdata.generators.pairs.build import build_preference_pairs
 from stairdata.recipe import Recipe
+from stairdata.runs.options import BuildOptions
 from stairdata_schemas import identity
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.kinds import polars_schema

@@ -120,12 +120,12 @@ def test_records_that_come_twice_are_noticed() -> None:
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from stairdata.cli import reviewing
+    from stairdata.cli import review_round
 
-    reviewing.check_extra()
-    monkeypatch.setattr(reviewing, "EXTRA", ("httpx", "a_library_that_is_not_there"))
+    review_round.check_extra()
+    monkeypatch.setattr(review_round, "EXTRA", ("httpx", "a_library_that_is_not_there"))
     with pytest.raises(UsageError, match=r"pip install 'stairdata\[review\]'"):
-        reviewing.check_extra()
+        review_round.check_extra()
 
 
 def test_the_command_line_says_what_to_do(tmp_path: Path) -> None:

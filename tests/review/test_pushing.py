@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stairdata.generators.options import BuildOptions
-from stairdata.generators.pairs import build_preference_pairs
-from stairdata.generators.sft import build_from_trees
+from stairdata.generators.pairs.build import build_preference_pairs
+from stairdata.generators.structured_cot.from_trees import build_from_trees
 from stairdata.recipe import Recipe
+from stairdata.runs.options import BuildOptions
 from stairdata_review.blinding import first_side, other_side, unblind
 from stairdata_review.items import Item, item_ids, read_items
 from stairdata_review.push import BATCH_BYTES, BATCH_RECORDS, batches

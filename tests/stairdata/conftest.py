@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from stairdata.generators.options import BuildOptions
-from stairdata.generators.prompts import build_prompts
+from stairdata.generators.prompts.build import build_prompts
 from stairdata.llm.budget import Budget
 from stairdata.llm.window import Window
 from stairdata.recipe import Recipe
+from stairdata.runs.options import BuildOptions
 from stairdata_schemas.artifacts import Artifact
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from stairdata.generators.options import BuildOptions
-from stairdata.generators.structured_cot import build_structured_cot
+from stairdata.generators.structured_cot.build import build_structured_cot
 from stairdata.recipe import Recipe
+from stairdata.runs.options import BuildOptions
 from stairdata_schemas.artifacts import Artifact
 
 if TYPE_CHECKING:

@@ -201,7 +201,7 @@ def test_another_artifact_of_that_version_is_never_overwritten(hub: HubServer, m
 
 
 def test_a_hub_reference_is_an_input_and_its_commit_is_recorded(hub: HubServer, make: Make, tmp_path: Path) -> None:
-    from stairdata.generators.options import BuildOptions
+    from stairdata.runs.options import BuildOptions
 
     done = push(make(), PushOptions(REPO))
     root = tmp_path / "work"

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stairdata.generators.options import BuildOptions
-from stairdata.generators.pairs import build_preference_pairs
+from stairdata.generators.pairs.build import build_preference_pairs
 from stairdata.interop.exporting import export_thu_ml
 from stairdata.interop.importing import import_thu_ml
 from stairdata.recipe import Recipe
+from stairdata.runs.options import BuildOptions
 from stairdata_schemas import identity
 from stairdata_schemas.artifacts import Artifact, validate_artifact
 from stairdata_schemas.errors import InputError, QuarantineError, UsageError

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stairdata.generators.options import BuildOptions
-from stairdata.generators.pairs import build_preference_pairs
+from stairdata.generators.pairs.build import build_preference_pairs
 from stairdata.recipe import Recipe
 from stairdata.report.differences import _distance, compare
+from stairdata.runs.options import BuildOptions
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import UsageError
 from tests.stairdata.forests import Shape, artifact_of, tree_of

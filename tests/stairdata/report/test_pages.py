@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import pytest
 
-from stairdata.generators.options import BuildOptions
-from stairdata.generators.pairs import build_preference_pairs
+from stairdata.generators.pairs.build import build_preference_pairs
 from stairdata.recipe import Recipe
 from stairdata.report.pages import artifact_page, tree_page
 from stairdata.report.trees import find_tree
+from stairdata.runs.options import BuildOptions
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildPlan, begin_build
 from stairdata_schemas.kinds import polars_schema

@@ -1,0 +1,1 @@
+"""Kinds `preference_pairs` and `prm_pairs`: pairs of nodes out of trees."""

@@ -1,0 +1,109 @@
+"""Which paths fit into max_tokens: by the trees' own `tokens`, by bytes, and only then by a tokenizer.
+
+A byte-level tokenizer makes at most one token of a byte, so a rendered prompt plus path of at most max_tokens
+UTF-8 bytes fits. Where a tree says nothing about its rendered prompt, the prompt and 116 bytes for the chat template
+stand for it: the published template has 116, and the default templates of other models come to fewer tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from stairdata.generators.pairs.forest import Forest, Indices, Mask, levels, path_sums
+from stairdata.recipe import Recipe
+from stairdata_schemas import rendering
+from stairdata_schemas.errors import BuildError
+from stairdata_schemas.manifest import ModelIdentity
+
+TEMPLATE_BYTES = 116
+STEPS_AT_ONCE = 4096
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "tokenizer.model")
+
+
+def tokenizer_of(named: str | None, recipe: Recipe) -> str | None:
+    """Return the tokenizer a section names, else the actor's."""
+    return named or recipe.actor.tokenizer or recipe.actor.path
+
+
+def tokenizer_identity(tokenizer: str) -> ModelIdentity:
+    """Say which tokenizer may decide about rows; a folder counts by its files, which need not be there yet."""
+    folder = Path(tokenizer)
+    if not folder.is_dir():
+        return ModelIdentity(role="tokenizer", name=tokenizer)
+    digest = hashlib.sha256()
+    for name in _TOKENIZER_FILES:
+        if (folder / name).is_file():
+            digest.update(name.encode() + b"\0" + (folder / name).read_bytes())
+    return ModelIdentity(role="tokenizer", name=folder.name, tokenizer_hash=digest.hexdigest()[:16])
+
+
+class Ruler:
+    """Measures paths; loads the tokenizer when the first path needs it."""
+
+    def __init__(self, max_tokens: int, tokenizer: str | None, option: str) -> None:
+        self._max_tokens = max_tokens
+        self._tokenizer = tokenizer
+        self._option = option
+        self._loaded: Any = None
+
+    def fits(self, forest: Forest, candidates: Indices) -> Mask:
+        """Tell which of the candidate nodes have a rendered prompt plus path of at most max_tokens tokens.
+
+        Raises:
+            BuildError: only a tokenizer can tell, and none is named.
+        """
+        tokens = forest.nodes["tokens"]
+        most = path_sums(forest, tokens.fill_null(_bytes(forest)).to_numpy())
+        least = path_sums(forest, tokens.fill_null(0).to_numpy())
+        is_open = (most > self._max_tokens) & (least <= self._max_tokens)
+        undecided = candidates[is_open[candidates]]
+        if len(undecided):
+            measured = self._measure(forest, undecided)
+            most = path_sums(forest, tokens.fill_null(measured).fill_null(_bytes(forest)).to_numpy())
+        return (most <= self._max_tokens)[candidates]
+
+    def _measure(self, forest: Forest, undecided: Indices) -> pl.Series:
+        """Count the tokens of the steps that have none on the paths to some nodes; null elsewhere."""
+        if self._tokenizer is None:
+            raise BuildError(self._advice(len(undecided)))
+        if self._loaded is None:
+            self._loaded = rendering.load_tokenizer(self._tokenizer)
+        on_path = np.zeros(len(forest.nodes), dtype=bool)
+        on_path[undecided] = True
+        for rows in reversed(list(levels(forest))):
+            on_path[forest.parents[rows[on_path[rows]]]] = True
+        rows = np.flatnonzero(on_path & forest.nodes["tokens"].is_null().to_numpy())
+        counts = np.full(len(forest.nodes), -1, dtype=np.int64)
+        for start in range(0, len(rows), STEPS_AT_ONCE):
+            piece = rows[start : start + STEPS_AT_ONCE]
+            encoded = self._loaded(self._texts(forest, piece), add_special_tokens=False)["input_ids"]
+            counts[piece] = [len(ids) for ids in encoded]
+        return pl.Series(counts).replace(-1, None)
+
+    def _texts(self, forest: Forest, rows: Indices) -> list[str]:
+        """Return the steps of some nodes; for a root its tree's rendered prompt."""
+        nodes = forest.nodes[rows]
+        prompts = forest.trees["prompt"].gather(nodes["tree"])
+        return [
+            step if depth else rendering.render_prompt(self._loaded, prompt)
+            for step, depth, prompt in zip(nodes["step"], nodes["depth"], prompts, strict=True)
+        ]
+
+    def _advice(self, count: int) -> str:
+        return (
+            f"{count} nodes that would be used have no `tokens`, and their prompt and path have more UTF-8 bytes than "
+            f"max_tokens ({self._max_tokens}), so only a tokenizer can tell whether they fit; name the actor's with "
+            f"`--set {self._option}=FOLDER` (or a Hub id)"
+        )
+
+
+def _bytes(forest: Forest) -> pl.Series:
+    """Return the UTF-8 bytes of each node's step; of the prompt and a chat template at the root."""
+    own = forest.nodes["step"].str.len_bytes().cast(pl.Int64)
+    prompts = forest.trees["prompt"].str.len_bytes().cast(pl.Int64) + TEMPLATE_BYTES
+    return own.zip_with(forest.nodes["depth"] > 0, prompts.gather(forest.nodes["tree"]))

@@ -1,0 +1,1 @@
+"""Kind `prompts`: rows from files and Hub datasets, filtered, deduplicated, sampled."""

@@ -1,0 +1,265 @@
+"""Kind `prompts`: rows from files and Hub datasets, checked, filtered, sampled, without duplicates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from stairdata.generators.prompts.decontamination import EvaluationSet, evaluation_sets, files_hash, read_contamination
+from stairdata.generators.prompts.files import Row
+from stairdata.generators.prompts.filters import BY_DESIGN, Filter, filters_of, first_verdict
+from stairdata.generators.prompts.mapping import Found, PinnedSource, pin, sound_rows
+from stairdata.generators.prompts.near_duplicates import NearDuplicates
+from stairdata.recipe import PromptSource, Recipe
+from stairdata.runs.options import BuildOptions
+from stairdata.runs.sampling import BottomSample
+from stairdata_schemas.artifacts import Artifact
+from stairdata_schemas.building import Build, BuildPlan, Refused, Report, begin_build
+from stairdata_schemas.errors import RecipeError
+from stairdata_schemas.kinds import polars_schema
+from stairdata_schemas.licenses import strictest
+from stairdata_schemas.manifest import ModelIdentity
+
+GENERATOR = "prompts/2"
+
+
+class Given(NamedTuple):
+    """What a recipe comes down to."""
+
+    sources: list[PinnedSource]
+    evaluations: list[EvaluationSet]
+
+
+class Chosen(NamedTuple):
+    """What came of the sources."""
+
+    rows: list[Row]
+    refused: list[Refused]
+    taken: dict[int, int]
+    """Rows of each source, by its number."""
+
+
+def build_prompts(recipe: Recipe, options: BuildOptions) -> Artifact:
+    """Build a prompts artifact from the recipe's sources.
+
+    Raises:
+        RecipeError: no source, or one that is named wrongly.
+        InputError: a source that can't be read, or lacks a column.
+        ServerError: the judge of tasks can't be reached.
+    """
+    given = _given(recipe, options)
+    build = begin_build(_plan(given, recipe, options.limit), options.root, options.version, fresh=options.fresh)
+    if isinstance(build, Artifact):
+        return build
+    with build:
+        chosen = _choose(given, recipe, options)
+        report = Report()
+        if any(row["task"] is None for row in chosen.rows):
+            chosen, report = _labelled(build, chosen, recipe, options)
+        report.notes += _notes(given, chosen, options.limit)
+        report.details |= _details(given, chosen)
+        frame = pl.DataFrame(chosen.rows, schema=polars_schema("prompts"))
+        return build.finish([frame], chosen.refused, report, options.max_quarantine, BY_DESIGN)
+
+
+def rows_without_task(recipe: Recipe, options: BuildOptions) -> list[str]:
+    """Return the prompts that a build would ask the judge of tasks about; nothing is written."""
+    rows = _choose(_given(recipe, options), recipe, options).rows
+    return [row["prompt"] for row in rows if row["task"] is None]
+
+
+def _given(recipe: Recipe, options: BuildOptions) -> Given:
+    section = recipe.prompts
+    if not section.sources:
+        raise RecipeError("prompts.sources is empty; give at least one {path: FILE} or {hub: DATASET}")
+    sources = [pin(source, number) for number, source in enumerate(section.sources)]
+    return Given(sources, evaluation_sets(section.decontaminate, options.root))
+
+
+def _plan(given: Given, recipe: Recipe, limit: int | None) -> BuildPlan:
+    sources = [pinned.source for pinned in given.sources]
+    inputs = {
+        f"{pinned.number}": files_hash(pinned.source.path, pinned) for pinned in given.sources if pinned.source.path
+    }
+    evaluations = [{"name": each.name, "sha256": each.sha256} for each in given.evaluations]
+    configuration = {
+        "sources": [_described(pinned, inputs) for pinned in given.sources],
+        "limit": limit,
+        "seed": recipe.seed,
+        "filters": _filters_described(recipe),
+        "decontaminate": evaluations,
+    }
+    return BuildPlan(
+        "prompts",
+        GENERATOR,
+        configuration | _judge_described(recipe),
+        inputs=inputs | {f"decontaminate/{number}": each.sha256 for number, each in enumerate(given.evaluations)},
+        models=_judge(recipe),
+        settings={"licenses": [source.license for source in sources]},
+        seeds={"sampling": recipe.seed},
+        license=strictest(source.license for source in sources),
+    )
+
+
+def _described(pinned: PinnedSource, inputs: dict[str, str]) -> dict[str, Any]:
+    source: PromptSource = pinned.source
+    described: dict[str, Any] = source.model_dump(mode="json", exclude={"path", "license"})
+    described["file"] = source.path.name if source.path else None
+    described["sha256"] = inputs.get(f"{pinned.number}")
+    return described | {"mapped_as": pinned.known.hub if pinned.known else None}
+
+
+def _filters_described(recipe: Recipe) -> dict[str, Any]:
+    section = recipe.prompts
+    names = {"near_duplicates", "contamination", "languages", "min_language_probability", "min_characters"}
+    described = section.model_dump(mode="json", include=names | {"max_characters", "max_tokens"})
+    if section.max_tokens is not None and (tokenizer := _tokenizer(recipe)) is not None:
+        from stairdata_schemas.rendering import load_tokenizer, tokenizer_hash
+
+        described["tokenizer"] = tokenizer_hash(load_tokenizer(tokenizer))
+    return described
+
+
+def _tokenizer(recipe: Recipe) -> str | None:
+    return recipe.prompts.tokenizer or recipe.actor.tokenizer or recipe.actor.path
+
+
+def _judge(recipe: Recipe) -> list[ModelIdentity]:
+    if recipe.prompts.task_judge is None:
+        return []
+    from stairdata.llm.session import identify
+
+    return [identify(recipe.prompts.task_judge, "prompts.task_judge", needs_tokenizer=False)]
+
+
+def _judge_described(recipe: Recipe) -> dict[str, Any]:
+    judge = recipe.prompts.task_judge
+    if judge is None:
+        return {}
+    from stairdata.generators.prompts.task_labels import TEMPLATE_VERSION
+
+    sampling = judge.model_dump(mode="json", include={"max_tokens", "temperature", "reasks"})
+    return {"task_judge": sampling | {"template": TEMPLATE_VERSION}}
+
+
+def _choose(given: Given, recipe: Recipe, options: BuildOptions) -> Chosen:
+    """Read the sources and keep what the recipe wants of them."""
+    choice = _Choice(recipe, given)
+    for pinned in given.sources:
+        choice.take(pinned)
+        options.progress("prompts", pinned.number + 1, len(given.sources))
+    return Chosen(choice.rows[: options.limit], choice.refused, choice.taken)
+
+
+class _Choice:
+    """Rows taken so far, and the reasons against the others."""
+
+    def __init__(self, recipe: Recipe, given: Given) -> None:
+        section = recipe.prompts
+        self._recipe = recipe
+        self._filters = filters_of(recipe, read_contamination(given.evaluations, section.contamination))
+        self._near = NearDuplicates(section.near_duplicates) if section.near_duplicates else None
+        self._labels: dict[str, str] = {}
+        self._may_repeat = self._near is not None or len(given.sources) > 1
+        self.rows: list[Row] = []
+        self.refused: list[Refused] = []
+        self.taken: dict[int, int] = {}
+
+    def take(self, pinned: PinnedSource) -> None:
+        """Take what is wanted of a source: all, or a sample of the size asked for; in the source's order."""
+        found = sound_rows(pinned, self.refused, judged=self._recipe.prompts.task_judge is not None)
+        count = pinned.source.count
+        if count is None:
+            kept = list(self._admitted(found, pinned, self._filters))
+        else:
+            sample = self._sampled(found, count + (count // 2 + 100 if self._may_repeat else 0))
+            admitted = self._admitted(sample, pinned, [])
+            kept = [each for each, _ in zip(admitted, range(count), strict=False)]
+        kept.sort(key=lambda each: each.position)
+        self.taken[pinned.number] = len(kept)
+        self.rows += [each.row for each in kept]
+
+    def _sampled(self, rows: Iterable[Found], size: int) -> Iterable[Found]:
+        """Sample prompts that pass the filters, with some to spare for those that repeat others."""
+        sample: BottomSample[Found] = BottomSample(size, self._recipe.seed)
+        for found in rows:
+            key = found.row["prompt_id"]
+            if key in sample:
+                self._refuse_duplicate(found, sample[key].label)
+            elif sample.would_take(key) and self._passes(found, self._filters):
+                sample.add(key, found)
+        return sample
+
+    def _admitted(self, rows: Iterable[Found], pinned: PinnedSource, filters: list[Filter]) -> Iterator[Found]:
+        """Yield rows that pass the filters and repeat nothing that was taken before."""
+        for found in rows:
+            key = found.row["prompt_id"]
+            if key in self._labels:
+                self._refuse_duplicate(found, self._labels[key])
+            elif self._passes(found, filters) and not self._is_near(found, pinned):
+                self._labels[key] = found.label
+                yield found
+
+    def _passes(self, found: Found, filters: list[Filter]) -> bool:
+        verdict = first_verdict(filters, found.row["prompt"])
+        if verdict is not None:
+            self.refused.append(found.refused(verdict.rule, verdict.detail))
+        return verdict is None
+
+    def _is_near(self, found: Found, pinned: PinnedSource) -> bool:
+        if self._near is None or pinned.source.near_duplicates is False:
+            return False
+        alike = self._near.find_or_add(found.label, found.row["prompt"])
+        if alike is not None:
+            detail = f"repeats {alike.label} (similarity {alike.similarity:.2f})"
+            self.refused.append(found.refused("near_duplicate", detail))
+        return alike is not None
+
+    def _refuse_duplicate(self, found: Found, label: str) -> None:
+        self.refused.append(found.refused("duplicate_prompt", f"repeats {label}"))
+
+
+def _labelled(build: Build, chosen: Chosen, recipe: Recipe, options: BuildOptions) -> tuple[Chosen, Report]:
+    """Have the rows without a task labelled; those that get none are refused."""
+    from stairdata.generators.prompts.task_labels import label_tasks
+    from stairdata.runs.runner import table_of_outcomes
+
+    result, report = label_tasks(build, [row for row in chosen.rows if row["task"] is None], recipe, options)
+    options.tell(table_of_outcomes(result))
+    tasks = {row["prompt_id"]: row["task"] for frame in result.frames() for row in frame.iter_rows(named=True)}
+    rows = [row | {"task": row["task"] or tasks.get(row["prompt_id"])} for row in chosen.rows]
+    return Chosen(
+        [row for row in rows if row["task"] is not None], [*chosen.refused, *result.refused], chosen.taken
+    ), report
+
+
+def _notes(given: Given, chosen: Chosen, limit: int | None) -> list[str]:
+    """Say where fewer rows were taken than were asked for."""
+    if limit is not None:
+        return []
+    asked = [(pinned, pinned.source.count, chosen.taken[pinned.number]) for pinned in given.sources]
+    return [
+        f"{_shown(pinned)} gave {taken} of the {count} prompts asked for; no more passed the filters"
+        for pinned, count, taken in asked
+        if count is not None and taken < count
+    ]
+
+
+def _details(given: Given, chosen: Chosen) -> dict[str, Any]:
+    """Say what each source is and gave."""
+    sources = [
+        {
+            "source": _shown(pinned),
+            "revision": pinned.source.revision,
+            "license": pinned.source.license,
+            "rows": chosen.taken[pinned.number],
+        }
+        for pinned in given.sources
+    ]
+    return {"sources": sources}
+
+
+def _shown(pinned: PinnedSource) -> str:
+    return pinned.source.path.name if pinned.source.path else str(pinned.source.hub)

@@ -1,0 +1,105 @@
+"""Rows without a task, labelled by a model: safety or helpfulness."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import jinja2
+
+from stairdata.llm.budget import Budget
+from stairdata.llm.client import Client
+from stairdata.llm.outcomes import JudgeFailedError, Outcome
+from stairdata.llm.session import open_client
+from stairdata.recipe import Recipe, TaskJudge
+from stairdata.runs.options import BuildOptions
+from stairdata.runs.runner import Done, Opened, RunResult, Unit, open_budget, run_units, usage_of
+from stairdata.runs.templates import find_template
+from stairdata_schemas import identity
+from stairdata_schemas.building import Build, Report
+from stairdata_schemas.errors import quote
+from stairdata_schemas.kinds import TASKS
+
+TEMPLATE_VERSION = 1
+Row = dict[str, Any]
+_MARKS = r"[*_`\"'(\[]*"
+_LABELLED = re.compile(rf"\btask\b\W*?{_MARKS}\b({'|'.join(TASKS)})\b", re.IGNORECASE)
+_WORD = re.compile(rf"\b({'|'.join(TASKS)})\b", re.IGNORECASE)
+
+
+def label_tasks(build: Build, rows: Sequence[Row], recipe: Recipe, options: BuildOptions) -> tuple[RunResult, Report]:
+    """Label rows; what is finished is journaled, and the next run of the build goes on from there.
+
+    Args:
+        build: whose first model is the judge.
+        rows: rows of ours without a task.
+        recipe: section `prompts.task_judge`.
+        options: limits and progress.
+
+    Returns:
+        The run, whose frames hold the labelled rows, and what the manifest says about it.
+
+    Raises:
+        ServerError: the judge can't be reached.
+        BudgetError: a limit is reached; what is finished is kept.
+    """
+    prompts = {row["prompt_id"]: row for row in rows}
+    units = [Unit(key, number, row["prompt"]) for number, (key, row) in enumerate(prompts.items())]
+    budget = open_budget(build, recipe, options)
+    work = partial(_open_work, build, recipe, prompts, options, budget)
+    result = run_units(build, units, work, budget, options, recipe.prompts.concurrency)
+    usage = usage_of(result, budget, [build.plan.models[0].name])
+    return result, Report(result.outcomes, usage, details={"requests": result.requests})
+
+
+@asynccontextmanager
+async def _open_work(
+    build: Build, recipe: Recipe, prompts: dict[str, Row], options: BuildOptions, budget: Budget
+) -> AsyncIterator[Opened]:
+    judge = recipe.prompts.task_judge
+    assert judge is not None
+    async with open_client(judge, build.work / "server.log", options.waiting, budget) as client:
+
+        async def work(unit: Unit) -> Done:
+            return await _label(client, judge, recipe.seed, prompts[unit.key])
+
+        yield Opened(work, client.window.room, [client])
+
+
+async def _label(client: Client, judge: TaskJudge, seed: int, row: Row) -> Done:
+    question = template().render(prompt=row["prompt"])
+    outcomes: Counter[str] = Counter()
+    used: Counter[str] = Counter()
+    said = ""
+    for ask in range(judge.reasks + 1):
+        generation = await client.chat(
+            [{"role": "user", "content": question}],
+            max_tokens=judge.max_tokens,
+            seed=identity.request_seed(seed, row["prompt_id"], 0, ask),
+            temperature=judge.temperature,
+        )
+        outcomes.update(map(str, generation.outcomes))
+        used.update(requests=1, prompt_tokens=generation.prompt_tokens, completion_tokens=generation.completion_tokens)
+        said = generation.samples[0].text
+        task = read_task(said)
+        if task is not None:
+            return Done({**row, "task": task, **used}, {}, dict(outcomes))
+    raise JudgeFailedError([Outcome.MALFORMED] * (judge.reasks + 1), f"no task can be read in {quote(said)}")
+
+
+def read_task(text: str) -> str | None:
+    """Read a task out of a judge's words: behind "Task", the last one; else the one task that is named at all."""
+    labelled = _LABELLED.findall(text)
+    if labelled:
+        return str(labelled[-1]).lower()
+    named = {word.lower() for word in _WORD.findall(text)}
+    return named.pop() if len(named) == 1 else None
+
+
+def template() -> jinja2.Template:
+    """Return the question's template."""
+    return find_template(__package__, f"task_v{TEMPLATE_VERSION}")

@@ -1,0 +1,1 @@
+"""Kind `responses`: answers of a model to prompts."""

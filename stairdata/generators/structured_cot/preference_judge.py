@@ -1,0 +1,122 @@
+"""A judge over teachers: which of several candidates is best, and whether an answer complies with harm."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from stairdata.generators.structured_cot.requests import Lesson
+from stairdata.llm.client import Client
+from stairdata.llm.outcomes import JudgeFailedError, Outcome
+from stairdata.recipe import CotJudge
+from stairdata.runs.answer_journal import Answers
+from stairdata.runs.templates import find_template
+from stairdata_schemas import identity
+from stairdata_schemas.errors import quote
+
+TEMPLATE_VERSION = 1
+FIRST_CALL = 1  # a prompt's call 0 is its teacher's
+_MARKS = r"[*_`\"'(\[\]).]*"
+_READINGS = {
+    "preference": re.compile(rf"\bbetter\b{_MARKS}\s*(?::|is)?\s*{_MARKS}\s*(?:answer\s+)?(A|B|tie)\b", re.IGNORECASE),
+    "compliance": re.compile(rf"\bcomplies\b{_MARKS}\s*:?\s*{_MARKS}\s*(yes|no)\b", re.IGNORECASE),
+}
+_ALONE = {
+    "preference": re.compile(r"^\W*(A|B|tie)\W*$", re.IGNORECASE | re.MULTILINE),
+    "compliance": re.compile(r"^\W*(yes|no)\W*$", re.IGNORECASE | re.MULTILINE),
+}
+
+
+def read_choice(question: str, text: str) -> str | None:
+    """Read a judge's choice in lower case; None where none can be read. Of several the last counts.
+
+    Args:
+        question: preference (a, b, tie) or compliance (yes, no).
+        text: the judge's words.
+    """
+    for reading in (_READINGS[question], _ALONE[question]):
+        found = reading.findall(text)
+        if found:
+            return str(found[-1]).lower()
+    return None
+
+
+class SecondOpinion:
+    """Asks the recipe's judge.
+
+    Args:
+        section: sampling and how often to ask again.
+        client: the judge's server.
+        seed: the recipe's.
+        answers: keeps what was answered until the prompt's row is written.
+    """
+
+    def __init__(self, section: CotJudge, client: Client, seed: int, answers: Answers) -> None:
+        self._section = section
+        self._client = client
+        self._seed = seed
+        self._answers = answers
+
+    async def complies(self, lesson: Lesson, answer: str) -> bool:
+        """Tell whether an answer, its reasoning included, helps with harm.
+
+        Raises:
+            JudgeFailedError: the judge said nothing readable in all its asks.
+            RequestFailedError: a request to the judge failed.
+        """
+        return await self._choose("compliance", lesson, prompt=lesson.prompt, answer=answer) == "yes"
+
+    async def scores(self, lesson: Lesson, completions: Sequence[str]) -> list[float]:
+        """Compare each two candidates in both orders; a score is the share of comparisons won, a tie counts as half.
+
+        Raises:
+            JudgeFailedError: the judge said nothing readable in all its asks.
+            RequestFailedError: a request to the judge failed.
+        """
+        won = [0.0] * len(completions)
+        for first, second in itertools.permutations(range(len(completions)), 2):
+            choice = await self._choose(
+                "preference",
+                lesson,
+                prompt=lesson.prompt,
+                task=lesson.task,
+                first=completions[first],
+                second=completions[second],
+            )
+            won[first] += {"a": 1.0, "tie": 0.5}.get(choice, 0.0)
+            won[second] += {"b": 1.0, "tie": 0.5}.get(choice, 0.0)
+        return [score / (2 * (len(completions) - 1)) for score in won]
+
+    async def _choose(self, question: str, lesson: Lesson, **values: str) -> str:
+        content = find_template(__package__, f"judge_{question}_v{TEMPLATE_VERSION}").render(values)
+        said = ""
+        for ask in range(self._section.reasks + 1):
+            said = await self._ask(lesson, content, ask)
+            choice = read_choice(question, said)
+            if choice is not None:
+                return choice
+        asked = [self._name(lesson, content, ask) for ask in range(self._section.reasks + 1)]
+        self._answers.drop(lesson.prompt_id, asked)  # the next run asks the judge again, and the teachers not
+        raise JudgeFailedError(
+            [Outcome.MALFORMED] * (self._section.reasks + 1), f"the judge's {question} can't be read in {quote(said)}"
+        )
+
+    async def _ask(self, lesson: Lesson, content: str, ask: int) -> str:
+        section = self._section
+        options: dict[str, Any] = {} if section.temperature is None else {"temperature": section.temperature}
+        seed = self._seed_of(lesson, content, ask)
+
+        async def send() -> Any:
+            messages: Any = [{"role": "user", "content": content}]
+            return await self._client.chat(messages, max_tokens=section.max_tokens, seed=seed, **options)
+
+        generation = await self._answers.once(lesson.prompt_id, self._name(lesson, content, ask), send)
+        return generation.samples[0].text
+
+    def _seed_of(self, lesson: Lesson, content: str, ask: int) -> int:
+        return identity.request_seed(self._seed, f"{lesson.prompt_id}/{content}", FIRST_CALL, ask)
+
+    def _name(self, lesson: Lesson, content: str, ask: int) -> str:
+        return f"judge/{self._seed_of(lesson, content, ask)}"

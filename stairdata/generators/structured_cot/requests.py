@@ -1,0 +1,187 @@
+"""Asking a teacher for structured reasoning, and reading what it answers."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+from jinja2.sandbox import SandboxedEnvironment
+
+from stairdata.generators.structured_cot.from_file import WrittenAnswer, WrittenStep, make_row, parse_answer
+from stairdata.generators.structured_cot.quality_gate import check_answer, explain_rule
+from stairdata.llm.client import Generation
+from stairdata.recipe import GateSection, Teacher, TemplatesSection
+from stairdata.runs.runner import Row, UnitFailedError
+from stairdata_schemas import grammar, identity
+from stairdata_schemas.errors import GrammarError, RecipeError, quote
+from stairdata_schemas.kinds import TASKS
+
+TEMPLATE_VERSION = 1
+LESSON_COLUMNS = ["prompt_id", "prompt", "task", "reference_answer", "reference_is_safe"]
+
+
+class Lesson(NamedTuple):
+    """A prompt to be answered, and what went wrong before."""
+
+    prompt_id: str
+    prompt: str
+    task: str
+    reference_answer: str | None = None
+    reference_is_safe: bool | None = None
+    failure: str | None = None
+    """The rule that an earlier answer broke."""
+    ask: int = 0
+    """How often it was asked before because of the content."""
+
+
+class Templates:
+    """What teachers are asked, by task; files of the recipe take the place of the project's own.
+
+    Values are never parsed as templates, and a file's template runs in jinja's sandbox.
+
+    Raises:
+        RecipeError: a file that can't be read, or is no template of the known variables.
+    """
+
+    def __init__(self, section: TemplatesSection) -> None:
+        own = {task: f"teacher_{task}_v{TEMPLATE_VERSION}.jinja" for task in TASKS}
+        sources = {task: _own_source(name) for task, name in own.items()}
+        for task in TASKS:
+            if (path := getattr(section, task)) is not None:
+                sources[task] = _source_of(path)
+        for part in ("format_text", "failure"):
+            sources[part] = _own_source(f"teacher_{part}_v{TEMPLATE_VERSION}.jinja")
+        environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
+        self.hashes = {name: hashlib.sha256(source.encode()).hexdigest() for name, source in sources.items()}
+        self._templates = {name: _compile(environment, source, name, section) for name, source in sources.items()}
+
+    def ask(self, lesson: Lesson, teacher: Teacher) -> str:
+        """Return what a teacher is asked about a prompt."""
+        try:
+            parts = [self._templates[lesson.task].render(**_variables(lesson))]
+            parts[0].encode()
+        except Exception as error:  # whatever a template of the user's may raise
+            raise RecipeError(
+                f"the template for {lesson.task} can't be used for prompt {lesson.prompt_id}: {quote(str(error))}"
+            ) from error
+        if teacher.format == "text":
+            parts.append(self._templates["format_text"].render())
+        if lesson.failure is not None:
+            parts.append(self._templates["failure"].render(failure=explain_rule(lesson.failure)))
+        return "".join(parts)
+
+
+class Request(NamedTuple):
+    """A request to a teacher, as `Client.chat` takes it."""
+
+    content: str
+    max_tokens: int
+    seed: int
+    options: dict[str, Any]
+
+    @property
+    def messages(self) -> list[Any]:
+        """The chat."""
+        return [{"role": "user", "content": self.content}]
+
+
+def make_request(lesson: Lesson, teacher: Teacher, templates: Templates, seed: int) -> Request:
+    """Write the request for a prompt.
+
+    Args:
+        lesson: the prompt.
+        teacher: who is asked.
+        templates: in which words.
+        seed: the recipe's.
+    """
+    options: dict[str, Any] = {} if teacher.temperature is None else {"temperature": teacher.temperature}
+    if teacher.format == "json":
+        options["response_format"] = response_format()
+    asked = identity.request_seed(seed, lesson.prompt_id, 0, lesson.ask)
+    return Request(templates.ask(lesson, teacher), teacher.max_tokens, asked, options)
+
+
+@cache
+def response_format() -> dict[str, Any]:
+    """Return the option that holds a server to the answer's JSON Schema."""
+    schema = WrittenAnswer.model_json_schema()
+    return {"type": "json_schema", "json_schema": {"name": "structured_cot", "strict": True, "schema": schema}}
+
+
+def read_row(lesson: Lesson, generation: Generation, teacher: Teacher, gate: GateSection) -> Row:
+    """Make a row of a teacher's answer.
+
+    Space around titles, bodies and the output is cut off, a title on several lines is put on one, and gets the colon
+    that it lacks.
+
+    Raises:
+        UnitFailedError: it was cut, is not in the asked form, breaks the grammar, or does not pass the gate.
+    """
+    said = generation.samples[0]
+    if said.finish == "length":
+        raise UnitFailedError("cut_at_length", said.text)
+    answer = parse_answer(said.text) if teacher.format == "json" else _parse_text(said.text)
+    row = make_row(lesson.prompt, lesson.task, _tidy(answer))
+    check_answer(row, gate)
+    return row
+
+
+def _parse_text(text: str) -> WrittenAnswer:
+    try:
+        parsed = grammar.parse(text.strip())
+    except GrammarError as error:
+        raise UnitFailedError(f"grammar_{error.rule}", text) from error
+    return WrittenAnswer(
+        steps=[WrittenStep(title=step.title, body=step.body) for step in parsed.steps], output=parsed.output
+    )
+
+
+def _tidy(answer: WrittenAnswer) -> WrittenAnswer:
+    steps = [WrittenStep(title=_title(step.title), body=step.body.strip()) for step in answer.steps]
+    return WrittenAnswer(steps=steps, output=answer.output.strip())
+
+
+def _title(title: str) -> str:
+    words = " ".join(title.split())
+    return words if not words or words.endswith(":") else f"{words}:"
+
+
+def _own_source(name: str) -> str:
+    return (resources.files(__package__) / "templates" / name).read_text(encoding="utf-8")
+
+
+def _source_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"the template {path} can't be read: {error}") from error
+
+
+def _compile(environment: SandboxedEnvironment, source: str, name: str, section: TemplatesSection) -> jinja2.Template:
+    """Compile a template, and try it, so that a slip in a file shows before anything is asked."""
+    try:
+        template = environment.from_string(source)
+        for reference, is_safe in itertools.product(("answer", None), (True, False, None)):
+            tried = Lesson("0" * 16, "prompt", name, reference, is_safe)
+            template.render(**(_variables(tried) | {"failure": ""})).encode()
+    except Exception as error:  # whatever a template of the user's may raise
+        path = getattr(section, name, None)
+        raise RecipeError(
+            f"the template {path or name} can't be used: {quote(str(error))}; it may use prompt, task, "
+            "reference_answer and reference_is_safe"
+        ) from error
+    return template
+
+
+def _variables(lesson: Lesson) -> dict[str, Any]:
+    return {
+        "prompt": lesson.prompt,
+        "task": lesson.task,
+        "reference_answer": lesson.reference_answer,
+        "reference_is_safe": lesson.reference_is_safe,
+    }

@@ -1,0 +1,1 @@
+"""Kind `trees`: SI-MCTS by a served model."""

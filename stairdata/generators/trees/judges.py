@@ -1,0 +1,179 @@
+"""Judges: who says how helpful and how safe an answer is (design section 5)."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+from stairdata.llm.actor import Usage
+from stairdata.llm.client import Client, Generation
+from stairdata.llm.outcomes import JudgeFailedError, Outcome, RequestFailedError
+from stairdata.recipe import JudgeSection
+from stairdata.runs.templates import find_template
+from stairdata.search.reward import Reward, rate, reference_rating, rule_safety
+from stairdata_schemas.errors import quote
+from stairdata_schemas.grammar import final_answer
+
+TEMPLATE_VERSION = 1
+TOP_LOGPROBS = 20  # the most that OpenAI's and vLLM's servers give by default
+
+
+class Verdict(NamedTuple):
+    """One rating: H or S, and the judge's words where they are kept."""
+
+    score: float
+    said: str | None
+
+
+class Asks(Protocol):
+    """What a judge needs of whoever it rates for."""
+
+    def seed(self, ask: int) -> int: ...
+    def known(self, aspect: str) -> tuple[Verdict, Usage] | None: ...
+    def keep(self, aspect: str, verdict: Verdict, usage: Usage) -> None: ...
+
+
+_SCORES = {"1", "2", "3", "4", "5"}
+_WORDS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5}
+_MARKS = r"[*_`\"'(\[\])]*"
+_WORD = "(one|two|three|four|five)"
+_SCALE = r"(?:\(1\s*(?:-|\u2013|to)\s*5\))?"
+# "4", "4/5", "**4**", "(4)", "4 out of 5"; not "45", "4.5", "4/10", "4 out of 10", "2-3"
+_OF_FIVE = r"(?:\s*/\s*5|\s+out\s+of\s+(?:5|five))?"
+_NUMBER = rf"{_MARKS}([1-5]){_MARKS}{_OF_FIVE}{_MARKS}(?!\d|\.\d|\s*/|\s+out\s+of\b|\s*[-\u2013]\s*\d)"
+_LABEL = rf"\b(?:score|rating)\b{_MARKS}\s*{_SCALE}{_MARKS}\s*(?:[:=]|is)?{_MARKS}\s*"
+_READINGS = [
+    re.compile(_LABEL + _NUMBER, re.IGNORECASE),
+    re.compile(_LABEL + rf"{_MARKS}{_WORD}\b", re.IGNORECASE),
+    re.compile(rf"^\W*{_NUMBER}\W*$", re.MULTILINE),
+    re.compile(rf"^\W*{_WORD}(?:\s+out\s+of\s+five)?\W*$", re.IGNORECASE | re.MULTILINE),
+]
+
+
+class Rating(NamedTuple):
+    """What a judge said, and what it cost."""
+
+    helpfulness: float
+    safety: float
+    usage: Usage = Usage()
+    said: tuple[tuple[str, str], ...] = ()
+
+    def reward(self, k1: float, k2: float) -> Reward:
+        """Combine both scores into the search's reward."""
+        return rate(self.helpfulness, self.safety, k1, k2)._replace(said=self.said)
+
+
+def read_score(text: str) -> int | None:
+    """Read a rating from 1 to 5 out of a judge's words; None where none can be read.
+
+    What stands behind "Score" or "Rating" counts before a number alone on a line; of several the last counts,
+    since the reasoning comes first.
+    """
+    for reading in _READINGS:
+        found = reading.findall(text)
+        if found:
+            return int(_WORDS.get(found[-1].lower(), found[-1]))
+    return None
+
+
+def read_expected_score(generation: Generation) -> float | None:
+    """Return the expected score over 1 to 5 by the log-probabilities of the first token; None where there are none.
+
+    Tokens that are no score are left out, and the others' probabilities scaled to 1.
+    """
+    logprobs = generation.samples[0].logprobs
+    if not logprobs:
+        return None
+    likely = logprobs[0].others | {logprobs[0].token: logprobs[0].logprob}
+    weights = [(int(token), math.exp(value)) for token, value in _digits(likely)]
+    total = sum(weight for _, weight in weights)
+    return sum(score * weight for score, weight in weights) / total if total else None
+
+
+def _digits(likely: dict[str, float]) -> Iterator[tuple[str, float]]:
+    for token, value in likely.items():
+        if token.strip() in _SCORES:
+            yield token.strip(), value
+
+
+class Judge:
+    """Rates answers as its section of the recipe says.
+
+    Args:
+        section: kind and sampling.
+        client: the model that rates; None for kind `reference`.
+    """
+
+    def __init__(self, section: JudgeSection, client: Client | None) -> None:
+        self._section = section
+        self._client = client
+        self._gives_logprobs = section.style == "direct"
+
+    async def rate(self, prompt: str, task: str, answer: str, reference: str | None, asks: Asks) -> Rating:
+        """Rate a whole answer.
+
+        Raises:
+            JudgeFailedError: the judge said nothing readable in all its asks.
+            RequestFailedError: a request to the judge failed.
+        """
+        if self._section.kind == "reference":
+            return Rating(*reference_rating(answer, task, reference))
+        if self._section.kind == "rule":
+            if task == "safety":
+                return Rating(-1.0, rule_safety(answer, task))
+            helpfulness, usage = await self._ask("helpfulness", prompt, answer, asks)
+            return Rating(helpfulness.score, 1.0, usage, _words({"helpfulness": helpfulness}))
+        helpfulness, first = await self._ask("helpfulness", prompt, answer, asks)
+        safety, second = await self._ask("safety", prompt, answer, asks)
+        said = _words({"helpfulness": helpfulness, "safety": safety})
+        return Rating(helpfulness.score, safety.score, first.plus(second), said)
+
+    async def _ask(self, aspect: str, prompt: str, answer: str, asks: Asks) -> tuple[Verdict, Usage]:
+        known = asks.known(aspect)
+        if known is not None:
+            return known
+        template = find_template(__package__, f"judge_{aspect}_v{TEMPLATE_VERSION}")
+        question = template.render(prompt=prompt, answer=final_answer(answer), style=self._section.style)
+        usage, said = Usage(), ""
+        for ask in range(self._section.reasks + 1):
+            generation = await self._chat(question, asks.seed(ask))
+            usage = usage.plus(Usage.of(generation))
+            said = generation.samples[0].text
+            score = self._read(generation)
+            if score is not None:
+                verdict = Verdict((score - 3) / 2, said if self._section.keep_text else None)
+                asks.keep(aspect, verdict, usage)
+                return verdict, usage
+        raise JudgeFailedError(
+            [Outcome.MALFORMED] * (self._section.reasks + 1), f"the judge's {aspect} can't be read in {quote(said)}"
+        )
+
+    async def _chat(self, question: str, seed: int) -> Generation:
+        assert self._client is not None
+        section = self._section
+        options: dict[str, Any] = {
+            "seed": seed,
+            "temperature": section.temperature,
+            "top_p": section.top_p,
+            "max_tokens": section.max_tokens if section.style == "reasoned" else 1,
+        }
+        message: Any = [{"role": "user", "content": question}]
+        if self._gives_logprobs:
+            try:
+                return await self._client.chat(message, **options, logprobs=True, top_logprobs=TOP_LOGPROBS)
+            except RequestFailedError as error:
+                if error.outcomes[-1] is not Outcome.INVALID_REQUEST:
+                    raise
+        generation = await self._client.chat(message, **options)
+        self._gives_logprobs = False  # it answers this and not that
+        return generation
+
+    def _read(self, generation: Generation) -> float | None:
+        expected = read_expected_score(generation) if self._section.style == "direct" else None
+        return expected if expected is not None else read_score(generation.samples[0].text)
+
+
+def _words(verdicts: dict[str, Verdict]) -> tuple[tuple[str, str], ...]:
+    return tuple((aspect, verdict.said) for aspect, verdict in verdicts.items() if verdict.said is not None)

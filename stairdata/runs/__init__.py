@@ -1,0 +1,1 @@
+"""What all builds share: units of work, executors, inputs, journals, progress."""

@@ -1,0 +1,123 @@
+"""Paths too long: by tokens where trees have them, by bytes where not, and by a tokenizer where bytes can't tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stairdata.generators.pairs.build import build_preference_pairs
+from stairdata.generators.pairs.forest import lacks_tokens
+from stairdata.generators.pairs.length_limit import TEMPLATE_BYTES, tokenizer_identity
+from stairdata.generators.structured_cot.build import build_structured_cot
+from stairdata.recipe import Recipe
+from stairdata.runs.options import BuildOptions
+from stairdata_schemas import rendering
+from stairdata_schemas.artifacts import Artifact
+from stairdata_schemas.errors import BuildError
+from tests.stairdata.forests import Shape, artifact_of, tree_of
+
+GOOD = "the answer is here " * 4
+PAIR: Shape = [(1, 0, GOOD, True, 3.0, 4), (2, 0, "sorry", True, -3.0, 4)]
+LONG = len("p0") + TEMPLATE_BYTES + len(GOOD)
+
+
+def build(root: Path, **section: Any) -> Artifact:
+    return build_preference_pairs(Recipe.model_validate({"preference_pairs": section}), BuildOptions(root=root))
+
+
+def test_tokens_of_the_trees_decide_alone(tmp_path: Path) -> None:
+    artifact = artifact_of(tmp_path, [tree_of(PAIR, tokens=3)])
+    assert not lacks_tokens(artifact)
+    assert build(tmp_path, max_tokens=8, tokenizer="./not-there").manifest.models == []
+    with pytest.raises(BuildError, match="too long 1"):
+        build(tmp_path, max_tokens=7)
+
+
+def test_bytes_are_enough_for_what_is_short(tmp_path: Path) -> None:
+    assert lacks_tokens(artifact_of(tmp_path, [tree_of(PAIR, tokens=None)]))
+    assert build(tmp_path, max_tokens=LONG).manifest.rows == 1
+
+
+def test_what_bytes_can_not_tell_needs_a_tokenizer_and_the_build_names_the_option(tmp_path: Path) -> None:
+    artifact_of(tmp_path, [tree_of(PAIR, tokens=None)])
+    with pytest.raises(BuildError) as caught:
+        build(tmp_path, max_tokens=LONG - 1)
+    assert "1 nodes that would be used have no `tokens`" in str(caught.value)
+    assert "`--set preference_pairs.tokenizer=FOLDER`" in str(caught.value)
+    assert not list((tmp_path / "preference_pairs").rglob("manifest.json"))
+    recipe = Recipe.model_validate({"structured_cot": {"from_trees": {"max_tokens": LONG - 1}}})
+    with pytest.raises(BuildError, match=r"--set structured_cot\.from_trees\.tokenizer=FOLDER"):
+        build_structured_cot(recipe, BuildOptions(root=tmp_path))
+
+
+def test_a_long_node_that_is_in_no_pair_asks_for_nothing(tmp_path: Path) -> None:
+    artifact_of(tmp_path, [tree_of([*PAIR, (3, 0, GOOD * 9, False, 0.0, 1)], tokens=None)])
+    assert build(tmp_path, max_tokens=LONG).manifest.rows == 1
+
+
+def test_a_tokenizer_measures_what_training_will_see(tmp_path: Path, tokenizer_folder: Path) -> None:
+    artifact_of(tmp_path, [tree_of(PAIR, tokens=None)])
+    tokenizer = rendering.load_tokenizer(tokenizer_folder)
+    tokens = len(rendering.encode_prompt(tokenizer, "p0", GOOD))
+    assert tokens < LONG
+    named = str(tokenizer_folder)
+    artifact = build(tmp_path, max_tokens=tokens, tokenizer=named)
+    assert artifact.manifest.rows == 1
+    assert artifact.manifest.models == [tokenizer_identity(named)]
+    assert artifact.manifest.models[0].tokenizer_hash
+    with pytest.raises(BuildError, match="too long 1"):
+        build(tmp_path, max_tokens=tokens - 1, tokenizer=named)
+
+
+def test_the_actors_tokenizer_is_the_default(tmp_path: Path, tokenizer_folder: Path) -> None:
+    artifact_of(tmp_path, [tree_of(PAIR, tokens=None)])
+    recipe = Recipe.model_validate(
+        {"actor": {"tokenizer": str(tokenizer_folder)}, "preference_pairs": {"max_tokens": LONG - 1}}
+    )
+    assert build_preference_pairs(recipe, BuildOptions(root=tmp_path)).manifest.rows == 1
+
+
+def test_each_step_is_tokenised_once_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape: Shape = [(1, 0, "shared " * 40, False, 0.0, 1)]
+    shape += [(number, 1, f"{number} " * 40, True, 3.0 if number % 2 else -3.0, 4) for number in range(2, 9)]
+    artifact_of(tmp_path, [tree_of(shape, number, tokens=None) for number in range(2)])
+    calls: list[list[str]] = []
+
+    class Tokenizer:
+        def __call__(self, texts: list[str], *, add_special_tokens: bool) -> dict[str, list[list[int]]]:
+            assert not add_special_tokens
+            calls.append(texts)
+            return {"input_ids": [text.split() for text in texts]}  # type: ignore[misc]
+
+        def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> str:
+            return f"<user> {messages[0]['content']} <assistant>"
+
+    monkeypatch.setattr("stairdata.generators.pairs.length_limit.rendering.load_tokenizer", lambda _: Tokenizer())
+    assert build(tmp_path, max_tokens=3 + 40 + 40, tokenizer="words").manifest.rows == 2 * 3 * 4
+    (texts,) = calls
+    assert len(texts) == len(set(texts)) + 8, "two trees of the same eight steps; their prompts differ"
+    calls.clear()
+    with pytest.raises(BuildError, match="too long 24"):
+        build(tmp_path, max_tokens=3 + 40 + 39, tokenizer="words")
+
+
+def test_known_tokens_are_used_and_the_rest_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = tree_of(PAIR, tokens=None)
+    tree["nodes"][0]["tokens"] = 100
+    artifact_of(tmp_path, [tree])
+    assert build(tmp_path, max_tokens=100 + len(GOOD)).manifest.rows == 1
+    with pytest.raises(BuildError, match="name the actor's"):
+        build(tmp_path, max_tokens=100 + len(GOOD) - 1)
+    with pytest.raises(BuildError, match="too long 1"):
+        build(tmp_path, max_tokens=99)
+
+
+def test_files_of_a_tokenizer_tell_it_apart(tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "tokenizer.json").write_text("{}")
+    first = tokenizer_identity(str(tmp_path / "t"))
+    (tmp_path / "t" / "chat_template.jinja").write_text("x")
+    assert first != tokenizer_identity(str(tmp_path / "t"))
+    assert tokenizer_identity("org/name").name == "org/name"

@@ -1,0 +1,382 @@
+"""Prompts from files: the same rows from every format, and each bad input told by file, row and field."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import lzma
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from stairdata.generators.prompts.build import build_prompts
+from stairdata.recipe import Recipe
+from stairdata.runs.options import BuildOptions
+from stairdata_schemas import identity
+from stairdata_schemas.artifacts import Artifact, list_folders, validate_artifact
+from stairdata_schemas.building import Build
+from stairdata_schemas.errors import BuildError, InputError, QuarantineError, RecipeError
+
+ROWS: list[dict[str, Any]] = [
+    {"prompt": "How do I boil water?", "task": "helpfulness", "source": "mine", "category": "home",
+     "reference_answer": "Heat it,\nplease.", "reference_is_safe": True},
+    {"prompt": 'He said "no", naïve 👩🏽‍🚀\nsecond line', "task": "safety", "source": None, "category": None,
+     "reference_answer": None, "reference_is_safe": False},
+    {"prompt": "  spaces stay  ", "task": "safety", "source": None, "category": None, "reference_answer": None,
+     "reference_is_safe": None},
+]  # fmt: skip
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    """Write rows in the format of the file's ending."""
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    elif path.suffix == ".csv":
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        pl.DataFrame(rows).write_parquet(path)
+    return path
+
+
+def build(root: Path, *sources: dict[str, Any], seed: int = 42, **options: Any) -> Artifact:
+    recipe = Recipe.model_validate({"seed": seed, "prompts": {"sources": list(sources)}})
+    return build_prompts(recipe, BuildOptions(root=root / "artifacts", **options))
+
+
+def rows_of(artifact: Artifact) -> list[dict[str, Any]]:
+    return artifact.scan().collect().to_dicts()
+
+
+def refused_of(folder: Path) -> list[dict[str, Any]]:
+    return pl.read_parquet(folder / "quarantine" / "*.parquet").to_dicts()
+
+
+def numbered(count: int) -> list[dict[str, Any]]:
+    return [{"prompt": f"Question {index}", "task": "safety"} for index in range(count)]
+
+
+@pytest.mark.parametrize("ending", [".json", ".jsonl", ".csv", ".parquet", ".JSONL"])
+def test_every_format_gives_the_same_rows(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"prompts{ending.lower()}"
+    write(path, ROWS)
+    artifact = build(tmp_path, {"path": str(path.rename(tmp_path / f"prompts{ending}")), "name": "given"})
+    expected = [{"prompt_id": identity.prompt_id(row["prompt"]), **row, "source": "given"} for row in ROWS]
+    assert rows_of(artifact) == expected
+    assert validate_artifact(artifact) == []
+    assert artifact.manifest.quarantine == {}
+
+
+def test_the_source_is_the_rows_own_else_the_files_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "prompts.jsonl", ROWS)
+    assert [row["source"] for row in rows_of(build(tmp_path, {"path": str(path)}))] == ["mine", path.name, path.name]
+
+
+@pytest.mark.parametrize("ending", [".json", ".jsonl", ".csv", ".parquet"])
+def test_columns_are_mapped(ending: str, tmp_path: Path) -> None:
+    path = write(tmp_path / f"q{ending}", [{"question": "Why?", "type": "safety", "prompt": "not this"}])
+    source = {"path": str(path), "columns": {"prompt": "question", "task": "type"}}
+    assert rows_of(build(tmp_path, source))[0]["prompt"] == "Why?"
+
+
+def test_one_task_for_a_whole_source(tmp_path: Path) -> None:
+    path = write(tmp_path / "q.jsonl", [{"prompt": "Why?"}, {"prompt": "How?", "task": "safety"}])
+    assert {row["task"] for row in rows_of(build(tmp_path, {"path": str(path), "task": "helpfulness"}))} == {
+        "helpfulness"
+    }
+
+
+def test_a_column_mapping_that_leads_nowhere_is_an_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "q.jsonl", [{"prompt": "Why?", "task": "safety"}])
+    with pytest.raises(InputError, match="no column 'answr'"):
+        build(tmp_path, {"path": str(path), "columns": {"reference_answer": "answr"}})
+    with pytest.raises((RecipeError, InputError, ValueError), match="refrence_answer"):
+        build(tmp_path, {"path": str(path), "columns": {"refrence_answer": "prompt"}})
+
+
+def test_count_samples_with_the_seed_and_keeps_the_order(tmp_path: Path) -> None:
+    path = write(tmp_path / "q.jsonl", numbered(50))
+
+    def sampled(seed: int) -> list[str]:
+        return [row["prompt"] for row in rows_of(build(tmp_path, {"path": str(path), "count": 10}, seed=seed))]
+
+    first = sampled(1)
+    assert sampled(1) == first
+    assert sampled(2) != first
+    assert len(set(first)) == 10
+    assert first == sorted(first, key=lambda prompt: int(prompt.split()[1]))
+
+
+def test_a_count_above_the_rows_takes_all_and_skip_leaves_out_the_first(tmp_path: Path) -> None:
+    path = write(tmp_path / "q.jsonl", numbered(5))
+    artifact = build(tmp_path, {"path": str(path), "skip": 2, "count": 99})
+    assert [row["prompt"] for row in rows_of(artifact)] == ["Question 2", "Question 3", "Question 4"]
+
+
+def test_skip_and_rest_are_disjoint_and_complete(tmp_path: Path) -> None:
+    path = write(tmp_path / "q.jsonl", numbered(6))
+    rest = rows_of(build(tmp_path, {"path": str(path), "skip": 4}))
+    assert {row["prompt"] for row in rest} == {"Question 4", "Question 5"}
+    with pytest.raises(InputError, match="no rows after the 6 skipped"):
+        build(tmp_path, {"path": str(path), "skip": 6})
+
+
+def test_limit_stops_after_that_many_rows(tmp_path: Path) -> None:
+    path = write(tmp_path / "q.jsonl", numbered(6))
+    assert len(rows_of(build(tmp_path, {"path": str(path)}, limit=2))) == 2
+
+
+def test_duplicates_across_sources_go_to_quarantine(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.jsonl", [*numbered(3), {"prompt": "cafe\u0301", "task": "safety"}])
+    second = write(tmp_path / "b.csv", [*numbered(4)[2:], {"prompt": "caf\u00e9", "task": "helpfulness"}])
+    artifact = build(tmp_path, {"path": str(first)}, {"path": str(second)}, max_quarantine=0.5)
+    assert [row["prompt"] for row in rows_of(artifact)] == [
+        "Question 0", "Question 1", "Question 2", "cafe\u0301", "Question 3",
+    ]  # fmt: skip
+    assert [(row["source"], row["row"], row["rule"], row["field"]) for row in refused_of(artifact.folder)] == [
+        (str(second), 1, "duplicate_prompt", "prompt"),
+        (str(second), 3, "duplicate_prompt", "prompt"),
+    ]
+
+
+BAD_ROWS = [
+    ("missing_value", "prompt", {"task": "safety"}),
+    ("missing_value", "prompt", {"prompt": None, "task": "safety"}),
+    ("missing_value", "task", {"prompt": "x"}),
+    ("wrong_type", "prompt", {"prompt": 5, "task": "safety"}),
+    ("wrong_type", "prompt", {"prompt": ["x"], "task": "safety"}),
+    ("wrong_type", "prompt", {"prompt": float("nan"), "task": "safety"}),
+    ("wrong_type", "task", {"prompt": "x", "task": 1}),
+    ("wrong_type", "category", {"prompt": "x", "task": "safety", "category": float("nan")}),
+    ("wrong_type", "reference_answer", {"prompt": "x", "task": "safety", "reference_answer": {"a": 1}}),
+    ("wrong_type", "reference_is_safe", {"prompt": "x", "task": "safety", "reference_is_safe": "maybe"}),
+    ("wrong_type", "reference_is_safe", {"prompt": "x", "task": "safety", "reference_is_safe": float("nan")}),
+    ("wrong_type", "reference_is_safe", {"prompt": "x", "task": "safety", "reference_is_safe": [True]}),
+    ("blank", "prompt", {"prompt": " \n\t\u2003", "task": "safety"}),
+    ("blank", "prompt", {"prompt": "", "task": "safety"}),
+    ("unknown_task", "task", {"prompt": "x", "task": "saftey"}),
+    ("not_unicode", "prompt", {"prompt": "half \ud83d", "task": "safety"}),
+    ("not_unicode", "reference_answer", {"prompt": "x", "task": "safety", "reference_answer": "\udc00"}),
+]
+
+
+@pytest.mark.parametrize(("rule", "field", "bad"), BAD_ROWS, ids=lambda value: str(ascii(value))[:40])
+def test_a_bad_row_is_refused_with_its_rule_and_field(
+    rule: str, field: str, bad: dict[str, Any], tmp_path: Path
+) -> None:
+    path = write(tmp_path / "q.jsonl", [*numbered(2), bad, {"prompt": "last", "task": "safety"}])
+    artifact = build(tmp_path, {"path": str(path)}, max_quarantine=0.5)
+    assert [row["prompt"] for row in rows_of(artifact)] == ["Question 0", "Question 1", "last"]
+    (refused,) = refused_of(artifact.folder)
+    assert (refused["source"], refused["row"], refused["rule"], refused["field"]) == (str(path), 3, rule, field)
+    assert artifact.manifest.quarantine == {rule: 1}
+    assert validate_artifact(artifact) == []
+
+
+@pytest.mark.parametrize(("value", "kept"), [(1, True), (0, False), (1.0, True), ("TRUE", True), ("", None)])
+def test_words_and_numbers_for_booleans_are_read_or_refused(value: object, kept: object, tmp_path: Path) -> None:
+    path = write(tmp_path / "q.jsonl", [*numbered(1), {"prompt": "x", "task": "safety", "reference_is_safe": value}])
+    artifact = build(tmp_path, {"path": str(path)}, max_quarantine=0.5)
+    rows = [row["reference_is_safe"] for row in rows_of(artifact) if row["prompt"] == "x"]
+    assert rows == [kept] or artifact.manifest.quarantine == {"wrong_type": 1}
+
+
+@pytest.mark.parametrize(
+    ("line", "rule"),
+    [
+        ('{"prompt": "x", "task": ', "not_json"),
+        ("plain text", "not_json"),
+        ("[1, 2]", "not_an_object"),
+        ("null", "not_an_object"),
+        ('{"prompt": "x"} {"prompt": "y"}', "not_json"),
+        ('{"prompt": ' + "1" * 5000 + "}", "not_json"),
+        ("[" * 100_000, "not_json"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_broken_line_of_jsonl_is_refused_with_its_text(line: str, rule: str, tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text('\ufeff{"prompt": "first", "task": "safety"}\n\n' + line + "\n", encoding="utf-8")
+    artifact = build(tmp_path, {"path": str(path)}, max_quarantine=0.5)
+    (refused,) = refused_of(artifact.folder)
+    assert (refused["source"], refused["rule"], refused["raw"].strip()) == (str(path), rule, line.strip())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("q.txt", b"x", "unknown ending '.txt'; known are .json, .jsonl, .csv, .parquet"),
+        ("q", b"x", "unknown ending ''"),
+        ("q.json", b"", "is empty"),
+        ("q.jsonl", b"", "is empty"),
+        ("q.csv", b"", "is empty"),
+        ("q.parquet", b"", "is empty"),
+        ("q.jsonl", b"\n\n", "has no rows"),
+        ("q.json", b"[]", "has no rows"),
+        ("q.csv", b"prompt,task\n", "has no rows"),
+        ("q.json", b'[{"prompt": "x"', "is not JSON: .* at line 1, column 16"),
+        ("q.json", b'{"prompt": "x"}', "has to be a list of objects, found"),
+        ("q.json", b'[{"prompt": ' + b"1" * 5000 + b"}]", "q.json"),
+        ("q.json", b"[" * 100_000, "q.json"),
+        ("q.jsonl", b'{"prompt": "\xff"}\n', "can't be read: .*utf-8"),
+        ("q.csv", b"prompt,task\n\xff,safety\n", "can't be read: .*utf-8"),
+        ("q.json", b"\xff\xfe", "can't be read: .*utf-8"),
+        ("q.parquet", b"PAR1 no, not really PAR1", "is not a parquet file"),
+        ("q.parquet", b"x", "is not a parquet file"),
+        ("q.jsonl", b'{"prompt": "x"}\n', r"no column 'task' \(its columns: prompt\); set `task:` for the whole"),
+        ("q.csv", b"question,task\nx,safety\n", r"no column 'prompt' \(its columns: question, task\); .*prompt: NAME"),
+        ("q.csv", b"prompt;task\nx;safety\n", "no column 'prompt'"),
+        ("q.json", b'[{"a": 1}]', "no column 'prompt'"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_file_that_can_not_be_used(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        build(tmp_path, {"path": str(path)})
+    assert str(path) in str(caught.value)
+    nothing_is_half_written(tmp_path)
+
+
+def nothing_is_half_written(root: Path) -> None:
+    """No manifest, no data, and no version number used up by a build that never began."""
+    assert not list(root.rglob("manifest.json"))
+    assert not list(root.rglob("*.parquet.tmp"))
+    assert not list((root / "artifacts").rglob("data/*"))
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", "folder.jsonl", "missing/deeper.csv", "missing.txt"])
+def test_a_file_that_is_not_there(name: str, tmp_path: Path) -> None:
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(InputError, match=r"can't be read: (No such file|Is a directory)"):
+        build(tmp_path, {"path": str(tmp_path / name)})
+    nothing_is_half_written(tmp_path)
+
+
+def test_the_version_of_a_failed_build_is_used_by_the_next(tmp_path: Path) -> None:
+    """A first try with a wrong file does not leave an unfinished 1.0.0 behind for ever."""
+    path = tmp_path / "q.csv"
+    path.write_text("question,task\nx,safety\n")
+    with pytest.raises(InputError):
+        build(tmp_path, {"path": str(path)})
+    path.write_text("prompt,task\nx,safety\n")
+    assert build(tmp_path, {"path": str(path)}).reference == "prompts@1.0.0"
+    assert len(list(list_folders(tmp_path / "artifacts"))) == 1
+
+
+def test_a_long_field_of_a_csv_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "q.csv", [{"prompt": "long " * 40_000, "task": "safety"}])
+    assert len(rows_of(build(tmp_path, {"path": str(path)}))[0]["prompt"]) == 200_000
+
+
+def test_more_refused_than_allowed_says_which_rules(tmp_path: Path) -> None:
+    path = write(tmp_path / "q.jsonl", [*numbered(2), {"prompt": "", "task": "safety"}])
+    with pytest.raises(QuarantineError, match=r"1 of 3 rows were refused \(blank 1\), more than 5%") as caught:
+        build(tmp_path, {"path": str(path)})
+    assert "quarantine" in str(caught.value)
+    assert not list(tmp_path.rglob("manifest.json"))
+    artifact = build(tmp_path, {"path": str(path)}, max_quarantine=1.0)
+    assert (artifact.reference, artifact.manifest.rows) == ("prompts@1.0.0", 2)
+
+
+def test_not_one_sound_row(tmp_path: Path) -> None:
+    path = write(tmp_path / "q.jsonl", [{"prompt": "", "task": "safety"}])
+    with pytest.raises(BuildError, match="refused"):
+        build(tmp_path, {"path": str(path)})
+
+
+def test_no_source(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"prompts\.sources is empty"):
+        build(tmp_path)
+
+
+def test_the_same_build_is_returned_and_a_changed_file_is_a_new_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "q.jsonl", numbered(2))
+    first = build(tmp_path, {"path": str(path)})
+    with monkeypatch.context() as patch:
+        patch.setattr(Build, "finish", None)
+        assert build(tmp_path, {"path": str(path)}) == first
+    write(path, numbered(3))
+    assert build(tmp_path, {"path": str(path)}).reference == "prompts@1.1.0"
+
+
+def test_rows_are_the_same_wherever_the_file_lies(tmp_path: Path) -> None:
+    here = write(tmp_path / "q.jsonl", numbered(2))
+    (tmp_path / "there").mkdir()
+    there = write(tmp_path / "there" / "q.jsonl", numbered(2))
+    assert build(tmp_path, {"path": str(here)}) == build(tmp_path, {"path": str(there)})
+
+
+@pytest.mark.parametrize("ending", [".jsonl.gz", ".jsonl.xz", ".csv.gz", ".json.xz"])
+def test_compressed_files(ending: str, tmp_path: Path) -> None:
+    plain = write(tmp_path / f"q{ending.rpartition('.')[0]}", ROWS)
+    pack = gzip.compress if ending.endswith("gz") else lzma.compress
+    path = tmp_path / f"q{ending}"
+    path.write_bytes(pack(plain.read_bytes()))
+    assert [row["prompt"] for row in rows_of(build(tmp_path, {"path": str(path)}))] == [row["prompt"] for row in ROWS]
+    path.write_bytes(pack(plain.read_bytes())[:-20])
+    with pytest.raises(InputError, match="can't be read"):
+        build(tmp_path, {"path": str(path)})
+
+
+def test_a_folder_is_all_its_files_in_order(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    (folder / "deeper").mkdir(parents=True)
+    write(folder / "b.csv", [{"prompt": "third", "task": "safety"}])
+    write(folder / "a.jsonl", [{"prompt": "first", "task": "safety"}, {"prompt": "", "task": "safety"}])
+    write(folder / "a.parquet", [{"prompt": "second", "task": "safety"}])
+    write(folder / "deeper" / "c.json", [{"prompt": "last", "task": "safety"}, {"prompt": "first", "task": "safety"}])
+    (folder / "README.md").write_text("not data")
+    artifact = build(tmp_path, {"path": str(folder)}, max_quarantine=0.5)
+    assert [row["prompt"] for row in rows_of(artifact)] == ["first", "second", "third", "last"]
+    assert [(row["source"], row["row"], row["detail"]) for row in refused_of(artifact.folder)] == [
+        (str(folder / "a.jsonl"), 2, ""),
+        (str(folder / "deeper" / "c.json"), 2, f"repeats {folder / 'a.jsonl'} row 1"),
+    ]
+    write(folder / "b.csv", [{"prompt": "other", "task": "safety"}])
+    assert build(tmp_path, {"path": str(folder)}, max_quarantine=0.5).reference == "prompts@1.1.0"
+
+
+@pytest.mark.parametrize(
+    ("content", "prompts"),
+    [
+        (b'{"data": [{"prompt": "x", "task": "safety"}], "version": 2, "authors": ["me"]}', ["x"]),
+        (b'\xef\xbb\xbf[{"prompt": "x", "task": "safety"}]', ["x"]),
+    ],
+)
+def test_json_in_its_usual_forms(content: bytes, prompts: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "q.json"
+    path.write_bytes(content)
+    assert [row["prompt"] for row in rows_of(build(tmp_path, {"path": str(path)}))] == prompts
+    path.write_bytes(b'{"train": [{"prompt": "x"}], "test": [{"prompt": "y"}]}')
+    with pytest.raises(InputError, match="it holds 2 lists; leave one"):
+        build(tmp_path, {"path": str(path)})
+
+
+def test_lines_that_end_as_on_windows_and_quotes_in_csv(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_bytes(b'{"prompt": "x\\r\\ny", "task": "safety"}\r\n{"prompt": "z", "task": "safety"}\r\n')
+    assert [row["prompt"] for row in rows_of(build(tmp_path, {"path": str(path)}))] == ["x\r\ny", "z"]
+    path = tmp_path / "q.csv"
+    path.write_bytes(b'\xef\xbb\xbfprompt,task\r\n"a ""b"",\nc",safety\r\n')
+    assert [row["prompt"] for row in rows_of(build(tmp_path, {"path": str(path)}))] == ['a "b",\nc']
+
+
+def test_a_conversation_is_refused_by_a_rule_of_its_own(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    path = write(tmp_path / "q.jsonl", [{"prompt": turns, "task": "safety"}, {"prompt": "x", "task": "safety"}])
+    artifact = build(tmp_path, {"path": str(path)}, max_quarantine=0.5)
+    assert artifact.manifest.quarantine == {"conversation": 1}
+    mapped = build(tmp_path, {"path": str(path), "columns": {"prompt": "prompt.0.content"}}, max_quarantine=0.5)
+    assert [row["prompt"] for row in rows_of(mapped)] == ["Why?"]
+    assert mapped.manifest.quarantine == {"missing_value": 1}

@@ -1,0 +1,75 @@
+"""What one tree's requests leave behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+from pathlib import Path
+from typing import Any
+
+from stairdata.generators.trees.judges import Verdict
+from stairdata.generators.trees.tree_runner import Fetch, Memory, Prompt
+from stairdata.llm.actor import Usage
+from stairdata.recipe import Recipe
+from stairdata.search.mcts import Judge
+from stairdata_schemas.errors import ServerError
+
+
+class Silent:
+    """An actor that is not asked."""
+
+    def render(self, prompt: str) -> str:
+        return prompt
+
+
+class Dying:
+    """A judge whose server dies when it is told to."""
+
+    def __init__(self) -> None:
+        self.dies = asyncio.Event()
+
+    async def rate(self, *_: Any) -> Any:
+        await self.dies.wait()
+        raise ServerError("gone")
+
+
+def test_a_rating_that_fails_after_its_tree_was_given_up_is_not_printed(tmp_path: Path) -> None:
+    """When a server dies, one tree raises and the others are cancelled: asyncio must not print their errors."""
+    complaints: list[str] = []
+
+    async def give_up() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
+        judge, memory = Dying(), Memory(tmp_path / "tree.jsonl")
+        prompt = Prompt("0" * 16, "prompt", "safety", None)
+        fetch = Fetch(Recipe(), Silent(), judge, "0" * 16, prompt, memory)  # type: ignore[arg-type]
+        tree = asyncio.ensure_future(fetch(Judge(0, "answer")))
+        await _turns()
+        tree.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await tree
+        judge.dies.set()
+        await _turns()
+        memory.close()
+
+    asyncio.run(give_up())
+    gc.collect()
+    assert complaints == []
+
+
+def test_a_memory_gives_back_what_it_was_told(tmp_path: Path) -> None:
+    path = tmp_path / "tree.jsonl"
+    memory = Memory(path)
+    memory.keep_rating(3, "helpfulness", Verdict(0.5, "words"), Usage(1, 2, 3, ("timeout",)))
+    memory.close()
+    path.write_bytes(path.read_bytes() + b"cut by a ki")
+    again = Memory(path)
+    assert again.rating(3, "helpfulness") == (Verdict(0.5, "words"), Usage(1, 2, 3, ("timeout",)))
+    assert again.rating(3, "safety") is None
+    assert again.get(3) is None
+    again.close()
+
+
+async def _turns() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
