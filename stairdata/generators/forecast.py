@@ -57,7 +57,7 @@ class Load(NamedTuple):
         return Load(*(factor * value for value in self))
 
 
-class Work(NamedTuple):
+class StageLoad(NamedTuple):
     """What a stage asks of those who write and of those who rate."""
 
     writing: Load
@@ -91,16 +91,16 @@ def _assumed_trees(recipe: Recipe, options: BuildOptions) -> str:
     there = find_before("trees", lambda: plan_trees(recipe, options), options)
     if isinstance(there, Artifact):
         return f"{there.reference} is finished; there is nothing left to ask"
-    units, prompts = units_of(recipe, options)
+    units = units_of(recipe, options)
     grown = rows_in(there)
     units = [unit for unit in units if unit.key not in grown]
-    total = Work(Load(), Load())
+    total = StageLoad(Load(), Load())
     for task in ("safety", "helpfulness"):
-        lengths = [len(prompts[unit.key].prompt.encode()) for unit in units if prompts[unit.key].task == task]
+        lengths = [len(unit.text.encode()) for unit in units if unit.payload["task"] == task]
         if lengths:
             mean = sum(lengths) / len(lengths) / BYTES_PER_TOKEN
             one = simulate(recipe, task, mean)
-            total = Work(
+            total = StageLoad(
                 total.writing.plus(*one.writing.times(len(lengths))), total.rating.plus(*one.rating.times(len(lengths)))
             )
     assumed = f"{STEPS} steps an answer, {STEP_TOKENS} tokens a step, {RATING_TOKENS} a rating, no step twice"
@@ -110,7 +110,7 @@ def _assumed_trees(recipe: Recipe, options: BuildOptions) -> str:
     return "\n".join([head, *_table(recipe, {"generation": total.writing, "judge": total.rating}, judge.name)])
 
 
-def simulate(recipe: Recipe, task: str, prompt_tokens: float) -> Work:
+def simulate(recipe: Recipe, task: str, prompt_tokens: float) -> StageLoad:
     """Grow trees on a made-up policy and count what they would ask, as a mean.
 
     Args:
@@ -131,7 +131,7 @@ def simulate(recipe: Recipe, task: str, prompt_tokens: float) -> Work:
                 for request in batch:
                     result, written = _made_up(request, rng)
                     results.append(result)
-                    if isinstance(request, mcts.Judge):
+                    if isinstance(request, mcts.JudgeAnswer):
                         read = JUDGE_PROMPT_TOKENS + prompt_tokens + STEP_TOKENS * STEPS
                         rating = rating.plus(asks, asks * read, asks * (1 if direct else RATING_TOKENS))
                     else:
@@ -140,12 +140,12 @@ def simulate(recipe: Recipe, task: str, prompt_tokens: float) -> Work:
                 batch = search.send(results)
         except StopIteration:
             pass
-    return Work(writing.times(1 / SIMULATED), rating.times(1 / SIMULATED))
+    return StageLoad(writing.times(1 / SIMULATED), rating.times(1 / SIMULATED))
 
 
 def _made_up(request: mcts.Request, rng: random.Random) -> tuple[mcts.Result, int]:
     """Answer a request with steps that are all different; returns the tokens written, too."""
-    if isinstance(request, mcts.Judge):
+    if isinstance(request, mcts.JudgeAnswer):
         return rate(rng.choice([-1.0, 0.0, 1.0]), rng.choice([-1.0, 1.0])), 0
     depth = request.prefix.count("\n")
     if isinstance(request, mcts.SampleRest):
@@ -202,7 +202,7 @@ def _measured(recipe: Recipe, options: BuildOptions) -> str:
     with begun as build:
         budget = open_budget(build, recipe, options)
         result = grow_trees(build, recipe, options, budget)
-        grown, total = result.outcomes["ok"], len(units_of(recipe, options)[0])
+        grown, total = result.outcomes["ok"], len(units_of(recipe, options))
         if not grown:
             raise BuildError(f"{build.reference}: the pilot grew no tree ({result.outcomes}); see its outcomes")
         return _reckon(build, budget, Load(*result.usage.model_dump(exclude={"cost"}).values()), grown, total)

@@ -10,14 +10,14 @@ from typing import Any
 from stairdata.llm.actor import Usage
 from stairdata.llm.client import Generation, Sample
 from stairdata.llm.outcomes import Outcome
-from stairdata.runs.runner import JOURNAL as ROWS
+from stairdata.runs.row_journal import JOURNAL as ROWS
 from stairdata_schemas.building import Build
 from stairdata_schemas.files import Journal, read_journal
 
 JOURNAL = "answers.jsonl"
 
 
-class Answers:
+class AnswerJournal:
     """The answers of units that have no row yet.
 
     Args:

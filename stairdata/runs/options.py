@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from stairdata.hub.pull import open_reference
 from stairdata.llm.budget import Limits
@@ -30,7 +30,7 @@ class BuildOptions:
     limits: Limits = field(default_factory=Limits)
     endpoints: tuple[str, ...] = ()
     """Servers of the actor, in place of the recipe's one."""
-    executor: str = "local"
+    executor: Literal["local", "ray"] = "local"
     """local: this process. ray: Ray Data."""
     address: str | None = None
     """The Ray cluster's; default: one started here."""

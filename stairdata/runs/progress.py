@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:  # it takes half a second to import, and builds without a model need it for nothing
+    from stairdata.llm.budget import Budget
     from stairdata.llm.client import Client
+    from stairdata.runs.units import WorkContext
 
 
 class Progress(Protocol):
@@ -26,27 +28,42 @@ class Meter:
     Args:
         done: units that were finished before.
         total: units in all.
-        clients: who sends the requests.
+        budget: of the build; charged with what its earlier runs spent.
     """
 
-    def __init__(self, done: int, total: int, clients: Sequence[Client]) -> None:
+    def __init__(self, done: int, total: int, budget: Budget) -> None:
         self.done = done
         self.total = total
         self.iterations = 0
         self._done_before = done
-        self._clients = clients
-        self._budget = clients[0].budget if clients else None
-        self._cost_before = self._budget.spent.cost if self._budget else 0.0
+        self._context: WorkContext | None = None
+        self._clients: Sequence[Client] = ()
+        self._budget = budget
+        self._cost_before = budget.spent.cost
         self._began = time.monotonic()
+
+    def watch(self, context: WorkContext | None) -> None:
+        """Measure speeds by what works, from when it is open."""
+        if context is None or context is self._context:
+            return
+        self._context, self._clients = context, context.clients
+        self._began = time.monotonic()
+
+    def count(self, iterations: int) -> None:
+        """Count a unit that has ended, and the iterations that it took."""
+        self.done += 1
+        self.iterations += iterations
 
     def describe(self) -> str:
         """Say it in one line; what is not known yet is left out."""
         seconds = max(time.monotonic() - self._began, 1e-9)
+        live = self._context.iterations if self._context else None  # those of unfinished trees included
+        iterations = live() if live else self.iterations
         tokens = sum(client.tally.completion_tokens for client in self._clients)
         in_flight = sum(client.window.in_flight for client in self._clients)
         window = sum(client.window.limit for client in self._clients)
         parts = [
-            f"{self.iterations / seconds:.1f} iterations/s" if self.iterations else "",
+            f"{iterations / seconds:.1f} iterations/s" if iterations else "",
             f"{tokens / seconds:.0f} tokens/s",
             f"{in_flight} of {window} requests in flight",
             self._describe_cost(),
@@ -55,7 +72,7 @@ class Meter:
         return ", ".join(part for part in parts if part)
 
     def _describe_cost(self) -> str:
-        if self._budget is None or not self._budget.prices:
+        if not self._budget.prices:
             return ""
         cost, finished = self._budget.spent.cost, self.done - self._done_before
         if not finished:

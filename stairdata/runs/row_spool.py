@@ -11,7 +11,7 @@ from typing import Self
 import polars as pl
 
 
-class Spool:
+class RowSpool:
     """Frames written to a folder, chosen from by row number, and read again; a context manager that clears up."""
 
     def __init__(self, folder: Path) -> None:

@@ -1,8 +1,9 @@
-"""One way to run many units of work against servers: bounded, resumable, within a budget, and each failure typed.
+"""One way to run many units of work: bounded, resumable, within a budget, and each failure typed.
 
-A unit (a prompt, a tree) becomes one row. Rows are journaled as they come, so that a kill loses none; the next
-run skips what stands in the journal. A unit whose request fails for good is refused with the history of its
-outcomes and tried again by the next run. Ctrl-C and a spent budget let the requests in flight come home first.
+A unit (a prompt, a tree) becomes one row. Invariant: a row is in the journal before the next result is looked at, and
+what was spent is on disk before the next request is sent; so a kill loses the requests in flight and nothing else, and
+the next run skips what is in the journal. A unit whose request fails for good is refused with the history of its
+outcomes and tried again by the next run. Ctrl-C and a spent budget first wait for the requests in flight.
 """
 
 from __future__ import annotations
@@ -13,79 +14,29 @@ import json
 import os
 import signal
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from typing import TYPE_CHECKING, NamedTuple
 
 import polars as pl
 
 from stairdata.llm.budget import Budget, Spent, StoppedError
-from stairdata.llm.client import Client
-from stairdata.llm.outcomes import RequestFailedError
 from stairdata.recipe import Recipe
+from stairdata.runs.executors import Executor
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.progress import Meter
+from stairdata.runs.row_journal import RowJournal
+from stairdata.runs.units import Unit, UnitFailedError, UnitResult
 from stairdata_schemas.building import Build, Refused
-from stairdata_schemas.files import read_record, scan_journal
-from stairdata_schemas.kinds import polars_schema
 from stairdata_schemas.manifest import Usage
 
-JOURNAL = "rows.jsonl"
+if TYPE_CHECKING:
+    from stairdata.runs.units import UnitFailure
+
 SPENT = "spent.json"
 SPENT_BYTES = 64
-FRAME_ROWS = 64
 TICK_SECONDS = 1.0
 DRAIN_SECONDS = 6.0  # what Ctrl-C grants to requests in flight; ending a server of ours takes 3 s more
-
-Row = dict[str, Any]
-
-
-class UnitFailedError(Exception):
-    """A unit that got answers but can't become a row: the rule it broke, and the text that broke it."""
-
-    def __init__(self, rule: str, raw: str) -> None:
-        self.rule = rule
-        self.raw = raw
-        super().__init__(rule)
-
-
-class Unit(NamedTuple):
-    """A piece of work: its key, its ordinal in the input, and what quarantine shows of it."""
-
-    key: str
-    number: int
-    text: str
-
-
-class Done(NamedTuple):
-    """What work makes of a unit: its row, and counts that the manifest sums up."""
-
-    row: Row
-    counts: dict[str, int]
-    outcomes: dict[str, int]
-    """How its requests ended, those that were made again included."""
-    leftover: Path | None = None
-    """The unit's own journal, to be removed once its row is safe."""
-    usage: dict[str, int] | None = None
-    """Requests, prompt_tokens and completion_tokens, where its row's columns don't say all that it took."""
-
-
-Work = Callable[[Unit], Awaitable[Done]]
-
-
-class Opened(NamedTuple):
-    """What works on units, once it stands ready."""
-
-    work: Work
-    room: Callable[[], Awaitable[None]]
-    """Returns when one more unit would find its server idle."""
-    clients: Sequence[Client]
-    iterations: Callable[[], int] | None = None
-    """How many iterations of a search were made so far, where work is one."""
-
-
-OpenWork = Callable[[], AbstractAsyncContextManager[Opened]]
 
 
 class RunResult(NamedTuple):
@@ -102,93 +53,35 @@ class RunResult(NamedTuple):
     """The rows in the units' order, in frames of bounded size."""
 
 
-class Record:
-    """The journal of finished rows, and sums over them."""
-
-    def __init__(self, build: Build) -> None:
-        self.path = build.work / JOURNAL
-        self._journal = build.journal(JOURNAL)  # cuts off what a kill left half-written
-        self.begins: dict[str, int] = {}
-        self.counts: Counter[str] = Counter()
-        self.requests: Counter[str] = Counter()
-        self.usage: Counter[str] = Counter()
-        for begin, record in scan_journal(self.path):
-            self._add(begin, record)
-
-    def keep(self, key: str, done: Done) -> None:
-        """Write a row down for good."""
-        record = {"key": key, "row": done.row, "counts": done.counts, "outcomes": done.outcomes}
-        if done.usage is not None:
-            record["usage"] = done.usage
-        self._add(self._journal.append(record, durable=True), record)
-        if done.leftover:
-            done.leftover.unlink(missing_ok=True)
-
-    def missing(self, units: Sequence[Unit], pilot: int | None) -> list[Unit]:
-        """Return the units that have no row, as many as a pilot still wants."""
-        missing = [unit for unit in units if unit.key not in self.begins]
-        return missing if pilot is None else missing[: max(0, pilot - len(self.begins))]
-
-    def frames(self, kind: str, units: Sequence[Unit]) -> Iterator[pl.DataFrame]:
-        """Yield the rows in the units' order, in frames of bounded size."""
-        begins = [self.begins[unit.key] for unit in units if unit.key in self.begins]
-        if not begins:
-            return
-        with self.path.open("rb") as file:
-            for start in range(0, len(begins), FRAME_ROWS):
-                rows = [read_record(file, begin)["row"] for begin in begins[start : start + FRAME_ROWS]]
-                yield pl.DataFrame(rows, schema=polars_schema(kind))
-
-    def close(self) -> None:
-        """Close the file."""
-        self._journal.close()
-
-    def _add(self, begin: int, record: dict[str, Any]) -> None:
-        row = record["row"]
-        self.begins[record["key"]] = begin
-        self.counts.update(record["counts"])
-        self.requests.update(record["outcomes"])
-        used = record.get("usage", row)
-        self.usage["requests"] += used.get("requests", 1)
-        for name in ("prompt_tokens", "completion_tokens"):
-            self.usage[name] += used.get(name) or 0
-
-
 def run_units(
-    build: Build,
-    units: Sequence[Unit],
-    open_work: OpenWork,
-    budget: Budget,
-    options: BuildOptions,
-    concurrency: int | Literal["auto"],
+    build: Build, units: Sequence[Unit], executor: Executor, budget: Budget, options: BuildOptions
 ) -> RunResult:
     """Turn units into journaled rows, begun in the order given.
 
-    What `open_work` opens (a server, say) is opened only where something is left to do.
+    The executor is asked for nothing, and starts no server, where every unit has its row.
 
     Args:
         build: where to.
         units: what is to be done; those in the journal are skipped.
-        open_work: makes a unit into a row.
+        executor: works on them.
         budget: stops the run when it is spent.
         options: progress, and how many units a pilot runs.
-        concurrency: units in flight at most; auto: as many as the servers have room for.
 
     Raises:
         ServerError: the server is gone; what is finished is kept.
         BudgetError: a limit is reached; what is finished is kept.
         KeyboardInterrupt: after requests in flight have been answered, for some seconds at most.
     """
-    record = Record(build)
-    run = Run(build, record, budget, options, len(units))
-    missing = record.missing(units, options.pilot)
+    journal = RowJournal(build)
+    run = UnitRun(build, journal, budget, options, len(units))
+    missing = journal.missing(units, options.pilot)
     try:
         if missing:
-            asyncio.run(run.all(missing, open_work, concurrency))
+            asyncio.run(run.collect(executor, missing))
     except BaseExceptionGroup as errors:
         raise _first(errors) from errors
     finally:
-        record.close()
+        journal.close()
     if budget.reason is not None:
         raise budget.reason
     return run.result(units)
@@ -220,80 +113,53 @@ def usage_of(result: RunResult, budget: Budget, models: Sequence[str]) -> Usage:
     return result.usage.model_copy(update={"cost": round(cost, 6) if known else None})
 
 
-class Run:
+class UnitRun:
     """One run of a build: what is finished, refused and spent, and who is told."""
 
-    def __init__(self, build: Build, record: Record, budget: Budget, options: BuildOptions, total: int) -> None:
+    def __init__(self, build: Build, journal: RowJournal, budget: Budget, options: BuildOptions, total: int) -> None:
         self._build = build
-        self._record = record
+        self._journal = journal
         self._budget = budget
         self._progress = options.progress
         self._refused: list[Refused] = []
-        self._meter = Meter(len(record.begins), total, [])
+        self._meter = Meter(len(journal.begins), total, budget)
         budget.on_charge = self._save_spent
-        self._iterations: Callable[[], int] | None = None
-        self.tell()
+        self.report()
 
-    async def all(self, units: Sequence[Unit], open_work: OpenWork, concurrency: int | Literal["auto"]) -> None:
-        """Run units until all are done or the budget is stopped."""
-        async with open_work() as opened:
-            self._meter = Meter(self._meter.done, self._meter.total, opened.clients)
-            self._iterations = opened.iterations
-            room = opened.room if concurrency == "auto" else None
-            places = asyncio.Semaphore(len(units) if concurrency == "auto" else concurrency)
-            with _interruptible(self._budget):
-                async with asyncio.TaskGroup() as outer:
-                    ticker = outer.create_task(self._tick())
-                    async with asyncio.TaskGroup() as group:
-                        for unit in units:
-                            await places.acquire()
-                            if room:
-                                await room()
-                            if self._budget.reason is not None:
-                                break
-                            task = group.create_task(self._one(opened.work, unit))
-                            task.add_done_callback(lambda _: places.release())
-                            await asyncio.sleep(0)  # it asks for its first answer before the next one begins
-                    ticker.cancel()
+    async def collect(self, executor: Executor, units: Sequence[Unit]) -> None:
+        """Write down how each unit ends, until all have or the budget is stopped."""
+        with _interruptible(self._budget):
+            async with asyncio.TaskGroup() as group:
+                ticker = group.create_task(self._tick(executor))
+                async with aclosing(executor.run(units)) as ended:
+                    async for unit, result in ended:
+                        self._take(unit, result)
+                        self._meter.watch(executor.context)
+                ticker.cancel()
 
-    async def _one(self, work: Work, unit: Unit) -> None:
-        try:
-            self.keep(unit, await work(unit))
-        except StoppedError:
-            return
-        except (RequestFailedError, UnitFailedError) as error:
-            self.refuse(unit, error)
+    def _take(self, unit: Unit, result: UnitResult | UnitFailure) -> None:
+        if isinstance(result, UnitResult):
+            self._journal.keep(unit.key, result)
+            self._meter.count(result.counts.get("evaluations", 0))
+        else:
+            self._refused.append(_refusal(self._build, unit, result))
+            self._meter.count(0)
+        self.report()
 
-    def keep(self, unit: Unit, done: Done) -> None:
-        """Write a finished unit down."""
-        self._record.keep(unit.key, done)
-        if self._iterations is None:
-            self._meter.iterations += done.counts.get("evaluations", 0)
-        self._meter.done += 1
-        self.tell()
-
-    def refuse(self, unit: Unit, error: RequestFailedError | UnitFailedError) -> None:
-        """Put a unit into quarantine."""
-        self._refused.append(_refusal(self._build, unit, error))
-        self._meter.done += 1
-        self.tell()
-
-    async def _tick(self) -> None:
+    async def _tick(self, executor: Executor) -> None:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             with contextlib.suppress(StoppedError):
                 self._budget.check_running()  # nobody else looks at the clock while all requests wait
-            self.tell()
+            self._meter.watch(executor.context)
+            self.report()
 
-    def tell(self) -> None:
-        """Report how far it is."""
+    def report(self) -> None:
         meter = self._meter
-        if self._iterations is not None:
-            meter.iterations = self._iterations()
         self._progress(self._build.plan.kind, meter.done, meter.total, meter.describe())
 
     def _save_spent(self) -> None:
-        """Keep what was spent for the next run of this build: after each request, so that no kill forgets one."""
+        """Keep what was spent for the next run of this build: after each request, so that no kill loses one."""
         descriptor = os.open(self._build.work / SPENT, os.O_WRONLY | os.O_CREAT, 0o644)
         try:  # in place and in one piece of constant length: there is no moment without a number
             os.pwrite(descriptor, json.dumps(self._budget.spent).ljust(SPENT_BYTES).encode(), 0)
@@ -302,16 +168,16 @@ class Run:
 
     def result(self, units: Sequence[Unit]) -> RunResult:
         """Sum up this run and those before it."""
-        record, refused = self._record, sorted(self._refused, key=lambda refusal: refusal.row)
-        requests = record.requests + _outcomes_of(refused)
+        journal, refused = self._journal, sorted(self._refused, key=lambda refusal: refusal.row)
+        requests = journal.requests + _outcomes_of(refused)
         outcomes = Counter(refusal.rule for refusal in refused)
         return RunResult(
             refused,
-            {"ok": len(record.begins), **dict(sorted(outcomes.items()))},
+            {"ok": len(journal.begins), **dict(sorted(outcomes.items()))},
             dict(sorted(requests.items())),
-            dict(record.counts),
-            Usage(**record.usage),
-            lambda: record.frames(self._build.plan.kind, units),
+            dict(journal.counts),
+            Usage(**journal.usage),
+            lambda: journal.frames(units),
         )
 
 
@@ -366,7 +232,7 @@ def _outcomes_of(refused: Sequence[Refused]) -> Counter[str]:
     return total
 
 
-def _refusal(build: Build, unit: Unit, error: RequestFailedError | UnitFailedError) -> Refused:
+def _refusal(build: Build, unit: Unit, error: UnitFailure) -> Refused:
     if isinstance(error, UnitFailedError):
         return Refused(build.plan.kind, unit.number, error.rule, error.raw)
     history = {

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stairdata.runs.options import BuildOptions
-from stairdata.runs.runner import JOURNAL
+from stairdata.runs.row_journal import JOURNAL
 from stairdata_schemas.artifacts import Artifact, versions
 from stairdata_schemas.building import WORK, BuildPlan, find_finished, find_unfinished
 from stairdata_schemas.errors import StairDataError

@@ -62,7 +62,7 @@ class SampleRest(NamedTuple):
     prefix: str
 
 
-class Judge(NamedTuple):
+class JudgeAnswer(NamedTuple):
     """Ask for the reward of a whole answer; the result is a `Reward`."""
 
     call: int
@@ -97,7 +97,7 @@ class RestSample(NamedTuple):
     text: str
 
 
-Request = SampleSteps | SampleAnswers | SampleRest | Judge
+Request = SampleSteps | SampleAnswers | SampleRest | JudgeAnswer
 Result = Sequence[StepSample | AnswerSample] | RestSample | Reward
 Search = Generator[list[Request], list[Result], "Tree"]
 
@@ -292,7 +292,7 @@ def _expand(
 
 def _judge_ahead(nodes: list[Node], calls: _Calls) -> Generator[list[Request], list[Result], None]:
     """Judge answers before the visits that back them up; what is judged doesn't depend on when."""
-    judged = yield [Judge(calls.take(), node.text + (node.waiting_rest or "")) for node in nodes]
+    judged = yield [JudgeAnswer(calls.take(), node.text + (node.waiting_rest or "")) for node in nodes]
     for node, reward in zip(nodes, judged, strict=True):
         assert isinstance(reward, Reward)
         node.waiting_reward = reward
@@ -329,7 +329,7 @@ def _evaluate(tree: Tree, leaves: list[Node], calls: _Calls) -> Generator[list[R
     rewards = {leaf.node_id: leaf.waiting_reward for leaf in leaves if leaf.waiting_reward is not None}
     unjudged = [leaf for leaf in leaves if leaf.reward is None and leaf.node_id not in rewards]
     if unjudged:
-        judged = yield [Judge(calls.take(), leaf.text + rests.get(leaf.node_id, "")) for leaf in unjudged]
+        judged = yield [JudgeAnswer(calls.take(), leaf.text + rests.get(leaf.node_id, "")) for leaf in unjudged]
         for leaf, reward in zip(unjudged, judged, strict=True):
             assert isinstance(reward, Reward)
             rewards[leaf.node_id] = reward

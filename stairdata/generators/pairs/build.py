@@ -22,7 +22,7 @@ from stairdata.generators.pairs.forest import (
     sound_frames,
     unfold,
 )
-from stairdata.generators.pairs.length_limit import Ruler, tokenizer_identity, tokenizer_of
+from stairdata.generators.pairs.length_limit import LengthLimit, tokenizer_identity, tokenizer_of
 from stairdata.generators.pairs.pairing_rules import comparable_nodes, siblings, trajectories
 from stairdata.generators.pairs.review_decisions import DECISIONS, apply_reviews, read_verdicts, turned_ids
 from stairdata.generators.pairs.selection import across_trees, in_part, inside_trees
@@ -77,7 +77,7 @@ def _build(kind: str, section: Section, recipe: Recipe, options: BuildOptions) -
     if isinstance(build, Artifact):
         return build
     with build:
-        taker = _Taker(kind, section, recipe.seed, Ruler(section.max_tokens, tokenizer, f"{kind}.tokenizer"))
+        taker = _Taker(kind, section, recipe.seed, LengthLimit(section.max_tokens, tokenizer, f"{kind}.tokenizer"))
         verdicts = read_verdicts(reviews, trees) if reviews else None
         refused: list[Refused] = []
         taken = taker.reviewed(taker.frames(trees, options, refused), verdicts)
@@ -96,7 +96,7 @@ def _chain(first: pl.DataFrame, rest: Iterator[pl.DataFrame]) -> Iterator[pl.Dat
 class _Taker:
     """Takes pairs out of an artifact of trees, and counts what it takes and leaves."""
 
-    def __init__(self, kind: str, section: Section, seed: int, ruler: Ruler) -> None:
+    def __init__(self, kind: str, section: Section, seed: int, ruler: LengthLimit) -> None:
         self.kind = kind
         self.section = section
         self.seed = seed
@@ -174,7 +174,7 @@ def pairs_of(
     section: Section,
     funnel: Counter[str],
     seed: int = 42,
-    ruler: Ruler | None = None,
+    ruler: LengthLimit | None = None,
 ) -> pl.DataFrame:
     """Return all pairs of a frame of sound trees, in an order that depends on the trees alone.
 
@@ -186,7 +186,7 @@ def pairs_of(
         seed: decides every sample.
         ruler: measures paths; default: one without a tokenizer.
     """
-    ruler = ruler or Ruler(section.max_tokens, None, f"{kind}.tokenizer")
+    ruler = ruler or LengthLimit(section.max_tokens, None, f"{kind}.tokenizer")
     kept = in_part(trees, section, seed, funnel)
     if kept.is_empty():
         return pl.DataFrame(schema=polars_schema(kind))

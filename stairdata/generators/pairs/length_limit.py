@@ -42,7 +42,7 @@ def tokenizer_identity(tokenizer: str) -> ModelIdentity:
     return ModelIdentity(role="tokenizer", name=folder.name, tokenizer_hash=digest.hexdigest()[:16])
 
 
-class Ruler:
+class LengthLimit:
     """Measures paths; loads the tokenizer when the first path needs it."""
 
     def __init__(self, max_tokens: int, tokenizer: str | None, option: str) -> None:

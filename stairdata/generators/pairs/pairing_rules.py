@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from stairdata.generators.pairs.forest import Forest, Indices, Mask
-from stairdata.generators.pairs.length_limit import Ruler
+from stairdata.generators.pairs.length_limit import LengthLimit
 from stairdata.recipe import PairsSection, PreferencePairsSection
 from stairdata.runs.sampling import keys_of, numbers_of
 
@@ -21,14 +21,14 @@ PAIRS_AT_ONCE = 4_000_000
 PAIR_SCHEMA = pl.Schema({"chosen": pl.Int64, "rejected": pl.Int64, "granularity": pl.String})
 
 
-def siblings(forest: Forest, section: PairsSection, funnel: Counter[str], ruler: Ruler) -> pl.DataFrame:
+def siblings(forest: Forest, section: PairsSection, funnel: Counter[str], ruler: LengthLimit) -> pl.DataFrame:
     """Pair children of one parent."""
     nodes = _eligible(forest, section, funnel)
     pairs = _far_apart(forest, nodes, forest.parents[nodes], section, funnel)
     return _short_enough(forest, pairs, ruler, funnel)
 
 
-def comparable_nodes(forest: Forest, section: PairsSection, funnel: Counter[str], ruler: Ruler) -> pl.DataFrame:
+def comparable_nodes(forest: Forest, section: PairsSection, funnel: Counter[str], ruler: LengthLimit) -> pl.DataFrame:
     """Pair nodes of equal depth in one tree (step), and terminal nodes of any depth (trajectory)."""
     nodes = _eligible(forest, section, funnel)
     tree = forest.nodes["tree"].to_numpy()
@@ -41,7 +41,7 @@ def comparable_nodes(forest: Forest, section: PairsSection, funnel: Counter[str]
 
 
 def trajectories(
-    forest: Forest, section: PreferencePairsSection, funnel: Counter[str], ruler: Ruler, seed: int
+    forest: Forest, section: PreferencePairsSection, funnel: Counter[str], ruler: LengthLimit, seed: int
 ) -> pl.DataFrame:
     """Pair good answers of a tree with bad ones: the fewer are repeated, and zipped with the more.
 
@@ -186,7 +186,7 @@ def _joined(chosen: pl.DataFrame, sides: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _short_enough(forest: Forest, pairs: pl.DataFrame, ruler: Ruler, funnel: Counter[str]) -> pl.DataFrame:
+def _short_enough(forest: Forest, pairs: pl.DataFrame, ruler: LengthLimit, funnel: Counter[str]) -> pl.DataFrame:
     """Drop the pairs of which a side is too long; last, so that only what would be used is ever measured."""
     nodes = np.unique(np.concatenate([pairs["chosen"].to_numpy(), pairs["rejected"].to_numpy()]))
     fits = np.zeros(len(forest.nodes), dtype=bool)

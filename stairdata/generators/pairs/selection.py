@@ -17,7 +17,7 @@ import polars as pl
 
 from stairdata.generators.pairs.forest import Forest, Indices, Mask
 from stairdata.recipe import PairsSection
-from stairdata.runs.row_spool import Spool
+from stairdata.runs.row_spool import RowSpool
 from stairdata.runs.sampling import keys_of, numbers_of, share_of
 from stairdata_schemas import grammar
 from stairdata_schemas.errors import BuildError
@@ -135,12 +135,12 @@ def across_trees(
     if section.max_per_prompt is None and not section.balance:
         yield from frames
         return
-    with Spool(work / "spool") as spool:
+    with RowSpool(work / "spool") as spool:
         if spool.fill(frames):
             yield from spool.rows(_chosen(spool, section, seed, funnel)["row"])
 
 
-def _chosen(spool: Spool, section: PairsSection, seed: int, funnel: Counter[str]) -> pl.DataFrame:
+def _chosen(spool: RowSpool, section: PairsSection, seed: int, funnel: Counter[str]) -> pl.DataFrame:
     pairs = spool.columns("pair_id", "prompt_id", "task")
     pairs = pairs.with_columns(key=pl.Series(keys_of(seed, numbers_of(pairs["pair_id"]))))
     if section.max_per_prompt is not None:

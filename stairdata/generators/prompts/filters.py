@@ -15,14 +15,14 @@ BY_DESIGN = frozenset({"duplicate_prompt", "near_duplicate", "contaminated", "la
 _RARELY_MEANT = {"pcm"}
 
 
-class Verdict(NamedTuple):
+class Rejection(NamedTuple):
     """Why a prompt is left out."""
 
     rule: str
     detail: str
 
 
-Filter = Callable[[str], Verdict | None]
+Filter = Callable[[str], Rejection | None]
 
 
 def filters_of(recipe: Recipe, contamination: Contamination | None) -> list[Filter]:
@@ -43,26 +43,26 @@ def filters_of(recipe: Recipe, contamination: Contamination | None) -> list[Filt
     return filters
 
 
-def first_verdict(filters: list[Filter], prompt: str) -> Verdict | None:
+def first_verdict(filters: list[Filter], prompt: str) -> Rejection | None:
     """Return the first filter's word against a prompt."""
     return next((verdict for each in filters if (verdict := each(prompt)) is not None), None)
 
 
 def _by_characters(least: int, most: int | None) -> Filter:
-    def judge(prompt: str) -> Verdict | None:
+    def judge(prompt: str) -> Rejection | None:
         if len(prompt) < least:
-            return Verdict("too_short", f"{len(prompt)} characters")
+            return Rejection("too_short", f"{len(prompt)} characters")
         if most is not None and len(prompt) > most:
-            return Verdict("too_long", f"{len(prompt)} characters")
+            return Rejection("too_long", f"{len(prompt)} characters")
         return None
 
     return judge
 
 
 def _by_overlap(contamination: Contamination) -> Filter:
-    def judge(prompt: str) -> Verdict | None:
+    def judge(prompt: str) -> Rejection | None:
         found = contamination.find(prompt)
-        return Verdict("contaminated", found) if found else None
+        return Rejection("contaminated", found) if found else None
 
     return judge
 
@@ -74,11 +74,11 @@ def _by_tokens(most: int, tokenizer: str | None) -> Filter:
         raise RecipeError("prompts.max_tokens needs prompts.tokenizer: the folder or Hub id of a tokenizer")
     loaded: Any = load_tokenizer(tokenizer)
 
-    def judge(prompt: str) -> Verdict | None:
+    def judge(prompt: str) -> Rejection | None:
         if len(prompt.encode()) <= most:  # a token has a byte at least
             return None
         count = len(loaded.encode(prompt, add_special_tokens=False))
-        return Verdict("too_long", f"{count} tokens") if count > most else None
+        return Rejection("too_long", f"{count} tokens") if count > most else None
 
     return judge
 
@@ -86,13 +86,13 @@ def _by_tokens(most: int, tokenizer: str | None) -> Filter:
 def _by_language(wanted: list[str], least: float) -> Filter:
     identifier = _identifier(wanted)
 
-    def judge(prompt: str) -> Verdict | None:
+    def judge(prompt: str) -> Rejection | None:
         ranked = dict(identifier.rank(prompt))
         share = sum(ranked[language] for language in wanted)
         rival = max(ranked.keys() - set(wanted), key=lambda language: (ranked[language], language), default=None)
         if rival is None or share >= least * (share + ranked[rival]):
             return None
-        return Verdict("language", f"{rival} {ranked[rival]:.2f}, {' and '.join(wanted)} {share:.2f}")
+        return Rejection("language", f"{rival} {ranked[rival]:.2f}, {' and '.join(wanted)} {share:.2f}")
 
     return judge
 

@@ -6,8 +6,7 @@ import re
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, replace
 
 import jinja2
 
@@ -16,16 +15,17 @@ from stairdata.llm.client import Client
 from stairdata.llm.outcomes import JudgeFailedError, Outcome
 from stairdata.llm.session import open_client
 from stairdata.recipe import Recipe, TaskJudge
+from stairdata.runs.executors import make_executor
 from stairdata.runs.options import BuildOptions
-from stairdata.runs.runner import Done, Opened, RunResult, Unit, open_budget, run_units, usage_of
+from stairdata.runs.runner import RunResult, open_budget, run_units, usage_of
 from stairdata.runs.templates import find_template
+from stairdata.runs.units import Row, Unit, UnitResult, Waiting, WorkContext, Workload
 from stairdata_schemas import identity
 from stairdata_schemas.building import Build, Report
 from stairdata_schemas.errors import quote
 from stairdata_schemas.kinds import TASKS
 
 TEMPLATE_VERSION = 1
-Row = dict[str, Any]
 _MARKS = r"[*_`\"'(\[]*"
 _LABELLED = re.compile(rf"\btask\b\W*?{_MARKS}\b({'|'.join(TASKS)})\b", re.IGNORECASE)
 _WORD = re.compile(rf"\b({'|'.join(TASKS)})\b", re.IGNORECASE)
@@ -48,29 +48,44 @@ def label_tasks(build: Build, rows: Sequence[Row], recipe: Recipe, options: Buil
         BudgetError: a limit is reached; what is finished is kept.
     """
     prompts = {row["prompt_id"]: row for row in rows}
-    units = [Unit(key, number, row["prompt"]) for number, (key, row) in enumerate(prompts.items())]
+    units = [Unit(key, number, row["prompt"], row) for number, (key, row) in enumerate(prompts.items())]
     budget = open_budget(build, recipe, options)
-    work = partial(_open_work, build, recipe, prompts, options, budget)
-    result = run_units(build, units, work, budget, options, recipe.prompts.concurrency)
+    workload = LabelWorkload(recipe, build.work)
+    executor = make_executor(workload, budget, recipe.prompts.concurrency, options.waiting)
+    result = run_units(build, units, executor, budget, options)
     usage = usage_of(result, budget, [build.plan.models[0].name])
     return result, Report(result.outcomes, usage, details={"requests": result.requests})
 
 
-@asynccontextmanager
-async def _open_work(
-    build: Build, recipe: Recipe, prompts: dict[str, Row], options: BuildOptions, budget: Budget
-) -> AsyncIterator[Opened]:
-    judge = recipe.prompts.task_judge
-    assert judge is not None
-    async with open_client(judge, build.work / "server.log", options.waiting, budget) as client:
+@dataclass(frozen=True)
+class LabelWorkload(Workload):
+    """Labels the row of each unit."""
 
-        async def work(unit: Unit) -> Done:
-            return await _label(client, judge, recipe.seed, prompts[unit.key])
+    @property
+    def _judge(self) -> TaskJudge:
+        assert self.recipe.prompts.task_judge is not None
+        return self.recipe.prompts.task_judge
 
-        yield Opened(work, client.window.room, [client])
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return (self._judge.base_url,) if self._judge.base_url else ()
+
+    def at(self, urls: tuple[str, ...]) -> LabelWorkload:
+        judge = self._judge.model_copy(update={"base_url": urls[0]})
+        prompts = self.recipe.prompts.model_copy(update={"task_judge": judge})
+        return replace(self, recipe=self.recipe.model_copy(update={"prompts": prompts}))
+
+    @asynccontextmanager
+    async def open(self, budget: Budget, waiting: Waiting) -> AsyncIterator[WorkContext]:
+        async with open_client(self._judge, self.folder / "server.log", waiting, budget) as client:
+
+            async def work(unit: Unit) -> UnitResult:
+                return await _label(client, self._judge, self.recipe.seed, unit.payload)
+
+            yield WorkContext(work, client.window.room, [client])
 
 
-async def _label(client: Client, judge: TaskJudge, seed: int, row: Row) -> Done:
+async def _label(client: Client, judge: TaskJudge, seed: int, row: Row) -> UnitResult:
     question = template().render(prompt=row["prompt"])
     outcomes: Counter[str] = Counter()
     used: Counter[str] = Counter()
@@ -87,7 +102,7 @@ async def _label(client: Client, judge: TaskJudge, seed: int, row: Row) -> Done:
         said = generation.samples[0].text
         task = read_task(said)
         if task is not None:
-            return Done({**row, "task": task, **used}, {}, dict(outcomes))
+            return UnitResult({**row, "task": task, **used}, {}, dict(outcomes))
     raise JudgeFailedError([Outcome.MALFORMED] * (judge.reasks + 1), f"no task can be read in {quote(said)}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
+from dataclasses import dataclass, replace
 
 import polars as pl
 
@@ -13,20 +13,13 @@ from stairdata.llm.actor import Actor, Piece
 from stairdata.llm.budget import Budget
 from stairdata.llm.session import identify, make_actor, open_client
 from stairdata.recipe import Recipe, ResponsesSection
+from stairdata.runs.executors import make_executor
 from stairdata.runs.options import BuildOptions
-from stairdata.runs.runner import (
-    Done,
-    Opened,
-    Row,
-    Unit,
-    open_budget,
-    run_units,
-    table_of_outcomes,
-    usage_of,
-)
+from stairdata.runs.runner import open_budget, run_units, table_of_outcomes, usage_of
+from stairdata.runs.units import Row, Unit, UnitResult, Waiting, WorkContext, Workload
 from stairdata_schemas import identity
 from stairdata_schemas.artifacts import Artifact
-from stairdata_schemas.building import Build, BuildPlan, Report, begin_build
+from stairdata_schemas.building import BuildPlan, Report, begin_build
 from stairdata_schemas.manifest import ModelIdentity
 
 GENERATOR = "responses/1"
@@ -73,10 +66,11 @@ def build_responses(
         return build
     with build:
         prompts = {row["prompt_id"]: row for row in options.rows(parent, ["prompt_id", "prompt", "task"])}
-        units = [Unit(key, number, row["prompt"]) for number, (key, row) in enumerate(prompts.items())]
+        units = [Unit(key, number, row["prompt"], row) for number, (key, row) in enumerate(prompts.items())]
         budget = open_budget(build, recipe, options)
-        work = partial(_open_work, build, recipe, prompts, options, budget)
-        result = run_units(build, units, work, budget, options, section.concurrency)
+        workload = ResponseWorkload(recipe, build.work, actor.name)
+        executor = make_executor(workload, budget, section.concurrency, options.waiting)
+        result = run_units(build, units, executor, budget, options)
         options.tell(table_of_outcomes(result))
         names = (prm.name if prm else None, section)
         frames = (_scored(rows, score, *names) for rows in result.frames())
@@ -85,25 +79,39 @@ def build_responses(
         return build.finish(frames, result.refused, report, options.max_quarantine)
 
 
-@asynccontextmanager
-async def _open_work(
-    build: Build, recipe: Recipe, prompts: dict[str, Row], options: BuildOptions, budget: Budget
-) -> AsyncIterator[Opened]:
-    section = recipe.responses
-    async with open_client(recipe.actor, build.work / "server.log", options.waiting, budget) as client:
-        actor = make_actor(client, recipe.actor, section)
+@dataclass(frozen=True)
+class ResponseWorkload(Workload):
+    """Answers the prompt of each unit."""
 
-        async def work(unit: Unit) -> Done:
-            seed = identity.request_seed(recipe.seed, unit.key, 0)
-            pieces, usage = await actor.answers(
-                actor.render(unit.text), n=section.n, max_tokens=section.max_tokens, seed=seed
-            )
-            row = _response_row(prompts[unit.key], build.plan.models[0].name, recipe, pieces, actor)
-            cut = sum(piece.is_cut for piece in pieces)
-            row["completion_tokens"] = usage.completion_tokens
-            return Done(row, {"cut_answers": cut}, dict(Counter(usage.outcomes)))
+    name: str
+    """The actor's, in the rows."""
 
-        yield Opened(work, client.window.room, [client])
+    @property
+    def urls(self) -> tuple[str, ...]:
+        url = self.recipe.actor.base_url
+        return (url,) if url else ()
+
+    def at(self, urls: tuple[str, ...]) -> ResponseWorkload:
+        actor = self.recipe.actor.model_copy(update={"base_url": urls[0]})
+        return replace(self, recipe=self.recipe.model_copy(update={"actor": actor}))
+
+    @asynccontextmanager
+    async def open(self, budget: Budget, waiting: Waiting) -> AsyncIterator[WorkContext]:
+        section = self.recipe.responses
+        async with open_client(self.recipe.actor, self.folder / "server.log", waiting, budget) as client:
+            actor = make_actor(client, self.recipe.actor, section)
+
+            async def work(unit: Unit) -> UnitResult:
+                seed = identity.request_seed(self.recipe.seed, unit.key, 0)
+                pieces, usage = await actor.answers(
+                    actor.render(unit.text), n=section.n, max_tokens=section.max_tokens, seed=seed
+                )
+                row = _response_row(unit.payload, self.name, self.recipe, pieces, actor)
+                cut = sum(piece.is_cut for piece in pieces)
+                row["completion_tokens"] = usage.completion_tokens
+                return UnitResult(row, {"cut_answers": cut}, dict(Counter(usage.outcomes)))
+
+            yield WorkContext(work, client.window.room, [client])
 
 
 def _response_row(prompt: Row, model: str, recipe: Recipe, pieces: list[Piece], actor: Actor) -> Row:

@@ -14,9 +14,9 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from stairdata.generators.structured_cot.candidates import Class, open_classroom
-from stairdata.generators.structured_cot.plan import BATCHES, under_way_elsewhere
-from stairdata.generators.structured_cot.requests import Lesson, make_request
+from stairdata.generators.structured_cot.candidates import TeacherWorkload
+from stairdata.generators.structured_cot.plan import BATCHES, TeacherJob, under_way_elsewhere
+from stairdata.generators.structured_cot.requests import TeacherPrompt, make_request
 from stairdata.llm.batch_ledger import ENDED, PREPARED, TURNED_AWAY, Answer, Item, Job, Ledger, Limits, read_answer
 from stairdata.llm.batches import BatchApi, is_worth_another_try
 from stairdata.llm.budget import Budget, Spent
@@ -25,14 +25,17 @@ from stairdata.llm.outcomes import Outcome, RequestFailedError
 from stairdata.llm.session import open_client
 from stairdata.llm.tokens import token_count
 from stairdata.runs.answer_journal import kept_names
+from stairdata.runs.executors import make_executor
 from stairdata.runs.options import BuildOptions
-from stairdata.runs.runner import JOURNAL, RunResult, Unit, run_units
+from stairdata.runs.row_journal import JOURNAL
+from stairdata.runs.runner import RunResult, run_units
+from stairdata.runs.units import Unit
 from stairdata_schemas.building import Build
 from stairdata_schemas.errors import BudgetError, RecipeError, ServerError, UsageError, quote
 from stairdata_schemas.files import read_journal
 
 
-def run_batches(build: Build, pupils: Class, options: BuildOptions, budget: Budget) -> RunResult | None:
+def run_batches(build: Build, job: TeacherJob, options: BuildOptions, budget: Budget) -> RunResult | None:
     """Do what `--batch` says.
 
     Returns:
@@ -45,7 +48,7 @@ def run_batches(build: Build, pupils: Class, options: BuildOptions, budget: Budg
         BudgetError: a limit keeps requests from being submitted.
     """
     assert options.batch is not None
-    desk = Desk(build.work, pupils, budget)
+    desk = TeacherBatches(build.work, job, budget)
     if options.batch != "submit" and not desk.has_jobs:
         raise UsageError(
             f"no batch was submitted for this build{under_way_elsewhere(build.folder)}; `--batch` alone submits one"
@@ -56,14 +59,15 @@ def run_batches(build: Build, pupils: Class, options: BuildOptions, budget: Budg
         options.tell(desk.table())
     if options.batch in {"status", "cancel"}:
         return None
-    return _collect(build, pupils, options, budget, desk)
+    return _collect(build, job, options, budget, desk)
 
 
-class Desk:
+class TeacherBatches:
     """What was asked, what was answered, and what is still to be asked."""
 
-    def __init__(self, work: Path, pupils: Class, budget: Budget) -> None:
-        self._pupils = pupils
+    def __init__(self, work: Path, job: TeacherJob, budget: Budget) -> None:
+        self._teacher_job = job
+        self._panel = job.panel
         self._budget = budget
         self._ledger = Ledger(work / BATCHES)
         self._log = work / "server.log"
@@ -74,7 +78,7 @@ class Desk:
             for unit, name in kept_names(work)
             if name.startswith("teacher/")
         }
-        self._units = [unit for unit in pupils.units() if unit.key not in self._rows]
+        self._units = [unit for unit in job.units() if unit.key not in self._rows]
         self.answers: dict[str, Answer] = {}
         self.failures: dict[str, list[Outcome]] = {}
         self.details: dict[str, str] = {}
@@ -90,13 +94,13 @@ class Desk:
         """The ids of requests under way."""
         return self._ledger.pending()
 
-    def known(self, teacher: int, lesson: Lesson) -> Generation | None:
+    def known(self, teacher: int, prompt: TeacherPrompt) -> Generation | None:
         """Return the answer of a teacher, if it came.
 
         Raises:
             RequestFailedError: the model refused, or a filter withheld the answer.
         """
-        answer = self.answers.get(self.request_id(teacher, lesson))
+        answer = self.answers.get(self.request_id(teacher, prompt))
         return read_answer(answer) if answer else None
 
     def decided(self) -> list[Unit]:
@@ -111,22 +115,22 @@ class Desk:
         """Tell whether nothing more is to be asked about a request."""
         return id_ in self.answers or id_ in self._answered_live or self._has_failed(id_)
 
-    def request_id(self, teacher: int, lesson: Lesson) -> str:
+    def request_id(self, teacher: int, prompt: TeacherPrompt) -> str:
         """Return the id of the request to a teacher about a prompt."""
-        return self.request_id_of(lesson.prompt_id, str(teacher), str(lesson.ask))
+        return self.request_id_of(prompt.prompt_id, str(teacher), str(prompt.ask))
 
     @staticmethod
     def request_id_of(prompt_id: str, teacher: str, ask: str) -> str:
         """Put an id together."""
         return f"{prompt_id}-{teacher}-{ask}"
 
-    def unasked(self, teacher: int, lessons: Iterable[Lesson]) -> Iterator[Lesson]:
+    def unasked(self, teacher: int, prompts: Iterable[TeacherPrompt]) -> Iterator[TeacherPrompt]:
         """Yield the prompts whose request to a teacher is neither answered, nor under way, nor hopeless."""
         pending = self.pending
-        for lesson in lessons:
-            id_ = self.request_id(teacher, lesson)
+        for prompt in prompts:
+            id_ = self.request_id(teacher, prompt)
             if id_ not in pending and not self.is_over(id_):
-                yield lesson
+                yield prompt
 
     def forget_unsent(self) -> None:
         """Let go of batches that never left this machine."""
@@ -134,7 +138,7 @@ class Desk:
 
     async def act(self, action: str) -> None:
         """Talk to the servers."""
-        wanted = set(range(len(self._pupils.teachers))) if action == "submit" else set()
+        wanted = set(range(len(self._panel.teachers))) if action == "submit" else set()
         under_way = {job.teacher for job in self._ledger.jobs if not job.is_collected}
         async with self._open_apis(wanted | under_way) as apis:
             for job in self._ledger.jobs:
@@ -163,7 +167,7 @@ class Desk:
         async with AsyncExitStack() as stack:
             apis = {}
             for number in sorted(teachers):
-                endpoint = self._pupils.teachers[number]
+                endpoint = self._panel.teachers[number]
                 client = await stack.enter_async_context(open_client(endpoint, self._log, budget=self._budget))
                 apis[number] = BatchApi(client)
             yield apis
@@ -210,12 +214,12 @@ class Desk:
             items = chain([left] if left else [], items)
 
     def _limits(self, room: int | None) -> Limits:
-        section = self._pupils.recipe.structured_cot.batch
+        section = self._panel.recipe.structured_cot.batch
         return Limits(section.max_requests, section.max_bytes, room)
 
     def _room(self, teacher: int, item: Item) -> int | None:
         """Return how many prompt tokens may still be enqueued; None is no limit."""
-        most = self._pupils.recipe.structured_cot.batch.max_enqueued_tokens
+        most = self._panel.recipe.structured_cot.batch.max_enqueued_tokens
         if most is None:
             return None
         if item.prompt_tokens > most:
@@ -223,7 +227,7 @@ class Desk:
                 f"one request of {item.prompt_tokens} prompt tokens is more than "
                 f"structured_cot.batch.max_enqueued_tokens {most}"
             )
-        accounts = [(each.base_url, each.api_key_env, each.model) for each in self._pupils.teachers]
+        accounts = [(each.base_url, each.api_key_env, each.model) for each in self._panel.teachers]
         sharing = [number for number, account in enumerate(accounts) if account == accounts[teacher]]
         return most - self._ledger.enqueued(sharing)
 
@@ -245,11 +249,11 @@ class Desk:
 
     def _missing(self, teacher: int) -> Iterator[Item]:
         """Write the requests that are neither answered, nor under way, nor hopeless."""
-        pupils = self._pupils
-        who = pupils.teachers[teacher]
+        panel = self._panel
+        who = panel.teachers[teacher]
         count = token_count(who).count
-        for lesson in self.unasked(teacher, [pupils.lessons[unit.key] for unit in self._units]):
-            request = make_request(lesson, who, pupils.templates, pupils.recipe.seed)
+        for prompt in self.unasked(teacher, [self._teacher_job.prompts[unit.key] for unit in self._units]):
+            request = make_request(prompt, who, panel.templates, panel.recipe.seed)
             body = chat_body(
                 who.model or "",
                 request.messages,
@@ -258,10 +262,10 @@ class Desk:
                 **request.options,
             )
             most = self._price(teacher, most_read(body), request.max_tokens)
-            yield Item(self.request_id(teacher, lesson), body, count(request.content), most)
+            yield Item(self.request_id(teacher, prompt), body, count(request.content), most)
 
     def _price(self, teacher: int, prompt_tokens: int, completion_tokens: int) -> Spent:
-        name = self._pupils.teachers[teacher].name
+        name = self._panel.teachers[teacher].name
         full = self._budget.price(name, prompt_tokens, completion_tokens)
         price = self._budget.prices.get(name)
         return full._replace(cost=full.cost * (price.batch if price else 1))
@@ -286,17 +290,17 @@ class Desk:
         outcomes = self.failures.get(id_, [])
         if not outcomes:
             return False
-        retries = self._pupils.teachers[int(id_.split("-")[1])].retries
+        retries = self._panel.teachers[int(id_.split("-")[1])].retries
         return not is_worth_another_try(outcomes[-1]) or len(outcomes) > retries
 
-    def failure(self, teacher: int, lesson: Lesson) -> RequestFailedError:
+    def failure(self, teacher: int, prompt: TeacherPrompt) -> RequestFailedError:
         """Say why there is no answer, and will be none."""
-        id_ = self.request_id(teacher, lesson)
+        id_ = self.request_id(teacher, prompt)
         return RequestFailedError(self.failures[id_], self.details[id_])
 
     def _ids(self, unit: Unit) -> list[str]:
-        lesson = self._pupils.lessons[unit.key]
-        return [self.request_id(teacher, lesson) for teacher in range(len(self._pupils.teachers))]
+        prompt = self._teacher_job.prompts[unit.key]
+        return [self.request_id(teacher, prompt) for teacher in range(len(self._panel.teachers))]
 
     def table(self) -> str:
         """Return the batches and what is left, for the user."""
@@ -327,19 +331,23 @@ class Desk:
         return "\n".join(["batches:", *lines])
 
 
-def _collect(build: Build, pupils: Class, options: BuildOptions, budget: Budget, desk: Desk) -> RunResult | None:
+def _collect(
+    build: Build, job: TeacherJob, options: BuildOptions, budget: Budget, desk: TeacherBatches
+) -> RunResult | None:
     """Make rows of what is answered; the result counts only once all is."""
     is_complete = desk.is_complete()
-    units = pupils.units() if is_complete else desk.decided()
-    asks = [partial(_ask, desk, index) for index in range(len(pupils.teachers))]
-    work = partial(open_classroom, build, pupils, options, budget, None, asks)
-    result = run_units(build, units, work, budget, options, pupils.recipe.structured_cot.concurrency)
+    units = job.units() if is_complete else desk.decided()
+    recipe = job.panel.recipe
+    asks = [partial(_ask, desk, index) for index in range(len(job.panel.teachers))]
+    workload = TeacherWorkload(recipe, build.work, build, job, None, asks)
+    executor = make_executor(workload, budget, recipe.structured_cot.concurrency, options.waiting)
+    result = run_units(build, units, executor, budget, options)
     return result if is_complete else None
 
 
-async def _ask(desk: Desk, teacher: int, lesson: Lesson) -> Generation:
+async def _ask(desk: TeacherBatches, teacher: int, prompt: TeacherPrompt) -> Generation:
     """Return the answer out of a batch."""
-    answer = desk.known(teacher, lesson)
+    answer = desk.known(teacher, prompt)
     if answer is None:
-        raise desk.failure(teacher, lesson)
+        raise desk.failure(teacher, prompt)
     return answer

@@ -1,15 +1,40 @@
-"""Kind `structured_cot`: reasoning in the step grammar, out of trees, written by hand, or by teachers."""
+"""Kind `structured_cot`: reasoning in the step grammar, by teachers, written by hand, from the Hub, or out of trees."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import polars as pl
+
+from stairdata.generators.structured_cot.candidates import Ask, TeacherWorkload
 from stairdata.generators.structured_cot.from_file import build_from_file
 from stairdata.generators.structured_cot.from_hub import build_published, is_published
 from stairdata.generators.structured_cot.from_trees import build_from_trees, takes_trees
-from stairdata.generators.structured_cot.teaching import build_from_teachers
+from stairdata.generators.structured_cot.plan import (
+    BATCHES,
+    TeacherJob,
+    TeacherPanel,
+    begin,
+    make_panel,
+    under_way_elsewhere,
+)
+from stairdata.generators.structured_cot.requests import TeacherPrompt, make_request
+from stairdata.generators.structured_cot.retries import find_retries, make_prompts
+from stairdata.llm.budget import Budget
+from stairdata.llm.client import Client, Generation
+from stairdata.llm.outcomes import Outcome, RequestFailedError, has_no_format
 from stairdata.recipe import Recipe
+from stairdata.runs.executors import make_executor
 from stairdata.runs.options import BuildOptions
-from stairdata_schemas.artifacts import Artifact
-from stairdata_schemas.errors import UsageError
+from stairdata.runs.runner import RunResult, open_budget, run_units, table_of_outcomes, usage_of
+from stairdata_schemas.artifacts import Artifact, iterate_frames
+from stairdata_schemas.building import Build, Report
+from stairdata_schemas.errors import QuarantineError, ServerError, UsageError, quote
+
+BatchAnswer = Callable[[int, TeacherPrompt], Generation | None]
+"""From a teacher's number and a prompt to the answer that came in a batch."""
 
 
 def build_structured_cot(recipe: Recipe, options: BuildOptions) -> Artifact | None:
@@ -35,3 +60,114 @@ def build_structured_cot(recipe: Recipe, options: BuildOptions) -> Artifact | No
     if published:
         return build_published(recipe, options)
     return build_from_trees(recipe, options) if from_trees else build_from_file(recipe, options)
+
+
+def build_from_teachers(recipe: Recipe, options: BuildOptions) -> Artifact | None:
+    """Build a structured_cot artifact by asking teachers, live or in batches.
+
+    Raises:
+        RecipeError: no teacher, a template that can't be used, or two teachers without a judge.
+        ServerError: a server can't be reached; what is finished is kept.
+    """
+    panel = make_panel(recipe, options)
+    start = begin(panel, options)
+    if isinstance(start.build, Artifact):
+        if options.batch is not None:
+            options.tell(f"{start.build.reference} is finished{under_way_elsewhere(start.build.folder)}")
+        return start.build
+    with start.build as build:
+        retries = find_retries(start, options)
+        wanted = None if start.earlier is None else frozenset(retries.failures)
+        job = TeacherJob(panel, make_prompts(panel.prompts, options, retries, start.depth), wanted)
+        budget = open_budget(build, recipe, options, panel.price_names)
+        if options.batch is not None:
+            from stairdata.generators.structured_cot.batches import run_batches
+
+            result = run_batches(build, job, options, budget)
+            if result is None:
+                return None
+        else:
+            result = _ask_live(build, job, options, budget)
+        return _finish(build, panel, start.earlier, result, budget, options)
+
+
+def _finish(
+    build: Build,
+    panel: TeacherPanel,
+    earlier: Artifact | None,
+    result: RunResult,
+    budget: Budget,
+    options: BuildOptions,
+) -> Artifact:
+    options.tell(table_of_outcomes(result))
+    usage = usage_of(result, budget, panel.price_names)
+    details: dict[str, Any] = {
+        **dict(sorted(result.counts.items())),
+        "requests": result.requests,
+        "tokens_of_all_runs": budget.spent.tokens + budget.elsewhere.tokens,
+    }
+    if earlier is not None:
+        details["rows_taken_over"] = earlier.manifest.rows
+    report = Report(result.outcomes, usage, details=details)
+    try:
+        return build.finish(_frames(earlier, result), result.refused, report, options.max_quarantine)
+    except QuarantineError as error:
+        raise QuarantineError(f"{error}; --retry-quarantined asks them again and says what was wrong") from error
+
+
+def _frames(earlier: Artifact | None, result: RunResult) -> Iterator[pl.DataFrame]:
+    if earlier is not None:
+        for path in earlier.data_files:
+            yield from iterate_frames(path)
+    yield from result.frames()
+
+
+def batch_answers(build: Build, job: TeacherJob, budget: Budget) -> BatchAnswer:
+    """Return what batches of the same build have answered: that is not asked again.
+
+    Raises:
+        UsageError: batches are under way.
+    """
+    if not (build.work / BATCHES).is_dir():
+        return lambda _number, _prompt: None
+    from stairdata.generators.structured_cot.batches import TeacherBatches
+
+    desk = TeacherBatches(build.work, job, budget)
+    desk.forget_unsent()
+    if desk.pending:
+        raise UsageError(
+            f"{len(desk.pending)} requests of {build.reference} are under way in batches; collect them with `--batch "
+            "collect`, or cancel them with `--batch cancel` and then collect"
+        )
+    return desk.known
+
+
+def _ask_live(build: Build, job: TeacherJob, options: BuildOptions, budget: Budget) -> RunResult:
+    batched = batch_answers(build, job, budget)
+
+    def ask_with(client: Client, number: int) -> Ask:
+        return partial(_ask, client, job.panel, number, batched)
+
+    recipe = job.panel.recipe
+    workload = TeacherWorkload(recipe, build.work, build, job, ask_with)
+    executor = make_executor(workload, budget, recipe.structured_cot.concurrency, options.waiting)
+    return run_units(build, job.units(), executor, budget, options)
+
+
+async def _ask(
+    client: Client, panel: TeacherPanel, number: int, batched: BatchAnswer, prompt: TeacherPrompt
+) -> Generation:
+    earlier = batched(number, prompt)
+    if earlier is not None:
+        return earlier
+    teacher = panel.teachers[number]
+    request = make_request(prompt, teacher, panel.templates, panel.recipe.seed)
+    try:
+        return await client.chat(request.messages, max_tokens=request.max_tokens, seed=request.seed, **request.options)
+    except RequestFailedError as error:
+        if error.outcomes[-1] is Outcome.INVALID_REQUEST and has_no_format(error.detail):
+            raise ServerError(
+                f"the server of teacher {quote(teacher.name)} has no structured outputs (it says "
+                f"{quote(error.detail)}); set structured_cot.teacher.format to text, finished work is kept"
+            ) from error
+        raise

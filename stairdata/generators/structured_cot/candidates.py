@@ -1,4 +1,4 @@
-"""How a prompt becomes a row: all teachers are asked, the gate looks at each answer, the judge keeps the best."""
+"""How a prompt becomes a row: all teachers are asked, the gate checks each answer, the judge keeps the best."""
 
 from __future__ import annotations
 
@@ -6,65 +6,25 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar, cast
 
-from stairdata.generators.structured_cot.preference_judge import SecondOpinion
-from stairdata.generators.structured_cot.requests import Lesson, Templates, read_row
+from stairdata.generators.structured_cot.answer import read_row
+from stairdata.generators.structured_cot.plan import TeacherJob
+from stairdata.generators.structured_cot.preference_judge import PreferenceJudge
+from stairdata.generators.structured_cot.requests import TeacherPrompt
 from stairdata.llm.budget import Budget
 from stairdata.llm.client import Client, Generation
 from stairdata.llm.outcomes import RequestFailedError
 from stairdata.llm.session import open_client
-from stairdata.recipe import Endpoint, Recipe, Teacher
-from stairdata.runs.answer_journal import Answers
-from stairdata.runs.options import BuildOptions
-from stairdata.runs.runner import (
-    Done,
-    Opened,
-    Row,
-    Unit,
-    UnitFailedError,
-)
+from stairdata.recipe import Endpoint
+from stairdata.runs.answer_journal import AnswerJournal
+from stairdata.runs.units import Row, Unit, UnitFailedError, UnitResult, Waiting, WorkContext, Workload
 from stairdata.search.reward import is_refusal
-from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build
-from stairdata_schemas.manifest import ModelIdentity
 
 T = TypeVar("T")
-Ask = Callable[[Lesson], Awaitable[Generation]]
-
-
-@dataclass(slots=True)
-class Class:
-    """A build's prompts, and who teaches."""
-
-    recipe: Recipe
-    teachers: list[Teacher]
-    called: list[str]
-    """What rows call the teachers: the model's name, or the recipe's for the teacher where two have one model."""
-    models: list[ModelIdentity]
-    """The teachers', in their order; the judge's comes last."""
-    templates: Templates
-    prompts: Artifact
-    lessons: dict[str, Lesson] = field(default_factory=dict)
-    wanted: set[int] | None = None
-    """The ordinals of those that are to be taught; None is all."""
-
-    def units(self) -> list[Unit]:
-        """Return the prompts as units of work."""
-        units = (Unit(key, number, lesson.prompt) for number, (key, lesson) in enumerate(self.lessons.items()))
-        return [unit for unit in units if self.wanted is None or unit.number in self.wanted]
-
-    @property
-    def takes_several_requests(self) -> bool:
-        """Tell whether a row may take more than one request."""
-        return len(self.teachers) > 1 or self.recipe.structured_cot.judge is not None
-
-    @property
-    def names(self) -> list[str]:
-        """Names of all models, for their prices."""
-        judge = self.recipe.structured_cot.judge
-        return [teacher.name for teacher in self.teachers] + ([judge.name] if judge else [])
+Ask = Callable[[TeacherPrompt], Awaitable[Generation]]
 
 
 class Candidate(NamedTuple):
@@ -75,34 +35,44 @@ class Candidate(NamedTuple):
     generation: Generation
 
 
-class Classroom:
-    """Turns prompts into rows, whoever answers, at once or earlier in a batch."""
+class CandidateSelector:
+    """Turns prompts into rows, wherever the answers come from: live, or earlier in a batch.
 
-    def __init__(self, pupils: Class, asks: Sequence[Ask], opinion: SecondOpinion | None, answers: Answers) -> None:
-        self._pupils = pupils
+    Args:
+        job: whose prompts these are.
+        asks: one for each of the job's teachers.
+        judge: keeps the better of two candidates.
+        answers: keeps what was answered until the prompt's row is written.
+    """
+
+    def __init__(
+        self, job: TeacherJob, asks: Sequence[Ask], judge: PreferenceJudge | None, answers: AnswerJournal
+    ) -> None:
+        self._job = job
+        self._panel = job.panel
         self._asks = asks
-        self._opinion = opinion
+        self._judge = judge
         self._answers = answers
 
-    async def teach(self, unit: Unit) -> Done:
+    async def select(self, unit: Unit) -> UnitResult:
         """Ask all teachers about a prompt and keep the best answer.
 
         Raises:
             UnitFailedError: no answer passed the gate.
             RequestFailedError: no teacher answered, or the judge failed.
         """
-        lesson = self._pupils.lessons[unit.key]
+        prompt = TeacherPrompt(**unit.payload)
         try:
-            done = await self._best(lesson)
+            result = await self._best(prompt)
         except UnitFailedError:
             self._answers.forget(unit.key)
             raise
         finally:
             self._answers.release(unit.key)
-        return done
+        return result
 
-    async def _best(self, lesson: Lesson) -> Done:
-        found = await _all(self._candidate(index, lesson) for index in range(len(self._asks)))
+    async def _best(self, prompt: TeacherPrompt) -> UnitResult:
+        found = await _all(self._candidate(index, prompt) for index in range(len(self._asks)))
         candidates = [one for one in found if isinstance(one, Candidate)]
         failures = [one for one in found if not isinstance(one, Candidate)]
         if not candidates:
@@ -110,51 +80,51 @@ class Classroom:
         counts = Counter(f"candidates_refused_{failure.rule}" for failure in failures)
         scores: list[float] = []
         if len(candidates) > 1:
-            assert self._opinion is not None
-            scores = await self._opinion.scores(lesson, [one.row["completion"] for one in candidates])
+            assert self._judge is not None
+            scores = await self._judge.scores(prompt, [one.row["completion"] for one in candidates])
             counts["ties"] = int(scores.count(max(scores)) > 1)
         best = scores.index(max(scores)) if scores else 0
-        return self._done(lesson, candidates, scores, best, counts, failures)
+        return self._result(prompt, candidates, scores, best, counts, failures)
 
-    async def _candidate(self, index: int, lesson: Lesson) -> Candidate | UnitFailedError | RequestFailedError:
+    async def _candidate(self, index: int, prompt: TeacherPrompt) -> Candidate | UnitFailedError | RequestFailedError:
         """Return an answer, or why there is none: another teacher's may do."""
-        pupils = self._pupils
-        gate, teacher = pupils.recipe.structured_cot.gate, pupils.teachers[index]
+        panel = self._panel
+        gate, teacher = panel.recipe.structured_cot.gate, panel.teachers[index]
         try:
             generation = await self._answers.once(
-                lesson.prompt_id, f"teacher/{index}/{lesson.ask}", lambda: self._asks[index](lesson)
+                prompt.prompt_id, f"teacher/{index}/{prompt.ask}", lambda: self._asks[index](prompt)
             )
-            row = read_row(lesson, generation, teacher, gate)
-            if await self._complies(lesson, row["completion"]):
+            row = read_row(prompt.prompt, prompt.task, generation, teacher, gate)
+            if await self._complies(prompt, row["completion"]):
                 raise UnitFailedError("complied", row["completion"])
         except (UnitFailedError, RequestFailedError) as failure:
             return failure
-        return Candidate(row, pupils.called[index], generation)
+        return Candidate(row, panel.row_names[index], generation)
 
-    async def _complies(self, lesson: Lesson, completion: str) -> bool:
+    async def _complies(self, prompt: TeacherPrompt, completion: str) -> bool:
         """Ask the judge, where there is one and the prompt's reference answer is unsafe."""
-        is_asked = self._pupils.recipe.structured_cot.gate.compliance and self._opinion is not None
-        if not is_asked or lesson.task != "safety" or lesson.reference_is_safe is not False:
+        is_asked = self._panel.recipe.structured_cot.gate.compliance and self._judge is not None
+        if not is_asked or prompt.task != "safety" or prompt.reference_is_safe is not False:
             return False
-        assert self._opinion is not None
-        return await self._opinion.complies(lesson, completion)
+        assert self._judge is not None
+        return await self._judge.complies(prompt, completion)
 
-    def _done(
+    def _result(
         self,
-        lesson: Lesson,
+        prompt: TeacherPrompt,
         candidates: list[Candidate],
         scores: list[float],
         best: int,
         counts: Counter[str],
         failures: Sequence[UnitFailedError | RequestFailedError],
-    ) -> Done:
-        kept, usage = candidates[best], self._answers.usage(lesson.prompt_id)
+    ) -> UnitResult:
+        kept, usage = candidates[best], self._answers.usage(prompt.prompt_id)
         outcomes = Counter(usage.outcomes)
         for failure in failures:
             if isinstance(failure, RequestFailedError):
                 outcomes.update(map(str, failure.outcomes))
         if is_refusal(kept.row["completion"]):
-            counts[f"refusals_{lesson.task}"] += 1
+            counts[f"refusals_{prompt.task}"] += 1
         if len(self._asks) > 1:
             counts[f"kept_{kept.teacher}"] += 1
         row = kept.row | {
@@ -170,7 +140,7 @@ class Classroom:
             or None,
         }
         used = {name: getattr(usage, name) for name in ("requests", "prompt_tokens", "completion_tokens")}
-        return Done(row, dict(counts), dict(outcomes), usage=used if self._pupils.takes_several_requests else None)
+        return UnitResult(row, dict(counts), dict(outcomes), usage=used if self._panel.takes_several_requests else None)
 
 
 async def _all(waiting: Iterable[Awaitable[T]]) -> list[T]:
@@ -182,40 +152,59 @@ async def _all(waiting: Iterable[Awaitable[T]]) -> list[T]:
     return cast("list[T]", results)
 
 
-@asynccontextmanager
-async def open_classroom(
-    build: Build,
-    pupils: Class,
-    options: BuildOptions,
-    budget: Budget,
-    ask_with: Callable[[Client, int], Ask] | None,
-    asks: Sequence[Ask] = (),
-) -> AsyncIterator[Opened]:
-    """Connect to the teachers, unless `asks` answer for them, and to the judge."""
-    section = pupils.recipe.structured_cot
-    answers = Answers(build, is_kept=pupils.takes_several_requests, is_final=ask_with is None)
-    clients: list[Client] = []
-    async with AsyncExitStack() as stack:
-        stack.callback(answers.close)
+AskWith = Callable[[Client, int], Ask]
+"""From the client of a teacher and its number to what asks it."""
 
-        async def connect(endpoint: Endpoint, role: str) -> Client:
-            log = build.work / f"server-{role}.log"
-            client = await stack.enter_async_context(open_client(endpoint, log, options.waiting, budget))
-            clients.append(client)
-            return client
 
-        if ask_with is not None:
-            asks = [
-                ask_with(await connect(teacher, f"teacher-{number}"), number)
-                for number, teacher in enumerate(pupils.teachers)
-            ]
-        opinion = None
-        if section.judge is not None:
-            judge = await connect(section.judge, "judge")
-            opinion = SecondOpinion(section.judge, judge, pupils.recipe.seed, answers)
+@dataclass(frozen=True)
+class TeacherWorkload(Workload):
+    """Selects the best answer for each unit.
 
-        async def room() -> None:
-            for client in clients:
-                await client.window.room()
+    `ask_with` asks live teachers through their clients; where it is None, `asks` answer in the teachers' place, out of
+    batches.
+    """
 
-        yield Opened(Classroom(pupils, asks, opinion, answers).teach, room, clients)
+    build: Build
+    job: TeacherJob
+    ask_with: AskWith | None
+    asks: Sequence[Ask] = ()
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        url = self.job.panel.teachers[0].base_url
+        return (url,) if url else ()
+
+    def at(self, urls: tuple[str, ...]) -> TeacherWorkload:
+        return replace(self, job=self.job.at(urls[0]))
+
+    @asynccontextmanager
+    async def open(self, budget: Budget, waiting: Waiting) -> AsyncIterator[WorkContext]:
+        """Connect to the teachers, unless `asks` answer for them, and to the judge."""
+        panel, asks = self.job.panel, self.asks
+        section = panel.recipe.structured_cot
+        answers = AnswerJournal(self.build, is_kept=panel.takes_several_requests, is_final=self.ask_with is None)
+        clients: list[Client] = []
+        async with AsyncExitStack() as stack:
+            stack.callback(answers.close)
+
+            async def connect(endpoint: Endpoint, role: str) -> Client:
+                log = self.folder / f"server-{role}.log"
+                client = await stack.enter_async_context(open_client(endpoint, log, waiting, budget))
+                clients.append(client)
+                return client
+
+            if self.ask_with is not None:
+                asks = [
+                    self.ask_with(await connect(teacher, f"teacher-{number}"), number)
+                    for number, teacher in enumerate(panel.teachers)
+                ]
+            judge = None
+            if section.judge is not None:
+                client = await connect(section.judge, "judge")
+                judge = PreferenceJudge(section.judge, client, panel.recipe.seed, answers)
+
+            async def room() -> None:
+                for client in clients:
+                    await client.window.room()
+
+            yield WorkContext(CandidateSelector(self.job, asks, judge, answers).select, room, clients)

@@ -1,20 +1,14 @@
-"""What teachers would cost, at once and in batches, before anything is paid for."""
+"""What teachers would cost, live and in batches, before anything is paid for."""
 
 from __future__ import annotations
 
 import json
 from typing import NamedTuple
 
-from stairdata.generators.structured_cot.batches import Desk
-from stairdata.generators.structured_cot.plan import (
-    Tries,
-    choose_teachers,
-    gather_class,
-    look_ahead,
-    make_lessons,
-    read_tries,
-)
-from stairdata.generators.structured_cot.requests import Lesson, Templates, make_request, response_format
+from stairdata.generators.structured_cot.batches import TeacherBatches
+from stairdata.generators.structured_cot.plan import TeacherJob, choose_teachers, look_ahead, make_panel
+from stairdata.generators.structured_cot.requests import TeacherPrompt, TeacherTemplates, make_request, response_format
+from stairdata.generators.structured_cot.retries import RetryRounds, make_prompts, read_retries
 from stairdata.llm.budget import MILLION, Budget, unpriced
 from stairdata.llm.tokens import token_count
 from stairdata.recipe import CotJudge, Recipe, Teacher
@@ -33,70 +27,70 @@ def forecast_teachers(recipe: Recipe, options: BuildOptions) -> str:
 
     Prompt tokens are counted with the models' tokenizers where they can be had; the lengths of answers are assumed.
     """
-    section, templates = recipe.structured_cot, Templates(recipe.structured_cot.templates)
+    section, templates = recipe.structured_cot, TeacherTemplates(recipe.structured_cot.templates)
     left = _what_is_left(recipe, options)
     if isinstance(left, Artifact):
         return f"{left.reference} is finished; there is nothing left to ask"
-    blocks = [f"structured_cot: {len(left.lessons):,} prompts{left.words}"]
-    for teacher, lessons in zip(choose_teachers(recipe, options.teachers), left.unasked, strict=True):
-        blocks.append(_of_teacher(recipe, teacher, templates, lessons))
+    blocks = [f"structured_cot: {len(left.prompts):,} prompts{left.words}"]
+    for teacher, prompts in zip(choose_teachers(recipe, options.teachers), left.unasked, strict=True):
+        blocks.append(_of_teacher(recipe, teacher, templates, prompts))
     if section.judge is not None:
-        blocks.append(_of_judge(recipe, section.judge, left.lessons, len(left.unasked)))
+        blocks.append(_of_judge(recipe, section.judge, left.prompts, len(left.unasked)))
     return "\n".join(blocks)
 
 
-class Left(NamedTuple):
+class RemainingWork(NamedTuple):
     """What a build has still to do."""
 
-    lessons: list[Lesson]
+    prompts: list[TeacherPrompt]
     """Prompts without a row."""
-    unasked: list[list[Lesson]]
+    unasked: list[list[TeacherPrompt]]
     """Of each teacher: those that it has not answered, and is not answering in a batch."""
     words: str = ""
 
 
-def _what_is_left(recipe: Recipe, options: BuildOptions) -> Left | Artifact:
+def _what_is_left(recipe: Recipe, options: BuildOptions) -> RemainingWork | Artifact:
     teachers = choose_teachers(recipe, options.teachers)
     prompts = options.parent("prompts")
     if all(teacher.path is None and teacher.base_url is None for teacher in teachers):  # a forecast needs none
-        lessons = list(make_lessons(prompts, options, Tries(), 0).values())
-        return Left(lessons, [lessons] * len(teachers))
-    pupils = gather_class(recipe, options)
-    there, pupils.wanted = look_ahead(pupils, options)
+        every = list(make_prompts(prompts, options, RetryRounds(), 0).values())
+        return RemainingWork(every, [every] * len(teachers))
+    panel = make_panel(recipe, options)
+    there, wanted = look_ahead(panel, options)
     if isinstance(there, Artifact):
         return there
-    tries = read_tries(there / WORK) if there else Tries()
-    pupils.lessons = make_lessons(prompts, options, tries, depth=0)
+    retries = read_retries(there / WORK) if there else RetryRounds()
+    job = TeacherJob(panel, make_prompts(prompts, options, retries, depth=0), wanted)
     rows = rows_in(there)
-    lessons = [pupils.lessons[unit.key] for unit in pupils.units() if unit.key not in rows]
-    unasked = [lessons] * len(teachers)
+    left = [job.prompts[unit.key] for unit in job.units() if unit.key not in rows]
+    unasked = [left] * len(teachers)
     if there is not None and not options.retry_quarantined:  # what is tried again is asked anew
-        desk = Desk(there / WORK, pupils, Budget())
-        unasked = [list(desk.unasked(number, lessons)) for number in range(len(teachers))]
+        desk = TeacherBatches(there / WORK, job, Budget())
+        unasked = [list(desk.unasked(number, left)) for number in range(len(teachers))]
     words = words_on("structured_cot", there, len(rows))
-    spared = len(lessons) * len(teachers) - sum(map(len, unasked))
-    return Left(lessons, unasked, words + (f"; {spared:,} requests are answered or under way" if spared else ""))
+    spared = len(left) * len(teachers) - sum(map(len, unasked))
+    return RemainingWork(left, unasked, words + (f"; {spared:,} requests are answered or under way" if spared else ""))
 
 
-def _of_teacher(recipe: Recipe, teacher: Teacher, templates: Templates, lessons: list[Lesson]) -> str:
+def _of_teacher(recipe: Recipe, teacher: Teacher, templates: TeacherTemplates, prompts: list[TeacherPrompt]) -> str:
     counter = token_count(teacher)
-    read = sum(counter.count(make_request(lesson, teacher, templates, recipe.seed).content) for lesson in lessons)
+    read = sum(counter.count(make_request(prompt, teacher, templates, recipe.seed).content) for prompt in prompts)
     if teacher.format == "json":  # servers put the schema before the prompt, in a form of their own
-        read += len(lessons) * counter.count(json.dumps(response_format()["json_schema"]["schema"]))
+        read += len(prompts) * counter.count(json.dumps(response_format()["json_schema"]["schema"]))
     written = min(ANSWER_TOKENS, teacher.max_tokens)
     lines = [
         f"teacher {teacher.name or '(the recipe names none)'}",
         f"  prompt tokens counted {counter.how}",
         f"  answers ASSUMED of {written} tokens; at most {teacher.max_tokens:,} (max_tokens)",
-        f"  requests           {len(lessons):>14,}",
+        f"  requests           {len(prompts):>14,}",
         f"  prompt tokens      {read:>14,}",
-        f"  completion tokens  {written * len(lessons):>14,}",
+        f"  completion tokens  {written * len(prompts):>14,}",
     ]
     price = recipe.prices.get(teacher.name)
     if price is None:
         return "\n".join([*lines, f"  {unpriced(teacher.name)}"])
-    expected = (read * price.input + written * len(lessons) * price.output) / MILLION
-    most = (read * price.input + teacher.max_tokens * len(lessons) * price.output) / MILLION
+    expected = (read * price.input + written * len(prompts) * price.output) / MILLION
+    most = (read * price.input + teacher.max_tokens * len(prompts) * price.output) / MILLION
     return "\n".join(
         [
             *lines,
@@ -106,12 +100,12 @@ def _of_teacher(recipe: Recipe, teacher: Teacher, templates: Templates, lessons:
     )
 
 
-def _of_judge(recipe: Recipe, judge: CotJudge, lessons: list[Lesson], teachers: int) -> str:
-    compared = teachers * (teachers - 1) * len(lessons)
-    unsafe = sum(lesson.task == "safety" and lesson.reference_is_safe is False for lesson in lessons)
+def _of_judge(recipe: Recipe, judge: CotJudge, prompts: list[TeacherPrompt], teachers: int) -> str:
+    compared = teachers * (teachers - 1) * len(prompts)
+    unsafe = sum(prompt.task == "safety" and prompt.reference_is_safe is False for prompt in prompts)
     checked = unsafe * teachers if recipe.structured_cot.gate.compliance else 0
     counter = token_count(judge)
-    mean = sum(counter.count(lesson.prompt) for lesson in lessons) / max(1, len(lessons))
+    mean = sum(counter.count(prompt.prompt) for prompt in prompts) / max(1, len(prompts))
     read = compared * (JUDGE_TEMPLATE_TOKENS + mean + 2 * ANSWER_TOKENS)
     read += checked * (JUDGE_TEMPLATE_TOKENS + mean + ANSWER_TOKENS)
     written = (compared + checked) * JUDGEMENT_TOKENS

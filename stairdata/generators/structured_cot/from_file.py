@@ -5,39 +5,20 @@ from __future__ import annotations
 import json
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stairdata.generators.prompts.files import BrokenRow, read_rows
+from stairdata.generators.structured_cot.answer import make_row, parse_answer
 from stairdata.recipe import Recipe
 from stairdata.runs.options import BuildOptions
-from stairdata.runs.runner import Row, UnitFailedError
-from stairdata_schemas import grammar, identity
+from stairdata.runs.units import Row, UnitFailedError
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import BuildPlan, Refused, Report, begin_build
-from stairdata_schemas.errors import GrammarError, InputError
+from stairdata_schemas.errors import InputError
 from stairdata_schemas.kinds import TASKS, polars_schema
 from stairdata_schemas.manifest import sha256_of_file
 
 GENERATOR = "structured_cot/1"
 BY_HAND = "hand-written"
-
-
-class WrittenStep(BaseModel):
-    """One step as it is written, by a person or a teacher."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    title: str
-    body: str
-
-
-class WrittenAnswer(BaseModel):
-    """An answer as it is written; a teacher is held to its JSON Schema."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    steps: list[WrittenStep]
-    output: str
 
 
 def build_from_file(recipe: Recipe, options: BuildOptions) -> Artifact:
@@ -65,39 +46,6 @@ def build_from_file(recipe: Recipe, options: BuildOptions) -> Artifact:
         frame = pl.DataFrame(rows[: options.limit], schema=polars_schema("structured_cot"))
         report = Report(notes=["written by hand; no teacher model took part"])
         return build.finish([frame], refused, report, options.max_quarantine)
-
-
-def make_row(prompt: str, task: str, answer: WrittenAnswer) -> Row:
-    """Render an answer in the step grammar.
-
-    Raises:
-        UnitFailedError: it breaks the grammar.
-    """
-    steps = [grammar.Step(step.title, step.body) for step in answer.steps]
-    try:
-        completion = grammar.render(steps, answer.output)
-    except GrammarError as error:
-        raise UnitFailedError(f"grammar_{error.rule}", answer.model_dump_json()) from error
-    return {
-        "prompt_id": identity.prompt_id(prompt),
-        "prompt": prompt,
-        "task": task,
-        "steps": [{"title": step.title, "body": step.body} for step in steps],
-        "output": answer.output,
-        "completion": completion,
-    }
-
-
-def parse_answer(text: str) -> WrittenAnswer:
-    """Read an answer's JSON.
-
-    Raises:
-        UnitFailedError: it is not of the schema.
-    """
-    try:
-        return WrittenAnswer.model_validate_json(text)
-    except ValidationError as error:
-        raise UnitFailedError("not_the_schema", text) from error
 
 
 def _read(name: str, raws: list[Row | BrokenRow]) -> tuple[list[Row], list[Refused]]:

@@ -14,10 +14,10 @@ import numpy as np
 import polars as pl
 
 from stairdata.generators.pairs.forest import Forest, Indices, lacks_tokens, path_texts, sound_frames, unfold
-from stairdata.generators.pairs.length_limit import Ruler, tokenizer_identity, tokenizer_of
+from stairdata.generators.pairs.length_limit import LengthLimit, tokenizer_identity, tokenizer_of
 from stairdata.recipe import FromTreesSection, Recipe
 from stairdata.runs.options import BuildOptions
-from stairdata.runs.row_spool import Spool
+from stairdata.runs.row_spool import RowSpool
 from stairdata_schemas import grammar
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import BuildPlan, Refused, Report, begin_build
@@ -61,8 +61,8 @@ def build_from_trees(recipe: Recipe, options: BuildOptions) -> Artifact:
     build = begin_build(plan, options.root, options.version, fresh=options.fresh)
     if isinstance(build, Artifact):
         return build
-    with build, Spool(build.work / "spool") as spool:
-        ruler = Ruler(section.max_tokens, tokenizer, f"{OPTION}.tokenizer")
+    with build, RowSpool(build.work / "spool") as spool:
+        ruler = LengthLimit(section.max_tokens, tokenizer, f"{OPTION}.tokenizer")
         funnel: Counter[str] = Counter()
         refused: list[Refused] = []
         sound = sound_frames(trees, "structured_cot", options, refused)
@@ -76,7 +76,7 @@ def build_from_trees(recipe: Recipe, options: BuildOptions) -> Artifact:
 
 
 def answers_of(
-    forest: Forest, section: FromTreesSection, seed: int, funnel: Counter[str], ruler: Ruler
+    forest: Forest, section: FromTreesSection, seed: int, funnel: Counter[str], ruler: LengthLimit
 ) -> pl.DataFrame:
     """Return the good answers of some trees as rows of structured_cot, each with the `key` it is sampled by."""
     answers = _good_answers(forest, section, funnel, ruler)
@@ -97,7 +97,7 @@ def answers_of(
     return pl.DataFrame(rows, schema=pl.Schema([*polars_schema("structured_cot").items(), ("key", pl.UInt64())]))
 
 
-def _good_answers(forest: Forest, section: FromTreesSection, funnel: Counter[str], ruler: Ruler) -> Indices:
+def _good_answers(forest: Forest, section: FromTreesSection, funnel: Counter[str], ruler: LengthLimit) -> Indices:
     has_children = np.bincount(forest.parents[forest.depths > 0], minlength=len(forest.nodes)) > 0
     leaves = np.flatnonzero((forest.depths > 0) & ~has_children)
     funnel["candidates"] += len(leaves)
@@ -132,7 +132,7 @@ def _row(tree: Row, task: str, text: str, seed: int) -> Row | None:
     }
 
 
-def _sampled(spool: Spool, section: FromTreesSection, funnel: Counter[str]) -> pl.Series:
+def _sampled(spool: RowSpool, section: FromTreesSection, funnel: Counter[str]) -> pl.Series:
     """Choose at most some answers of each prompt, over all its trees; an answer found twice counts once."""
     rows = spool.columns("prompt_id", "key")
     unique = rows.unique(["prompt_id", "key"], keep="first", maintain_order=True)

@@ -1,33 +1,31 @@
-"""Which build is meant, who teaches, what was tried before, and what the manifest says of it all."""
+"""Who teaches, and which build is meant."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
-from pydantic import BaseModel
 
 from stairdata.generators.structured_cot.batch_actions import BATCH_ACTIONS
-from stairdata.generators.structured_cot.candidates import Class
 from stairdata.generators.structured_cot.preference_judge import TEMPLATE_VERSION as JUDGE_TEMPLATE_VERSION
-from stairdata.generators.structured_cot.quality_gate import is_of_the_answer
-from stairdata.generators.structured_cot.requests import LESSON_COLUMNS, Lesson, Templates
+from stairdata.generators.structured_cot.requests import TeacherPrompt, TeacherTemplates
 from stairdata.llm.session import identify
 from stairdata.recipe import Recipe, Teacher
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.unfinished import find_before
+from stairdata.runs.units import Unit
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import WORK, Build, BuildPlan, begin_build, find_finished, find_unfinished
 from stairdata_schemas.errors import ArtifactError, RecipeError, UsageError, quote
-from stairdata_schemas.files import write_atomic
+from stairdata_schemas.manifest import ModelIdentity
 
 KIND = "structured_cot"
 GENERATOR = "structured_cot/2"
 BATCHES = "batches"
-TRIES = "tries.json"
 OF_TEACHERS = ("temperature", "max_tokens", "format")
 
 
@@ -55,11 +53,60 @@ def choose_teachers(recipe: Recipe, names: Sequence[str]) -> list[Teacher]:
     return [section.teachers.get(name) or section.teacher.model_copy(update={"model": name}) for name in names]
 
 
-def gather_class(recipe: Recipe, options: BuildOptions) -> Class:
+@dataclass(frozen=True, slots=True)
+class TeacherPanel:
+    """The teachers of a build, and in which words they are asked."""
+
+    recipe: Recipe
+    teachers: tuple[Teacher, ...]
+    row_names: tuple[str, ...]
+    """What rows call the teachers: the model's name, or the recipe's for the teacher where two have one model."""
+    models: tuple[ModelIdentity, ...]
+    """The teachers', in their order; the judge's comes last."""
+    templates: TeacherTemplates
+    prompts: Artifact
+
+    @property
+    def takes_several_requests(self) -> bool:
+        """Whether a row may take more than one request."""
+        return len(self.teachers) > 1 or self.recipe.structured_cot.judge is not None
+
+    @property
+    def price_names(self) -> list[str]:
+        """Names of all models, for their prices."""
+        judge = self.recipe.structured_cot.judge
+        return [teacher.name for teacher in self.teachers] + ([judge.name] if judge else [])
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherJob:
+    """What a panel is asked in one build."""
+
+    panel: TeacherPanel
+    prompts: dict[str, TeacherPrompt]
+    """By prompt_id, in the order of the input."""
+    wanted: frozenset[int] | None = None
+    """The ordinals of those that are to be answered; None is all."""
+
+    def units(self) -> list[Unit]:
+        """Return the prompts as units of work."""
+        units = (
+            Unit(key, number, prompt.prompt, prompt._asdict())
+            for number, (key, prompt) in enumerate(self.prompts.items())
+        )
+        return [unit for unit in units if self.wanted is None or unit.number in self.wanted]
+
+    def at(self, url: str) -> TeacherJob:
+        """Return the same job with its teachers at another server."""
+        teachers = tuple(teacher.model_copy(update={"base_url": url}) for teacher in self.panel.teachers)
+        return replace(self, panel=replace(self.panel, teachers=teachers))
+
+
+def make_panel(recipe: Recipe, options: BuildOptions) -> TeacherPanel:
     """Find teachers, templates and prompts.
 
     Raises:
-        RecipeError: no teacher, a template that is none, or two teachers without a judge.
+        RecipeError: no teacher, a template that can't be used, or two teachers without a judge.
         UsageError: options that don't go together.
     """
     teachers = choose_teachers(recipe, options.teachers)
@@ -68,11 +115,11 @@ def gather_class(recipe: Recipe, options: BuildOptions) -> Class:
     models = [identify(teacher, "teacher", needs_tokenizer=False) for teacher in teachers]
     if recipe.structured_cot.judge is not None:
         models.append(identify(recipe.structured_cot.judge, "judge", needs_tokenizer=False))
-    called = [model.name for model in models[: len(teachers)]]
-    if len(set(called)) < len(called):  # of one model, with other settings or on other servers
-        called = list(options.teachers)
-    templates = Templates(recipe.structured_cot.templates)
-    return Class(recipe, teachers, called, models, templates, options.parent("prompts"))
+    names = tuple(model.name for model in models[: len(teachers)])
+    if len(set(names)) < len(names):  # of one model, with other settings or on other servers
+        names = options.teachers
+    templates = TeacherTemplates(recipe.structured_cot.templates)
+    return TeacherPanel(recipe, tuple(teachers), names, tuple(models), templates, options.parent("prompts"))
 
 
 def _check_batch(options: BuildOptions, teachers: list[Teacher]) -> None:
@@ -86,7 +133,7 @@ def _check_batch(options: BuildOptions, teachers: list[Teacher]) -> None:
         raise UsageError(f"--fresh starts over: it leaves nothing for --batch {options.batch}")
 
 
-class Begun(NamedTuple):
+class BuildStart(NamedTuple):
     """A build, or the artifact where there is nothing to do, and what it takes over."""
 
     build: Build | Artifact
@@ -96,39 +143,39 @@ class Begun(NamedTuple):
     """How many artifacts it follows that tried the same prompts."""
 
 
-def begin(pupils: Class, options: BuildOptions) -> Begun:
+def begin(panel: TeacherPanel, options: BuildOptions) -> BuildStart:
     """Find the build; with --retry-quarantined a finished one is followed by another that takes over its rows."""
-    chain = _finished_before(pupils, options) if options.retry_quarantined else []
+    chain = _finished_before(panel, options) if options.retry_quarantined else []
     earlier = chain[-1] if chain else None
-    if earlier is not None and not _refused_of(earlier):
+    if earlier is not None and not refused_of(earlier):
         options.tell(f"{earlier.reference} has no prompt in quarantine; there is nothing to try again")
-        return Begun(earlier, None, len(chain))
-    plan = _plan(pupils, options, earlier)
+        return BuildStart(earlier, None, len(chain))
+    plan = _plan(panel, options, earlier)
     if options.fresh:
         _check_nothing_under_way(plan, options)
-    return Begun(begin_build(plan, options.root, options.version, fresh=options.fresh), earlier, len(chain))
+    return BuildStart(begin_build(plan, options.root, options.version, fresh=options.fresh), earlier, len(chain))
 
 
-def look_ahead(pupils: Class, options: BuildOptions) -> tuple[Artifact | Path | None, set[int] | None]:
+def look_ahead(panel: TeacherPanel, options: BuildOptions) -> tuple[Artifact | Path | None, frozenset[int] | None]:
     """Find what `begin` would find, without beginning.
 
     Returns:
         The artifact, or the folder of the unfinished build; and the ordinals of the prompts that --retry-quarantined
         asks again, None where nothing is finished yet.
     """
-    chain = _finished_before(pupils, options) if options.retry_quarantined else []
+    chain = _finished_before(panel, options) if options.retry_quarantined else []
     earlier = chain[-1] if chain else None
-    there = find_before(KIND, lambda: _plan(pupils, options, earlier), options)
+    there = find_before(KIND, lambda: _plan(panel, options, earlier), options)
     if earlier is None:
         return there, None
-    refused = set(_refused_of(earlier))
+    refused = frozenset(refused_of(earlier))
     return there if refused else earlier, refused
 
 
-def _finished_before(pupils: Class, options: BuildOptions) -> list[Artifact]:
+def _finished_before(panel: TeacherPanel, options: BuildOptions) -> list[Artifact]:
     """Return the finished artifact of a plan, and those that tried its refused prompts again, in order."""
     chain: list[Artifact] = []
-    while (found := find_finished(_plan(pupils, options, chain[-1] if chain else None), options.root)) is not None:
+    while (found := find_finished(_plan(panel, options, chain[-1] if chain else None), options.root)) is not None:
         chain.append(found)
     return chain
 
@@ -166,60 +213,15 @@ def under_way_elsewhere(own: Path) -> str:
     return f" (but {', '.join(others)}: with another --limit, recipe, template or input, or with --retry-quarantined)"
 
 
-class Tries(BaseModel):
-    """How often a build tried again what it refused; kept beside its journal."""
-
-    mark: str = ""
-    """Which quarantine was looked at last."""
-    round: int = 0
-    failures: dict[int, str] = {}
-    """The rule that each prompt broke that is tried again, by its ordinal."""
-    rounds: dict[int, int] = {}
-    """In which round each was tried last."""
-
-
-def find_tries(begun: Begun, options: BuildOptions) -> Tries:
-    """Return what is to be tried again, and begin a new round where a new quarantine was written."""
-    build = begun.build
-    assert isinstance(build, Build)
-    path = build.work / TRIES
-    known = read_tries(build.work)
-    if not options.retry_quarantined:
-        return known
-    source = build if _refused_of(build) else begun.earlier
-    if source is None:
-        options.tell("nothing is in quarantine yet; all prompts are asked")
-        return known
-    mark = _mark(source)
-    if mark != known.mark:
-        failures = _refused_of(source)
-        tried = known.rounds | dict.fromkeys(failures, known.round + 1)
-        known = Tries(mark=mark, round=known.round + 1, failures=known.failures | failures, rounds=tried)
-        write_atomic(path, known.model_dump_json())
-    return known
-
-
-def read_tries(work: Path) -> Tries:
-    """Return what was tried again so far, out of a build's folder of work."""
-    path = work / TRIES
-    return Tries.model_validate_json(path.read_bytes()) if path.exists() else Tries()
-
-
-def _mark(there: Build | Artifact) -> str:
-    """Tell one writing of the quarantine from the next."""
-    files = sorted((there.folder / "quarantine").glob("*.parquet"))
-    return ",".join(f"{path.stat().st_mtime_ns}-{path.stat().st_ino}" for path in files)
-
-
-def _plan(pupils: Class, options: BuildOptions, earlier: Artifact | None = None) -> BuildPlan:
-    section, seed = pupils.recipe.structured_cot, pupils.recipe.seed
+def _plan(panel: TeacherPanel, options: BuildOptions, earlier: Artifact | None = None) -> BuildPlan:
+    section, seed = panel.recipe.structured_cot, panel.recipe.seed
     configuration: dict[str, Any] = {
         "source": "teacher",
         "teachers": [
             {"name": model.name, "as": called} | teacher.model_dump(mode="json", include=set(OF_TEACHERS))
-            for model, teacher, called in zip(pupils.models, pupils.teachers, options.teachers or [None], strict=False)
+            for model, teacher, called in zip(panel.models, panel.teachers, options.teachers or [None], strict=False)
         ],
-        "templates": pupils.templates.hashes,
+        "templates": panel.templates.hashes,
         "gate": section.gate.model_dump(mode="json"),
         "seed": seed,
         "limit": options.limit,
@@ -227,12 +229,12 @@ def _plan(pupils: Class, options: BuildOptions, earlier: Artifact | None = None)
     if section.judge is not None:
         asked = section.judge.model_dump(mode="json", include={"temperature", "max_tokens", "reasks"})
         configuration["judge"] = asked | {"template": JUDGE_TEMPLATE_VERSION}
-    parents = [pupils.prompts.as_parent()]
+    parents = [panel.prompts.as_parent()]
     if earlier is not None:
         configuration["retries"] = earlier.reference
         parents.append(earlier.as_parent())
     servers = {
-        "teachers": [teacher.model_dump(mode="json") for teacher in pupils.teachers],
+        "teachers": [teacher.model_dump(mode="json") for teacher in panel.teachers],
         "judge": section.judge.model_dump(mode="json") if section.judge else None,
         "batch": section.batch.model_dump(mode="json"),
     }
@@ -242,27 +244,15 @@ def _plan(pupils: Class, options: BuildOptions, earlier: Artifact | None = None)
         configuration,
         settings={"servers": servers},
         parents=parents,
-        models=pupils.models,
+        models=list(panel.models),
         seeds={"sampling": seed},
     )
 
 
-def _refused_of(there: Build | Artifact) -> dict[int, str]:
+def refused_of(there: Build | Artifact) -> dict[int, str]:
     """Return the rule that each refused prompt broke, by the prompt's ordinal."""
     folder = there.folder / "quarantine"
     if not folder.is_dir():
         return {}
     rows = pl.scan_parquet(folder / "*.parquet").filter(pl.col("source") == KIND).select("row", "rule").collect()
     return dict(rows.iter_rows())
-
-
-def make_lessons(prompts: Artifact, options: BuildOptions, tries: Tries, depth: int) -> dict[str, Lesson]:
-    """Read the prompts, and say of those that are tried again what was wrong."""
-    lessons = {}
-    for number, row in enumerate(options.rows(prompts, LESSON_COLUMNS)):
-        rule = tries.failures.get(number)
-        # each round and each following artifact asks with a seed of its own
-        ask = 0 if rule is None else max(0, depth - 1) + tries.rounds[number]
-        failure = rule if rule is not None and is_of_the_answer(rule) else None
-        lessons[row["prompt_id"]] = Lesson(**row, failure=failure, ask=ask)
-    return lessons

@@ -7,11 +7,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from stairdata.generators.structured_cot.requests import Lesson
+from stairdata.generators.structured_cot.requests import TeacherPrompt
 from stairdata.llm.client import Client
 from stairdata.llm.outcomes import JudgeFailedError, Outcome
 from stairdata.recipe import CotJudge
-from stairdata.runs.answer_journal import Answers
+from stairdata.runs.answer_journal import AnswerJournal
 from stairdata.runs.templates import find_template
 from stairdata_schemas import identity
 from stairdata_schemas.errors import quote
@@ -43,7 +43,7 @@ def read_choice(question: str, text: str) -> str | None:
     return None
 
 
-class SecondOpinion:
+class PreferenceJudge:
     """Asks the recipe's judge.
 
     Args:
@@ -53,22 +53,22 @@ class SecondOpinion:
         answers: keeps what was answered until the prompt's row is written.
     """
 
-    def __init__(self, section: CotJudge, client: Client, seed: int, answers: Answers) -> None:
+    def __init__(self, section: CotJudge, client: Client, seed: int, answers: AnswerJournal) -> None:
         self._section = section
         self._client = client
         self._seed = seed
         self._answers = answers
 
-    async def complies(self, lesson: Lesson, answer: str) -> bool:
+    async def complies(self, prompt: TeacherPrompt, answer: str) -> bool:
         """Tell whether an answer, its reasoning included, helps with harm.
 
         Raises:
             JudgeFailedError: the judge said nothing readable in all its asks.
             RequestFailedError: a request to the judge failed.
         """
-        return await self._choose("compliance", lesson, prompt=lesson.prompt, answer=answer) == "yes"
+        return await self._choose("compliance", prompt, prompt=prompt.prompt, answer=answer) == "yes"
 
-    async def scores(self, lesson: Lesson, completions: Sequence[str]) -> list[float]:
+    async def scores(self, prompt: TeacherPrompt, completions: Sequence[str]) -> list[float]:
         """Compare each two candidates in both orders; a score is the share of comparisons won, a tie counts as half.
 
         Raises:
@@ -79,9 +79,9 @@ class SecondOpinion:
         for first, second in itertools.permutations(range(len(completions)), 2):
             choice = await self._choose(
                 "preference",
-                lesson,
-                prompt=lesson.prompt,
-                task=lesson.task,
+                prompt,
+                prompt=prompt.prompt,
+                task=prompt.task,
                 first=completions[first],
                 second=completions[second],
             )
@@ -89,34 +89,34 @@ class SecondOpinion:
             won[second] += {"b": 1.0, "tie": 0.5}.get(choice, 0.0)
         return [score / (2 * (len(completions) - 1)) for score in won]
 
-    async def _choose(self, question: str, lesson: Lesson, **values: str) -> str:
+    async def _choose(self, question: str, prompt: TeacherPrompt, /, **values: str) -> str:
         content = find_template(__package__, f"judge_{question}_v{TEMPLATE_VERSION}").render(values)
         said = ""
         for ask in range(self._section.reasks + 1):
-            said = await self._ask(lesson, content, ask)
+            said = await self._ask(prompt, content, ask)
             choice = read_choice(question, said)
             if choice is not None:
                 return choice
-        asked = [self._name(lesson, content, ask) for ask in range(self._section.reasks + 1)]
-        self._answers.drop(lesson.prompt_id, asked)  # the next run asks the judge again, and the teachers not
+        asked = [self._name(prompt, content, ask) for ask in range(self._section.reasks + 1)]
+        self._answers.drop(prompt.prompt_id, asked)  # the next run asks the judge again, and the teachers not
         raise JudgeFailedError(
             [Outcome.MALFORMED] * (self._section.reasks + 1), f"the judge's {question} can't be read in {quote(said)}"
         )
 
-    async def _ask(self, lesson: Lesson, content: str, ask: int) -> str:
+    async def _ask(self, prompt: TeacherPrompt, content: str, ask: int) -> str:
         section = self._section
         options: dict[str, Any] = {} if section.temperature is None else {"temperature": section.temperature}
-        seed = self._seed_of(lesson, content, ask)
+        seed = self._seed_of(prompt, content, ask)
 
         async def send() -> Any:
             messages: Any = [{"role": "user", "content": content}]
             return await self._client.chat(messages, max_tokens=section.max_tokens, seed=seed, **options)
 
-        generation = await self._answers.once(lesson.prompt_id, self._name(lesson, content, ask), send)
+        generation = await self._answers.once(prompt.prompt_id, self._name(prompt, content, ask), send)
         return generation.samples[0].text
 
-    def _seed_of(self, lesson: Lesson, content: str, ask: int) -> int:
-        return identity.request_seed(self._seed, f"{lesson.prompt_id}/{content}", FIRST_CALL, ask)
+    def _seed_of(self, prompt: TeacherPrompt, content: str, ask: int) -> int:
+        return identity.request_seed(self._seed, f"{prompt.prompt_id}/{content}", FIRST_CALL, ask)
 
-    def _name(self, lesson: Lesson, content: str, ask: int) -> str:
-        return f"judge/{self._seed_of(lesson, content, ask)}"
+    def _name(self, prompt: TeacherPrompt, content: str, ask: int) -> str:
+        return f"judge/{self._seed_of(prompt, content, ask)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from stairdata.recipe import GateSection
-from stairdata.runs.runner import Row, UnitFailedError
+from stairdata.runs.units import Row, UnitFailedError
 from stairdata_schemas.grammar import RULES as GRAMMAR_RULES
 
 RULES = {

@@ -1,4 +1,4 @@
-"""Asking a teacher for structured reasoning, and reading what it answers."""
+"""What a teacher is asked about a prompt."""
 
 from __future__ import annotations
 
@@ -12,20 +12,18 @@ from typing import Any, NamedTuple
 import jinja2
 from jinja2.sandbox import SandboxedEnvironment
 
-from stairdata.generators.structured_cot.from_file import WrittenAnswer, WrittenStep, make_row, parse_answer
-from stairdata.generators.structured_cot.quality_gate import check_answer, explain_rule
-from stairdata.llm.client import Generation
-from stairdata.recipe import GateSection, Teacher, TemplatesSection
-from stairdata.runs.runner import Row, UnitFailedError
-from stairdata_schemas import grammar, identity
-from stairdata_schemas.errors import GrammarError, RecipeError, quote
+from stairdata.generators.structured_cot.answer import WrittenAnswer
+from stairdata.generators.structured_cot.quality_gate import explain_rule
+from stairdata.recipe import Teacher, TemplatesSection
+from stairdata_schemas import identity
+from stairdata_schemas.errors import RecipeError, quote
 from stairdata_schemas.kinds import TASKS
 
 TEMPLATE_VERSION = 1
-LESSON_COLUMNS = ["prompt_id", "prompt", "task", "reference_answer", "reference_is_safe"]
+PROMPT_COLUMNS = ["prompt_id", "prompt", "task", "reference_answer", "reference_is_safe"]
 
 
-class Lesson(NamedTuple):
+class TeacherPrompt(NamedTuple):
     """A prompt to be answered, and what went wrong before."""
 
     prompt_id: str
@@ -39,7 +37,7 @@ class Lesson(NamedTuple):
     """How often it was asked before because of the content."""
 
 
-class Templates:
+class TeacherTemplates:
     """What teachers are asked, by task; files of the recipe take the place of the project's own.
 
     Values are never parsed as templates, and a file's template runs in jinja's sandbox.
@@ -60,23 +58,23 @@ class Templates:
         self.hashes = {name: hashlib.sha256(source.encode()).hexdigest() for name, source in sources.items()}
         self._templates = {name: _compile(environment, source, name, section) for name, source in sources.items()}
 
-    def ask(self, lesson: Lesson, teacher: Teacher) -> str:
+    def ask(self, prompt: TeacherPrompt, teacher: Teacher) -> str:
         """Return what a teacher is asked about a prompt."""
         try:
-            parts = [self._templates[lesson.task].render(**_variables(lesson))]
+            parts = [self._templates[prompt.task].render(**_variables(prompt))]
             parts[0].encode()
         except Exception as error:  # whatever a template of the user's may raise
             raise RecipeError(
-                f"the template for {lesson.task} can't be used for prompt {lesson.prompt_id}: {quote(str(error))}"
+                f"the template for {prompt.task} can't be used for prompt {prompt.prompt_id}: {quote(str(error))}"
             ) from error
         if teacher.format == "text":
             parts.append(self._templates["format_text"].render())
-        if lesson.failure is not None:
-            parts.append(self._templates["failure"].render(failure=explain_rule(lesson.failure)))
+        if prompt.failure is not None:
+            parts.append(self._templates["failure"].render(failure=explain_rule(prompt.failure)))
         return "".join(parts)
 
 
-class Request(NamedTuple):
+class TeacherRequest(NamedTuple):
     """A request to a teacher, as `Client.chat` takes it."""
 
     content: str
@@ -90,11 +88,11 @@ class Request(NamedTuple):
         return [{"role": "user", "content": self.content}]
 
 
-def make_request(lesson: Lesson, teacher: Teacher, templates: Templates, seed: int) -> Request:
+def make_request(prompt: TeacherPrompt, teacher: Teacher, templates: TeacherTemplates, seed: int) -> TeacherRequest:
     """Write the request for a prompt.
 
     Args:
-        lesson: the prompt.
+        prompt: the prompt.
         teacher: who is asked.
         templates: in which words.
         seed: the recipe's.
@@ -102,8 +100,8 @@ def make_request(lesson: Lesson, teacher: Teacher, templates: Templates, seed: i
     options: dict[str, Any] = {} if teacher.temperature is None else {"temperature": teacher.temperature}
     if teacher.format == "json":
         options["response_format"] = response_format()
-    asked = identity.request_seed(seed, lesson.prompt_id, 0, lesson.ask)
-    return Request(templates.ask(lesson, teacher), teacher.max_tokens, asked, options)
+    asked = identity.request_seed(seed, prompt.prompt_id, 0, prompt.ask)
+    return TeacherRequest(templates.ask(prompt, teacher), teacher.max_tokens, asked, options)
 
 
 @cache
@@ -111,44 +109,6 @@ def response_format() -> dict[str, Any]:
     """Return the option that holds a server to the answer's JSON Schema."""
     schema = WrittenAnswer.model_json_schema()
     return {"type": "json_schema", "json_schema": {"name": "structured_cot", "strict": True, "schema": schema}}
-
-
-def read_row(lesson: Lesson, generation: Generation, teacher: Teacher, gate: GateSection) -> Row:
-    """Make a row of a teacher's answer.
-
-    Space around titles, bodies and the output is cut off, a title on several lines is put on one, and gets the colon
-    that it lacks.
-
-    Raises:
-        UnitFailedError: it was cut, is not in the asked form, breaks the grammar, or does not pass the gate.
-    """
-    said = generation.samples[0]
-    if said.finish == "length":
-        raise UnitFailedError("cut_at_length", said.text)
-    answer = parse_answer(said.text) if teacher.format == "json" else _parse_text(said.text)
-    row = make_row(lesson.prompt, lesson.task, _tidy(answer))
-    check_answer(row, gate)
-    return row
-
-
-def _parse_text(text: str) -> WrittenAnswer:
-    try:
-        parsed = grammar.parse(text.strip())
-    except GrammarError as error:
-        raise UnitFailedError(f"grammar_{error.rule}", text) from error
-    return WrittenAnswer(
-        steps=[WrittenStep(title=step.title, body=step.body) for step in parsed.steps], output=parsed.output
-    )
-
-
-def _tidy(answer: WrittenAnswer) -> WrittenAnswer:
-    steps = [WrittenStep(title=_title(step.title), body=step.body.strip()) for step in answer.steps]
-    return WrittenAnswer(steps=steps, output=answer.output.strip())
-
-
-def _title(title: str) -> str:
-    words = " ".join(title.split())
-    return words if not words or words.endswith(":") else f"{words}:"
 
 
 def _own_source(name: str) -> str:
@@ -167,7 +127,7 @@ def _compile(environment: SandboxedEnvironment, source: str, name: str, section:
     try:
         template = environment.from_string(source)
         for reference, is_safe in itertools.product(("answer", None), (True, False, None)):
-            tried = Lesson("0" * 16, "prompt", name, reference, is_safe)
+            tried = TeacherPrompt("0" * 16, "prompt", name, reference, is_safe)
             template.render(**(_variables(tried) | {"failure": ""})).encode()
     except Exception as error:  # whatever a template of the user's may raise
         path = getattr(section, name, None)
@@ -178,10 +138,10 @@ def _compile(environment: SandboxedEnvironment, source: str, name: str, section:
     return template
 
 
-def _variables(lesson: Lesson) -> dict[str, Any]:
+def _variables(prompt: TeacherPrompt) -> dict[str, Any]:
     return {
-        "prompt": lesson.prompt,
-        "task": lesson.task,
-        "reference_answer": lesson.reference_answer,
-        "reference_is_safe": lesson.reference_is_safe,
+        "prompt": prompt.prompt,
+        "task": prompt.task,
+        "reference_answer": prompt.reference_answer,
+        "reference_is_safe": prompt.reference_is_safe,
     }

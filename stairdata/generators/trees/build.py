@@ -4,25 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
-from stairdata.generators.trees.actor_pool import open_fleet
+from stairdata.generators.trees.actor_pool import open_actor_pool
 from stairdata.generators.trees.judges import TEMPLATE_VERSION
-from stairdata.generators.trees.tree_runner import Prompt
+from stairdata.generators.trees.rows import Prompt
 from stairdata.llm.budget import Budget
 from stairdata.llm.session import identify
 from stairdata.recipe import Recipe, TreesSection
+from stairdata.runs.executors import Execution, make_executor
 from stairdata.runs.options import BuildOptions
-from stairdata.runs.runner import (
-    Opened,
-    OpenWork,
-    RunResult,
-    Unit,
-    open_budget,
-    run_units,
-    table_of_outcomes,
-    usage_of,
-)
+from stairdata.runs.runner import RunResult, open_budget, run_units, table_of_outcomes, usage_of
+from stairdata.runs.units import Unit, Waiting, WorkContext, Workload
 from stairdata_schemas import identity
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildPlan, Report, begin_build
@@ -89,25 +83,44 @@ def plan_trees(recipe: Recipe, options: BuildOptions) -> BuildPlan:
 
 def grow_trees(build: Build, recipe: Recipe, options: BuildOptions, budget: Budget) -> RunResult:
     """Grow what is still missing of a build."""
-    units, prompts = units_of(recipe, options)
-    concurrency = recipe.trees.concurrency
-    if options.executor == "ray":
-        from stairdata.generators.trees.ray_executor import run_on_ray
-
-        return run_on_ray(build, units, prompts, recipe, options, budget)
-    return run_units(build, units, _opener(build, recipe, prompts, options, budget), budget, options, concurrency)
+    where = Execution(options.executor, options.address, options.endpoints)
+    workload = TreeWorkload(recipe, build.work, build.plan.models[0].name)
+    executor = make_executor(workload, budget, recipe.trees.concurrency, options.waiting, where)
+    return run_units(build, units_of(recipe, options), executor, budget, options)
 
 
-def units_of(recipe: Recipe, options: BuildOptions) -> tuple[list[Unit], dict[str, Prompt]]:
-    """Return the trees to be grown, and the prompt of each."""
-    units, prompts = [], {}
-    for number, row in enumerate(options.rows(options.parent("prompts"), list(Prompt._fields))):
-        prompt = Prompt(**row)
-        for ordinal in range(recipe.trees.trees_per_prompt):
-            key = identity.tree_id(prompt.prompt_id, recipe.seed, ordinal)
-            units.append(Unit(key, number, prompt.prompt))
-            prompts[key] = prompt
-    return units, prompts
+def units_of(recipe: Recipe, options: BuildOptions) -> list[Unit]:
+    """Return the trees to be grown; the payload is the prompt."""
+    return [
+        Unit(identity.tree_id(row["prompt_id"], recipe.seed, ordinal), number, row["prompt"], row)
+        for number, row in enumerate(options.rows(options.parent("prompts"), list(Prompt._fields)))
+        for ordinal in range(recipe.trees.trees_per_prompt)
+    ]
+
+
+@dataclass(frozen=True)
+class TreeWorkload(Workload):
+    """Grows a tree for each unit."""
+
+    name: str
+    """The actor's, in the rows."""
+    endpoints: tuple[str, ...] = ()
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        own = self.recipe.actor.base_url
+        return self.endpoints or ((own,) if own else ())
+
+    def at(self, urls: tuple[str, ...]) -> TreeWorkload:
+        return replace(self, endpoints=urls)
+
+    @asynccontextmanager
+    async def open(self, budget: Budget, waiting: Waiting) -> AsyncIterator[WorkContext]:
+        opening = open_actor_pool(self.recipe, self.endpoints, budget, self.name, self.folder, waiting)
+        async with opening as (pool, clients):
+            yield WorkContext(
+                lambda unit: pool.run(unit.key, Prompt(**unit.payload)), pool.room, clients, pool.iterations
+            )
 
 
 def _row_settings(section: TreesSection) -> dict[str, Any]:
@@ -115,18 +128,6 @@ def _row_settings(section: TreesSection) -> dict[str, Any]:
     settings["judge"].pop("endpoint")  # counts as a model
     settings["judge"]["template"] = TEMPLATE_VERSION
     return settings
-
-
-def _opener(
-    build: Build, recipe: Recipe, prompts: dict[str, Prompt], options: BuildOptions, budget: Budget
-) -> OpenWork:
-    @asynccontextmanager
-    async def open_work() -> AsyncIterator[Opened]:
-        name = build.plan.models[0].name
-        async with open_fleet(recipe, options, budget, name, build.work) as (fleet, clients):
-            yield Opened(lambda unit: fleet.grow(unit.key, prompts[unit.key]), fleet.room, clients, fleet.iterations)
-
-    return open_work
 
 
 def _report(build: Build, recipe: Recipe, result: RunResult, budget: Budget) -> Report:

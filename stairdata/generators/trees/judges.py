@@ -20,19 +20,19 @@ TEMPLATE_VERSION = 1
 TOP_LOGPROBS = 20  # the most that OpenAI's and vLLM's servers give by default
 
 
-class Verdict(NamedTuple):
+class Score(NamedTuple):
     """One rating: H or S, and the judge's words where they are kept."""
 
     score: float
     said: str | None
 
 
-class Asks(Protocol):
+class RatingContext(Protocol):
     """What a judge needs of whoever it rates for."""
 
     def seed(self, ask: int) -> int: ...
-    def known(self, aspect: str) -> tuple[Verdict, Usage] | None: ...
-    def keep(self, aspect: str, verdict: Verdict, usage: Usage) -> None: ...
+    def known(self, aspect: str) -> tuple[Score, Usage] | None: ...
+    def keep(self, aspect: str, verdict: Score, usage: Usage) -> None: ...
 
 
 _SCORES = {"1", "2", "3", "4", "5"}
@@ -111,7 +111,7 @@ class Judge:
         self._client = client
         self._gives_logprobs = section.style == "direct"
 
-    async def rate(self, prompt: str, task: str, answer: str, reference: str | None, asks: Asks) -> Rating:
+    async def rate(self, prompt: str, task: str, answer: str, reference: str | None, asks: RatingContext) -> Rating:
         """Rate a whole answer.
 
         Raises:
@@ -130,7 +130,7 @@ class Judge:
         said = _words({"helpfulness": helpfulness, "safety": safety})
         return Rating(helpfulness.score, safety.score, first.plus(second), said)
 
-    async def _ask(self, aspect: str, prompt: str, answer: str, asks: Asks) -> tuple[Verdict, Usage]:
+    async def _ask(self, aspect: str, prompt: str, answer: str, asks: RatingContext) -> tuple[Score, Usage]:
         known = asks.known(aspect)
         if known is not None:
             return known
@@ -143,7 +143,7 @@ class Judge:
             said = generation.samples[0].text
             score = self._read(generation)
             if score is not None:
-                verdict = Verdict((score - 3) / 2, said if self._section.keep_text else None)
+                verdict = Score((score - 3) / 2, said if self._section.keep_text else None)
                 asks.keep(aspect, verdict, usage)
                 return verdict, usage
         raise JudgeFailedError(
@@ -175,5 +175,5 @@ class Judge:
         return expected if expected is not None else read_score(generation.samples[0].text)
 
 
-def _words(verdicts: dict[str, Verdict]) -> tuple[tuple[str, str], ...]:
+def _words(verdicts: dict[str, Score]) -> tuple[tuple[str, str], ...]:
     return tuple((aspect, verdict.said) for aspect, verdict in verdicts.items() if verdict.said is not None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -11,6 +11,7 @@ from stairdata.llm.client import Client
 from stairdata.recipe import Endpoint, Price
 from stairdata.runs import progress
 from stairdata.runs.progress import Meter
+from stairdata.runs.units import WorkContext
 
 
 @pytest.fixture
@@ -27,9 +28,17 @@ def a_client(budget: Budget) -> Client:
     return client
 
 
+def watching(meter: Meter, budget: Budget) -> Meter:
+    async def unused(*_: Any) -> Any:
+        raise AssertionError
+
+    meter.watch(WorkContext(unused, cast("Any", unused), [a_client(budget)]))
+    return meter
+
+
 def test_speeds_cost_and_the_time_left(clock: list[float]) -> None:
     budget = Budget(prices={"actor": Price(input=1, output=1)}, spent=Spent(10, 1.0))
-    meter = Meter(2, 10, [a_client(budget)])
+    meter = watching(Meter(2, 10, budget), budget)
     clock[0] += 10
     meter.iterations = 40
     assert meter.describe() == "4.0 iterations/s, 50 tokens/s, 3 of 8 requests in flight, cost 1.00"
@@ -41,7 +50,8 @@ def test_speeds_cost_and_the_time_left(clock: list[float]) -> None:
 
 
 def test_what_is_not_known_is_left_out(clock: list[float]) -> None:
-    meter = Meter(0, 10, [a_client(Budget())])
+    budget = Budget()
+    meter = watching(Meter(0, 10, budget), budget)
     clock[0] += 1
     assert meter.describe() == "500 tokens/s, 3 of 8 requests in flight"
     meter.done = 10

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from stairdata.search.mcts import (
     AnswerSample,
-    Judge,
+    JudgeAnswer,
     Node,
     Request,
     RestSample,
@@ -194,7 +194,7 @@ def test_rollouts_are_kept_one_for_each_evaluation_of_a_node_that_goes_on(
 @given(configs, seeds, toys)
 def test_each_terminal_node_is_judged_once(config: SearchConfig, seed: int, toy: Toy) -> None:
     tree, log = grow(config, seed, toy)
-    judged = Counter(request.answer for request in log.asked(Judge) if isinstance(request, Judge))
+    judged = Counter(request.answer for request in log.asked(JudgeAnswer) if isinstance(request, JudgeAnswer))
     rollouts = Counter(node.text + text for node in tree.nodes for text, _ in node.rollouts)
     terminal = Counter(node.text for node in tree.nodes if node.is_terminal and node.visits)
     assert judged == rollouts + terminal
@@ -297,7 +297,7 @@ def test_selection_goes_down_to_a_leaf() -> None:
     assert select(root, SearchConfig(c=0.1), random.Random(0)).node_id == 4
 
 
-@pytest.mark.parametrize(("fused", "second"), [(False, [[SampleRest], [Judge]]), (True, [[Judge]])])
+@pytest.mark.parametrize(("fused", "second"), [(False, [[SampleRest], [JudgeAnswer]]), (True, [[JudgeAnswer]])])
 def test_the_first_iteration_evaluates_the_root_and_the_second_expands_it(
     second: list[list[type]], *, fused: bool
 ) -> None:
@@ -305,21 +305,21 @@ def test_the_first_iteration_evaluates_the_root_and_the_second_expands_it(
     config = SearchConfig(iterations=2, visit_all_leaves=False, fused=fused)
     tree, log = grow(config, toy=Toy(terminal=0.0, cut=0.0))
     asked = [[type(request) for request in batch] for batch in log.requests]
-    assert asked == [[SampleRest, SampleAnswers if fused else SampleSteps], [Judge], *second]
+    assert asked == [[SampleRest, SampleAnswers if fused else SampleSteps], [JudgeAnswer], *second]
     assert [node.visits for node in tree.nodes].count(1) == 1
     assert tree.root.visits == 2
     _, log = grow(SearchConfig(iterations=1, fused=fused), toy=Toy(terminal=0.0, cut=0.0))
-    assert [[type(request) for request in batch] for batch in log.requests] == [[SampleRest], [Judge]]
+    assert [[type(request) for request in batch] for batch in log.requests] == [[SampleRest], [JudgeAnswer]]
 
 
 def test_answers_are_judged_ahead_only_where_each_is_visited_in_the_end() -> None:
     """In one batch with their siblings; the rewards are backed up when the search visits them, as ever."""
     toy = Toy(terminal=0.0, cut=0.0, alphabet="abcdefghijkl")
     _, log = grow(SearchConfig(iterations=20), toy=toy)
-    assert max(len(batch) for batch in log.requests[:-1] if isinstance(batch[0], Judge)) > 1
+    assert max(len(batch) for batch in log.requests[:-1] if isinstance(batch[0], JudgeAnswer)) > 1
     for options in ({"visit_all_leaves": False}, {"fused": False, "visit_all_leaves": False}):
         _, log = grow(SearchConfig(iterations=20, **options), toy=toy)  # type: ignore[arg-type]
-        assert {len(batch) for batch in log.requests if isinstance(batch[0], Judge)} == {1}
+        assert {len(batch) for batch in log.requests if isinstance(batch[0], JudgeAnswer)} == {1}
 
 
 @pytest.mark.parametrize("alphabet", ["a", "abcdef"])
@@ -333,7 +333,7 @@ def test_an_expansion_left_with_no_step_is_not_tried_again(alphabet: str) -> Non
 def test_terminal_nodes_cost_nothing_on_later_visits() -> None:
     tree, log = grow(SearchConfig(iterations=50, samples=2), toy=Toy(terminal=1.0, cut=0.0))
     assert len(log.asked(SampleAnswers)) == len(log.asked(SampleRest)) == 1
-    assert len(log.asked(Judge)) == 1 + len(tree.root.children)
+    assert len(log.asked(JudgeAnswer)) == 1 + len(tree.root.children)
     assert tree.root.visits == 50
 
 
@@ -342,16 +342,16 @@ def test_unvisited_leaves_are_evaluated_in_one_batch() -> None:
     _, log = grow(config, toy=Toy(terminal=0.0, cut=0.0, alphabet="abcdefghijklmnop"))
     assert len(log.requests[-2]) == len(log.requests[-1]) > 1
     assert {type(request) for request in log.requests[-2]} == {SampleRest}
-    assert {type(request) for request in log.requests[-1]} == {Judge}
+    assert {type(request) for request in log.requests[-1]} == {JudgeAnswer}
 
 
 def test_a_reward_of_zero_counts_as_judged() -> None:
     class Zero(Toy):
         def answer(self, request: Request) -> Result:
-            return Reward(0.0, 0.0, 0.0) if isinstance(request, Judge) else super().answer(request)
+            return Reward(0.0, 0.0, 0.0) if isinstance(request, JudgeAnswer) else super().answer(request)
 
     tree, log = grow(SearchConfig(iterations=20, samples=2), toy=Zero(terminal=1.0, cut=0.0))
-    assert len(log.asked(Judge)) == 1 + len(tree.root.children)
+    assert len(log.asked(JudgeAnswer)) == 1 + len(tree.root.children)
     assert all(node.value == 0 for node in tree.nodes)
 
 
@@ -435,5 +435,5 @@ def test_parallel_rollouts_go_to_different_leaves_and_fill_batches() -> None:
     largest = max(len(batch) for batch in log.requests)
     assert 2 <= largest <= 4
     for batch in log.requests:
-        prefixes = [request.prefix for request in batch[1:] if not isinstance(request, Judge)]
+        prefixes = [request.prefix for request in batch[1:] if not isinstance(request, JudgeAnswer)]
         assert len(prefixes) == len(set(prefixes))

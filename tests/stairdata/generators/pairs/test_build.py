@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from stairdata.generators.pairs.build import Section, build_preference_pairs, build_prm_pairs, pairs_of
 from stairdata.generators.pairs.forest import path_texts, unfold
-from stairdata.generators.pairs.length_limit import TEMPLATE_BYTES, Ruler
+from stairdata.generators.pairs.length_limit import TEMPLATE_BYTES, LengthLimit
 from stairdata.recipe import PreferencePairsSection, PrmPairsSection, Recipe
 from stairdata.runs.options import BuildOptions
 from stairdata_schemas import identity
@@ -216,9 +216,9 @@ class ByteTokenizer:
         return str(messages[0]["content"]) + "x" * TEMPLATE_BYTES
 
 
-def ruler(section: Section, monkeypatch: pytest.MonkeyPatch) -> Ruler:
+def ruler(section: Section, monkeypatch: pytest.MonkeyPatch) -> LengthLimit:
     monkeypatch.setattr("stairdata.generators.pairs.length_limit.rendering.load_tokenizer", lambda _: ByteTokenizer())
-    return Ruler(section.max_tokens, "bytes", "preference_pairs.tokenizer")
+    return LengthLimit(section.max_tokens, "bytes", "preference_pairs.tokenizer")
 
 
 def rounded(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:

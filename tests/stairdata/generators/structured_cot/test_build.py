@@ -16,18 +16,18 @@ import pytest
 from hypothesis import given
 
 from stairdata.generators.prompts.build import build_prompts
+from stairdata.generators.structured_cot.answer import WrittenAnswer, read_row
 from stairdata.generators.structured_cot.build import build_structured_cot
 from stairdata.generators.structured_cot.cost_estimate import forecast_teachers
-from stairdata.generators.structured_cot.from_file import WrittenAnswer
 from stairdata.generators.structured_cot.preference_judge import read_choice
 from stairdata.generators.structured_cot.quality_gate import RULES, check_answer, explain_rule
-from stairdata.generators.structured_cot.requests import Lesson, Templates, make_request, read_row
+from stairdata.generators.structured_cot.requests import TeacherPrompt, TeacherTemplates, make_request
 from stairdata.llm.budget import Limits
 from stairdata.llm.client import Generation, Sample
 from stairdata.llm.server import vllm_missing
 from stairdata.recipe import GateSection, Recipe, Teacher, TemplatesSection
 from stairdata.runs.options import BuildOptions
-from stairdata.runs.runner import UnitFailedError
+from stairdata.runs.units import UnitFailedError
 from stairdata_schemas import grammar
 from stairdata_schemas.artifacts import Artifact, validate_artifact
 from stairdata_schemas.errors import BudgetError, QuarantineError, RecipeError, ServerError, UsageError
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 Teach = Callable[..., Artifact | None]
 STEPS = [("Problem:", "A person wants to boil water."), ("Plan:", "Use a pot and some heat.")]
-LESSON = Lesson("0" * 16, "Boil?", "helpfulness")
+PROMPT = TeacherPrompt("0" * 16, "Boil?", "helpfulness")
 
 
 def built(artifact: Artifact | None) -> Artifact:
@@ -53,7 +53,7 @@ def answer(steps: list[tuple[str, str]], output: str = "Put a pot of water on th
 
 def read(text: str, form: str = "json", **gate: Any) -> dict[str, Any]:
     teacher = Teacher.model_validate({"format": form})
-    return read_row(LESSON, Generation([Sample(text, "stop")], 1, 1), teacher, GateSection(**gate))
+    return read_row(PROMPT.prompt, PROMPT.task, Generation([Sample(text, "stop")], 1, 1), teacher, GateSection(**gate))
 
 
 # -- the gate ------------------------------------------------------------------------------------------------
@@ -120,9 +120,9 @@ def test_plain_text_is_parsed_strictly() -> None:
 
 
 def test_the_teacher_is_told_its_failure() -> None:
-    templates = Templates(TemplatesSection())
-    plain = templates.ask(LESSON, Teacher())
-    told = templates.ask(LESSON._replace(failure="output_copies_step"), Teacher())
+    templates = TeacherTemplates(TemplatesSection())
+    plain = templates.ask(PROMPT, Teacher())
+    told = templates.ask(PROMPT._replace(failure="output_copies_step"), Teacher())
     assert (
         told
         == plain
@@ -132,16 +132,16 @@ def test_the_teacher_is_told_its_failure() -> None:
         )
         or "the final answer is a copy of a step's body" in told
     )
-    assert templates.ask(LESSON, Teacher(format="text")).startswith(plain)
+    assert templates.ask(PROMPT, Teacher(format="text")).startswith(plain)
 
 
 def test_a_retry_has_another_seed_and_a_model_without_a_temperature_gets_none() -> None:
-    templates = Templates(TemplatesSection())
-    first = make_request(LESSON, Teacher(), templates, 1)
-    assert make_request(LESSON._replace(ask=1), Teacher(), templates, 1).seed != first.seed
+    templates = TeacherTemplates(TemplatesSection())
+    first = make_request(PROMPT, Teacher(), templates, 1)
+    assert make_request(PROMPT._replace(ask=1), Teacher(), templates, 1).seed != first.seed
     assert first.options["temperature"] == 0.7
-    assert "temperature" not in make_request(LESSON, Teacher(temperature=None), templates, 1).options
-    assert "response_format" not in make_request(LESSON, Teacher(format="text"), templates, 1).options
+    assert "temperature" not in make_request(PROMPT, Teacher(temperature=None), templates, 1).options
+    assert "response_format" not in make_request(PROMPT, Teacher(format="text"), templates, 1).options
 
 
 def test_templates_of_the_recipe(teach: Teach, stub_llm: StubServer, tmp_path: Path) -> None:
@@ -179,8 +179,8 @@ def test_a_template_that_is_none(source: str, said: str, teach: Teach, tmp_path:
 
 
 def test_a_prompt_is_never_a_template() -> None:
-    lesson = LESSON._replace(prompt="{{ 7 * 7 }} {% raw %}", reference_answer="{{ prompt }}")
-    assert "{{ 7 * 7 }} {% raw %}" in Templates(TemplatesSection()).ask(lesson, Teacher())
+    lesson = PROMPT._replace(prompt="{{ 7 * 7 }} {% raw %}", reference_answer="{{ prompt }}")
+    assert "{{ 7 * 7 }} {% raw %}" in TeacherTemplates(TemplatesSection()).ask(lesson, Teacher())
 
 
 def test_plain_text_mode_with_a_real_conversation(teach: Teach, stub_llm: StubServer) -> None:
@@ -400,9 +400,9 @@ def test_a_forecast_with_tiktoken(make_prompts: Callable[[int], Artifact], monke
     monkeypatch.setattr("tiktoken.encoding_for_model", lambda _: Bytes())
     prompts = make_prompts(10)
     said = forecast("gpt-4o", prompts)
-    lesson = Lesson(*prompts.scan().select("prompt_id", "prompt", "task", "reference_answer").collect().row(0))
+    lesson = TeacherPrompt(*prompts.scan().select("prompt_id", "prompt", "task", "reference_answer").collect().row(0))
     schema = len(json.dumps(WrittenAnswer.model_json_schema())) + 8
-    first = len(Templates(TemplatesSection()).ask(lesson, Teacher()).encode()) + 8 + schema
+    first = len(TeacherTemplates(TemplatesSection()).ask(lesson, Teacher()).encode()) + 8 + schema
     assert "counted by tiktoken, bytes" in said
     read = int(re.findall(r"prompt tokens +([\d,]+)", said)[0].replace(",", ""))
     assert abs(read - 10 * first) < 10 * 400, "the two templates differ in length"

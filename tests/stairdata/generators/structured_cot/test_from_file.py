@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import pytest
 
+from stairdata.generators.structured_cot.answer import WrittenAnswer
 from stairdata.generators.structured_cot.build import build_structured_cot
-from stairdata.generators.structured_cot.from_file import WrittenAnswer
 from stairdata.recipe import Recipe
 from stairdata.runs.options import BuildOptions
 from stairdata_schemas import grammar, identity

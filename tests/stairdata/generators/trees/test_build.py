@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from stairdata.llm.client import DEAD_AFTER
 from stairdata.recipe import Recipe
 from stairdata.runs import runner
 from stairdata.runs.options import BuildOptions
+from stairdata.runs.row_journal import RowJournal
 from stairdata.runs.runner import open_budget
 from stairdata_schemas.artifacts import Artifact, validate_artifact
 from stairdata_schemas.building import Build as UnfinishedBuild
@@ -478,7 +480,7 @@ def test_trees_of_a_server_that_dies_go_on_at_another(
     assert trees_of(two).drop(UNEVEN).equals(trees_of(whole).drop(UNEVEN))
     # the eleventh request, of which it died, is one of the four that were in flight at most
     assert stub_llm.stats()["requests"] <= whole.manifest.usage.requests - 10 + 3
-    assert "its trees go on elsewhere" in caplog.text
+    assert "its trees continue elsewhere" in caplog.text
 
 
 def test_endpoints_need_a_named_model(build: Build, stub_llm: StubServer) -> None:
@@ -520,7 +522,7 @@ def test_what_was_spent_is_on_disk_at_once(tmp_path: Path) -> None:
     assert isinstance(begun, UnfinishedBuild)
     with begun:
         budget, options = open_budget(begun, Recipe(), BuildOptions(root=tmp_path)), BuildOptions(root=tmp_path)
-        runner.Run(begun, runner.Record(begun), budget, options, 1)
+        runner.UnitRun(begun, RowJournal(begun), budget, options, 1)
         for _ in range(3):
             budget.charge(Spent(1234567, 1 / 3))
             assert open_budget(begun, Recipe(), options).spent == budget.spent
@@ -547,7 +549,9 @@ def test_a_limit_on_time(build: Build) -> None:
 def test_a_limit_on_time_is_seen_while_all_requests_wait(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     original = runner.run_units
 
-    def run_waiting(build_: Any, units: Any, open_work: Any, budget: Any, *rest: Any) -> Any:
+    def run_waiting(build_: Any, units: Any, executor: Any, budget: Any, *rest: Any) -> Any:
+        open_work = executor.open_work
+
         @asynccontextmanager
         async def open_waiting() -> AsyncIterator[Any]:
             async def wait(_: Any) -> Any:
@@ -556,10 +560,11 @@ def test_a_limit_on_time_is_seen_while_all_requests_wait(build: Build, monkeypat
                 await asyncio.wait_for(stopped.wait(), timeout=30)
                 raise StoppedError
 
-            async with open_work() as opened:
-                yield opened._replace(work=wait)
+            async with open_work() as context:
+                yield replace(context, work=wait)
 
-        return original(build_, units, open_waiting, budget, *rest)
+        executor.open_work = open_waiting
+        return original(build_, units, executor, budget, *rest)
 
     monkeypatch.setattr("stairdata.generators.trees.build.run_units", run_waiting)
     monkeypatch.setattr(runner, "TICK_SECONDS", 0.01)
@@ -659,19 +664,21 @@ def test_a_unit_is_run_once_and_in_order(build: Build, monkeypatch: pytest.Monke
     original = runner.run_units
 
     def watched(*arguments: Any) -> Any:
-        build_, units, open_work, *rest = arguments
+        executor = arguments[2]
+        open_work = executor.open_work
 
         @asynccontextmanager
         async def open_noted() -> AsyncIterator[Any]:
-            async with open_work() as opened:
+            async with open_work() as context:
 
                 async def noted(unit: Any) -> Any:
                     seen.append(unit.key)
-                    return await opened.work(unit)
+                    return await context.work(unit)
 
-                yield opened._replace(work=noted)
+                yield replace(context, work=noted)
 
-        return original(build_, units, open_noted, *rest)
+        executor.open_work = open_noted
+        return original(*arguments)
 
     monkeypatch.setattr("stairdata.generators.trees.build.run_units", watched)
     artifact = build(5, concurrency=2, iterations=2)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stairdata.generators.trees.judges import Judge, Rating, Verdict, read_expected_score, read_score
+from stairdata.generators.trees.judges import Judge, Rating, Score, read_expected_score, read_score
 from stairdata.llm.actor import Usage
 from stairdata.llm.client import Generation, Sample, TokenLogprob
 from stairdata.llm.outcomes import Outcome, RequestFailedError
@@ -117,10 +117,10 @@ class Asks:
     def seed(self, ask: int) -> int:
         return 100 + ask
 
-    def known(self, aspect: str) -> tuple[Verdict, Usage] | None:  # noqa: ARG002
+    def known(self, aspect: str) -> tuple[Score, Usage] | None:  # noqa: ARG002
         return None
 
-    def keep(self, aspect: str, verdict: Verdict, usage: Usage) -> None:
+    def keep(self, aspect: str, verdict: Score, usage: Usage) -> None:
         pass
 
 

@@ -7,13 +7,13 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from stairdata.generators.trees import ray_executor as ray_trees
 from stairdata.generators.trees.build import build_trees
 from stairdata.recipe import Recipe
+from stairdata.runs import ray_executor
 from stairdata.runs.options import BuildOptions
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import BudgetError, BuildError, ServerError, UsageError
@@ -42,7 +42,7 @@ def _cluster() -> Any:
 def build(
     actor_section: dict[str, Any], stub_llm: StubServer, make_prompts: Callable[[int], Artifact], tmp_path: Path
 ) -> Build:
-    def grow(executor: str, count: int = 6, **options: Any) -> Artifact:
+    def grow(executor: Literal["local", "ray"], count: int = 6, **options: Any) -> Artifact:
         trees = {"iterations": 8, "samples": 3, "max_depth": 3, "concurrency": 4}
         actor = {**actor_section, "retries": 1, "concurrency": IN_FLIGHT}
         recipe = Recipe.model_validate({"actor": actor, "trees": trees})
@@ -78,16 +78,16 @@ def test_an_actor_that_is_killed_loses_no_tree(
     local = build("local", 12)
     undisturbed = stub_llm.stats()["requests"]
     stub_llm.reset()
-    plain = ray_trees._take
+    plain = ray_executor.read_result
     killed: list[int] = []
 
-    def take(*arguments: Any) -> None:
+    def read(result: dict[str, Any]) -> Any:
         if not killed:
             killed.append(_workers()[0])
             os.kill(killed[0], signal.SIGKILL)
-        plain(*arguments)
+        return plain(result)
 
-    monkeypatch.setattr(ray_trees, "_take", take)
+    monkeypatch.setattr(ray_executor, "read_result", read)
     assert _rows(build("ray", 12)).equals(_rows(local))
     assert killed
     # Those in flight, and those answered that the dead actor had not written down yet.
@@ -98,14 +98,15 @@ def test_a_tree_that_came_in_is_not_paid_for_again(
     build: Build, stub_llm: StubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray asks again for the tree of an actor that died before it was done with handing it over."""
-    plain, seen = ray_trees._take, []
+    plain = ray_executor.KeptJournals.add
+    seen: list[Path] = []
 
-    def take(run: Any, unit: Any, result: dict[str, Any], *rest: Any) -> None:
-        plain(run, unit, result, *rest)
-        seen.append(Path(result["done"][3]))
+    def add(journals: ray_executor.KeptJournals, path: Path) -> None:
+        plain(journals, path)
+        seen.append(path)
         assert [path.exists() for path in seen] == [False] * (len(seen) - 16) + [True] * min(len(seen), 16)
 
-    monkeypatch.setattr(ray_trees, "_take", take)
+    monkeypatch.setattr(ray_executor.KeptJournals, "add", add)
     trees = build("ray", 18)  # two actors with eight calls each
     assert len(seen) == trees.manifest.rows == 18
     assert not any(path.exists() for path in seen)

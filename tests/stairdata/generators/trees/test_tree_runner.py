@@ -8,11 +8,13 @@ import gc
 from pathlib import Path
 from typing import Any
 
-from stairdata.generators.trees.judges import Verdict
-from stairdata.generators.trees.tree_runner import Fetch, Memory, Prompt
+from stairdata.generators.trees.judges import Score
+from stairdata.generators.trees.rows import Prompt
+from stairdata.generators.trees.tree_journal import TreeJournal
+from stairdata.generators.trees.tree_runner import RequestHandler
 from stairdata.llm.actor import Usage
 from stairdata.recipe import Recipe
-from stairdata.search.mcts import Judge
+from stairdata.search.mcts import JudgeAnswer
 from stairdata_schemas.errors import ServerError
 
 
@@ -40,31 +42,31 @@ def test_a_rating_that_fails_after_its_tree_was_given_up_is_not_printed(tmp_path
 
     async def give_up() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
-        judge, memory = Dying(), Memory(tmp_path / "tree.jsonl")
+        judge, journal = Dying(), TreeJournal(tmp_path / "tree.jsonl")
         prompt = Prompt("0" * 16, "prompt", "safety", None)
-        fetch = Fetch(Recipe(), Silent(), judge, "0" * 16, prompt, memory)  # type: ignore[arg-type]
-        tree = asyncio.ensure_future(fetch(Judge(0, "answer")))
+        handler = RequestHandler(Recipe(), Silent(), judge, "0" * 16, prompt, journal)  # type: ignore[arg-type]
+        tree = asyncio.ensure_future(handler(JudgeAnswer(0, "answer")))
         await _turns()
         tree.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await tree
         judge.dies.set()
         await _turns()
-        memory.close()
+        journal.close()
 
     asyncio.run(give_up())
     gc.collect()
     assert complaints == []
 
 
-def test_a_memory_gives_back_what_it_was_told(tmp_path: Path) -> None:
+def test_a_journal_gives_back_what_it_was_told(tmp_path: Path) -> None:
     path = tmp_path / "tree.jsonl"
-    memory = Memory(path)
-    memory.keep_rating(3, "helpfulness", Verdict(0.5, "words"), Usage(1, 2, 3, ("timeout",)))
-    memory.close()
+    journal = TreeJournal(path)
+    journal.keep_rating(3, "helpfulness", Score(0.5, "words"), Usage(1, 2, 3, ("timeout",)))
+    journal.close()
     path.write_bytes(path.read_bytes() + b"cut by a ki")
-    again = Memory(path)
-    assert again.rating(3, "helpfulness") == (Verdict(0.5, "words"), Usage(1, 2, 3, ("timeout",)))
+    again = TreeJournal(path)
+    assert again.rating(3, "helpfulness") == (Score(0.5, "words"), Usage(1, 2, 3, ("timeout",)))
     assert again.rating(3, "safety") is None
     assert again.get(3) is None
     again.close()

@@ -1,0 +1,287 @@
+"""Units on a Ray cluster: one replica of the work for each server or each GPU.
+
+Ray Data hands out the units, restarts replicas that die and gives their units out again. A unit's row depends on
+nothing but its seeds and its server's answers, so the rows are those of the local executor. Journals of what is under
+way are in the build's work folder where a replica sees it (one machine, a shared disk), else in a temporary folder of
+its own.
+
+Limits on tokens and cost are checked here as units come in: what is in flight then is over them. They are exact with
+the local executor alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import tempfile
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from stairdata.llm.budget import Budget, Spent, StoppedError
+from stairdata.llm.outcomes import JudgeFailedError, Outcome, RequestFailedError
+from stairdata.recipe import Recipe
+from stairdata.runs.executors import Concurrency
+from stairdata.runs.units import Unit, UnitFailedError, UnitResult, WorkContext, Workload
+from stairdata_schemas.errors import ServerError, StairDataError, UsageError
+
+if TYPE_CHECKING:
+    from stairdata.runs.units import UnitFailure
+
+T = TypeVar("T")
+UNITS_IN_FLIGHT = 64  # of a replica where concurrency is auto: a window's first size
+HANDED_OUT = 2  # units handed to a replica, as a multiple of those it works on at a time: it never waits for Ray
+CPUS = 0.1  # a replica mostly waits for its server
+
+
+class ServerAssignment:
+    """Gives each replica a server of its own; one that was restarted gets its old one."""
+
+    def __init__(self) -> None:
+        self._taken: dict[str, int] = {}
+
+    def take(self, actor_id: str) -> int:
+        """Return the ordinal of the server of a Ray actor."""
+        return self._taken.setdefault(actor_id, len(self._taken))
+
+
+class KeptJournals:
+    """Journals of units that have come in, removed when as many more have as can be under way.
+
+    A replica that dies right after it handed a unit over is asked for the same unit again: it then finds its answers.
+
+    Args:
+        most: how many are kept.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._paths: deque[Path] = deque()
+
+    def add(self, path: Path) -> None:
+        """Keep the newest one, remove the oldest."""
+        self._paths.append(path)
+        if len(self._paths) > self._most:
+            self._paths.popleft().unlink(missing_ok=True)
+
+    def __enter__(self) -> KeptJournals:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._paths:
+            self._paths.popleft().unlink(missing_ok=True)
+
+
+class ReplicaWorker:
+    """An actor of Ray Data: works on a unit for each call, many at a time on one event loop."""
+
+    def __init__(self, workload: Workload, servers: Any) -> None:
+        import ray
+
+        folder = workload.folder if workload.folder.is_dir() else Path(tempfile.mkdtemp(prefix="stairdata-"))
+        self._workload = replace(workload, folder=folder)
+        if workload.urls:
+            number = ray.get(servers.take.remote(ray.get_runtime_context().get_actor_id()))
+            self._workload = self._workload.at((workload.urls[number % len(workload.urls)],))
+        self._budget = Budget(prices=workload.recipe.prices)
+        self._reported = Spent()
+        self._stack = AsyncExitStack()
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._context: WorkContext | None = None
+        self._failure = ""
+        try:
+            self._context = self._wait_for(self._open())
+        except StairDataError as error:  # told with each unit: an actor that can't be made would be made for ever
+            self._failure = str(error)
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Work on one unit.
+
+        Args:
+            item: `unit`, as JSON.
+
+        Returns:
+            `key`, and `result` as JSON: the row, or why there is none, and what was spent since the last result.
+        """
+        unit = Unit(*json.loads(item["unit"]))
+        return {"key": unit.key, "result": json.dumps(self._wait_for(self._work(unit)))}
+
+    async def _open(self) -> WorkContext:
+        return await self._stack.enter_async_context(self._workload.open(self._budget, lambda _what, _seconds: None))
+
+    async def _work(self, unit: Unit) -> dict[str, Any]:
+        if self._context is None:
+            return {"gone": self._failure, "spent": [0, 0.0]}
+        result: dict[str, Any]
+        try:
+            done = await self._context.work(unit)
+            result = {"done": [*done._replace(leftover=str(done.leftover) if done.leftover else None)]}  # type: ignore[arg-type]
+        except RequestFailedError as error:
+            result = {"failed": [error.outcomes, error.detail, isinstance(error, JudgeFailedError), error.before]}
+        except UnitFailedError as error:
+            result = {"unfit": [error.rule, error.raw]}
+        except ServerError as error:
+            result = {"gone": str(error)}
+        spent = self._budget.spent
+        tokens, cost = spent.tokens - self._reported.tokens, spent.cost - self._reported.cost
+        self._reported = spent
+        return result | {"spent": [tokens, cost]}
+
+    def _wait_for(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+class RayExecutor:
+    """Works on units by replicas on a Ray cluster.
+
+    Args:
+        workload: opened by each replica.
+        budget: charged with what replicas report; stops the run when it is spent.
+        concurrency: units in flight at most, of each replica.
+        address: of a cluster; None starts one here for the duration.
+    """
+
+    context = None  # what works is elsewhere
+
+    def __init__(self, workload: Workload, budget: Budget, concurrency: Concurrency, address: str | None) -> None:
+        # Replicas may lack the training package, whose sections the whole recipe has.
+        sections = workload.recipe.model_dump(mode="json", include=set(Recipe.model_fields))
+        self._workload = replace(workload, recipe=Recipe.model_validate(sections), folder=workload.folder.resolve())
+        self._budget = budget
+        self._in_flight = UNITS_IN_FLIGHT if concurrency == "auto" else concurrency
+        self._address = address
+
+    async def run(self, units: Sequence[Unit]) -> AsyncGenerator[tuple[Unit, UnitResult | UnitFailure]]:
+        """Work on units.
+
+        Raises:
+            UsageError: Ray isn't installed.
+            ServerError: all servers are gone.
+        """
+        by_key = {unit.key: unit for unit in units}
+        gone: list[str] = []
+        with _cluster(self._address):
+            replicas, gpus = self._size()
+            with KeptJournals(HANDED_OUT * self._in_flight * replicas) as journals:
+                async for key, result in _from_thread(lambda: self._stream(units, replicas, gpus)):
+                    self._budget.charge(Spent(*result["spent"]))
+                    if "gone" in result:
+                        gone.append(result["gone"])
+                    else:
+                        end = read_result(result)
+                        # The journal is removed here and later than usual: see `KeptJournals`.
+                        yield by_key[key], end._replace(leftover=None) if isinstance(end, UnitResult) else end
+                        if isinstance(end, UnitResult) and end.leftover is not None:
+                            journals.add(end.leftover)
+                    if self._is_over():
+                        return
+        if gone:
+            raise ServerError(gone[0])
+
+    def _is_over(self) -> bool:
+        try:
+            self._budget.check_spent()
+        except StoppedError:
+            return True
+        return self._budget.reason is not None
+
+    def _size(self) -> tuple[int, int]:
+        """Return the number of replicas, and the GPUs of each."""
+        import ray
+
+        if self._workload.urls:
+            return len(self._workload.urls), 0
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        gpus = int(resources.get("GPU", 0))
+        return (gpus, 1) if gpus else (1, 0)
+
+    def _stream(self, units: Sequence[Unit], replicas: int, gpus: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        import ray
+        import ray.data
+
+        items = [{"unit": json.dumps(unit)} for unit in units]
+        servers = ray.remote(ServerAssignment).options(num_cpus=0).remote()
+        results = ray.data.from_items(items, override_num_blocks=len(items)).map(
+            ReplicaWorker,  # type: ignore[arg-type]  # Ray makes it, with the arguments below
+            fn_constructor_args=(self._workload, servers),
+            compute=ray.data.ActorPoolStrategy(
+                size=replicas,
+                max_tasks_in_flight_per_actor=HANDED_OUT * self._in_flight,
+                max_concurrent_calls_per_actor=self._in_flight,
+                enable_true_multi_threading=True,
+            ),
+            num_cpus=None if gpus else CPUS,
+            num_gpus=gpus or None,
+        )
+        for row in results.iter_rows():
+            yield str(row["key"]), json.loads(row["result"])
+
+
+def read_result(result: dict[str, Any]) -> UnitResult | UnitFailure:
+    """Return what a replica reports of a unit that has ended."""
+    if "done" in result:
+        row, counts, outcomes, leftover, usage = result["done"]
+        return UnitResult(row, counts, outcomes, Path(leftover) if leftover else None, usage)
+    if "unfit" in result:
+        return UnitFailedError(*result["unfit"])
+    outcomes, detail, is_judge, before = result["failed"]
+    error = (JudgeFailedError if is_judge else RequestFailedError)([Outcome(name) for name in outcomes], detail)
+    error.before = before
+    return error
+
+
+async def _from_thread(make: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
+    """Iterate in a thread, so that the event loop goes on watching the clock and Ctrl-C.
+
+    The thread is a daemon: one that waits for a cluster that is gone does not keep the process from ending.
+    """
+    loop = asyncio.get_running_loop()
+    arrived: asyncio.Queue[tuple[T] | BaseException | None] = asyncio.Queue()
+
+    def send(what: tuple[T] | BaseException | None) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(arrived.put_nowait, what)
+
+    def iterate() -> None:
+        try:
+            for item in make():
+                send((item,))
+        except BaseException as error:  # noqa: BLE001 - raised again on the other side
+            send(error)
+        else:
+            send(None)
+
+    threading.Thread(target=iterate, name="ray-results", daemon=True).start()
+    while (item := await arrived.get()) is not None:
+        if isinstance(item, BaseException):
+            raise item
+        yield item[0]
+
+
+@contextmanager
+def _cluster(address: str | None) -> Iterator[None]:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise UsageError("--executor ray needs Ray: pip install 'stairdata[ray]'") from error
+    started = not ray.is_initialized()
+    if started:
+        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        if started:
+            ray.shutdown()

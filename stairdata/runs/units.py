@@ -1,0 +1,99 @@
+"""Units of work: what goes into an executor, what comes out, and what it takes to work on them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from stairdata.recipe import Recipe
+
+if TYPE_CHECKING:
+    from stairdata.llm.budget import Budget
+    from stairdata.llm.client import Client
+    from stairdata.llm.outcomes import RequestFailedError
+
+Row = dict[str, Any]
+Waiting = Callable[[str, float], None]
+"""Called with what takes its time, such as the start of a server, and the seconds it has taken so far."""
+
+
+class UnitFailedError(Exception):
+    """A unit that got answers but can't become a row: the rule it broke, and the text that broke it."""
+
+    def __init__(self, rule: str, raw: str) -> None:
+        self.rule = rule
+        self.raw = raw
+        super().__init__(rule)
+
+
+class Unit(NamedTuple):
+    """A piece of work that becomes one row."""
+
+    key: str
+    number: int
+    """Its ordinal in the input."""
+    text: str
+    """What quarantine shows of it."""
+    payload: Row
+    """What working on it takes; JSON values, so that it can be sent to another process."""
+
+
+class UnitResult(NamedTuple):
+    """What work makes of a unit: its row, and counts that the manifest sums up."""
+
+    row: Row
+    counts: dict[str, int]
+    outcomes: dict[str, int]
+    """How its requests ended, those that were made again included."""
+    leftover: Path | None = None
+    """The unit's own journal, to be removed once its row is safe."""
+    usage: dict[str, int] | None = None
+    """Requests, prompt_tokens and completion_tokens, where its row's columns don't say all that it took."""
+
+
+if TYPE_CHECKING:
+    UnitFailure = RequestFailedError | UnitFailedError
+    """Why a unit has no row: it goes to quarantine, and the next run tries it again."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkContext:
+    """What works on units, once its servers are there."""
+
+    work: Callable[[Unit], Awaitable[UnitResult]]
+    """Raises a `UnitFailure` where the unit has to be refused, any other error where the run has to stop."""
+    room: Callable[[], Awaitable[None]]
+    """Returns when one more unit would find its server idle."""
+    clients: Sequence[Client]
+    iterations: Callable[[], int] | None = None
+    """How many iterations of a search were made so far, where the work is a search."""
+
+
+@dataclass(frozen=True)
+class Workload(ABC):
+    """How to open the work of a build, in this process or in another one: it can be pickled."""
+
+    recipe: Recipe
+    folder: Path
+    """The build's work folder: logs, and journals of what is under way."""
+
+    @property
+    @abstractmethod
+    def urls(self) -> tuple[str, ...]:
+        """Servers that run already; none where the work serves its model itself."""
+
+    @abstractmethod
+    def at(self, urls: tuple[str, ...]) -> Workload:
+        """Return the same work with other servers."""
+
+    @abstractmethod
+    def open(self, budget: Budget, waiting: Waiting) -> AbstractAsyncContextManager[WorkContext]:
+        """Connect to the servers, starting those that the recipe has served here.
+
+        Raises:
+            ServerError: one of them can't be started or reached.
+        """
