@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 import polars as pl
 import pytest
 
-from stairdata.cli.quickstart import SMOKE, Run, find_teacher
+from stairdata.cli.quickstart import find_teacher
 from stairdata.llm.server import vllm_missing
-from stairdata.runs.options import quiet
+from stairdata.pipeline import SMOKE, Pipeline
+from stairdata.runs.progress import quiet
 from stairdata_schemas.artifacts import Artifact, list_folders, open_artifact, validate_artifact
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def test_a_teacher_is_asked_where_one_is_named(
         monkeypatch.setenv("OPENAI_API_KEY", "sk-of-a-test")
         monkeypatch.setenv("OPENAI_BASE_URL", stub_llm.base_url)
     teacher = find_teacher(stub_llm.base_url if by == "url" else None, "actor")
-    run = Run(tmp_path, SMOKE._replace(cot_rows=8), teacher, quiet)
+    run = Pipeline(tmp_path, SMOKE._replace(cot_rows=8), teacher, quiet)
     artifact = run.structured_cot()
     assert set(artifact.scan().collect()["teacher"]) == {"actor"}
     assert artifact.manifest.rows == 8

@@ -39,6 +39,22 @@ def emit(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
+def print_table(header: list[str], rows: list[list[str]]) -> None:
+    """Write a table to stdout."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from stairdata_schemas.errors import visible
+
+    table = Table(box=None, pad_edge=False)
+    for name in header:
+        table.add_column(Text(name), overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(visible(cell)) for cell in row))
+    Console(highlight=False, markup=False, emoji=False).print(table)
+
+
 @contextmanager
 def show_progress() -> Iterator[ProgressFunction]:
     """Show a bar on a terminal, and a line now and then elsewhere."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stairdata.cli.console import emit
+from stairdata.cli.console import emit, print_table
 from stairdata.cli.options import JsonOption, RootOption, root_folder
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ def diff(
 
 
 def _print(found: Differences) -> None:
-    from stairdata.cli.artifacts import print_table
-
     names = {"a": f"A: {found.a}", "b": f"B: {found.b}"}
     print_table(["rows", ""], [[names.get(name, name), f"{count:,}"] for name, count in found.rows.items()])
     if found.changed_columns:

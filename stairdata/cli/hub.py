@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stairdata.cli.console import emit, say, show_progress
+from stairdata.cli.console import emit, print_table, say, show_progress
 from stairdata.cli.options import JsonOption, RootOption, root_folder
+from stairdata.cli.results import print_artifact
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -115,7 +116,6 @@ def _let_the_client_show_progress() -> None:
 
 
 def _print_plan(plan: Plan, *, json_: bool) -> None:
-    from stairdata.cli.artifacts import print_table
 
     found, access = plan.repository, plan.access
     facts = {
@@ -151,10 +151,10 @@ def pull(
     root: RootOption = None,
     config: ConfigOption = None,
     migrate: Annotated[bool, typer.Option("--migrate", help="Bring an older schema version to the current.")] = False,
+    json_: JsonOption = False,
 ) -> None:
     """Fetch an artifact from the Hub and check every hash and row of it."""
     _let_the_client_show_progress()
-    from stairdata.cli.build import summary
     from stairdata.hub.places import parse_address
     from stairdata.hub.pull import pull as fetch
     from stairdata_schemas.errors import UsageError, quote
@@ -170,8 +170,7 @@ def pull(
         say(what)
 
     artifact = fetch(address, root_folder(root), config, to_current=migrate, progress=progress)
-    say(summary(artifact))
-    emit(artifact.reference)
+    print_artifact(artifact, json_=json_)
 
 
 def print_lineage(artifact: Artifact, root: Path, *, json_: bool) -> None:
@@ -207,7 +206,6 @@ def _ancestor_line(ancestor: Ancestor) -> Any:
 
 def print_releases(repo: str, *, json_: bool) -> None:
     """List the releases of a repository, and what changed between them."""
-    from stairdata.cli.artifacts import print_table
     from stairdata.hub.client import repository
     from stairdata.hub.places import parse_repo
     from stairdata.hub.releases import releases

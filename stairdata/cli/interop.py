@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from stairdata.cli.console import emit, say, show_progress
-from stairdata.cli.options import RootOption, VersionOption, root_folder
+from stairdata.cli.options import JsonOption, RootOption, VersionOption, root_folder
+from stairdata.cli.results import print_artifact
 
 FORMATS = ("thu-ml",)
 
@@ -29,23 +30,24 @@ def import_(
     max_quarantine: Annotated[
         float, typer.Option("--max-quarantine", min=0, max=1, help="Largest share of refused elements.")
     ] = 0.05,
+    json_: JsonOption = False,
 ) -> None:
-    """Import files into an artifact; say what could not be taken over."""
-    from stairdata.cli.build import summary
+    """Import files into an artifact; print what could not be taken over."""
     from stairdata.interop.importing import import_thu_ml
     from stairdata.runs.options import BuildOptions
 
     _check_format(from_)
     with show_progress() as progress:
-        options = BuildOptions(root_folder(root), version, (), None, fresh, max_quarantine, progress)
+        options = BuildOptions(
+            root_folder(root), version, fresh=fresh, max_quarantine=max_quarantine, progress=progress
+        )
         artifact = import_thu_ml(kind.replace("-", "_"), files, options, prompts)
-    say(summary(artifact))
     lost = artifact.manifest.details.get("not_taken_over", {})
     for what, count in lost.items():
         say(f"not taken over: {what}: {count}")
     if not lost and not artifact.manifest.quarantine:
         say("everything was taken over")
-    emit(artifact.reference)
+    print_artifact(artifact, json_=json_)
 
 
 def export(

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from stairdata.cli import artifacts, build, diff, hub, interop, quickstart, review, serve, train
+from stairdata.cli import artifacts, diff, hub, interop, quickstart, review, serve, show, train
+from stairdata.cli.build import group
 from stairdata.cli.console import say
 
 INTERRUPTED = 130
@@ -58,10 +59,10 @@ def _root(
         os.environ["STAIRDATA_DEBUG"] = "1"
 
 
-app.command("build", cls=build.BuildCommand)(build.build)
+app.add_typer(group.app, name="build")
 app.command("validate")(artifacts.validate)
 app.command("list")(artifacts.list_)
-app.command("show")(artifacts.show)
+app.command("show")(show.show)
 app.command("diff")(diff.diff)
 app.command("schema")(artifacts.schema)
 app.command("import")(interop.import_)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from stairdata.cli.recipes import FullRecipe
+    from stairdata.stages import FullRecipe
 
 RECIPE_HELP = "Recipe in YAML: a file, or stair-50k or stair-20k, which come along; docs/recipe.md has all keys."
 RecipeOption = Annotated[
@@ -34,6 +34,9 @@ RootOption = Annotated[
 VersionOption = Annotated[
     str | None, typer.Option("--version", metavar="X.Y.Z", help="Version to build; default: the next one.")
 ]
+Reference = Annotated[
+    str, typer.Argument(metavar="REF", help="KIND, KIND@X.Y.Z, a folder, or org/name@TAG on the Hub.")
+]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Take that many input rows at most.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -45,7 +48,6 @@ def root_folder(root: Path | None) -> Path:
 
 def read_recipe(path: Path | None, overrides: list[str] | None) -> FullRecipe:
     """Read the recipe with all its sections."""
-    from stairdata.cli.recipes import FullRecipe
-    from stairdata.recipe import load_recipe, packaged_recipe
+    from stairdata.stages import read_full_recipe
 
-    return load_recipe(FullRecipe, packaged_recipe(path), overrides or [])
+    return read_full_recipe(path, overrides or [])

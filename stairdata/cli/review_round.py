@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stairdata.cli.console import emit, say, show_progress
+from stairdata.cli.console import emit, print_table, say, show_progress
 from stairdata.cli.options import JsonOption, RootOption, VersionOption, root_folder
+from stairdata.cli.results import summary
 
 if TYPE_CHECKING:
     from stairdata_review.client import Argilla
@@ -227,8 +228,6 @@ def _find(
 
 
 def _say_summary(artifact: Artifact) -> None:
-    from stairdata.cli.build import summary
-
     say(summary(artifact))
     left_out = {name: count for name, count in artifact.manifest.details.get("left_out", {}).items() if count}
     if left_out:
@@ -239,7 +238,6 @@ def _say_summary(artifact: Artifact) -> None:
 
 
 def _show_status(figures: dict[str, Any]) -> None:
-    from stairdata.cli.artifacts import print_table
     from stairdata_schemas.card import agreement_rows
 
     progress, pace, found = figures["progress"], figures["pace"], figures["agreement"]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from stairdata.cli.console import emit, say
+import typer
+
+from stairdata.cli.console import emit, print_table, say
+from stairdata.cli.hub import print_lineage
+from stairdata.cli.options import JsonOption, Reference, RootOption, root_folder
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -20,6 +25,73 @@ PAIRS_UNASKED = 3
 TREES_UNASKED = 10
 GUIDE = 4  # columns that rich draws beside each level of a tree
 LABEL = 40  # columns that a node is to have at least
+
+
+def show(
+    reference: Reference,
+    tree_id: Annotated[
+        str | None, typer.Argument(metavar="[TREE_ID]", help="Draw this tree, or show the pairs of it alone.")
+    ] = None,
+    root: RootOption = None,
+    rows: Annotated[int, typer.Option("--rows", min=0, help="Show that many rows, text cut short.")] = 0,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page to look at.")] = None,
+    lineage: Annotated[bool, typer.Option("--lineage", help="Draw its whole ancestry.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Show what an artifact is and how it was made; draw a tree, page through pairs, or write a page."""
+    from stairdata.hub.pull import open_reference
+
+    artifact = open_reference(reference, root_folder(root))
+    if lineage:
+        print_lineage(artifact, root_folder(root), json_=json_)
+        return
+    if html is not None:
+        write_page(artifact, tree_id, html)
+        return
+    if json_:
+        emit(tree_as_json(artifact, tree_id) if tree_id else artifact.manifest.model_dump_json())
+        return
+    if tree_id is not None and artifact.kind not in PAIR_KINDS:
+        show_tree(artifact, tree_id)
+        return
+    if tree_id is None:
+        print_table(["", artifact.reference], [[key, value] for key, value in _facts(artifact) if value])
+    if artifact.kind in PAIR_KINDS:
+        show_pairs(artifact, tree_id, rows)
+    elif artifact.kind == "trees" and not rows:
+        list_trees(artifact)
+    elif rows:
+        from stairdata_schemas.errors import quote
+
+        for row in artifact.scan().head(rows).collect().iter_rows(named=True):
+            print_table(["column", "value"], [[key, quote(value)] for key, value in row.items() if value is not None])
+
+
+def _facts(artifact: Artifact) -> list[tuple[str, str]]:
+    manifest = artifact.manifest
+    parents = ", ".join(f"{parent.kind}@{parent.version}" for parent in manifest.parents)
+    models = ", ".join(f"{model.role} {model.name}" for model in manifest.models)
+    usage = manifest.usage
+    return [
+        ("folder", str(artifact.folder)),
+        ("rows", str(manifest.rows)),
+        ("columns", ", ".join(artifact.scan().collect_schema().names())),
+        ("created", manifest.created_at.isoformat()),
+        ("generator", f"{manifest.generator}, stairdata {manifest.stairdata_version}"),
+        ("parents", parents),
+        ("models", models),
+        ("outcomes", _counts(manifest.outcomes)),
+        ("refused", _counts(manifest.quarantine)),
+        ("details", json.dumps(manifest.details) if manifest.details else ""),
+        ("usage", f"{usage.requests} requests, {usage.completion_tokens} tokens" if usage.requests else ""),
+        ("seconds", str(manifest.seconds or "")),
+        ("notes", "; ".join(manifest.notes)),
+        ("fingerprint", manifest.fingerprint),
+    ]
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
 def write_page(artifact: Artifact, tree_id: str | None, path: Path) -> None:
@@ -78,8 +150,6 @@ def _node_label(node: dict[str, Any], seen: Any) -> Text:
 
 def tree_as_json(artifact: Artifact, tree_id: str) -> str:
     """Return a tree as one JSON object."""
-    import json
-
     from stairdata.report.trees import find_tree
 
     return json.dumps(find_tree(artifact, tree_id))  # in ASCII: what a terminal could obey is escaped
@@ -89,7 +159,6 @@ def list_trees(artifact: Artifact, count: int = TREES_UNASKED) -> None:
     """List some trees, so that one can be named."""
     import polars as pl
 
-    from stairdata.cli.artifacts import print_table
     from stairdata_schemas.errors import quote
 
     root = pl.col("nodes").list.first().struct

@@ -1,7 +1,7 @@
 """What a build would ask of the models, and what that would cost, before it is paid for.
 
 From the recipe alone the search is run on a made-up policy, so the number of requests follows the real algorithm and
-only lengths are assumed. From a pilot everything is measured: its rows are kept, and the build goes on from them.
+only lengths are assumed. From a pilot everything is measured: its rows are kept, and the build continues from them.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 from stairdata.generators.prompts.build import rows_without_task
 from stairdata.generators.prompts.task_labels import template
-from stairdata.generators.structured_cot.cost_estimate import forecast_teachers
-from stairdata.generators.structured_cot.from_hub import is_published
-from stairdata.generators.structured_cot.from_trees import takes_trees
 from stairdata.generators.trees.build import begin_trees, grow_trees, plan_trees, units_of
 from stairdata.generators.trees.tree_runner import search_config
-from stairdata.llm.budget import Budget, unpriced
+from stairdata.llm.budget import MILLION, Budget, unpriced
 from stairdata.recipe import Recipe
+from stairdata.runs.executors import HERE, Execution
+from stairdata.runs.forecast import Forecast, ModelLoad
+from stairdata.runs.inputs import Inputs, input_rows
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.runner import open_budget
 from stairdata.runs.unfinished import find_before, rows_in, words_on
@@ -25,8 +25,9 @@ from stairdata.search import mcts
 from stairdata.search.reward import rate
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build
-from stairdata_schemas.errors import BuildError, UsageError
+from stairdata_schemas.errors import BuildError
 from stairdata_schemas.grammar import OUTPUT_CLOSE
+from stairdata_schemas.kinds import TASKS
 
 STEPS = 4
 STEP_TOKENS = 60
@@ -64,38 +65,28 @@ class StageLoad(NamedTuple):
     rating: Load
 
 
-def forecast_build(kind: str, recipe: Recipe, options: BuildOptions) -> str:
-    """Say what a build of a kind would ask and cost; nothing is called and written but for a pilot.
+def forecast_trees(
+    recipe: Recipe, options: BuildOptions, execution: Execution = HERE, pilot: int | None = None
+) -> Forecast:
+    """Forecast a build of trees; nothing is asked and written but for a pilot.
 
-    Raises:
-        UsageError: a pilot of a kind other than trees.
+    Args:
+        recipe: sections `actor`, `trees` and `prices`.
+        options: where and from what.
+        execution: where the trees of a pilot are grown.
+        pilot: grow that many trees, keep them, and extrapolate from them.
     """
-    if options.pilot is not None:
-        if kind != "trees":
-            raise UsageError("--pilot goes with `build trees`")
-        return _measured(recipe, options)
-    if kind == "trees":
-        return _assumed_trees(recipe, options)
-    if kind == "responses":
-        answer = recipe.responses.n * STEPS * STEP_TOKENS
-        return _assumed_prompts(kind, recipe, options, recipe.actor.name, answer)
-    if kind == "prompts" and recipe.prompts.task_judge is not None:
-        return _assumed_labels(recipe, options, recipe.prompts.task_judge.name)
-    by_hand = recipe.structured_cot.path is not None or is_published(recipe)
-    if kind == "structured_cot" and not by_hand and not takes_trees(recipe, options):
-        return forecast_teachers(recipe, options)
-    return f"{kind}: asks no model"
-
-
-def _assumed_trees(recipe: Recipe, options: BuildOptions) -> str:
-    there = find_before("trees", lambda: plan_trees(recipe, options), options)
+    prompts = Inputs(options.inputs, options.root).of("prompts")
+    if pilot is not None:
+        return _measured(recipe, prompts, options, execution, pilot)
+    there = find_before("trees", lambda: plan_trees(recipe, prompts, options.limit, execution), options)
     if isinstance(there, Artifact):
-        return f"{there.reference} is finished; there is nothing left to ask"
-    units = units_of(recipe, options)
+        return Forecast("trees", finished=there.reference)
+    units = units_of(recipe, prompts, options.limit)
     grown = rows_in(there)
     units = [unit for unit in units if unit.key not in grown]
     total = StageLoad(Load(), Load())
-    for task in ("safety", "helpfulness"):
+    for task in TASKS:
         lengths = [len(unit.text.encode()) for unit in units if unit.payload["task"] == task]
         if lengths:
             mean = sum(lengths) / len(lengths) / BYTES_PER_TOKEN
@@ -107,7 +98,31 @@ def _assumed_trees(recipe: Recipe, options: BuildOptions) -> str:
     head = f"trees: {len(units)} to grow{words_on('trees', there, len(grown))}"
     head += f"\nassumed, not measured: {assumed}; --pilot N measures"
     judge = recipe.trees.judge.endpoint or recipe.actor
-    return "\n".join([head, *_table(recipe, {"generation": total.writing, "judge": total.rating}, judge.name)])
+    loads = [("generation", recipe.actor.name, total.writing), ("judge", judge.name, total.rating)]
+    return _forecast("trees", head, recipe, loads)
+
+
+def forecast_responses(recipe: Recipe, options: BuildOptions) -> Forecast:
+    """Forecast a build of responses."""
+    parent = Inputs(options.inputs, options.root).of("prompts")
+    prompts = [row["prompt"] for row in input_rows(parent, ["prompt"], options.limit)]
+    read = sum(len(prompt.encode()) for prompt in prompts) / BYTES_PER_TOKEN
+    load = Load(len(prompts), read, len(prompts) * recipe.responses.n * STEPS * STEP_TOKENS)
+    head = f"responses: {len(prompts)} prompts"
+    head += f"\nassumed, not measured: {STEPS} steps an answer, {STEP_TOKENS} tokens a step"
+    return _forecast("responses", head, recipe, [("generation", recipe.actor.name, load)])
+
+
+def forecast_prompts(recipe: Recipe, options: BuildOptions) -> Forecast:
+    """Forecast a build of prompts: what the judge of tasks would be asked, where there is one."""
+    if recipe.prompts.task_judge is None:
+        return Forecast("prompts")
+    prompts = rows_without_task(recipe, options)
+    question = len(template().render(prompt="").encode())
+    read = sum(len(prompt.encode()) + question for prompt in prompts) / BYTES_PER_TOKEN
+    load = Load(len(prompts), read, len(prompts) * LABEL_TOKENS)
+    head = f"prompts: {len(prompts)} without a task\nassumed, not measured: {LABEL_TOKENS} tokens an answer"
+    return _forecast("prompts", head, recipe, [("generation", recipe.prompts.task_judge.name, load)])
 
 
 def simulate(recipe: Recipe, task: str, prompt_tokens: float) -> StageLoad:
@@ -176,62 +191,59 @@ def _ratings_of(recipe: Recipe, task: str) -> int:
     return 0 if kind == "reference" else 2
 
 
-def _assumed_prompts(kind: str, recipe: Recipe, options: BuildOptions, model: str, written: int) -> str:
-    prompts = [row["prompt"] for row in options.rows(options.parent("prompts"), ["prompt"])]
-    read = sum(len(prompt.encode()) for prompt in prompts) / BYTES_PER_TOKEN
-    load = Load(len(prompts), read, len(prompts) * written)
-    head = (
-        f"{kind}: {len(prompts)} prompts\nassumed, not measured: {STEPS} steps an answer, {STEP_TOKENS} tokens a step"
-    )
-    return "\n".join([head, *_table(recipe, {"generation": load}, model)])
-
-
-def _assumed_labels(recipe: Recipe, options: BuildOptions, judge: str) -> str:
-    prompts = rows_without_task(recipe, options)
-    question = len(template().render(prompt="").encode())
-    read = sum(len(prompt.encode()) + question for prompt in prompts) / BYTES_PER_TOKEN
-    load = Load(len(prompts), read, len(prompts) * LABEL_TOKENS)
-    head = f"prompts: {len(prompts)} without a task\nassumed, not measured: {LABEL_TOKENS} tokens an answer"
-    return "\n".join([head, *_table(recipe, {"generation": load}, judge)])
-
-
-def _measured(recipe: Recipe, options: BuildOptions) -> str:
-    begun = begin_trees(recipe, options)
+def _measured(recipe: Recipe, prompts: Artifact, options: BuildOptions, execution: Execution, pilot: int) -> Forecast:
+    begun = begin_trees(recipe, prompts, options, execution)
     if isinstance(begun, Artifact):
-        return f"{begun.reference} is finished; there is nothing left to ask"
+        return Forecast("trees", finished=begun.reference)
     with begun as build:
-        budget = open_budget(build, recipe, options)
-        result = grow_trees(build, recipe, options, budget)
-        grown, total = result.outcomes["ok"], len(units_of(recipe, options))
+        budget, units = open_budget(build, recipe, options), units_of(recipe, prompts, options.limit)
+        result = grow_trees(build, recipe, units, options, budget, execution, pilot=pilot)
+        grown = result.outcomes["ok"]
         if not grown:
             raise BuildError(f"{build.reference}: the pilot grew no tree ({result.outcomes}); see its outcomes")
-        return _reckon(build, budget, Load(*result.usage.model_dump(exclude={"cost"}).values()), grown, total)
+        load = Load(*result.usage.model_dump(exclude={"cost"}).values())
+        return _extrapolated(build, budget, load, grown, len(units))
 
 
-def _reckon(build: Build, budget: Budget, load: Load, grown: int, total: int) -> str:
-    rows = _rows({"all": load.times(total / grown)})
-    if budget.prices:
-        rows.append(("cost", f"{budget.spent.cost * total / grown:,.2f}"))
-    head = f"trees: {total} in all, {grown} of them grown and kept for {build.reference}\nreckoned from those {grown}:"
-    return "\n".join([head, *_aligned(rows)])
+def _extrapolated(build: Build, budget: Budget, load: Load, grown: int, total: int) -> Forecast:
+    whole = load.times(total / grown)
+    cost = budget.spent.cost * total / grown if budget.prices else None
+    rows = _rows([("all", "", whole)])
+    if cost is not None:
+        rows.append(("cost", f"{cost:,.2f}"))
+    head = f"trees: {total} in all, {grown} of them grown and kept for {build.reference}"
+    head += f"\nextrapolated from those {grown}:"
+    name = build.plan.models[0].name
+    return Forecast("trees", "\n".join([head, *_aligned(rows)]), (_model_load("all", name, whole, cost),))
 
 
-def _table(recipe: Recipe, loads: dict[str, Load], judge: str) -> list[str]:
-    names = {"generation": recipe.actor.name, "judge": judge} if len(loads) > 1 else {"generation": judge}
-    rows, cost = _rows(loads), 0.0
-    for role, load in loads.items():
-        price = recipe.prices.get(names[role])
-        if price is None and load.requests:
-            return [*_aligned(rows), unpriced(names[role])]
-        if price is not None:
-            cost += (load.prompt_tokens * price.input + load.completion_tokens * price.output) / 1_000_000
-    return _aligned([*rows, ("cost", f"{cost:,.2f}")])
+def _forecast(kind: str, head: str, recipe: Recipe, loads: list[tuple[str, str, Load]]) -> Forecast:
+    """Return the forecast of some models' loads, each with its role and the model's name."""
+    models = tuple(_model_load(role, name, load, _cost(recipe, name, load)) for role, name, load in loads)
+    without = next((each.name for each in models if each.cost is None and each.requests), None)
+    if without is not None:
+        words = [head, *_aligned(_rows(loads)), unpriced(without)]
+    else:
+        cost = sum(each.cost or 0.0 for each in models)
+        words = [head, *_aligned([*_rows(loads), ("cost", f"{cost:,.2f}")])]
+    return Forecast(kind, "\n".join(words), models)
 
 
-def _rows(loads: dict[str, Load]) -> list[tuple[str, str]]:
-    rows = [(f"{role} requests", f"{load.requests:,.0f}") for role, load in loads.items()]
-    rows.append(("prompt tokens", f"{sum(load.prompt_tokens for load in loads.values()):,.0f}"))
-    rows.append(("completion tokens", f"{sum(load.completion_tokens for load in loads.values()):,.0f}"))
+def _cost(recipe: Recipe, name: str, load: Load) -> float | None:
+    price = recipe.prices.get(name)
+    if price is None:
+        return None
+    return (load.prompt_tokens * price.input + load.completion_tokens * price.output) / MILLION
+
+
+def _model_load(role: str, name: str, load: Load, cost: float | None) -> ModelLoad:
+    return ModelLoad(role, name, round(load.requests), round(load.prompt_tokens), round(load.completion_tokens), cost)
+
+
+def _rows(loads: list[tuple[str, str, Load]]) -> list[tuple[str, str]]:
+    rows = [(f"{role} requests", f"{load.requests:,.0f}") for role, _, load in loads]
+    rows.append(("prompt tokens", f"{sum(load.prompt_tokens for *_, load in loads):,.0f}"))
+    rows.append(("completion tokens", f"{sum(load.completion_tokens for *_, load in loads):,.0f}"))
     return rows
 
 

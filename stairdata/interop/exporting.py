@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from stairdata.interop import thu_ml
-from stairdata.runs.options import Progress, quiet
+from stairdata.runs.progress import Progress, quiet
 from stairdata_schemas.artifacts import Artifact, iterate_frames
 from stairdata_schemas.errors import UsageError
 from stairdata_schemas.files import sync_file, sync_folder

@@ -31,6 +31,9 @@ class Execution:
     """URLs of the actor's servers, in place of the recipe's one."""
 
 
+HERE = Execution()
+
+
 class Executor(Protocol):
     """Works on units and yields how each ended, in the order in which they end.
 
@@ -124,7 +127,7 @@ def make_executor(
     budget: Budget,
     concurrency: Concurrency,
     waiting: Waiting,
-    execution: Execution | None = None,
+    execution: Execution = HERE,
 ) -> Executor:
     """Return the executor of a build.
 
@@ -133,15 +136,14 @@ def make_executor(
         budget: stops the run when it is spent.
         concurrency: units in flight at most, on Ray of each replica.
         waiting: told when the start of a server takes its time.
-        execution: where; default: in this process.
+        execution: where.
 
     Raises:
         UsageError: Ray is wanted and not installed.
     """
-    where = execution or Execution()
-    work = workload.at(where.endpoints) if where.endpoints else workload
-    if where.executor == "ray":
+    work = workload.at(execution.endpoints) if execution.endpoints else workload
+    if execution.executor == "ray":
         from stairdata.runs.ray_executor import RayExecutor
 
-        return RayExecutor(work, budget, concurrency, where.address)
+        return RayExecutor(work, budget, concurrency, execution.address)
     return LocalExecutor(lambda: work.open(budget, waiting), budget, concurrency)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:  # it takes half a second to import, and builds without a model need it for nothing
@@ -16,6 +16,11 @@ class Progress(Protocol):
     """Called with what is being done, how much is done, how much there is (0: unknown), and details."""
 
     def __call__(self, what: str, done: int, total: int, detail: str = "") -> None: ...
+
+
+def report_waiting(progress: Progress) -> Callable[[str, float], None]:
+    """Return what reports that something takes its time, such as the start of a server: what, and seconds so far."""
+    return lambda what, seconds: progress(f"{what} ({seconds:.0f} s)", 0, 0)
 
 
 def quiet(what: str, done: int, total: int, detail: str = "") -> None:

@@ -24,7 +24,7 @@ from stairdata.llm.budget import Budget, Spent, StoppedError
 from stairdata.recipe import Recipe
 from stairdata.runs.executors import Executor
 from stairdata.runs.options import BuildOptions
-from stairdata.runs.progress import Meter
+from stairdata.runs.progress import Meter, Progress
 from stairdata.runs.row_journal import RowJournal
 from stairdata.runs.units import Unit, UnitFailedError, UnitResult
 from stairdata_schemas.building import Build, Refused
@@ -54,7 +54,13 @@ class RunResult(NamedTuple):
 
 
 def run_units(
-    build: Build, units: Sequence[Unit], executor: Executor, budget: Budget, options: BuildOptions
+    build: Build,
+    units: Sequence[Unit],
+    executor: Executor,
+    budget: Budget,
+    progress: Progress,
+    *,
+    pilot: int | None = None,
 ) -> RunResult:
     """Turn units into journaled rows, begun in the order given.
 
@@ -65,7 +71,8 @@ def run_units(
         units: what is to be done; those in the journal are skipped.
         executor: works on them.
         budget: stops the run when it is spent.
-        options: progress, and how many units a pilot runs.
+        progress: told how far it is.
+        pilot: stop after that many rows and leave the build unfinished.
 
     Raises:
         ServerError: the server is gone; what is finished is kept.
@@ -73,8 +80,8 @@ def run_units(
         KeyboardInterrupt: after requests in flight have been answered, for some seconds at most.
     """
     journal = RowJournal(build)
-    run = UnitRun(build, journal, budget, options, len(units))
-    missing = journal.missing(units, options.pilot)
+    run = UnitRun(build, journal, budget, progress, len(units))
+    missing = journal.missing(units, pilot)
     try:
         if missing:
             asyncio.run(run.collect(executor, missing))
@@ -116,11 +123,11 @@ def usage_of(result: RunResult, budget: Budget, models: Sequence[str]) -> Usage:
 class UnitRun:
     """One run of a build: what is finished, refused and spent, and who is told."""
 
-    def __init__(self, build: Build, journal: RowJournal, budget: Budget, options: BuildOptions, total: int) -> None:
+    def __init__(self, build: Build, journal: RowJournal, budget: Budget, progress: Progress, total: int) -> None:
         self._build = build
         self._journal = journal
         self._budget = budget
-        self._progress = options.progress
+        self._progress = progress
         self._refused: list[Refused] = []
         self._meter = Meter(len(journal.begins), total, budget)
         budget.on_charge = self._save_spent

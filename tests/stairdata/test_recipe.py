@@ -10,8 +10,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from stairdata.cli.recipes import FullRecipe
 from stairdata.recipe import Recipe, load_recipe
+from stairdata.stages import FullRecipe
 from stairdata_schemas.errors import RecipeError, UsageError
 
 # design section 9, which scripts outside the project rely on

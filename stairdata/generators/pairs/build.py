@@ -28,6 +28,7 @@ from stairdata.generators.pairs.review_decisions import DECISIONS, apply_reviews
 from stairdata.generators.pairs.selection import across_trees, in_part, inside_trees
 from stairdata.hub.pull import open_reference
 from stairdata.recipe import PairsSection, PreferencePairsSection, PrmPairsSection, Recipe
+from stairdata.runs.inputs import Inputs
 from stairdata.runs.options import BuildOptions
 from stairdata_schemas import identity
 from stairdata_schemas.artifacts import Artifact
@@ -40,14 +41,19 @@ _GENERATORS = {"preference_pairs": "preference_pairs/2", "prm_pairs": "prm_pairs
 _TREE = ["tree_id", "prompt_id", "prompt", "task", "round"]
 
 
-def build_preference_pairs(recipe: Recipe, options: BuildOptions) -> Artifact:
+def build_preference_pairs(recipe: Recipe, options: BuildOptions, reviews: str | None = None) -> Artifact:
     """Take pairs for DPO: siblings far enough apart in value, or whole answers.
+
+    Args:
+        recipe: section `preference_pairs`.
+        options: where and from what.
+        reviews: reference of the reviews that decide which pairs train.
 
     Raises:
         BuildError: not one pair (says how many candidates each rule removed), or a path that only a tokenizer can
             measure.
     """
-    return _build("preference_pairs", recipe.preference_pairs, recipe, options)
+    return _build("preference_pairs", recipe.preference_pairs, recipe, options, reviews)
 
 
 def build_prm_pairs(recipe: Recipe, options: BuildOptions) -> Artifact:
@@ -59,10 +65,10 @@ def build_prm_pairs(recipe: Recipe, options: BuildOptions) -> Artifact:
     return _build("prm_pairs", recipe.prm_pairs, recipe, options)
 
 
-def _build(kind: str, section: Section, recipe: Recipe, options: BuildOptions) -> Artifact:
-    trees = options.parent("trees")
+def _build(kind: str, section: Section, recipe: Recipe, options: BuildOptions, reviewed: str | None = None) -> Artifact:
+    trees = Inputs(options.inputs, options.root).of("trees")
     tokenizer = tokenizer_of(section.tokenizer, recipe) if lacks_tokens(trees) else None
-    reviews = open_reference(options.reviews, options.root) if options.reviews else None
+    reviews = open_reference(reviewed, options.root) if reviewed else None
     unused = {"tokenizer"} if reviews else {"tokenizer", "reviews"}
     plan = BuildPlan(
         kind,

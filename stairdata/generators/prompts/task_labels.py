@@ -17,6 +17,7 @@ from stairdata.llm.session import open_client
 from stairdata.recipe import Recipe, TaskJudge
 from stairdata.runs.executors import make_executor
 from stairdata.runs.options import BuildOptions
+from stairdata.runs.progress import report_waiting
 from stairdata.runs.runner import RunResult, open_budget, run_units, usage_of
 from stairdata.runs.templates import find_template
 from stairdata.runs.units import Row, Unit, UnitResult, Waiting, WorkContext, Workload
@@ -51,8 +52,8 @@ def label_tasks(build: Build, rows: Sequence[Row], recipe: Recipe, options: Buil
     units = [Unit(key, number, row["prompt"], row) for number, (key, row) in enumerate(prompts.items())]
     budget = open_budget(build, recipe, options)
     workload = LabelWorkload(recipe, build.work)
-    executor = make_executor(workload, budget, recipe.prompts.concurrency, options.waiting)
-    result = run_units(build, units, executor, budget, options)
+    executor = make_executor(workload, budget, recipe.prompts.concurrency, report_waiting(options.progress))
+    result = run_units(build, units, executor, budget, options.progress)
     usage = usage_of(result, budget, [build.plan.models[0].name])
     return result, Report(result.outcomes, usage, details={"requests": result.requests})
 

@@ -14,7 +14,9 @@ from stairdata.llm.budget import Budget
 from stairdata.llm.session import identify, make_actor, open_client
 from stairdata.recipe import Recipe, ResponsesSection
 from stairdata.runs.executors import make_executor
+from stairdata.runs.inputs import Inputs, input_rows
 from stairdata.runs.options import BuildOptions
+from stairdata.runs.progress import report_waiting
 from stairdata.runs.runner import open_budget, run_units, table_of_outcomes, usage_of
 from stairdata.runs.units import Row, Unit, UnitResult, Waiting, WorkContext, Workload
 from stairdata_schemas import identity
@@ -45,7 +47,7 @@ def build_responses(
         ServerError: the server can't be started or has gone; what is finished is kept.
     """
     section = recipe.responses
-    parent = options.parent("prompts")
+    parent = Inputs(options.inputs, options.root).of("prompts")
     actor = identify(recipe.actor, "actor")
     plan = BuildPlan(
         "responses",
@@ -65,12 +67,12 @@ def build_responses(
     if isinstance(build, Artifact):
         return build
     with build:
-        prompts = {row["prompt_id"]: row for row in options.rows(parent, ["prompt_id", "prompt", "task"])}
+        prompts = {row["prompt_id"]: row for row in input_rows(parent, ["prompt_id", "prompt", "task"], options.limit)}
         units = [Unit(key, number, row["prompt"], row) for number, (key, row) in enumerate(prompts.items())]
         budget = open_budget(build, recipe, options)
         workload = ResponseWorkload(recipe, build.work, actor.name)
-        executor = make_executor(workload, budget, section.concurrency, options.waiting)
-        result = run_units(build, units, executor, budget, options)
+        executor = make_executor(workload, budget, section.concurrency, report_waiting(options.progress))
+        result = run_units(build, units, executor, budget, options.progress)
         options.tell(table_of_outcomes(result))
         names = (prm.name if prm else None, section)
         frames = (_scored(rows, score, *names) for rows in result.frames())

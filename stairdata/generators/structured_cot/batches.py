@@ -27,6 +27,7 @@ from stairdata.llm.tokens import token_count
 from stairdata.runs.answer_journal import kept_names
 from stairdata.runs.executors import make_executor
 from stairdata.runs.options import BuildOptions
+from stairdata.runs.progress import report_waiting
 from stairdata.runs.row_journal import JOURNAL
 from stairdata.runs.runner import RunResult, run_units
 from stairdata.runs.units import Unit
@@ -35,7 +36,7 @@ from stairdata_schemas.errors import BudgetError, RecipeError, ServerError, Usag
 from stairdata_schemas.files import read_journal
 
 
-def run_batches(build: Build, job: TeacherJob, options: BuildOptions, budget: Budget) -> RunResult | None:
+def run_batches(build: Build, job: TeacherJob, action: str, options: BuildOptions, budget: Budget) -> RunResult | None:
     """Do what `--batch` says.
 
     Returns:
@@ -47,17 +48,16 @@ def run_batches(build: Build, job: TeacherJob, options: BuildOptions, budget: Bu
         ServerError: the Batch API can't be reached or refuses; what was submitted is known and kept.
         BudgetError: a limit keeps requests from being submitted.
     """
-    assert options.batch is not None
     desk = TeacherBatches(build.work, job, budget)
-    if options.batch != "submit" and not desk.has_jobs:
+    if action != "submit" and not desk.has_jobs:
         raise UsageError(
             f"no batch was submitted for this build{under_way_elsewhere(build.folder)}; `--batch` alone submits one"
         )
     try:
-        asyncio.run(desk.act(options.batch))
+        asyncio.run(desk.act(action))
     finally:
         options.tell(desk.table())
-    if options.batch in {"status", "cancel"}:
+    if action in {"status", "cancel"}:
         return None
     return _collect(build, job, options, budget, desk)
 
@@ -340,8 +340,8 @@ def _collect(
     recipe = job.panel.recipe
     asks = [partial(_ask, desk, index) for index in range(len(job.panel.teachers))]
     workload = TeacherWorkload(recipe, build.work, build, job, None, asks)
-    executor = make_executor(workload, budget, recipe.structured_cot.concurrency, options.waiting)
-    result = run_units(build, units, executor, budget, options)
+    executor = make_executor(workload, budget, recipe.structured_cot.concurrency, report_waiting(options.progress))
+    result = run_units(build, units, executor, budget, options.progress)
     return result if is_complete else None
 
 

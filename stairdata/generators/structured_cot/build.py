@@ -10,14 +10,17 @@ import polars as pl
 
 from stairdata.generators.structured_cot.candidates import Ask, TeacherWorkload
 from stairdata.generators.structured_cot.from_file import build_from_file
-from stairdata.generators.structured_cot.from_hub import build_published, is_published
-from stairdata.generators.structured_cot.from_trees import build_from_trees, takes_trees
+from stairdata.generators.structured_cot.from_hub import build_published
+from stairdata.generators.structured_cot.from_trees import build_from_trees
 from stairdata.generators.structured_cot.plan import (
+    ASK_ONE,
     BATCHES,
     TeacherJob,
+    TeacherOptions,
     TeacherPanel,
     begin,
     make_panel,
+    source_of,
     under_way_elsewhere,
 )
 from stairdata.generators.structured_cot.requests import TeacherPrompt, make_request
@@ -27,7 +30,9 @@ from stairdata.llm.client import Client, Generation
 from stairdata.llm.outcomes import Outcome, RequestFailedError, has_no_format
 from stairdata.recipe import Recipe
 from stairdata.runs.executors import make_executor
+from stairdata.runs.inputs import Inputs
 from stairdata.runs.options import BuildOptions
+from stairdata.runs.progress import report_waiting
 from stairdata.runs.runner import RunResult, open_budget, run_units, table_of_outcomes, usage_of
 from stairdata_schemas.artifacts import Artifact, iterate_frames
 from stairdata_schemas.building import Build, Report
@@ -37,8 +42,13 @@ BatchAnswer = Callable[[int, TeacherPrompt], Generation | None]
 """From a teacher's number and a prompt to the answer that came in a batch."""
 
 
-def build_structured_cot(recipe: Recipe, options: BuildOptions) -> Artifact | None:
-    """Build a structured_cot artifact from trees, from a hand-written file, or by asking the recipe's teachers.
+def build_structured_cot(recipe: Recipe, options: BuildOptions, asking: TeacherOptions = ASK_ONE) -> Artifact | None:
+    """Build a structured_cot artifact out of trees, from a hand-written file, or by asking the recipe's teachers.
+
+    Args:
+        recipe: section `structured_cot`.
+        options: where and from what.
+        asking: which teachers, live or in batches; for recipes that ask teachers alone.
 
     Returns:
         The artifact; None where a batch leaves it unfinished.
@@ -46,44 +56,46 @@ def build_structured_cot(recipe: Recipe, options: BuildOptions) -> Artifact | No
     Raises:
         InputError: the file can't be read.
         ServerError: a teacher can't be reached.
-        UsageError: options that go with teachers alone.
+        UsageError: `asking` for a recipe that asks no teacher.
     """
-    from_trees = takes_trees(recipe, options)
-    published = not from_trees and is_published(recipe)
-    if not from_trees and not published and recipe.structured_cot.path is None:
-        return build_from_teachers(recipe, options)
-    if options.teachers or options.batch or options.retry_quarantined:
-        source = "trees" if from_trees else "a file or a dataset"
+    inputs = Inputs(options.inputs, options.root)
+    source = source_of(recipe, inputs)
+    if source == "teachers":
+        return build_from_teachers(recipe, inputs.of("prompts"), options, asking)
+    if asking != ASK_ONE:
+        where = "trees" if source == "trees" else "a file or a dataset"
         raise UsageError(
-            f"--teachers, --batch and --retry-quarantined go with teachers; this recipe takes its rows out of {source}"
+            f"--teachers, --batch and --retry-quarantined go with teachers; this recipe takes its rows out of {where}"
         )
-    if published:
-        return build_published(recipe, options)
-    return build_from_trees(recipe, options) if from_trees else build_from_file(recipe, options)
+    if source == "trees":
+        return build_from_trees(recipe, inputs.of("trees"), options)
+    return build_published(recipe, options) if source == "hub" else build_from_file(recipe, options)
 
 
-def build_from_teachers(recipe: Recipe, options: BuildOptions) -> Artifact | None:
+def build_from_teachers(
+    recipe: Recipe, prompts: Artifact, options: BuildOptions, asking: TeacherOptions
+) -> Artifact | None:
     """Build a structured_cot artifact by asking teachers, live or in batches.
 
     Raises:
         RecipeError: no teacher, a template that can't be used, or two teachers without a judge.
         ServerError: a server can't be reached; what is finished is kept.
     """
-    panel = make_panel(recipe, options)
-    start = begin(panel, options)
+    panel = make_panel(recipe, prompts, options, asking)
+    start = begin(panel, options, retry=asking.retry_quarantined)
     if isinstance(start.build, Artifact):
-        if options.batch is not None:
+        if asking.batch is not None:
             options.tell(f"{start.build.reference} is finished{under_way_elsewhere(start.build.folder)}")
         return start.build
     with start.build as build:
-        retries = find_retries(start, options)
+        retries = find_retries(start, options.tell, retry=asking.retry_quarantined)
         wanted = None if start.earlier is None else frozenset(retries.failures)
-        job = TeacherJob(panel, make_prompts(panel.prompts, options, retries, start.depth), wanted)
+        job = TeacherJob(panel, make_prompts(panel.prompts, options.limit, retries, start.depth), wanted)
         budget = open_budget(build, recipe, options, panel.price_names)
-        if options.batch is not None:
+        if asking.batch is not None:
             from stairdata.generators.structured_cot.batches import run_batches
 
-            result = run_batches(build, job, options, budget)
+            result = run_batches(build, job, asking.batch, options, budget)
             if result is None:
                 return None
         else:
@@ -150,8 +162,8 @@ def _ask_live(build: Build, job: TeacherJob, options: BuildOptions, budget: Budg
 
     recipe = job.panel.recipe
     workload = TeacherWorkload(recipe, build.work, build, job, ask_with)
-    executor = make_executor(workload, budget, recipe.structured_cot.concurrency, options.waiting)
-    return run_units(build, job.units(), executor, budget, options)
+    executor = make_executor(workload, budget, recipe.structured_cot.concurrency, report_waiting(options.progress))
+    return run_units(build, job.units(), executor, budget, options.progress)
 
 
 async def _ask(

@@ -16,6 +16,7 @@ import polars as pl
 from stairdata.generators.pairs.forest import Forest, Indices, lacks_tokens, path_texts, sound_frames, unfold
 from stairdata.generators.pairs.length_limit import LengthLimit, tokenizer_identity, tokenizer_of
 from stairdata.recipe import FromTreesSection, Recipe
+from stairdata.runs.inputs import Inputs
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.row_spool import RowSpool
 from stairdata_schemas import grammar
@@ -34,12 +35,12 @@ NOTES = [
 Row = dict[str, Any]
 
 
-def takes_trees(recipe: Recipe, options: BuildOptions) -> bool:
-    """Tell whether rows of structured_cot are to come out of trees: the recipe says so, or --input names some."""
-    return recipe.structured_cot.from_trees is not None or options.names("trees")
+def takes_trees(recipe: Recipe, inputs: Inputs) -> bool:
+    """Return whether rows are to come out of trees: the recipe says so, or `--input` names some."""
+    return recipe.structured_cot.from_trees is not None or inputs.names("trees")
 
 
-def build_from_trees(recipe: Recipe, options: BuildOptions) -> Artifact:
+def build_from_trees(recipe: Recipe, trees: Artifact, options: BuildOptions) -> Artifact:
     """Take SFT rows out of trees.
 
     Raises:
@@ -47,7 +48,6 @@ def build_from_trees(recipe: Recipe, options: BuildOptions) -> Artifact:
             measure.
     """
     section = recipe.structured_cot.from_trees or FromTreesSection()
-    trees = options.parent("trees")
     tokenizer = tokenizer_of(section.tokenizer, recipe) if lacks_tokens(trees) else None
     plan = BuildPlan(
         "structured_cot",

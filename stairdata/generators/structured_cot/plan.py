@@ -6,15 +6,17 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import polars as pl
 
-from stairdata.generators.structured_cot.batch_actions import BATCH_ACTIONS
+from stairdata.generators.structured_cot.from_hub import is_published
+from stairdata.generators.structured_cot.from_trees import takes_trees
 from stairdata.generators.structured_cot.preference_judge import TEMPLATE_VERSION as JUDGE_TEMPLATE_VERSION
 from stairdata.generators.structured_cot.requests import TeacherPrompt, TeacherTemplates
 from stairdata.llm.session import identify
 from stairdata.recipe import Recipe, Teacher
+from stairdata.runs.inputs import Inputs
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.unfinished import find_before
 from stairdata.runs.units import Unit
@@ -27,6 +29,15 @@ KIND = "structured_cot"
 GENERATOR = "structured_cot/2"
 BATCHES = "batches"
 OF_TEACHERS = ("temperature", "max_tokens", "format")
+
+
+def source_of(recipe: Recipe, inputs: Inputs) -> Literal["trees", "hub", "file", "teachers"]:
+    """Return where the rows come from."""
+    if takes_trees(recipe, inputs):
+        return "trees"
+    if is_published(recipe):
+        return "hub"
+    return "teachers" if recipe.structured_cot.path is None else "file"
 
 
 def choose_teachers(recipe: Recipe, names: Sequence[str]) -> list[Teacher]:
@@ -53,6 +64,24 @@ def choose_teachers(recipe: Recipe, names: Sequence[str]) -> list[Teacher]:
     return [section.teachers.get(name) or section.teacher.model_copy(update={"model": name}) for name in names]
 
 
+BATCH_ACTIONS = ("submit", "status", "collect", "cancel")
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherOptions:
+    """What `build structured-cot` is told about asking teachers."""
+
+    teachers: tuple[str, ...] = ()
+    """Names of teachers, in place of the recipe's one."""
+    batch: str | None = None
+    """One of `BATCH_ACTIONS`: ask through the Batch API. None asks live."""
+    retry_quarantined: bool = False
+    """Ask again about what was refused, and say why."""
+
+
+ASK_ONE = TeacherOptions()
+
+
 @dataclass(frozen=True, slots=True)
 class TeacherPanel:
     """The teachers of a build, and in which words they are asked."""
@@ -65,6 +94,8 @@ class TeacherPanel:
     """The teachers', in their order; the judge's comes last."""
     templates: TeacherTemplates
     prompts: Artifact
+    named: tuple[str, ...] = ()
+    """The names of `--teachers`."""
 
     @property
     def takes_several_requests(self) -> bool:
@@ -102,35 +133,35 @@ class TeacherJob:
         return replace(self, panel=replace(self.panel, teachers=teachers))
 
 
-def make_panel(recipe: Recipe, options: BuildOptions) -> TeacherPanel:
-    """Find teachers, templates and prompts.
+def make_panel(recipe: Recipe, prompts: Artifact, options: BuildOptions, asking: TeacherOptions) -> TeacherPanel:
+    """Find teachers and templates.
 
     Raises:
         RecipeError: no teacher, a template that can't be used, or two teachers without a judge.
         UsageError: options that don't go together.
     """
-    teachers = choose_teachers(recipe, options.teachers)
-    if options.batch is not None:
-        _check_batch(options, teachers)
+    teachers = choose_teachers(recipe, asking.teachers)
+    if asking.batch is not None:
+        _check_batch(asking.batch, options, teachers)
     models = [identify(teacher, "teacher", needs_tokenizer=False) for teacher in teachers]
     if recipe.structured_cot.judge is not None:
         models.append(identify(recipe.structured_cot.judge, "judge", needs_tokenizer=False))
     names = tuple(model.name for model in models[: len(teachers)])
     if len(set(names)) < len(names):  # of one model, with other settings or on other servers
-        names = options.teachers
+        names = asking.teachers
     templates = TeacherTemplates(recipe.structured_cot.templates)
-    return TeacherPanel(recipe, tuple(teachers), names, tuple(models), templates, options.parent("prompts"))
+    return TeacherPanel(recipe, tuple(teachers), names, tuple(models), templates, prompts, asking.teachers)
 
 
-def _check_batch(options: BuildOptions, teachers: list[Teacher]) -> None:
-    if options.batch not in BATCH_ACTIONS:
-        raise UsageError(f"--batch {quote(options.batch)}: known are {', '.join(BATCH_ACTIONS)}")
+def _check_batch(action: str, options: BuildOptions, teachers: list[Teacher]) -> None:
+    if action not in BATCH_ACTIONS:
+        raise UsageError(f"--batch {quote(action)}: known are {', '.join(BATCH_ACTIONS)}")
     if any(teacher.base_url is None for teacher in teachers):
         raise RecipeError("--batch needs structured_cot.teacher.base_url, such as https://api.openai.com/v1")
     if options.limits.seconds is not None:
-        raise UsageError("--max-seconds goes with asking at once; a batch takes as long as it takes")
-    if options.fresh and options.batch != "submit":
-        raise UsageError(f"--fresh starts over: it leaves nothing for --batch {options.batch}")
+        raise UsageError("--max-seconds goes with asking live; a batch takes as long as it takes")
+    if options.fresh and action != "submit":
+        raise UsageError(f"--fresh starts over: it leaves nothing for --batch {action}")
 
 
 class BuildStart(NamedTuple):
@@ -143,9 +174,9 @@ class BuildStart(NamedTuple):
     """How many artifacts it follows that tried the same prompts."""
 
 
-def begin(panel: TeacherPanel, options: BuildOptions) -> BuildStart:
+def begin(panel: TeacherPanel, options: BuildOptions, *, retry: bool) -> BuildStart:
     """Find the build; with --retry-quarantined a finished one is followed by another that takes over its rows."""
-    chain = _finished_before(panel, options) if options.retry_quarantined else []
+    chain = _finished_before(panel, options) if retry else []
     earlier = chain[-1] if chain else None
     if earlier is not None and not refused_of(earlier):
         options.tell(f"{earlier.reference} has no prompt in quarantine; there is nothing to try again")
@@ -156,14 +187,16 @@ def begin(panel: TeacherPanel, options: BuildOptions) -> BuildStart:
     return BuildStart(begin_build(plan, options.root, options.version, fresh=options.fresh), earlier, len(chain))
 
 
-def look_ahead(panel: TeacherPanel, options: BuildOptions) -> tuple[Artifact | Path | None, frozenset[int] | None]:
+def look_ahead(
+    panel: TeacherPanel, options: BuildOptions, *, retry: bool
+) -> tuple[Artifact | Path | None, frozenset[int] | None]:
     """Find what `begin` would find, without beginning.
 
     Returns:
         The artifact, or the folder of the unfinished build; and the ordinals of the prompts that --retry-quarantined
         asks again, None where nothing is finished yet.
     """
-    chain = _finished_before(panel, options) if options.retry_quarantined else []
+    chain = _finished_before(panel, options) if retry else []
     earlier = chain[-1] if chain else None
     there = find_before(KIND, lambda: _plan(panel, options, earlier), options)
     if earlier is None:
@@ -219,7 +252,7 @@ def _plan(panel: TeacherPanel, options: BuildOptions, earlier: Artifact | None =
         "source": "teacher",
         "teachers": [
             {"name": model.name, "as": called} | teacher.model_dump(mode="json", include=set(OF_TEACHERS))
-            for model, teacher, called in zip(panel.models, panel.teachers, options.teachers or [None], strict=False)
+            for model, teacher, called in zip(panel.models, panel.teachers, panel.named or [None], strict=False)
         ],
         "templates": panel.templates.hashes,
         "gate": section.gate.model_dump(mode="json"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -9,7 +10,7 @@ from pydantic import BaseModel
 from stairdata.generators.structured_cot.plan import BuildStart, refused_of
 from stairdata.generators.structured_cot.quality_gate import is_of_the_answer
 from stairdata.generators.structured_cot.requests import PROMPT_COLUMNS, TeacherPrompt
-from stairdata.runs.options import BuildOptions
+from stairdata.runs.inputs import input_rows
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build
 from stairdata_schemas.files import write_atomic
@@ -29,17 +30,17 @@ class RetryRounds(BaseModel):
     """In which round each was tried last."""
 
 
-def find_retries(start: BuildStart, options: BuildOptions) -> RetryRounds:
+def find_retries(start: BuildStart, tell: Callable[[str], None], *, retry: bool) -> RetryRounds:
     """Return what is to be tried again, and begin a new round where a new quarantine was written."""
     build = start.build
     assert isinstance(build, Build)
     path = build.work / RETRIES
     known = read_retries(build.work)
-    if not options.retry_quarantined:
+    if not retry:
         return known
     source = build if refused_of(build) else start.earlier
     if source is None:
-        options.tell("nothing is in quarantine yet; all prompts are asked")
+        tell("nothing is in quarantine yet; all prompts are asked")
         return known
     mark = _mark(source)
     if mark != known.mark:
@@ -62,12 +63,10 @@ def _mark(there: Build | Artifact) -> str:
     return ",".join(f"{path.stat().st_mtime_ns}-{path.stat().st_ino}" for path in files)
 
 
-def make_prompts(
-    prompts: Artifact, options: BuildOptions, retries: RetryRounds, depth: int
-) -> dict[str, TeacherPrompt]:
+def make_prompts(prompts: Artifact, limit: int | None, retries: RetryRounds, depth: int) -> dict[str, TeacherPrompt]:
     """Read the prompts, and say of those that are tried again what was wrong."""
     asked = {}
-    for number, row in enumerate(options.rows(prompts, PROMPT_COLUMNS)):
+    for number, row in enumerate(input_rows(prompts, PROMPT_COLUMNS, limit)):
         rule = retries.failures.get(number)
         # each round and each following artifact asks with a seed of its own
         ask = 0 if rule is None else max(0, depth - 1) + retries.rounds[number]

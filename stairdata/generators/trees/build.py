@@ -13,8 +13,10 @@ from stairdata.generators.trees.rows import Prompt
 from stairdata.llm.budget import Budget
 from stairdata.llm.session import identify
 from stairdata.recipe import Recipe, TreesSection
-from stairdata.runs.executors import Execution, make_executor
+from stairdata.runs.executors import HERE, Execution, make_executor
+from stairdata.runs.inputs import Inputs, input_rows
 from stairdata.runs.options import BuildOptions
+from stairdata.runs.progress import report_waiting
 from stairdata.runs.runner import RunResult, open_budget, run_units, table_of_outcomes, usage_of
 from stairdata.runs.units import Unit, Waiting, WorkContext, Workload
 from stairdata_schemas import identity
@@ -26,41 +28,49 @@ GENERATOR = "trees/2"
 _NOT_ROWS = {"concurrency"}
 
 
-def build_trees(recipe: Recipe, options: BuildOptions) -> Artifact:
+def build_trees(recipe: Recipe, options: BuildOptions, execution: Execution = HERE) -> Artifact:
     """Grow a tree from each prompt.
+
+    Args:
+        recipe: sections `actor` and `trees`.
+        options: where and from what.
+        execution: where the trees are grown.
 
     Raises:
         ServerError: the server can't be started or has gone; what is finished is kept.
         BudgetError: a limit is reached; what is finished is kept.
         QuarantineError: too many trees could not be finished.
     """
-    begun = begin_trees(recipe, options)
+    prompts = Inputs(options.inputs, options.root).of("prompts")
+    begun = begin_trees(recipe, prompts, options, execution)
     if isinstance(begun, Artifact):
         return begun
     with begun as build:
         budget = open_budget(build, recipe, options)
-        result = grow_trees(build, recipe, options, budget)
+        result = grow_trees(build, recipe, units_of(recipe, prompts, options.limit), options, budget, execution)
         options.tell(table_of_outcomes(result))
         report = _report(build, recipe, result, budget)
         return build.finish(result.frames(), result.refused, report, max_quarantine=options.max_quarantine)
 
 
-def begin_trees(recipe: Recipe, options: BuildOptions) -> Artifact | Build:
+def begin_trees(recipe: Recipe, prompts: Artifact, options: BuildOptions, execution: Execution) -> Artifact | Build:
     """Find or make the folder of a build of trees.
 
     Raises:
         UsageError: servers are given for an actor that is to be served here.
     """
-    if options.endpoints and (recipe.actor.path or recipe.actor.model is None or recipe.actor.tokenizer is None):
+    if execution.endpoints and (recipe.actor.path or recipe.actor.model is None or recipe.actor.tokenizer is None):
         raise UsageError("--endpoints needs actor.model and actor.tokenizer in the recipe, and no actor.path")
-    return begin_build(plan_trees(recipe, options), options.root, options.version, fresh=options.fresh)
+    return begin_build(
+        plan_trees(recipe, prompts, options.limit, execution), options.root, options.version, fresh=options.fresh
+    )
 
 
-def plan_trees(recipe: Recipe, options: BuildOptions) -> BuildPlan:
-    """Say what decides the rows."""
-    if options.endpoints:
-        recipe = recipe.model_copy(update={"actor": recipe.actor.model_copy(update={"base_url": options.endpoints[0]})})
-    parent = options.parent("prompts")
+def plan_trees(recipe: Recipe, prompts: Artifact, limit: int | None, execution: Execution = HERE) -> BuildPlan:
+    """Return what decides the rows."""
+    if execution.endpoints:
+        actor = recipe.actor.model_copy(update={"base_url": execution.endpoints[0]})
+        recipe = recipe.model_copy(update={"actor": actor})
     models = [identify(recipe.actor, "actor")]
     judge_endpoint = recipe.trees.judge.endpoint
     if judge_endpoint is not None:
@@ -72,28 +82,36 @@ def plan_trees(recipe: Recipe, options: BuildOptions) -> BuildPlan:
             **_row_settings(recipe.trees),
             "max_model_len": recipe.actor.max_model_len,
             "seed": recipe.seed,
-            "limit": options.limit,
+            "limit": limit,
         },
-        settings={"actor": recipe.actor.model_dump(mode="json"), "executor": options.executor},
-        parents=[parent.as_parent()],
+        settings={"actor": recipe.actor.model_dump(mode="json"), "executor": execution.executor},
+        parents=[prompts.as_parent()],
         models=models,
         seeds={"search": recipe.seed},
     )
 
 
-def grow_trees(build: Build, recipe: Recipe, options: BuildOptions, budget: Budget) -> RunResult:
-    """Grow what is still missing of a build."""
-    where = Execution(options.executor, options.address, options.endpoints)
+def grow_trees(
+    build: Build,
+    recipe: Recipe,
+    units: list[Unit],
+    options: BuildOptions,
+    budget: Budget,
+    execution: Execution = HERE,
+    *,
+    pilot: int | None = None,
+) -> RunResult:
+    """Grow what is still missing of a build, of a pilot only that many trees."""
     workload = TreeWorkload(recipe, build.work, build.plan.models[0].name)
-    executor = make_executor(workload, budget, recipe.trees.concurrency, options.waiting, where)
-    return run_units(build, units_of(recipe, options), executor, budget, options)
+    executor = make_executor(workload, budget, recipe.trees.concurrency, report_waiting(options.progress), execution)
+    return run_units(build, units, executor, budget, options.progress, pilot=pilot)
 
 
-def units_of(recipe: Recipe, options: BuildOptions) -> list[Unit]:
+def units_of(recipe: Recipe, prompts: Artifact, limit: int | None) -> list[Unit]:
     """Return the trees to be grown; the payload is the prompt."""
     return [
         Unit(identity.tree_id(row["prompt_id"], recipe.seed, ordinal), number, row["prompt"], row)
-        for number, row in enumerate(options.rows(options.parent("prompts"), list(Prompt._fields)))
+        for number, row in enumerate(input_rows(prompts, list(Prompt._fields), limit))
         for ordinal in range(recipe.trees.trees_per_prompt)
     ]
 

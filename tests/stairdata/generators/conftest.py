@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from stairdata.generators.structured_cot.build import build_structured_cot
+from stairdata.generators.structured_cot.plan import TeacherOptions
 from stairdata.recipe import Recipe
 from stairdata.runs.options import BuildOptions
 from stairdata_schemas.artifacts import Artifact
@@ -43,6 +45,7 @@ def teach(
             "inputs": (str(source.folder),),
             "max_quarantine": 1.0,
         } | options
-        return build_structured_cot(recipe, BuildOptions(**settings))
+        asking = {each.name: settings.pop(each.name) for each in fields(TeacherOptions) if each.name in settings}
+        return build_structured_cot(recipe, BuildOptions(**settings), TeacherOptions(**asking))
 
     return build

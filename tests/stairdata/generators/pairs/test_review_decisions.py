@@ -133,7 +133,7 @@ def test_pairs_are_built_again_by_what_reviewers_said(trees: Artifact, tmp_path:
     assert plain.manifest.rows == 4
     reviews = reviews_of(plain, [[C], [R, R, T], [T]])
     recipe = Recipe(preference_pairs=PreferencePairsSection(reviews=section(overruled="flip")))
-    built = build_preference_pairs(recipe, BuildOptions(root=tmp_path, reviews="reviews"))
+    built = build_preference_pairs(recipe, BuildOptions(root=tmp_path), "reviews")
     assert validate_artifact(built) == []
     before, after = (artifact.scan().collect() for artifact in (plain, built))
     assert after["margin"].to_list().count(-before["margin"][1]) == 1
@@ -153,11 +153,11 @@ def test_a_second_round_on_turned_pairs_counts_with_sides_exchanged(trees: Artif
     pairs = build_preference_pairs(Recipe(), BuildOptions(root=tmp_path))
     reviews_of(pairs, [[R], [C]])
     recipe = Recipe(preference_pairs=PreferencePairsSection(reviews=section(overruled="flip")))
-    first = build_preference_pairs(recipe, BuildOptions(root=tmp_path, reviews="reviews@1.0.0"))
+    first = build_preference_pairs(recipe, BuildOptions(root=tmp_path), "reviews@1.0.0")
     frame = first.scan().collect()
     turned = frame["margin"].to_list().index(min(frame["margin"]))
     reviews_of(first, [[C] if number == turned else [] for number in range(turned + 1)])
-    second = build_preference_pairs(recipe, BuildOptions(root=tmp_path, reviews="reviews@1.1.0"))
+    second = build_preference_pairs(recipe, BuildOptions(root=tmp_path), "reviews@1.1.0")
     assert frame["pair_id"][turned] in set(second.scan().collect()["pair_id"])
     assert second.manifest.details["reviews"]["flipped"] == 1
     assert second.manifest.details["reviews"]["reviewed_but_no_pair"] == 0
@@ -174,7 +174,7 @@ def test_only_what_was_reviewed_may_train(trees: Artifact, tmp_path: Path) -> No
     plain = build_preference_pairs(Recipe(), BuildOptions(root=tmp_path))
     reviews_of(plain, [[C], [C]])
     recipe = Recipe(preference_pairs=PreferencePairsSection(reviews=section(unreviewed="drop")))
-    assert build_preference_pairs(recipe, BuildOptions(root=tmp_path, reviews="reviews@1.0.0")).manifest.rows == 2
+    assert build_preference_pairs(recipe, BuildOptions(root=tmp_path), "reviews@1.0.0").manifest.rows == 2
 
 
 def test_reviews_of_other_trees_are_refused(trees: Artifact, tmp_path: Path) -> None:
@@ -182,17 +182,17 @@ def test_reviews_of_other_trees_are_refused(trees: Artifact, tmp_path: Path) -> 
     reviews_of(pairs, [[C]])
     artifact_of(tmp_path, [tree_of(SHAPE, 0, actor="another")])
     with pytest.raises(UsageError, match=r"about pairs of other trees than trees@1\.1\.0"):
-        build_preference_pairs(Recipe(), BuildOptions(root=tmp_path, reviews="reviews"))
+        build_preference_pairs(Recipe(), BuildOptions(root=tmp_path), "reviews")
     rows = [review("0" * 16, "r", None, item_kind="trees", answers="{}")]
     build_reviews(rows, trees, Source("trees", "trees", "answers/1"), tmp_path)
     with pytest.raises(UsageError, match="is about trees; name reviews of preference_pairs"):
-        build_preference_pairs(Recipe(), BuildOptions(root=tmp_path, reviews="reviews"))
+        build_preference_pairs(Recipe(), BuildOptions(root=tmp_path), "reviews")
     with pytest.raises(UsageError, match="of kind trees"):
-        build_preference_pairs(Recipe(), BuildOptions(root=tmp_path, reviews="trees@1.0.0"))
+        build_preference_pairs(Recipe(), BuildOptions(root=tmp_path), "trees@1.0.0")
 
 
 def test_no_pair_left_says_so(trees: Artifact, tmp_path: Path) -> None:
     pairs = build_preference_pairs(Recipe(), BuildOptions(root=tmp_path))
     reviews_of(pairs, [[T]] * 4)
     with pytest.raises(BuildError, match="by reviewers 4"):
-        build_preference_pairs(Recipe(), BuildOptions(root=tmp_path, reviews="reviews"))
+        build_preference_pairs(Recipe(), BuildOptions(root=tmp_path), "reviews")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import pytest
 
-from stairdata.generators.forecast import forecast_build
+from stairdata.generators.forecast import forecast_prompts
 from stairdata.generators.prompts.build import build_prompts
 from stairdata.generators.prompts.task_labels import read_task
 from stairdata.llm.budget import Limits
@@ -119,11 +119,11 @@ def test_without_a_judge_the_task_is_asked_for(recipe: dict[str, Any], tmp_path:
 
 
 def test_a_forecast_says_how_many_are_asked_about(recipe: dict[str, Any], stub_llm: StubServer, tmp_path: Path) -> None:
-    words = forecast_build("prompts", Recipe.model_validate(recipe), BuildOptions(root=tmp_path / "artifacts"))
+    words = forecast_prompts(Recipe.model_validate(recipe), BuildOptions(root=tmp_path / "artifacts")).words
     assert "6 without a task" in words
     assert "cost" in words
     assert not (tmp_path / "artifacts").exists()
     assert stub_llm.stats()["requests"] == 0
     del recipe["prompts"]["task_judge"]
-    words = forecast_build("prompts", Recipe.model_validate(recipe), BuildOptions(root=tmp_path))
+    words = forecast_prompts(Recipe.model_validate(recipe), BuildOptions(root=tmp_path)).shown(json_=False)
     assert words == "prompts: asks no model"

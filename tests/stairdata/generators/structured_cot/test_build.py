@@ -18,7 +18,8 @@ from hypothesis import given
 from stairdata.generators.prompts.build import build_prompts
 from stairdata.generators.structured_cot.answer import WrittenAnswer, read_row
 from stairdata.generators.structured_cot.build import build_structured_cot
-from stairdata.generators.structured_cot.cost_estimate import forecast_teachers
+from stairdata.generators.structured_cot.cost_estimate import forecast_structured_cot
+from stairdata.generators.structured_cot.plan import TeacherOptions
 from stairdata.generators.structured_cot.preference_judge import read_choice
 from stairdata.generators.structured_cot.quality_gate import RULES, check_answer, explain_rule
 from stairdata.generators.structured_cot.requests import TeacherPrompt, TeacherTemplates, make_request
@@ -393,7 +394,7 @@ def forecast(model: str, prompts: Artifact, **section: Any) -> str:
     teacher = {"base_url": "http://127.0.0.1:9/v1", "model": model, "max_tokens": 1000}
     price = {model: {"input": 2.5, "output": 10.0}}
     recipe = Recipe.model_validate({"structured_cot": {"teacher": teacher, **section}, "prices": price})
-    return forecast_teachers(recipe, BuildOptions(root=prompts.folder.parent.parent))
+    return forecast_structured_cot(recipe, BuildOptions(root=prompts.folder.parent.parent)).shown(json_=False)
 
 
 def test_a_forecast_with_tiktoken(make_prompts: Callable[[int], Artifact], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -471,7 +472,7 @@ def test_smollm2_with_structured_outputs_makes_fifty_rows(tmp_path: Path) -> Non
     build_prompts(recipe, options)
     artifact = built(build_structured_cot(recipe, options))
     while artifact.manifest.rows < WANTED and int(artifact.manifest.version.split(".")[1]) < 5:
-        artifact = built(build_structured_cot(recipe, dataclasses.replace(options, retry_quarantined=True)))
+        artifact = built(build_structured_cot(recipe, options, TeacherOptions(retry_quarantined=True)))
     rows = artifact.scan().collect().to_dicts()
     assert len(rows) >= WANTED
     assert all(grammar.parse(row["completion"]).output == row["output"] for row in rows)
@@ -487,11 +488,16 @@ def test_a_forecast_of_a_retry_counts_what_is_asked_again(
     teacher = {"base_url": stub_llm.base_url, "model": "actor", "retries": 2}
     recipe = Recipe.model_validate({"structured_cot": {"teacher": teacher, "concurrency": 1}})
     options = BuildOptions(root=prompts.folder.parent.parent, inputs=(str(prompts.folder),))
-    assert forecast_teachers(recipe, options).startswith("structured_cot@1.0.0 is finished; there is nothing left")
+    assert (
+        forecast_structured_cot(recipe, options)
+        .shown(json_=False)
+        .startswith("structured_cot@1.0.0 is finished; there is nothing left")
+    )
     anew = dataclasses.replace(options, fresh=True)
-    assert forecast_teachers(recipe, anew).startswith("structured_cot: 5 prompts\n")
-    again = dataclasses.replace(options, retry_quarantined=True)
-    assert forecast_teachers(recipe, again).startswith("structured_cot: 2 prompts")
+    assert forecast_structured_cot(recipe, anew).shown(json_=False).startswith("structured_cot: 5 prompts\n")
+    again = forecast_structured_cot(recipe, options, TeacherOptions(retry_quarantined=True))
+    assert again.words.startswith("structured_cot: 2 prompts")
+    assert [(load.role, load.requests) for load in again.models] == [("teacher", 2)]
 
 
 def test_a_forecast_leaves_out_what_an_unfinished_build_has(
@@ -506,7 +512,7 @@ def test_a_forecast_leaves_out_what_an_unfinished_build_has(
     teacher = {"base_url": stub_llm.base_url, "model": "actor", "retries": 2}
     recipe = Recipe.model_validate({"structured_cot": {"teacher": teacher}})
     options = BuildOptions(root=tmp_path / "artifacts", inputs=(str(prompts.folder),))
-    said = forecast_teachers(recipe, options)
+    said = forecast_structured_cot(recipe, options).shown(json_=False)
     assert said.startswith(
         f"structured_cot: {7 - rows} prompts left; structured_cot@1.0.0 is unfinished and has {rows} already\n"
     )
@@ -516,7 +522,7 @@ def test_a_forecast_leaves_out_what_an_unfinished_build_has(
         teach(7, prompts=prompts, batch="submit", limits=Limits(total_tokens=11_000))
     under_way = sum(stub_llm.stats()["sent_in_batches"].values())
     assert 0 < under_way < 7 - rows
-    said = forecast_teachers(recipe, options)
+    said = forecast_structured_cot(recipe, options).shown(json_=False)
     assert f"; {under_way} requests are answered or under way\n" in said
     assert re.search(rf"requests +{7 - rows - under_way}\n", said)
 

@@ -25,7 +25,9 @@ from stairdata.llm.budget import Limits, Spent, StoppedError
 from stairdata.llm.client import DEAD_AFTER
 from stairdata.recipe import Recipe
 from stairdata.runs import runner
+from stairdata.runs.executors import Execution
 from stairdata.runs.options import BuildOptions
+from stairdata.runs.progress import quiet
 from stairdata.runs.row_journal import RowJournal
 from stairdata.runs.runner import open_budget
 from stairdata_schemas.artifacts import Artifact, validate_artifact
@@ -82,10 +84,9 @@ def build(
             limit=limit,
             max_quarantine=max_quarantine,
             limits=limits,
-            endpoints=endpoints,
             tell=tell,
         )
-        return build_trees(recipe, options)
+        return build_trees(recipe, options, Execution(endpoints=endpoints))
 
     return grow
 
@@ -522,7 +523,7 @@ def test_what_was_spent_is_on_disk_at_once(tmp_path: Path) -> None:
     assert isinstance(begun, UnfinishedBuild)
     with begun:
         budget, options = open_budget(begun, Recipe(), BuildOptions(root=tmp_path)), BuildOptions(root=tmp_path)
-        runner.UnitRun(begun, RowJournal(begun), budget, options, 1)
+        runner.UnitRun(begun, RowJournal(begun), budget, quiet, 1)
         for _ in range(3):
             budget.charge(Spent(1234567, 1 / 3))
             assert open_budget(begun, Recipe(), options).spent == budget.spent

@@ -14,6 +14,7 @@ import pytest
 from stairdata.generators.trees.build import build_trees
 from stairdata.recipe import Recipe
 from stairdata.runs import ray_executor
+from stairdata.runs.executors import Execution
 from stairdata.runs.options import BuildOptions
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import BudgetError, BuildError, ServerError, UsageError
@@ -48,14 +49,10 @@ def build(
         recipe = Recipe.model_validate({"actor": actor, "trees": trees})
         endpoints = options.pop("endpoints", (stub_llm.base_url, stub_llm.base_url) if executor == "ray" else ())
         prompts = str(make_prompts(count).folder)
-        given = BuildOptions(root=tmp_path / executor, inputs=(prompts,), executor=executor, endpoints=endpoints)
-        return build_trees(recipe, BuildOptions(**{**_fields(given), **options}))
+        given = BuildOptions(root=tmp_path / executor, inputs=(prompts,), **options)
+        return build_trees(recipe, given, Execution(executor, endpoints=endpoints))
 
     return grow
-
-
-def _fields(options: BuildOptions) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in BuildOptions.__dataclass_fields__}
 
 
 def _rows(artifact: Artifact) -> Any:

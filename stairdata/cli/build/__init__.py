@@ -1,0 +1,1 @@
+"""`stairdata build KIND`: one command a kind."""

@@ -1,0 +1,18 @@
+"""`stairdata build responses`."""
+
+from __future__ import annotations
+
+from stairdata.cli.build.shared import SharedOptions, takes_shared_options
+
+
+@takes_shared_options
+def build(shared: SharedOptions) -> None:
+    """Build answers of the actor to prompts: one, or the best of n by a process reward model."""
+    from stairdata.generators.forecast import forecast_responses
+    from stairdata.stages import build_responses
+
+    recipe = shared.read_recipe()
+    shared.run(
+        lambda options: forecast_responses(recipe, options),
+        lambda options: build_responses(recipe, options),
+    )

@@ -1,0 +1,151 @@
+"""What `build` takes for each kind alike: options, the progress report, and how the result is printed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from stairdata.cli.console import ProgressFunction, emit, say, show_progress
+from stairdata.cli.options import (
+    InputOption,
+    JsonOption,
+    LimitOption,
+    RecipeOption,
+    RootOption,
+    SetOption,
+    VersionOption,
+    read_recipe,
+    root_folder,
+)
+from stairdata.cli.results import print_artifact
+
+if TYPE_CHECKING:
+    from stairdata.runs.forecast import Forecast
+    from stairdata.runs.options import BuildOptions
+    from stairdata.stages import FullRecipe
+    from stairdata_schemas.artifacts import Artifact
+
+COSTS = "Costs and limits"  # heading of the help
+
+
+@dataclass(frozen=True, slots=True)
+class SharedOptions:
+    """The options of `build` that every kind takes; the fields are the command line's parameters."""
+
+    recipe: RecipeOption = None
+    set_: SetOption = None
+    input_: InputOption = None
+    root: RootOption = None
+    version: VersionOption = None
+    limit: LimitOption = None
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of continuing an unfinished build.")] = (
+        False
+    )
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print what the build would ask of the models, and build nothing.",
+            rich_help_panel=COSTS,
+        ),
+    ] = False
+    max_total_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-total-tokens", min=1, help="Stop before the build takes more tokens.", rich_help_panel=COSTS
+        ),
+    ] = None
+    max_cost: Annotated[
+        float | None,
+        typer.Option(
+            "--max-cost", min=0, help="Stop before it costs more, by the recipe's prices.", rich_help_panel=COSTS
+        ),
+    ] = None
+    max_seconds: Annotated[
+        float | None, typer.Option("--max-seconds", min=0, help="Stop this run after that time.", rich_help_panel=COSTS)
+    ] = None
+    max_quarantine: Annotated[
+        float, typer.Option("--max-quarantine", min=0, max=1, help="Fail if a larger share of the rows is refused.")
+    ] = 0.05
+    json_: JsonOption = False
+
+    def read_recipe(self) -> FullRecipe:
+        """Read the recipe that these options name."""
+        return read_recipe(self.recipe, self.set_)
+
+    @contextmanager
+    def build_options(self) -> Iterator[BuildOptions]:
+        """Yield what the generator is told, with a progress report on stderr."""
+        from stairdata.llm.budget import Limits
+        from stairdata.runs.options import BuildOptions
+
+        with show_progress() as progress:
+            yield BuildOptions(
+                root=root_folder(self.root),
+                version=self.version,
+                inputs=tuple(self.input_ or ()),
+                limit=self.limit,
+                fresh=self.fresh,
+                max_quarantine=self.max_quarantine,
+                progress=progress,
+                limits=Limits(self.max_total_tokens, self.max_cost, self.max_seconds),
+                tell=lambda words: say(words) if words else None,
+            )
+
+    def run(
+        self,
+        forecast: Callable[[BuildOptions], Forecast],
+        generate: Callable[[BuildOptions], Artifact | None],
+    ) -> None:
+        """Build, or print the forecast where that is asked for."""
+        with self.build_options() as options:
+            if self.dry_run:
+                emit(forecast(options).shown(json_=self.json_))
+                return
+            artifact = generate(options)
+            if artifact is not None:
+                _check_for_push(artifact, options.progress)
+        print_artifact(artifact, json_=self.json_)
+
+
+def takes_shared_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `SharedOptions` besides its own; it gets them as its first argument."""
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+    hints = get_type_hints(SharedOptions, include_extras=True)
+    shared = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[name])
+        for name, field in SharedOptions.__dataclass_fields__.items()
+    ]
+
+    def with_shared(**values: Any) -> None:
+        given = SharedOptions(**{each.name: values.pop(each.name) for each in shared})
+        command(given, **values)
+
+    parameters = [*shared, *(each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own)]
+    with_shared.__doc__ = command.__doc__
+    with_shared.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_shared.__annotations__ = {each.name: each.annotation for each in parameters}
+    return with_shared
+
+
+def comma_separated(text: str | None) -> tuple[str, ...]:
+    """Split a list that is written with commas."""
+    return tuple(filter(None, map(str.strip, (text or "").split(","))))
+
+
+def _check_for_push(artifact: Artifact, progress: ProgressFunction) -> None:
+    """Check a large artifact while nobody waits for it, so that its push need not read the rows again."""
+    from stairdata.hub.checks import check, is_large, is_noted
+
+    if is_large(artifact):
+        from stairdata.hub.secrets import own_secrets
+
+        own = own_secrets()
+        if not is_noted(artifact, own):  # a build that was finished before costs no hashing
+            progress(f"checking {artifact.reference}", 0, 0)
+            check(artifact, own)  # what it finds is told when somebody pushes

@@ -1,0 +1,57 @@
+"""`stairdata build trees`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from stairdata.cli.build.shared import COSTS, SharedOptions, comma_separated, takes_shared_options
+
+
+class ExecutorName(StrEnum):
+    """Where trees are grown."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+@takes_shared_options
+def build(
+    shared: SharedOptions,
+    pilot: Annotated[
+        int | None,
+        typer.Option(
+            "--pilot",
+            min=1,
+            help="With --dry-run: build that many rows, keep them, and extrapolate from them.",
+            rich_help_panel=COSTS,
+        ),
+    ] = None,
+    endpoints: Annotated[
+        str | None,
+        typer.Option("--endpoints", metavar="URL,URL", help="Spread trees over several servers of the actor."),
+    ] = None,
+    executor: Annotated[
+        ExecutorName,
+        typer.Option("--executor", help="Where trees are grown: in this process, or by replicas on a Ray cluster."),
+    ] = ExecutorName.LOCAL,
+    address: Annotated[
+        str | None, typer.Option("--address", help="Ray cluster; default: one on this machine.", show_default=False)
+    ] = None,
+) -> None:
+    """Build search trees: SI-MCTS by the actor, one tree a prompt."""
+    from stairdata.generators.forecast import forecast_trees
+    from stairdata.generators.trees.build import build_trees
+    from stairdata.runs.executors import Execution
+    from stairdata_schemas.errors import UsageError
+
+    if pilot and not shared.dry_run:
+        raise UsageError("--pilot goes with --dry-run; --limit builds an artifact of the first rows")
+    recipe = shared.read_recipe()
+    execution = Execution(executor.value, address, comma_separated(endpoints))
+    shared.run(
+        lambda options: forecast_trees(recipe, options, execution, pilot),
+        lambda options: build_trees(recipe, options, execution),
+    )

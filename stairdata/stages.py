@@ -1,0 +1,176 @@
+"""The stages of STAIR, one call each, out of one recipe: build an artifact of a kind, or train a model on one.
+
+Besides `pipeline`, which runs them in order, only the command line knows the training package as well as the
+generators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stairdata.recipe import Recipe, load_recipe, packaged_recipe
+from stairdata_training.config import DpoConfig, PrmConfig, SftConfig
+
+if TYPE_CHECKING:
+    from stairdata.runs.options import BuildOptions
+    from stairdata.runs.progress import Progress
+    from stairdata_schemas.artifacts import Artifact
+    from stairdata_training.output import TrainingSummary
+    from stairdata_training.scoring import PrmScorer
+
+BUILT_KINDS = ("prompts", "structured_cot", "trees", "preference_pairs", "prm_pairs", "responses")
+TRAINED_ON = {"sft": "structured_cot", "dpo": "preference_pairs", "prm": "prm_pairs"}
+"""The kind of artifact that each training stage takes."""
+
+
+class FullRecipe(Recipe):
+    """One YAML file, one section a stage."""
+
+    sft: SftConfig = SftConfig()
+    dpo: DpoConfig = DpoConfig()
+    prm: PrmConfig = PrmConfig()
+
+
+def read_full_recipe(path: Path | None, overrides: Sequence[str] = ()) -> FullRecipe:
+    """Read a recipe with all its sections.
+
+    Args:
+        path: a YAML file, or the name of a recipe that comes with the package; None is all defaults.
+        overrides: `key.key=value`, whose values are YAML.
+
+    Raises:
+        RecipeError: the file can't be read, isn't YAML, or has an unknown key or a wrong value.
+        UsageError: an override that isn't `key=value`.
+    """
+    return load_recipe(FullRecipe, packaged_recipe(path), list(overrides))
+
+
+def build_kind(kind: str, recipe: FullRecipe, options: BuildOptions, **own: Any) -> Artifact | None:
+    """Run the generator of a kind.
+
+    Args:
+        kind: one of `BUILT_KINDS`.
+        recipe: all sections.
+        options: where, from what, how much.
+        own: what this kind alone takes: `execution` of trees, `asking` of structured_cot, `reviews` of
+            preference_pairs.
+
+    Returns:
+        The artifact; None where a batch leaves it unfinished.
+
+    Raises:
+        UsageError: an unknown kind.
+        StairDataError: as the kind's generator says.
+    """
+    from stairdata_schemas.errors import UsageError, quote, suggest
+
+    name = kind.replace("-", "_")
+    if name not in BUILT_KINDS:
+        raise UsageError(f"can't build {quote(kind)}; {suggest(kind, BUILT_KINDS)}")
+    return _generator(name)(recipe, options, **own)
+
+
+def _generator(kind: str) -> Callable[..., Artifact | None]:
+    """Import one generator alone: what talks to models takes longer to import than pairs take to build."""
+    if kind == "prompts":
+        from stairdata.generators.prompts.build import build_prompts
+
+        return build_prompts
+    if kind == "structured_cot":
+        from stairdata.generators.structured_cot.build import build_structured_cot
+
+        return build_structured_cot
+    if kind == "trees":
+        from stairdata.generators.trees.build import build_trees
+
+        return build_trees
+    if kind == "responses":
+        return build_responses
+    from stairdata.generators.pairs.build import build_preference_pairs, build_prm_pairs
+
+    return build_preference_pairs if kind == "preference_pairs" else build_prm_pairs
+
+
+def build_responses(recipe: FullRecipe, options: BuildOptions) -> Artifact:
+    """Build responses with the recipe's process reward model: generators don't know the training package."""
+    from stairdata.generators.responses.build import build_responses as build
+
+    if recipe.responses.prm is None:
+        return build(recipe, options)
+    from stairdata_schemas.manifest import ModelIdentity
+    from stairdata_schemas.rendering import model_hash
+
+    folder = Path(recipe.responses.prm)
+    identity = ModelIdentity(role="prm", name=folder.name, revision=model_hash(folder))
+
+    @cache
+    def scorer() -> PrmScorer:
+        from stairdata_training.scoring import PrmScorer
+
+        return PrmScorer.load(folder)
+
+    def score(items: Sequence[tuple[str, str, bool]]) -> list[float]:
+        return scorer().score(items)
+
+    return build(recipe, options, score, identity)
+
+
+def train_stage(
+    stage: str, recipe: FullRecipe, artifact: Artifact, model: str, output: Path, progress: Progress
+) -> TrainingSummary:
+    """Run one training stage.
+
+    Raises:
+        TrainingError: the training extra is missing, or the data would train something else than meant.
+    """
+    from stairdata_training.output import finished
+
+    section = getattr(recipe, stage)
+    fingerprint = _fingerprint(stage, section.model_dump(mode="json"), artifact, model)
+    done = finished(output, fingerprint)
+    if done is not None:
+        return done
+    trainer = _trainer(stage)
+
+    def on_progress(step: int, steps: int, logs: dict[str, float]) -> None:
+        loss = f" (loss {logs['loss']:.3f})" if "loss" in logs else ""
+        progress(f"train {stage}{loss}", step, steps)
+
+    summary: TrainingSummary = trainer(
+        artifact.dataset(),
+        model,
+        output,
+        section,
+        fingerprint=fingerprint,
+        on_progress=on_progress,
+    )
+    return summary
+
+
+def _trainer(stage: str) -> Any:
+    from stairdata_schemas.errors import TrainingError
+
+    try:
+        import trl  # noqa: F401
+    except ImportError as error:
+        raise TrainingError(f"training needs {error.name}: pip install 'stairdata[training]'") from error
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    from stairdata_training.dpo import train_dpo
+    from stairdata_training.prm import train_prm
+    from stairdata_training.sft import train_sft
+
+    return {"sft": train_sft, "dpo": train_dpo, "prm": train_prm}[stage]
+
+
+def _fingerprint(stage: str, section: dict[str, Any], artifact: Artifact, model: str) -> str:
+    from stairdata_schemas.manifest import sha256_of_json
+    from stairdata_schemas.rendering import model_hash
+
+    start = model_hash(Path(model)) if Path(model).is_dir() else model
+    rows_decide = {key: value for key, value in section.items() if key not in {"model", "output"}}
+    return sha256_of_json([stage, rows_decide, artifact.manifest.content_hash, start])
