@@ -17,8 +17,8 @@ from stairdata_review.reviewers import hash_of
 from stairdata_review.reviews import Source, build_reviews, counted
 from stairdata_review.settings import CONTACT, guidelines_of
 from stairdata_schemas.artifacts import Artifact
-from stairdata_schemas.building import Refused
 from stairdata_schemas.errors import InputError, quote
+from stairdata_schemas.writing import QuarantineRow
 
 PAIR_CHOICES = {"verdict": ["A", "B", "tie", "both_bad"], "safe": ["A", "B", "both", "neither"]}
 ANSWER_CHOICES = {
@@ -129,7 +129,7 @@ class _Reader:
     def __init__(self, artifact: Artifact, salt: str, reviewer: str | None) -> None:
         self.kind = artifact.kind
         self.rows: list[dict[str, Any]] = []
-        self.refused: list[Refused] = []
+        self.refused: list[QuarantineRow] = []
         self.left_out: list[str] = []
         self._artifact = artifact
         self._salt = salt
@@ -171,7 +171,7 @@ class _Reader:
         broken = next((rule for rule, is_broken in checks.items() if is_broken), None)
         if broken or item is None:
             raw = json.dumps({name: row[name] for name in ("item_id", *answers)}, ensure_ascii=False)
-            self.refused.append(Refused(path.name, number, broken or "unknown_item", raw))
+            self.refused.append(QuarantineRow(path.name, number, broken or "unknown_item", raw))
             return
         self._seen.add((item.item_id, who))
         self.rows.append(self._review(row, item, sides[0], who, known) | {"submitted_at": moment})
