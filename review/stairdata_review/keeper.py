@@ -15,14 +15,12 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import IO
 
 from stairdata_review.credentials import FILE, Credentials, ensure_credentials, write_private
 from stairdata_review.environment import ensure_environment
@@ -30,7 +28,6 @@ from stairdata_review.server import (
     ANOTHER_RUNS,
     DATABASE,
     DEFAULT_PORT,
-    HOST,
     LOGS,
     POLL,
     START_TIMEOUT,
@@ -40,11 +37,10 @@ from stairdata_review.server import (
     hold,
     is_healthy,
     make_folder,
-    process_start,
 )
-from stairdata_schemas import supervisor
 from stairdata_schemas.errors import ReviewError, StairDataError, quote
 from stairdata_schemas.files import write_atomic
+from stairdata_schemas.processes import HOST, SupervisedProcess, free_port, last_line, port_obstacle, started_at
 
 ENGINE = Path(__file__).with_name("engine")
 TEMPORARY = "tmp"
@@ -55,23 +51,14 @@ KEPT = ("HOME", "PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "USER", "LOGNAME", "
 OnReady = Callable[[Running], None]
 
 
-class Process:
-    """One of the server's processes, under a supervisor."""
+class ServerProcess(SupervisedProcess):
+    """One of the server's processes, with a log of its own."""
 
     def __init__(self, name: str, command: list[str], environment: dict[str, str], folder: Path) -> None:
         self.name = name
         self.log = folder / LOGS / f"{name}.log"
-        supervised = [sys.executable, "-I", supervisor.__file__, "--", *command]
-        with _open_log(self.log) as log:
-            self._process = subprocess.Popen(
-                supervised,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env=environment,
-                cwd=folder,
-                start_new_session=True,
-            )
+        with os.fdopen(os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as log:
+            super().__init__(command, log, environment, folder)
 
     def check(self) -> None:
         """Raise if the process has ended.
@@ -79,24 +66,8 @@ class Process:
         Raises:
             ReviewError: with its last words.
         """
-        status = self._process.poll()
-        if status is not None:
+        if (status := self.status) is not None:
             raise ReviewError(f"{self.name} ended with status {status}: {last_words(self.log)}; its log: {self.log}")
-
-    def wait(self, seconds: float) -> int | None:
-        """Wait for the end; return the exit status, or None if it runs on."""
-        try:
-            return self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return None
-
-    def stop(self) -> None:
-        """End the process and everything it started."""
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        if self.wait(supervisor.GRACE + 10) is None:
-            self._process.kill()
-            self._process.wait()
 
 
 def keep(
@@ -141,15 +112,15 @@ def _start_all(
     redis_url: str | None,
     processes: contextlib.ExitStack,
     stopping: threading.Event,
-) -> tuple[Running | None, list[Process]]:
+) -> tuple[Running | None, list[ServerProcess]]:
     chosen = choose_port(port)
     if not (folder / FILE).exists() or not (folder / DATABASE).exists():
         (folder / UNTOLD).touch(mode=0o600)
     credentials = ensure_credentials(folder)
-    started: list[Process] = []
+    started: list[ServerProcess] = []
 
-    def launch(name: str, command: list[str], environment: dict[str, str]) -> Process:
-        process = Process(name, command, environment, folder)
+    def launch(name: str, command: list[str], environment: dict[str, str]) -> ServerProcess:
+        process = ServerProcess(name, command, environment, folder)
         processes.callback(process.stop)
         started.append(process)
         return process
@@ -166,7 +137,7 @@ def _start_all(
         url=f"http://{HOST}:{chosen}",
         folder=folder,
         pid=os.getpid(),
-        started=process_start(os.getpid()) or "",
+        started=started_at(os.getpid()) or "",
         redis_url=_without_password(redis_url),
         new_owner=(folder / UNTOLD).exists(),
     )
@@ -185,11 +156,11 @@ def _start_redis(
     folder: Path,
     python: Path,
     credentials: Credentials,
-    launch: Callable[[str, list[str], dict[str, str]], Process],
+    launch: Callable[[str, list[str], dict[str, str]], ServerProcess],
     *,
     besides: int,
 ) -> str:
-    port = _free_port(besides)
+    port = free_port(besides)  # the server's is chosen already, and bound later
     data = folder / "redis"
     data.mkdir(exist_ok=True)
     settings = {
@@ -209,7 +180,7 @@ def _start_redis(
     return f"redis://:{credentials.redis_password}@{HOST}:{port}/0"
 
 
-def _wait_for_redis(port: int, password: str, process: Process) -> None:
+def _wait_for_redis(port: int, password: str, process: ServerProcess) -> None:
     deadline = time.monotonic() + START_TIMEOUT
     while not _redis_answers(port, password):
         process.check()
@@ -240,7 +211,7 @@ def redis_program(python: Path) -> Path:
 
 def _prepare(command: list[str], environment: dict[str, str], folder: Path, stopping: threading.Event) -> None:
     """Migrate the database, add what the search needs, and give the owner the name, password and key of the file."""
-    process = Process("prepare", command, environment, folder)
+    process = ServerProcess("prepare", command, environment, folder)
     try:
         while (status := process.wait(POLL)) is None and not stopping.is_set():
             continue
@@ -285,30 +256,12 @@ def choose_port(port: int | None) -> int:
         ReviewError: the port asked for is taken.
     """
     if port == 0:
-        return _free_port()
-    if _is_free(port or DEFAULT_PORT):
+        return free_port()
+    if port_obstacle(port or DEFAULT_PORT) is None:
         return port or DEFAULT_PORT
     if port is None:
-        return _free_port()
+        return free_port()
     raise ReviewError(f"port {port} is taken by another program: end it, or name another with --port (0: a free one)")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-    return True
-
-
-def _free_port(besides: int = 0) -> int:
-    """Return a free port, and another one than that which is promised already but not taken yet."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port if port != besides else _free_port(besides)
 
 
 def _without_password(url: str | None) -> str | None:
@@ -320,15 +273,8 @@ def _without_password(url: str | None) -> str | None:
 
 def last_words(log: Path) -> str:
     """Return the last line of a log, quoted."""
-    try:
-        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    except OSError:
-        lines = []
-    return quote(lines[-1].strip(), 300) if lines else "it said nothing"
-
-
-def _open_log(path: Path) -> IO[bytes]:
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb")
+    line = last_line(log)
+    return quote(line, 300) if line else "it said nothing"
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """A real Argilla server of our own: environment, Redis, SQLite and our search engine, started with one call.
 
 It runs as three processes: redis-server on a private port, Argilla's web server on 127.0.0.1, and the worker of its
-background jobs. Each is under `stairdata_schemas.supervisor`, which ends it when the process that keeps them is gone.
+background jobs. Each is supervised (`stairdata_schemas.processes`): it ends when the process that keeps them is gone.
 That keeper is this process in the foreground, or `python -m stairdata_review.keeper` in the background. While it
 lives it holds the lock `server.lock` in the server's folder, so that a second start finds the first.
 """
@@ -28,10 +28,10 @@ from stairdata_review.credentials import FILE, Credentials, read_credentials
 from stairdata_review.environment import ensure_environment
 from stairdata_schemas.errors import ReviewError, quote
 from stairdata_schemas.files import write_atomic
+from stairdata_schemas.processes import last_line, started_at, wait_for
 
 OnProgress = Callable[[str], None]
 
-HOST = "127.0.0.1"
 DEFAULT_PORT = 6900
 STATE = "server.json"
 LOCK = "server.lock"
@@ -164,7 +164,7 @@ def _wait_until_found(folder: Path, process: subprocess.Popen[bytes], log: Path)
             )
         if found is not None and is_healthy(found):
             return found.model_copy(update={"new_owner": found.new_owner and found.pid == process.pid})
-        status = _wait(process, POLL)
+        status = wait_for(process, POLL)
         if status not in {None, ANOTHER_RUNS} or (status == ANOTHER_RUNS and not _is_locked(folder)):
             raise ReviewError(
                 _last_error(log) or f"the server ended with status {status}; its logs: {str(log.parent)!r}"
@@ -183,7 +183,7 @@ def stop(folder: Path | None = None) -> bool:
     while _is_locked(folder):
         found = find(folder)
         if found is not None and not signalled:
-            if process_start(found.pid) != found.started:
+            if started_at(found.pid) != found.started:
                 raise ReviewError(
                     f"the server in {str(folder)!r} is kept by a process that can't be found (on another machine?): "
                     "end it there"
@@ -257,21 +257,6 @@ def hold(folder: Path) -> Iterator[bool]:
         lock.release()
 
 
-def process_start(pid: int) -> str | None:
-    """Return when a process began, in the system's words, or None if there is none."""
-    stat = Path(f"/proc/{pid}/stat")
-    try:
-        return stat.read_text(errors="replace").rpartition(")")[2].split()[19]
-    except OSError:
-        pass
-    if stat.parent.parent.joinpath("self").exists():
-        return None
-    shown = subprocess.run(  # macOS
-        ["/bin/ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
-    )
-    return shown.stdout.strip() or None
-
-
 def _is_locked(folder: Path) -> bool:
     if not (folder / LOCK).exists():
         return False
@@ -284,16 +269,8 @@ def _is_locked(folder: Path) -> bool:
         raise ReviewError(f"the server's folder {str(folder)!r} can't be used: {error.strerror}") from error
 
 
-def _wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:
-    try:
-        return process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return None
-
-
 def _last_error(log: Path) -> str | None:
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    if not lines:
-        return None
-    last = lines[-1]
-    return last.removeprefix("error: ") if last.startswith("error: ") else f"the server said {quote(last, 300)}"
+    line = last_line(log)
+    if line.startswith("error: "):
+        return line.removeprefix("error: ")
+    return f"the server said {quote(line, 300)}" if line else None

@@ -117,27 +117,6 @@ def test_a_free_port_is_taken_if_none_is_asked_for(monkeypatch: pytest.MonkeyPat
             keeper.choose_port(port)
 
 
-def test_redis_gets_another_port_than_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server's is chosen first and bound later: until then the system may give it out again."""
-    given = iter([4711, 4711, 4712])
-
-    class Probe:
-        def __enter__(self) -> Probe:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def bind(self, _: object) -> None:
-            pass
-
-        def getsockname(self) -> tuple[str, int]:
-            return "127.0.0.1", next(given)
-
-    monkeypatch.setattr(socket, "socket", Probe)
-    assert keeper._free_port(besides=4711) == 4712
-
-
 def test_a_folder_that_can_not_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ReviewError, match="--folder"):

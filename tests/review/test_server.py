@@ -18,9 +18,10 @@ from typing import Any
 import httpx
 import pytest
 
-from stairdata_review import keeper, server
+from stairdata_review import server
 from stairdata_review.server import Running
 from stairdata_schemas.errors import ReviewError
+from stairdata_schemas.processes import descendants, free_port
 from tests.review.api import Api, add_records, labels, make_dataset, make_reviewer, make_workspace, owner_of
 
 pytestmark = pytest.mark.slow
@@ -101,7 +102,7 @@ def test_a_changed_minimum_changes_what_is_complete(argilla_server: Running) -> 
 
 def test_a_killed_server_loses_nothing_and_leaves_nothing_running(folder: Path) -> None:
     running = server.start(folder, port=0)
-    children = _descendants(running.pid)
+    children = descendants(running.pid)
     pairs = Round(running, "killed", 40, 1)
     answered = threading.Barrier(2)
     with ThreadPoolExecutor(REVIEWERS) as pool:
@@ -133,13 +134,7 @@ def _answer_some_then_meet(running: Running, pairs: Round, meet: threading.Barri
     return confirmed + _answer_all(running, pairs.users[0], pairs.record_ids[10:])
 
 
-def _descendants(pid: int) -> set[int]:
-    from stairdata_schemas.supervisor import _descendants
-
-    return set(_descendants(pid))
-
-
-def _wait_until_gone(pids: set[int]) -> None:
+def _wait_until_gone(pids: list[int]) -> None:
     _wait_until(lambda: not any(_runs(pid) for pid in pids))
 
 
@@ -165,20 +160,20 @@ def test_a_second_start_finds_the_first_and_stop_ends_all(folder: Path) -> None:
     assert (first.url, first.pid) == (second.url, second.pid)
     assert {first.new_owner, second.new_owner} == {True, False}
     assert server.find(folder) is not None
-    _wait_until(lambda: len(_descendants(first.pid)) >= 6)  # three supervisors, Redis, the web server, the worker
-    children = _descendants(first.pid)
+    _wait_until(lambda: len(descendants(first.pid)) >= 6)  # three supervisors, Redis, the web server, the worker
+    children = descendants(first.pid)
     for path in (first.credentials_file, folder / "redis.conf"):
         assert path.stat().st_mode & 0o777 == 0o600
     assert folder.stat().st_mode & 0o777 == 0o700
     _check_listeners(children)
 
     assert server.stop(folder)
-    _wait_until_gone({*children, first.pid})
+    _wait_until_gone([*children, first.pid])
     assert server.find(folder) is None
     assert not server.stop(folder)
 
 
-def _check_listeners(pids: set[int]) -> None:
+def _check_listeners(pids: list[int]) -> None:
     """Each listening socket of these processes is on 127.0.0.1."""
     inodes = set()
     for pid in pids:
@@ -221,7 +216,7 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
 
 
 def test_a_redis_that_is_not_there_is_named(folder: Path) -> None:
-    port = keeper._free_port()
+    port = free_port()
     with pytest.raises(ReviewError, match="Redis can't be used") as caught:
         server.start(folder, port=0, redis_url=f"redis://:secret-word@127.0.0.1:{port}/0")
     assert "secret-word" not in str(caught.value)
@@ -244,7 +239,7 @@ def test_ctrl_c_ends_a_server_in_the_foreground(folder: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         shown = [process.stdout.readline().partition(": ")[0] for _ in range(4)]
-        children = _descendants(process.pid)
+        children = descendants(process.pid)
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) in {0, 130}
     assert shown == ["url", "username", "password", "api_key"]

@@ -1,13 +1,15 @@
-"""Run a command that must not outlive the process that asked for it.
+"""Processes that must not outlive the one that started them.
 
-    python -m stairdata_schemas.supervisor [--grace SECONDS] -- COMMAND [ARGUMENT]...
+A `SupervisedProcess` is a command under a supervisor, which is a process that runs this file:
 
-The managing process holds the other end of this program's standard input. When that end closes, because the
-manager closed it or died (SIGKILL included), or on SIGTERM, SIGINT or SIGHUP, the command and everything it
+    python -m stairdata_schemas.processes [--grace SECONDS] -- COMMAND [ARGUMENT]...
+
+The process that started it holds the other end of the supervisor's standard input. When that end closes, because it
+was closed or its holder died (SIGKILL included), or on SIGTERM, SIGINT or SIGHUP, the command and everything it
 started get SIGTERM, and SIGKILL after the grace period. When the command ends by itself, what it left behind is
 ended too. The exit status is the command's (128 + N if signal N ended it), or 127 if it can't be started.
 
-Standard library only: this process stays small and starts in a fraction of a second.
+Standard library only: a supervisor stays small and starts in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -17,17 +19,152 @@ import ctypes
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
+HOST = "127.0.0.1"
 GRACE = 10.0
+SLACK = 10.0  # seconds beyond the grace period until the supervisor itself counts as stuck
 TICK = 1.0
+LOG_TAIL = 200_000  # bytes
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+
+
+class SupervisedProcess:
+    """A command under a supervisor, for the process that starts and ends it.
+
+    Args:
+        command: its words.
+        log: an open file for all it writes.
+        environment: its environment variables, all of them.
+        folder: its working directory; default: that of this process.
+        grace: seconds that it and what it started have to end by themselves.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        log: IO[bytes],
+        environment: Mapping[str, str],
+        folder: Path | None = None,
+        grace: float = GRACE,
+    ) -> None:
+        self._grace = grace
+        # by path and isolated: a file in the working directory can't stand in for a module
+        self._supervisor = subprocess.Popen(
+            [sys.executable, "-I", __file__, "--grace", str(grace), "--", *command],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            cwd=folder,
+            start_new_session=True,
+        )
+
+    @property
+    def status(self) -> int | None:
+        """The exit status; None while it runs."""
+        return self._supervisor.poll()
+
+    def wait(self, seconds: float | None = None) -> int | None:
+        """Wait for the end, or so many seconds; return the exit status, or None if it still runs."""
+        return wait_for(self._supervisor, seconds)
+
+    def stop(self) -> None:
+        """End the command and everything it started; harmless if nothing runs any more."""
+        if self._supervisor.stdin is not None:
+            self._supervisor.stdin.close()  # tells the supervisor to end everything
+        if self.wait(self._grace + SLACK) is None:
+            self._supervisor.kill()
+            self._supervisor.wait()
+
+
+def wait_for(process: subprocess.Popen[bytes], seconds: float | None) -> int | None:
+    """Wait for the end of a process, or so many seconds; return the exit status, or None if it still runs."""
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def started_at(pid: int) -> str | None:
+    """Return when a process began, in the system's words, or None if there is none: it tells apart equal numbers."""
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        return stat.read_text(errors="replace").rpartition(")")[2].split()[19]
+    except OSError:
+        pass
+    if Path("/proc/self").exists():
+        return None
+    shown = subprocess.run(  # macOS
+        ["/bin/ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
+    )
+    return shown.stdout.strip() or None
+
+
+def descendants(root: int) -> list[int]:
+    """Return the process ids of all that descends from a process; [] where there is no /proc."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(path.read_text(errors="replace").rpartition(")")[2].split()[1])
+        except (OSError, IndexError):  # it ended meanwhile
+            continue
+        children.setdefault(parent, []).append(int(path.parent.name))
+    found, frontier = [], [root]
+    while frontier:
+        below = children.get(frontier.pop(), [])
+        found += below
+        frontier += below
+    return found
+
+
+def free_port(besides: int = 0) -> int:
+    """Return a port of this machine that nobody listens on.
+
+    Args:
+        besides: a port that is promised already and not taken yet: another one is returned.
+    """
+    while True:
+        with socket.socket() as probe:
+            probe.bind((HOST, 0))
+            port: int = probe.getsockname()[1]
+        if port != besides:
+            return port
+
+
+def port_obstacle(port: int) -> str | None:
+    """Say why nobody can listen on a port of this machine; None if somebody can."""
+    with socket.socket() as probe:
+        # as servers do: a connection that lingers from the last one is no obstacle
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            return error.strerror or str(error)
+    return None
+
+
+def log_tail(log: Path) -> str:
+    """Return the last 200 kB of a log; "" if it can't be read."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - LOG_TAIL))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def last_line(log: Path) -> str:
+    """Return the last line of a log that is not blank; "" if there is none."""
+    return next((line.strip() for line in reversed(log_tail(log).splitlines()) if line.strip()), "")
 
 
 class Supervisor:
@@ -96,7 +233,7 @@ class Supervisor:
 
     def _signal_all(self, number: signal.Signals, told: set[int] | None = None) -> set[int]:
         """Signal all, or those alone that were not told before; return whom."""
-        found = set(_descendants(os.getpid())) - (told or set())
+        found = set(descendants(os.getpid())) - (told or set())
         for pid in found:
             _send(os.kill, pid, number)
         if told is None:
@@ -106,7 +243,7 @@ class Supervisor:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, supervise the command, return its status."""
-    parser = argparse.ArgumentParser(prog="python -m stairdata_schemas.supervisor")
+    parser = argparse.ArgumentParser(prog="python -m stairdata_schemas.processes")
     parser.add_argument("--grace", type=float, default=GRACE, help="seconds from SIGTERM to SIGKILL")
     parser.add_argument("command", nargs="+", help="the command, after --")
     options = parser.parse_args(arguments)
@@ -141,22 +278,6 @@ def _prctl(option: int, value: int) -> None:
 def _die_with_parent() -> None:
     # for the case that this program itself is killed with SIGKILL
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _descendants(root: int) -> list[int]:
-    children: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(path.read_text(errors="replace").rpartition(")")[2].split()[1])
-        except (OSError, IndexError):  # it ended meanwhile
-            continue
-        children.setdefault(parent, []).append(int(path.parent.name))
-    found, frontier = [], [root]
-    while frontier:
-        below = children.get(frontier.pop(), [])
-        found += below
-        frontier += below
-    return found
 
 
 def _group_exists(group: int) -> bool:
