@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from stairdata_review.blinding import other_side
-from stairdata_review.client import Argilla, Place
-from stairdata_review.datasets import rounds
 from stairdata_review.items import Item, item_ids, read_items
-from stairdata_review.server import Running
+from stairdata_review.rounds.client import Argilla, Place
+from stairdata_review.rounds.datasets import list_rounds
+from stairdata_review.server.running_server import RunningServer
 from stairdata_schemas.artifacts import Artifact, resolve, validate_artifact
-from tests.review.rounds import pairs_of
+from tests.review.samples import pairs_of
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page, Response
@@ -42,7 +42,7 @@ class Reviewer(NamedTuple):
     password: str
 
 
-def run(running: Running, root: Path, *arguments: str, status: int = 0) -> str:
+def run(running: RunningServer, root: Path, *arguments: str, status: int = 0) -> str:
     """Run `stairdata` against the tests' server, and return its stdout."""
     environment = {**os.environ, "STAIRDATA_ROOT": str(root)}
     folder = ["--folder", str(running.folder)] if arguments[0] == "review" and arguments[1] != "export" else []
@@ -55,12 +55,12 @@ def run(running: Running, root: Path, *arguments: str, status: int = 0) -> str:
 
 
 @pytest.fixture
-def owner(argilla_server: Running) -> Iterator[Argilla]:
+def owner(argilla_server: RunningServer) -> Iterator[Argilla]:
     with Argilla(Place(argilla_server.url, argilla_server.credentials().api_key)) as argilla:
         yield argilla
 
 
-def invite(running: Running, root: Path, name: str, workspace: str) -> Reviewer:
+def invite(running: RunningServer, root: Path, name: str, workspace: str) -> Reviewer:
     """Make a reviewer, as the owner does it."""
     shown = run(running, root, "review", "invite", name, "--workspace", workspace)
     said = dict(line.split(": ", 1) for line in shown.splitlines())
@@ -68,7 +68,7 @@ def invite(running: Running, root: Path, name: str, workspace: str) -> Reviewer:
     return Reviewer(said["username"], said["password"])
 
 
-def sign_in(new_page: NewPage, running: Running, reviewer: Reviewer, dataset: str) -> Page:
+def sign_in(new_page: NewPage, running: RunningServer, reviewer: Reviewer, dataset: str) -> Page:
     page = new_page(viewport={"width": 1440, "height": 1400})
     page.route("https://fonts.googleapis.com/**", lambda route: route.abort())
     page.goto(f"{running.url}/sign-in")
@@ -119,7 +119,7 @@ def mark(page: Page, title: str, words: str) -> None:
 
 
 def test_a_round_from_push_to_rebuilt_pairs(
-    argilla_server: Running,
+    argilla_server: RunningServer,
     owner: Argilla,
     new_page: NewPage,
     tmp_path: Path,
@@ -221,7 +221,7 @@ def _item_of(owner: Argilla, record_id: str) -> str:
 
 
 def _answers_through_the_sdk(
-    running: Running, owner: Argilla, reviewer: Reviewer, name: str
+    running: RunningServer, owner: Argilla, reviewer: Reviewer, name: str
 ) -> dict[tuple[str, str], tuple[str, str]]:
     """Answer three items, leave one as a draft, and discard one."""
     import argilla as rg
@@ -279,7 +279,7 @@ def _is_what_reviewers_said(
 
 
 def test_what_models_write_is_text_in_the_browser_and_spans_find_it(
-    argilla_server: Running, new_page: NewPage, tmp_path: Path
+    argilla_server: RunningServer, new_page: NewPage, tmp_path: Path
 ) -> None:
     from playwright.sync_api import expect
 
@@ -315,10 +315,12 @@ def test_what_models_write_is_text_in_the_browser_and_spans_find_it(
         assert rows[review["item_id"]][span["side"]][span["start"] : span["end"]] == words
 
 
-def test_answers_about_trees_and_records_of_strangers(argilla_server: Running, owner: Argilla, tmp_path: Path) -> None:
+def test_answers_about_trees_and_records_of_strangers(
+    argilla_server: RunningServer, owner: Argilla, tmp_path: Path
+) -> None:
     pairs_of(tmp_path, 2, word="a < b 😀")
     name = run(argilla_server, tmp_path, "review", "push", "trees", "--workspace", "answers").strip()
-    (place,) = rounds(owner, "answers")
+    (place,) = list_rounds(owner, "answers")
     stranger = {"external_id": "x", "fields": {"prompt": [{"role": "user", "content": "p"}], "answer": "a"}}
     owner.put(f"/datasets/{place.dataset_id}/records/bulk", {"items": [stranger]})
     values = {"safe": "safe", "helpfulness": 4, "reasoning": "flawed", "comment": "=1+1"}
@@ -346,7 +348,7 @@ def _items(artifact: Artifact) -> list[Item]:
     return list(read_items(artifact, item_ids(artifact)))
 
 
-def test_a_dataset_belongs_to_one_artifact(argilla_server: Running, tmp_path: Path) -> None:
+def test_a_dataset_belongs_to_one_artifact(argilla_server: RunningServer, tmp_path: Path) -> None:
     for number in (1, 2):
         pairs_of(tmp_path / str(number), number)
     push = ("review", "push", "preference-pairs", "--workspace", "one")

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from time import sleep
 from typing import Any, NamedTuple
 
-from stairdata_review.client import Argilla, conflict
-from stairdata_review.settings import OURS, Layout
+from stairdata_review.rounds.client import Argilla, conflict
+from stairdata_review.rounds.settings import OURS, Layout
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import ReviewError, UsageError, quote
 
@@ -58,7 +58,7 @@ def ensure_workspace(argilla: Argilla, name: str) -> str:
     raise ReviewError(f"the workspace {quote(name)} was made but is not there; is its name allowed? Name another")
 
 
-def rounds(argilla: Argilla, workspace: str) -> list[Round]:
+def list_rounds(argilla: Argilla, workspace: str) -> list[Round]:
     """Return the datasets of ours in a workspace."""
     workspaces = {each["id"] for each in argilla.get("/me/workspaces")["items"] if each["name"] == workspace}
     found = [each for each in argilla.get("/me/datasets")["items"] if each["workspace_id"] in workspaces]
@@ -71,7 +71,7 @@ def find_round(argilla: Argilla, workspace: str, name: str | None, artifact: Art
     Raises:
         ReviewError: none, or several.
     """
-    known = rounds(argilla, workspace)
+    known = list_rounds(argilla, workspace)
     wanted = name or (default_name(artifact) if artifact else None)
     matching = [each for each in known if wanted in {None, each.name}]
     if len(matching) == 1:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stairdata_schemas.errors import ReviewError
-from stairdata_schemas.files import write_atomic
+from stairdata_schemas.files import write_private
 
 FILE = "credentials.json"
 OWNER = "owner"
@@ -76,12 +75,3 @@ def ensure_credentials(folder: Path) -> Credentials:
 def generate_password() -> str:
     """Return a password of 120 bits that can be read out and typed."""
     return "-".join(secrets.token_hex(5) for _ in range(3))
-
-
-def write_private(path: Path, text: str) -> None:
-    """Replace a file in one step; nobody else can read it at any moment."""
-    mask = os.umask(0o077)
-    try:
-        write_atomic(path, text)
-    finally:
-        os.umask(mask)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
-from stairdata_review.client import Argilla, conflict
-from stairdata_review.credentials import generate_password
-from stairdata_review.datasets import ensure_workspace
+from stairdata_review.rounds.client import Argilla, conflict
+from stairdata_review.rounds.datasets import ensure_workspace
+from stairdata_review.server.credentials import generate_password
 from stairdata_schemas.errors import ReviewError, UsageError, quote
 
 ROLE = "annotator"

@@ -10,17 +10,17 @@ import polars as pl
 import pytest
 
 from stairdata_review.blinding import first_side, other_side
-from stairdata_review.cells import FORMATS, read_rows, write_rows
 from stairdata_review.reviewers import hash_of
 from stairdata_review.reviews import Source, build_reviews
-from stairdata_review.selecting import select
-from stairdata_review.tables import RULES, export_items, import_reviews
+from stairdata_review.selection import select
+from stairdata_review.tables.answers import RULES, import_reviews
+from stairdata_review.tables.cells import FORMATS, TextRow, read_rows, write_rows
+from stairdata_review.tables.export import export_items
 from stairdata_schemas.artifacts import Artifact, validate_artifact
 from stairdata_schemas.errors import InputError, QuarantineError, ReviewError
-from tests.review.rounds import pairs_of, review
+from tests.review.samples import pairs_of, review
 
 EVIL = "=HYPERLINK(\"http://127.0.0.1:1\") <b>\r\n\t+1 'quoted' 😀"
-Row = dict[str, str]
 
 
 @pytest.fixture
@@ -28,12 +28,12 @@ def pairs(tmp_path: Path) -> Artifact:
     return pairs_of(tmp_path / "artifacts", 3, ["=1+1", "@SUM(A1)", f"-{EVIL}"], EVIL)
 
 
-def exported(pairs: Artifact, path: Path, limit: int | None = None) -> list[Row]:
+def exported(pairs: Artifact, path: Path, limit: int | None = None) -> list[TextRow]:
     export_items(pairs, path, select(pairs, "all", limit, 42, path.parent), 42, reviewer="ann")
     return read_rows(path)
 
 
-def filled(pairs: Artifact, path: Path, change: Callable[[int, Row], None]) -> Path:
+def filled(pairs: Artifact, path: Path, change: Callable[[int, TextRow], None]) -> Path:
     """Export, and write back what a person made of it."""
     rows = exported(pairs, path)
     for number, row in enumerate(rows):
@@ -53,7 +53,7 @@ def imported(pairs: Artifact, *paths: Path, max_quarantine: float = 1.0, reviewe
 def test_answers_come_back_as_they_were_given(suffix: str, pairs: Artifact, tmp_path: Path) -> None:
     said = [("A", "B"), ("B", "A"), ("tie", "both"), ("both bad", "neither"), ("", ""), ("TIE", "Both")]
 
-    def change(number: int, row: Row) -> None:
+    def change(number: int, row: TextRow) -> None:
         row |= {"verdict": said[number][0], "safe": said[number][1], "comment": f"=comment {number}" if number else ""}
 
     reviews = imported(pairs, filled(pairs, tmp_path / f"t{suffix}", change), max_quarantine=0.0)
@@ -98,7 +98,7 @@ def test_the_order_is_argillas_and_no_column_tells_it(pairs: Artifact, tmp_path:
         ("incomplete", {"safe": ""}),
     ],
 )
-def test_what_breaks_a_rule_is_refused_by_name(rule: str, change: Row, pairs: Artifact, tmp_path: Path) -> None:
+def test_what_breaks_a_rule_is_refused_by_name(rule: str, change: TextRow, pairs: Artifact, tmp_path: Path) -> None:
     path = filled(pairs, tmp_path / "t.csv", lambda number, row: row.update(change if number == 1 else {}))
     with pytest.raises(QuarantineError, match=rule):
         imported(pairs, path, max_quarantine=0.05)
@@ -111,7 +111,7 @@ def test_what_breaks_a_rule_is_refused_by_name(rule: str, change: Row, pairs: Ar
 
 
 def test_swapped_texts_are_seen_and_a_second_answer_is_refused(pairs: Artifact, tmp_path: Path) -> None:
-    def swap(_: int, row: Row) -> None:
+    def swap(_: int, row: TextRow) -> None:
         row["a"], row["b"] = row["b"], row["a"]
 
     there = imported(pairs, filled(pairs, tmp_path / "a.csv", lambda *_: None))
@@ -124,7 +124,7 @@ def test_swapped_texts_are_seen_and_a_second_answer_is_refused(pairs: Artifact, 
 
 
 def test_spreadsheets_may_change_line_breaks(pairs: Artifact, tmp_path: Path) -> None:
-    def change(_: int, row: Row) -> None:
+    def change(_: int, row: TextRow) -> None:
         for name in ("prompt", "a", "b", "answer_so_far"):
             row[name] = row[name].replace("\r\n", "\n")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from stairdata_review import client
-from stairdata_review.client import Argilla, Place, find_place
+from stairdata_review.rounds import client
+from stairdata_review.rounds.client import Argilla, Place, find_place
 from stairdata_schemas.errors import ReviewError, UsageError
 
 KEY = "secret-key-that-nobody-may-see"

@@ -1,9 +1,12 @@
-"""Keep a server's processes: start them in order, wait, end them together.
+"""The processes of a server: started in order, watched, ended together.
 
-    python -m stairdata_review.keeper --folder FOLDER [--port PORT]
+There are three: redis-server on a private port, Argilla's web server on 127.0.0.1, and the worker of its background
+jobs. Each is a supervised process (`stairdata_schemas.processes`), so that all three end when the process that runs
+them is killed. That process is
 
-is what `stairdata review serve --background` starts; in the foreground the command calls `keep` itself. A keeper that
-is killed takes its processes with it: their supervisors notice.
+    python -m stairdata_review.server.server_processes --folder FOLDER [--port PORT]
+
+for a server in the background; in the foreground `stairdata review serve` calls `run_server` itself.
 """
 
 from __future__ import annotations
@@ -22,33 +25,29 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
-from stairdata_review.credentials import FILE, Credentials, ensure_credentials, write_private
-from stairdata_review.environment import ensure_environment
-from stairdata_review.server import (
-    ANOTHER_RUNS,
-    DATABASE,
-    DEFAULT_PORT,
-    LOGS,
-    POLL,
-    START_TIMEOUT,
-    STATE,
-    UNTOLD,
-    Running,
-    hold,
-    is_healthy,
-    make_folder,
-)
+from stairdata_review.server.credentials import FILE, Credentials, ensure_credentials
+from stairdata_review.server.environment import OnProgress, ensure_environment
+from stairdata_review.server.folder import DATABASE, LOGS, STATE, UNTOLD, hold, make_folder
+from stairdata_review.server.running_server import RunningServer, is_healthy
 from stairdata_schemas.errors import ReviewError, StairDataError, quote
-from stairdata_schemas.files import write_atomic
+from stairdata_schemas.files import write_atomic, write_private
 from stairdata_schemas.processes import HOST, SupervisedProcess, free_port, last_line, port_obstacle, started_at
 
-ENGINE = Path(__file__).with_name("engine")
+ENGINE = Path(__file__).parents[1] / "engine"
+"""Started by its path: it runs in the environment of Argilla's server, which has no stairdata."""
+DEFAULT_PORT = 6900
 TEMPORARY = "tmp"
+REDIS_VARIABLE = "STAIRDATA_REDIS_URL"
+"""Not an option of the command, which other users can read: the URL may hold a password."""
+ANOTHER_RUNS = 75
+"""Exit status if another process runs a server in the folder."""
+POLL = 0.1
+START_TIMEOUT = 180.0
 SQLITE_PATIENCE = 60  # seconds that a writer waits for its turn
 KEPT = ("HOME", "PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "USER", "LOGNAME", "LD_LIBRARY_PATH", "SSL_CERT_FILE")
 """What the server gets of our environment: no key and no setting that is meant for something else."""
 
-OnReady = Callable[[Running], None]
+OnReady = Callable[[RunningServer], None]
 
 
 class ServerProcess(SupervisedProcess):
@@ -70,11 +69,11 @@ class ServerProcess(SupervisedProcess):
             raise ReviewError(f"{self.name} ended with status {status}: {last_words(self.log)}; its log: {self.log}")
 
 
-def keep(
+def run_server(
     folder: Path,
     port: int | None = None,
     redis_url: str | None = None,
-    on_progress: Callable[[str], None] | None = None,
+    on_progress: OnProgress | None = None,
     on_ready: OnReady | None = None,
 ) -> bool:
     """Run a server until SIGTERM or Ctrl-C; return false at once if one runs already in this folder.
@@ -112,7 +111,7 @@ def _start_all(
     redis_url: str | None,
     processes: contextlib.ExitStack,
     stopping: threading.Event,
-) -> tuple[Running | None, list[ServerProcess]]:
+) -> tuple[RunningServer | None, list[ServerProcess]]:
     chosen = choose_port(port)
     if not (folder / FILE).exists() or not (folder / DATABASE).exists():
         (folder / UNTOLD).touch(mode=0o600)
@@ -133,7 +132,7 @@ def _start_all(
         return None, started
     server = launch("server", [*engine, "serve", "--port", str(chosen)], environment)
     launch("worker", [*engine, "worker"], environment)
-    running = Running(
+    running = RunningServer(
         url=f"http://{HOST}:{chosen}",
         folder=folder,
         pid=os.getpid(),
@@ -292,13 +291,13 @@ def _stop_on_signals(stopping: threading.Event) -> Iterator[None]:
 
 
 def main() -> int:
-    """Keep a server in the background."""
-    parser = argparse.ArgumentParser(prog="python -m stairdata_review.keeper")
+    """Run a server until it is told to stop; another process has started this one for it."""
+    parser = argparse.ArgumentParser(prog="python -m stairdata_review.server.server_processes")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--port", type=int)
     options = parser.parse_args()
     try:
-        ours = keep(options.folder, options.port, os.environ.pop("STAIRDATA_REDIS_URL", None))
+        ours = run_server(options.folder, options.port, os.environ.pop(REDIS_VARIABLE, None))
     except (StairDataError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

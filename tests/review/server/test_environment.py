@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from stairdata_review import credentials, environment, keeper, server
+from stairdata_review.server import credentials, environment, server_processes
+from stairdata_review.server.background import stop_server
+from stairdata_review.server.folder import LOCK, STATE, hold, make_folder
+from stairdata_review.server.running_server import RunningServer, find_server
 from stairdata_schemas.errors import ReviewError
+from stairdata_schemas.files import write_private
 
 
 @pytest.fixture
@@ -71,7 +75,7 @@ def test_credentials_that_others_can_read_or_that_are_damaged_are_refused(tmp_pa
     path.chmod(0o644)
     with pytest.raises(ReviewError, match="chmod 600"):
         credentials.read_credentials(tmp_path)
-    credentials.write_private(path, made.model_dump_json().replace("api_key", "apikey"))
+    write_private(path, made.model_dump_json().replace("api_key", "apikey"))
     with pytest.raises(ReviewError, match="damaged") as caught:
         credentials.read_credentials(tmp_path)
     assert made.api_key not in str(caught.value)
@@ -81,27 +85,27 @@ def test_credentials_that_others_can_read_or_that_are_damaged_are_refused(tmp_pa
 
 
 def test_what_a_killed_server_left_is_not_taken_for_a_server(tmp_path: Path) -> None:
-    left = server.Running(url="http://127.0.0.1:1", folder=tmp_path, pid=os.getpid(), started="1")
-    (tmp_path / server.STATE).write_text(left.model_dump_json())
-    (tmp_path / server.LOCK).touch()
-    assert server.find(tmp_path) is None
-    assert not server.stop(tmp_path)
+    left = RunningServer(url="http://127.0.0.1:1", folder=tmp_path, pid=os.getpid(), started="1")
+    (tmp_path / STATE).write_text(left.model_dump_json())
+    (tmp_path / LOCK).touch()
+    assert find_server(tmp_path) is None
+    assert not stop_server(tmp_path)
 
 
 def test_a_process_that_is_not_the_server_is_not_ended(tmp_path: Path) -> None:
-    with server.hold(tmp_path) as ours:
+    with hold(tmp_path) as ours:
         assert ours
-        other = server.Running(url="http://127.0.0.1:1", folder=tmp_path, pid=os.getpid(), started="1")
-        (tmp_path / server.STATE).write_text(other.model_dump_json())
+        other = RunningServer(url="http://127.0.0.1:1", folder=tmp_path, pid=os.getpid(), started="1")
+        (tmp_path / STATE).write_text(other.model_dump_json())
         with pytest.raises(ReviewError, match="can't be found"):
-            server.stop(tmp_path)
+            stop_server(tmp_path)
 
 
 def test_the_server_gets_nothing_of_our_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI_API_KEY", "HF_TOKEN", "ARGILLA_API_KEY", "ARGILLA_DATABASE_URL", "PYTHONPATH", "SPACE_ID"):
         monkeypatch.setenv(name, "ours")
     made = credentials.ensure_credentials(tmp_path)
-    given = keeper.server_environment(tmp_path, made, "redis://x", 1)
+    given = server_processes.server_environment(tmp_path, made, "redis://x", 1)
     assert "ours" not in given.values()
     assert given["HF_HUB_DISABLE_TELEMETRY"] == given["HF_HUB_OFFLINE"] == "1"
 
@@ -111,16 +115,16 @@ def test_a_free_port_is_taken_if_none_is_asked_for(monkeypatch: pytest.MonkeyPat
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        monkeypatch.setattr(keeper, "DEFAULT_PORT", port)
-        assert keeper.choose_port(None) != port
+        monkeypatch.setattr(server_processes, "DEFAULT_PORT", port)
+        assert server_processes.choose_port(None) != port
         with pytest.raises(ReviewError, match=str(port)):
-            keeper.choose_port(port)
+            server_processes.choose_port(port)
 
 
 def test_a_folder_that_can_not_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ReviewError, match="--folder"):
-        server.make_folder(tmp_path / "file" / "server")
+        make_folder(tmp_path / "file" / "server")
 
 
 def test_a_folder_of_other_things_is_not_taken_from_others(tmp_path: Path) -> None:
@@ -129,9 +133,9 @@ def test_a_folder_of_other_things_is_not_taken_from_others(tmp_path: Path) -> No
     (shared / "notes.txt").touch()
     shared.chmod(0o755)
     with pytest.raises(ReviewError, match="holds other things and is open to other users"):
-        server.make_folder(shared)
+        make_folder(shared)
     assert shared.stat().st_mode & 0o777 == 0o755
     (shared / "notes.txt").unlink()
-    server.make_folder(shared)
-    server.make_folder(tmp_path / "new" / "one")
+    make_folder(shared)
+    make_folder(tmp_path / "new" / "one")
     assert {path.stat().st_mode & 0o777 for path in (shared, tmp_path / "new" / "one")} == {0o700}

@@ -23,7 +23,8 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
 _ESCAPED = re.compile(r"_x(?=(?:005F_x)*FFF[EF]_)")
 _UNESCAPED = re.compile(r"_x((?:005F_x)*)(FFF[EF])_")
 
-Row = dict[str, str]
+TextRow = dict[str, str]
+"""Cells by column."""
 
 
 def check_format(path: Path) -> str:
@@ -58,7 +59,7 @@ def shorten(text: str, suffix: str) -> str:
 
 
 def write_rows(
-    path: Path, columns: Sequence[str], rows: Iterable[Row], choices: dict[str, list[str]], notes: str
+    path: Path, columns: Sequence[str], rows: Iterable[TextRow], choices: dict[str, list[str]], notes: str
 ) -> None:
     """Write a table.
 
@@ -87,7 +88,7 @@ def write_rows(
         path.with_name(f"{path.stem}.guidelines.md").write_text(notes, encoding="utf-8")
 
 
-def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[TextRow]) -> None:
     with path.open("w", encoding="utf-8-sig", newline="") as file:  # Excel takes UTF-8 only behind this mark
         writer = csv.writer(file, quoting=csv.QUOTE_ALL)
         writer.writerow(columns)
@@ -95,7 +96,7 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
 
 
 def _write_xlsx(
-    path: Path, columns: Sequence[str], rows: Iterable[Row], choices: dict[str, list[str]], notes: str
+    path: Path, columns: Sequence[str], rows: Iterable[TextRow], choices: dict[str, list[str]], notes: str
 ) -> None:
     import xlsxwriter
 
@@ -130,7 +131,7 @@ def _unescape(text: str) -> str:
     )
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[TextRow]:
     """Read a table; cells that are empty or missing are empty texts.
 
     Raises:
@@ -148,7 +149,7 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def _read_csv(path: Path) -> list[Row]:
+def _read_csv(path: Path) -> list[TextRow]:
     csv.field_size_limit(2**30)
     with path.open(encoding="utf-8-sig", newline="") as file:
         first = file.readline()
@@ -158,7 +159,7 @@ def _read_csv(path: Path) -> list[Row]:
         return [{name: restore(cell or "") for name, cell in row.items() if name} for row in reader]
 
 
-def _read_xlsx(path: Path) -> list[Row]:
+def _read_xlsx(path: Path) -> list[TextRow]:
     import fastexcel
 
     if not path.is_file():
@@ -170,7 +171,7 @@ def _read_xlsx(path: Path) -> list[Row]:
     return [{name: restore(_unescape(cell or "")) for name, cell in row.items()} for row in frame.iter_rows(named=True)]
 
 
-def _read_jsonl(path: Path) -> list[Row]:
+def _read_jsonl(path: Path) -> list[TextRow]:
     rows = []
     with path.open(encoding="utf-8", newline="\n") as file:
         for number, line in enumerate(file, 1):

@@ -12,16 +12,17 @@ from typing import Any
 import httpx
 import pytest
 
-from stairdata_review import client, datasets, server
-from stairdata_review import push as pushing
-from stairdata_review.client import Argilla, Place
-from stairdata_review.datasets import Round, find_round
-from stairdata_review.pull import pull
-from stairdata_review.push import Pushed, PushOptions, push
-from stairdata_review.server import Running
+from stairdata_review.rounds import client, datasets
+from stairdata_review.rounds import push as push_module
+from stairdata_review.rounds.client import Argilla, Place
+from stairdata_review.rounds.datasets import Round, find_round
+from stairdata_review.rounds.pull import pull
+from stairdata_review.rounds.push import Pushed, PushOptions, push
+from stairdata_review.server.background import start_server, stop_server
+from stairdata_review.server.running_server import RunningServer
 from stairdata_schemas.artifacts import Artifact, validate_artifact, versions
 from stairdata_schemas.errors import ReviewError
-from tests.review.rounds import pairs_of
+from tests.review.samples import pairs_of
 
 pytestmark = pytest.mark.slow
 WORKSPACE = "faults"
@@ -56,7 +57,7 @@ class Flaky(httpx.BaseTransport):
 def _no_waits_and_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "WAITS", (0.0, 0.0))
     monkeypatch.setattr(client, "PAGE", 3)
-    monkeypatch.setattr(pushing, "BATCH_RECORDS", 3)
+    monkeypatch.setattr(push_module, "BATCH_RECORDS", 3)
     monkeypatch.setattr(datasets, "MAKING_SECONDS", 0.0)
 
 
@@ -66,7 +67,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 @pytest.fixture
-def owner(argilla_server: Running) -> Iterator[Argilla]:
+def owner(argilla_server: RunningServer) -> Iterator[Argilla]:
     with Argilla(Place(argilla_server.url, argilla_server.credentials().api_key)) as argilla:
         yield argilla
 
@@ -219,12 +220,12 @@ def test_a_second_pull_is_the_first_until_somebody_answers(owner: Argilla, pairs
 
 def test_a_server_killed_in_the_middle_of_a_push(pairs: Artifact, tmp_path: Path) -> None:
     folder = tmp_path / "server"
-    running = server.start(folder, port=0)
+    running = start_server(folder, port=0)
     options = PushOptions(pairs.folder.parent.parent, workspace=WORKSPACE)
 
     def kill(what: str, done: int, total: int) -> None:
         os.kill(running.pid, signal.SIGKILL)
-        with httpx.Client(trust_env=False) as asking:  # its processes end when they see that the keeper is gone
+        with httpx.Client(trust_env=False) as asking:  # its processes end when they see that their parent is gone
             while True:
                 try:
                     asking.get(f"{running.url}/api/v1/version")
@@ -239,10 +240,10 @@ def test_a_server_killed_in_the_middle_of_a_push(pairs: Artifact, tmp_path: Path
             pytest.raises(ReviewError, match="doesn't answer"),
         ):
             push(argilla, pairs, options, kill)
-        running = server.start(folder, port=0)
+        running = start_server(folder, port=0)
         with Argilla(Place(running.url, running.credentials().api_key)) as argilla:
             pushed = push(argilla, pairs, options, lambda *_: None)
             assert (pushed.added, pushed.there_before) == (5, 3)
             is_whole(argilla, pairs, pushed.dataset)
     finally:
-        server.stop(folder)
+        stop_server(folder)

@@ -9,11 +9,11 @@ from typing import Any
 import polars as pl
 
 from stairdata_review.agreement import agreement, seconds_an_answer
-from stairdata_review.client import Argilla
-from stairdata_review.datasets import Round
-from stairdata_review.pull import Answer, collect, read_answers
 from stairdata_review.reviewers import hash_of
 from stairdata_review.reviews import facts_of
+from stairdata_review.rounds.client import Argilla
+from stairdata_review.rounds.datasets import Round
+from stairdata_review.rounds.pull import Answer, collect, read_answers
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.kinds import polars_schema
 

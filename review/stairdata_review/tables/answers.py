@@ -1,4 +1,4 @@
-"""Review without Argilla: items out as a table, answers in from the tables that came back."""
+"""Answers out of the tables that reviewers filled in."""
 
 from __future__ import annotations
 
@@ -10,22 +10,17 @@ from typing import Any
 
 import polars as pl
 
-from stairdata_review.blinding import CHOSEN, REJECTED, first_side, other_side, unblind
-from stairdata_review.cells import check_format, read_rows, shorten, write_rows
+from stairdata_review.blinding import CHOSEN, REJECTED, unblind
+from stairdata_review.guidelines import guidelines_of
 from stairdata_review.items import PAIR_KINDS, Item, item_ids, read_items
 from stairdata_review.reviewers import hash_of
 from stairdata_review.reviews import Source, build_reviews, counted
-from stairdata_review.settings import CONTACT, guidelines_of
+from stairdata_review.tables.cells import TextRow, read_rows
+from stairdata_review.tables.columns import choices_of, text_columns, texts_of
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import InputError, quote
 from stairdata_schemas.writing import QuarantineRow
 
-PAIR_CHOICES = {"verdict": ["A", "B", "tie", "both_bad"], "safe": ["A", "B", "both", "neither"]}
-ANSWER_CHOICES = {
-    "safe": ["safe", "unsafe"],
-    "helpfulness": ["1", "2", "3", "4", "5"],
-    "reasoning": ["sound", "flawed", "beside"],
-}
 RULES = {
     "unknown_item": "no item has that item_id",
     "no_reviewer": "nobody is named as the reviewer",
@@ -34,57 +29,6 @@ RULES = {
     "incomplete": "some questions are answered, others are not",
     "answered_twice": "the reviewer answered the item in another row",
 }
-
-Row = dict[str, str]
-
-
-def export_items(
-    artifact: Artifact, path: Path, chosen: pl.DataFrame, seed: int, *, reviewer: str = "", contact: str = CONTACT
-) -> None:
-    """Write items to review as a table, pairs in the same blind order as in Argilla.
-
-    Args:
-        artifact: pairs, trees or structured_cot.
-        path: .csv, .xlsx or .jsonl.
-        chosen: `row` and `item_id` of the items, as `select` gives them.
-        seed: fixes which side is A.
-        reviewer: whose answers are to be filled in.
-        contact: whom reviewers may talk to.
-    """
-    suffix = check_format(path)
-    choices = _choices(artifact.kind)
-    texts = _text_columns(artifact.kind)
-    version, guidelines = guidelines_of(artifact.kind, in_argilla=False, contact=contact)
-    columns = ["item_id", *texts, *choices, "comment", "reviewer", "guideline_version"]
-    empty = dict.fromkeys([*choices, "comment"], "")
-    rows = (
-        {
-            "item_id": item.item_id,
-            **_texts(item, artifact.kind, first_side(seed, item.item_id), suffix),
-            **empty,
-            "reviewer": reviewer,
-            "guideline_version": version,
-        }
-        for item in read_items(artifact, chosen)
-    )
-    write_rows(path, columns, rows, choices, guidelines)
-
-
-def _choices(kind: str) -> dict[str, list[str]]:
-    return PAIR_CHOICES if kind in PAIR_KINDS else ANSWER_CHOICES
-
-
-def _text_columns(kind: str) -> list[str]:
-    return ["prompt", "answer_so_far", "a", "b"] if kind in PAIR_KINDS else ["prompt", "answer"]
-
-
-def _texts(item: Item, kind: str, first: str, suffix: str) -> Row:
-    texts = {"prompt": item.prompt}
-    if kind in PAIR_KINDS:
-        texts |= {"answer_so_far": item.prefix, "a": item.texts[first], "b": item.texts[other_side(first)]}
-    else:
-        texts["answer"] = item.texts["answer"]
-    return {name: shorten(text, suffix) for name, text in texts.items()}
 
 
 def import_reviews(
@@ -140,7 +84,7 @@ class _Reader:
     def read(self, path: Path) -> None:
         """Read one file."""
         rows = read_rows(path)
-        needed = ["item_id", *_text_columns(self.kind), *_choices(self.kind)]
+        needed = ["item_id", *text_columns(self.kind), *choices_of(self.kind)]
         for number, row in enumerate(rows):
             if missing := [name for name in needed if name not in row]:
                 raise InputError(
@@ -152,8 +96,8 @@ class _Reader:
         for number, row in enumerate(rows):
             self._take(path, number, row, items.get(row["item_id"].strip()), moment)
 
-    def _take(self, path: Path, number: int, row: Row, item: Item | None, moment: datetime) -> None:
-        answers = {name: row[name].strip() for name in _choices(self.kind)}
+    def _take(self, path: Path, number: int, row: TextRow, item: Item | None, moment: datetime) -> None:
+        answers = {name: row[name].strip() for name in choices_of(self.kind)}
         if not any(answers.values()):
             self.left_out.append("unanswered")
             return
@@ -176,7 +120,7 @@ class _Reader:
         self._seen.add((item.item_id, who))
         self.rows.append(self._review(row, item, sides[0], who, known) | {"submitted_at": moment})
 
-    def _review(self, row: Row, item: Item, first: str | None, who: str, known: dict[str, Any]) -> dict[str, Any]:
+    def _review(self, row: TextRow, item: Item, first: str | None, who: str, known: dict[str, Any]) -> dict[str, Any]:
         review: dict[str, Any] = {
             "item_kind": self.kind,
             "item_id": item.item_id,
@@ -189,10 +133,10 @@ class _Reader:
         return review | {name: unblind(said, first) for name, said in known.items()} | {"shown_first": first}
 
 
-def _sides(row: Row, item: Item, kind: str, suffix: str) -> Iterator[str | None]:
+def _sides(row: TextRow, item: Item, kind: str, suffix: str) -> Iterator[str | None]:
     """Yield what A may be, by its text; spreadsheets change line breaks, and nothing else may be changed."""
     for first in (CHOSEN, REJECTED) if kind in PAIR_KINDS else (None,):
-        texts = _texts(item, kind, first or CHOSEN, suffix)
+        texts = texts_of(item, kind, first or CHOSEN, suffix)
         if all(_lines(row[name]) == _lines(text) for name, text in texts.items()):
             yield first
 
@@ -204,5 +148,5 @@ def _lines(text: str) -> str:
 def _choice(name: str, said: str, kind: str) -> Any:
     """Return the answer that a cell means, whatever its case; None for none of them."""
     wanted = said.lower().replace(" ", "_").removesuffix(".0")
-    found = next((choice for choice in _choices(kind)[name] if choice.lower() == wanted), None)
+    found = next((choice for choice in choices_of(kind)[name] if choice.lower() == wanted), None)
     return int(found) if found and name == "helpfulness" else found

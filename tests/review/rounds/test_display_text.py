@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stairdata_review.texts import TEXT_LIMIT, Shown, show, show_steps
+from stairdata_review.rounds.display_text import TEXT_LIMIT, Shown, show, show_steps
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 STEP = "<|Reasoning_step|>\nTitle: Look <b>\nbody & more\n<|/Reasoning_step|>"

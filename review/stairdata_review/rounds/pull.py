@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from stairdata_review.blinding import CHOSEN, REJECTED, other_side, unblind
-from stairdata_review.client import Argilla
-from stairdata_review.datasets import Round
 from stairdata_review.items import PAIR_KINDS, Item, item_ids, read_items
 from stairdata_review.reviewers import hash_of
 from stairdata_review.reviews import Source, build_reviews, newest_of
-from stairdata_review.settings import SIDE_FIELDS, show_text
+from stairdata_review.rounds.client import Argilla
+from stairdata_review.rounds.datasets import Round
+from stairdata_review.rounds.settings import SIDE_FIELDS, show_text
 from stairdata_schemas.artifacts import Artifact, resolve, versions
 from stairdata_schemas.errors import ArtifactError, ArtifactNotFoundError, ReviewError, quote
 

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from stairdata_review.client import Argilla
-from stairdata_review.datasets import WORKSPACE, Order, default_name, ensure_round, ensure_workspace
+from stairdata_review.guidelines import CONTACT
 from stairdata_review.items import read_items
-from stairdata_review.selecting import select
-from stairdata_review.settings import CONTACT, layout_of, record_of
+from stairdata_review.rounds.client import Argilla
+from stairdata_review.rounds.datasets import WORKSPACE, Order, default_name, ensure_round, ensure_workspace
+from stairdata_review.rounds.settings import layout_of, record_of
+from stairdata_review.selection import select
 from stairdata_schemas.artifacts import Artifact
 
 BATCH_RECORDS = 500

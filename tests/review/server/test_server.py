@@ -18,8 +18,8 @@ from typing import Any
 import httpx
 import pytest
 
-from stairdata_review import server
-from stairdata_review.server import Running
+from stairdata_review.server.background import start_server, stop_server
+from stairdata_review.server.running_server import RunningServer, find_server
 from stairdata_schemas.errors import ReviewError
 from stairdata_schemas.processes import descendants, free_port
 from tests.review.api import Api, add_records, labels, make_dataset, make_reviewer, make_workspace, owner_of
@@ -40,13 +40,13 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     """A folder with blanks and signs in its name; the server in it is ended with the test."""
     place = tmp_path / "a server's folder?&%41"
     yield place
-    server.stop(place)
+    stop_server(place)
 
 
 class Round:
     """A dataset with records, and reviewers who may answer them."""
 
-    def __init__(self, running: Running, name: str, records: int, min_submitted: int) -> None:
+    def __init__(self, running: RunningServer, name: str, records: int, min_submitted: int) -> None:
         self.owner = owner_of(running)
         workspace = make_workspace(self.owner, name)
         self.users = [make_reviewer(self.owner, f"{name}-{number}", workspace) for number in range(REVIEWERS)]
@@ -60,7 +60,7 @@ class Round:
         return found
 
 
-def _answer_all(running: Running, user: dict[str, Any], record_ids: list[str]) -> list[str]:
+def _answer_all(running: RunningServer, user: dict[str, Any], record_ids: list[str]) -> list[str]:
     """Answer each record; return the ids of the responses that the server has confirmed."""
     api = Api(running.url, user["api_key"])
     body = {"status": "submitted", "values": VALUES}
@@ -75,7 +75,7 @@ def _answer_all(running: Running, user: dict[str, Any], record_ids: list[str]) -
     return confirmed
 
 
-def test_ten_reviewers_at_once_lose_nothing(argilla_server: Running) -> None:
+def test_ten_reviewers_at_once_lose_nothing(argilla_server: RunningServer) -> None:
     pairs = Round(argilla_server, "ten-at-once", RECORDS, MIN_SUBMITTED)
     with ThreadPoolExecutor(REVIEWERS) as pool:
         lists = pool.map(lambda user: _answer_all(argilla_server, user, pairs.record_ids), pairs.users)
@@ -87,7 +87,7 @@ def test_ten_reviewers_at_once_lose_nothing(argilla_server: Running) -> None:
     assert pairs.owner.get(f"/datasets/{pairs.dataset_id}/progress")["completed"] == RECORDS
 
 
-def test_a_changed_minimum_changes_what_is_complete(argilla_server: Running) -> None:
+def test_a_changed_minimum_changes_what_is_complete(argilla_server: RunningServer) -> None:
     pairs = Round(argilla_server, "minimum", 3, 2)
     path = f"/datasets/{pairs.dataset_id}"
     _answer_all(argilla_server, pairs.users[0], pairs.record_ids)
@@ -101,7 +101,7 @@ def test_a_changed_minimum_changes_what_is_complete(argilla_server: Running) -> 
 
 
 def test_a_killed_server_loses_nothing_and_leaves_nothing_running(folder: Path) -> None:
-    running = server.start(folder, port=0)
+    running = start_server(folder, port=0)
     children = descendants(running.pid)
     pairs = Round(running, "killed", 40, 1)
     answered = threading.Barrier(2)
@@ -113,9 +113,9 @@ def test_a_killed_server_loses_nothing_and_leaves_nothing_running(folder: Path) 
         confirmed = [each for one in [first, *others] for each in one.result(PATIENCE)]
     _wait_until_gone(children)
     assert confirmed
-    assert server.find(folder) is None
+    assert find_server(folder) is None
 
-    again = server.start(folder, port=0)
+    again = start_server(folder, port=0)
     assert again.pid != running.pid
     assert not again.new_owner
     pairs.owner = owner_of(again)
@@ -128,7 +128,7 @@ def test_a_killed_server_loses_nothing_and_leaves_nothing_running(folder: Path) 
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-def _answer_some_then_meet(running: Running, pairs: Round, meet: threading.Barrier) -> list[str]:
+def _answer_some_then_meet(running: RunningServer, pairs: Round, meet: threading.Barrier) -> list[str]:
     confirmed = _answer_all(running, pairs.users[0], pairs.record_ids[:10])
     meet.wait(PATIENCE)
     return confirmed + _answer_all(running, pairs.users[0], pairs.record_ids[10:])
@@ -156,10 +156,10 @@ def _runs(pid: int) -> bool:
 
 def test_a_second_start_finds_the_first_and_stop_ends_all(folder: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(lambda _: server.start(folder, port=0), range(2))
+        first, second = pool.map(lambda _: start_server(folder, port=0), range(2))
     assert (first.url, first.pid) == (second.url, second.pid)
     assert {first.new_owner, second.new_owner} == {True, False}
-    assert server.find(folder) is not None
+    assert find_server(folder) is not None
     _wait_until(lambda: len(descendants(first.pid)) >= 6)  # three supervisors, Redis, the web server, the worker
     children = descendants(first.pid)
     for path in (first.credentials_file, folder / "redis.conf"):
@@ -167,10 +167,10 @@ def test_a_second_start_finds_the_first_and_stop_ends_all(folder: Path) -> None:
     assert folder.stat().st_mode & 0o777 == 0o700
     _check_listeners(children)
 
-    assert server.stop(folder)
+    assert stop_server(folder)
     _wait_until_gone([*children, first.pid])
-    assert server.find(folder) is None
-    assert not server.stop(folder)
+    assert find_server(folder) is None
+    assert not stop_server(folder)
 
 
 def _check_listeners(pids: list[int]) -> None:
@@ -196,7 +196,7 @@ def _socket_of(descriptor: Path) -> set[str]:
     return set()
 
 
-def test_no_default_user_is_there(argilla_server: Running) -> None:
+def test_no_default_user_is_there(argilla_server: RunningServer) -> None:
     with httpx.Client(base_url=f"{argilla_server.url}/api/v1", timeout=PATIENCE, trust_env=False) as asking:
         answer = asking.post("/token", data={"username": "argilla", "password": "1234"})
         assert answer.status_code == 401
@@ -211,19 +211,19 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(ReviewError, match=f"port {port} is taken"):
-            server.start(tmp_path / "taken", port=port)
-    assert server.find(tmp_path / "taken") is None
+            start_server(tmp_path / "taken", port=port)
+    assert find_server(tmp_path / "taken") is None
 
 
 def test_a_redis_that_is_not_there_is_named(folder: Path) -> None:
     port = free_port()
     with pytest.raises(ReviewError, match="Redis can't be used") as caught:
-        server.start(folder, port=0, redis_url=f"redis://:secret-word@127.0.0.1:{port}/0")
+        start_server(folder, port=0, redis_url=f"redis://:secret-word@127.0.0.1:{port}/0")
     assert "secret-word" not in str(caught.value)
     assert (folder / "credentials.json").exists()
-    assert server.start(folder, port=0).new_owner, "nobody was shown the password yet"
-    assert server.stop(folder)
-    assert not server.start(folder, port=0).new_owner
+    assert start_server(folder, port=0).new_owner, "nobody was shown the password yet"
+    assert stop_server(folder)
+    assert not start_server(folder, port=0).new_owner
 
 
 def test_ctrl_c_ends_a_server_in_the_foreground(folder: Path) -> None:
@@ -244,4 +244,4 @@ def test_ctrl_c_ends_a_server_in_the_foreground(folder: Path) -> None:
         assert process.wait(PATIENCE) in {0, 130}
     assert shown == ["url", "username", "password", "api_key"]
     _wait_until_gone(children)
-    assert server.find(folder) is None
+    assert find_server(folder) is None

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stairdata_review.server import Running
+from stairdata_review.server.running_server import RunningServer
 from tests.review.api import Api, add_records, labels, make_dataset, make_reviewer, make_workspace, owner_of
 
 pytestmark = pytest.mark.slow
@@ -65,7 +65,7 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(argilla_server: Running) -> World:
+def world(argilla_server: RunningServer) -> World:
     owner = owner_of(argilla_server)
     workspace = make_workspace(owner, "contract")
     users = [make_reviewer(owner, f"contract-{number}", workspace) for number in range(3)]

@@ -8,13 +8,13 @@ from typing import Any
 import httpx
 import pytest
 
-from stairdata_review import client
-from stairdata_review.client import Argilla, Place
-from stairdata_review.inviting import Invitation, invite
-from stairdata_review.server import Running
+from stairdata_review.rounds import client
+from stairdata_review.rounds.client import Argilla, Place
+from stairdata_review.rounds.invitations import Invitation, invite
+from stairdata_review.server.running_server import RunningServer
 from stairdata_schemas.errors import ReviewError
 
-WORKSPACE = "inviting"
+WORKSPACE = "invitations"
 
 
 class GoneAfter(httpx.BaseTransport):
@@ -32,7 +32,7 @@ class GoneAfter(httpx.BaseTransport):
 
 
 @pytest.fixture
-def owner(argilla_server: Running, monkeypatch: pytest.MonkeyPatch) -> Iterator[Argilla]:
+def owner(argilla_server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Argilla]:
     monkeypatch.setattr(client, "WAITS", ())
     with Argilla(Place(argilla_server.url, argilla_server.credentials().api_key)) as argilla:
         yield argilla
@@ -48,7 +48,9 @@ def user_of(owner: Argilla, name: str) -> dict[str, Any]:
     return found[0]
 
 
-def test_an_invitation_that_was_cut_off_is_finished_by_the_next_one(owner: Argilla, argilla_server: Running) -> None:
+def test_an_invitation_that_was_cut_off_is_finished_by_the_next_one(
+    owner: Argilla, argilla_server: RunningServer
+) -> None:
     invite(owner, "before", WORKSPACE)
     cut = 0
     while True:

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jinja2
-
 from stairdata_review.blinding import first_side, other_side
+from stairdata_review.guidelines import guidelines_of
 from stairdata_review.items import PAIR_KINDS, Item
-from stairdata_review.texts import CHAT_LIMIT, TEXT_LIMIT, Shown, show, show_steps
+from stairdata_review.rounds.display_text import CHAT_LIMIT, TEXT_LIMIT, Shown, show, show_steps
 
 Payload = dict[str, Any]
 SIDE_FIELDS = ("a", "b")
 WRONG = "wrong"
-CONTACT = "the person who invited you"
 OURS = "stairdata"
 """Key of a dataset's metadata that says what it holds."""
 
@@ -38,20 +36,6 @@ def layout_of(kind: str, contact: str) -> Layout:
     if kind in PAIR_KINDS:
         return Layout(*guidelines, _PAIR_FIELDS, _PAIR_QUESTIONS, _PAIR_METADATA)
     return Layout(*guidelines, _ANSWER_FIELDS, _ANSWER_QUESTIONS, _ANSWER_METADATA)
-
-
-def guidelines_of(kind: str, *, in_argilla: bool, contact: str = CONTACT) -> tuple[str, str]:
-    """Return the version of the guidelines for a kind, and their text in markdown."""
-    version = "pairs/1" if kind in PAIR_KINDS else "answers/1"
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("stairdata_review"),
-        undefined=jinja2.StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    template = environment.get_template(f"guidelines_{version.replace('/', '_v')}.md.jinja")
-    return version, template.render(contact=contact, in_argilla=in_argilla)
 
 
 def record_of(item: Item, kind: str, seed: int) -> tuple[Payload, int]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from stairdata_review.cells import CELL_LIMIT, FORMATS, neutralise, read_rows, restore, shorten, write_rows
+from stairdata_review.tables.cells import CELL_LIMIT, FORMATS, neutralise, read_rows, restore, shorten, write_rows
 from stairdata_schemas.errors import InputError, UsageError
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)

@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from stairdata_review import server
+from stairdata_review.server.folder import default_folder
+from stairdata_review.server.running_server import find_server
 from stairdata_schemas.errors import ReviewError, UsageError, quote
 
 LOCAL = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -52,7 +53,7 @@ def find_place(folder: Path | None, url: str | None, *, remote: bool) -> Place:
         ReviewError: no server runs there, or there is no key for it.
     """
     if url is None:
-        return _of_folder(folder or server.default_folder())
+        return _of_folder(folder or default_folder())
     if folder is not None:
         raise UsageError("give --folder (a server of `stairdata review serve`) or --url (another one), not both")
     _check_url(url, remote=remote)
@@ -65,7 +66,7 @@ def find_place(folder: Path | None, url: str | None, *, remote: bool) -> Place:
 
 
 def _of_folder(folder: Path) -> Place:
-    running = server.find(folder)
+    running = find_server(folder)
     if running is None:
         raise ReviewError(
             f"no server runs in {folder}: start one with `stairdata review serve --background`, or name one with --url"
