@@ -23,8 +23,8 @@ from typing import Any
 
 import httpx
 
-from stairdata_review import server
-from stairdata_review.server import Running
+from stairdata_review.server.background import start_server, stop_server
+from stairdata_review.server.running_server import RunningServer
 
 PAGE = 50
 LABELS = ["A", "B", "tie", "both bad"]
@@ -41,14 +41,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        running = server.start(Path(folder), port=0)
+        running = start_server(Path(folder), port=0)
         try:
             measure(running, options.records, options.reviewers, options.repeats)
         finally:
-            server.stop(Path(folder))
+            stop_server(Path(folder))
 
 
-def measure(running: Running, records: int, reviewers: int, repeats: int) -> None:
+def measure(running: RunningServer, records: int, reviewers: int, repeats: int) -> None:
     """Fill the server, ask it, print what each question took."""
     owner = _client(running, running.credentials().api_key)
     dataset, users = _make_dataset(owner, reviewers)
@@ -165,7 +165,7 @@ def _filters(*filters: dict[str, Any]) -> dict[str, Any]:
     return {"filters": {"and": list(filters)}}
 
 
-def _client(running: Running, key: str) -> httpx.Client:
+def _client(running: RunningServer, key: str) -> httpx.Client:
     return httpx.Client(
         base_url=f"{running.url}/api/v1", headers={"X-Argilla-Api-Key": key}, timeout=600, trust_env=False
     )

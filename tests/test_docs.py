@@ -85,11 +85,11 @@ def test_the_readme_lists_every_page() -> None:
 
 def answer_in_argilla(workplace: Path) -> None:
     """What reviewers do before somebody looks how far they are."""
-    from stairdata_review.client import Argilla, find_place
-    from stairdata_review.datasets import rounds
+    from stairdata_review.rounds.client import Argilla, find_place
+    from stairdata_review.rounds.datasets import list_rounds
 
     with Argilla(find_place(workplace / "home" / "argilla", None, remote=False)) as argilla:
-        (place,) = rounds(argilla, "stairdata")
+        (place,) = list_rounds(argilla, "stairdata")
         values = {"verdict": {"value": "A"}, "safe": {"value": "both"}}
         for page in argilla.records(place.dataset_id):
             for record in page:
@@ -98,7 +98,7 @@ def answer_in_argilla(workplace: Path) -> None:
 
 def answer_in_a_table(workplace: Path) -> None:
     """What a reviewer does with a table."""
-    from stairdata_review.cells import read_rows, write_rows
+    from stairdata_review.tables.cells import read_rows, write_rows
 
     rows = [row | {"verdict": "A", "safe": "both"} for row in read_rows(workplace / "pairs.xlsx")]
     write_rows(workplace / "pairs.xlsx", list(rows[0]), rows, {}, "")
@@ -140,9 +140,9 @@ def workplace(tmp_path: Path, stub_llm: StubServer, tokenizer_folder: Path) -> I
         tokenizer.save_pretrained(folder)
     (tmp_path / "runs" / "sft" / "training.json").write_text("{}", encoding="utf-8")
     yield tmp_path
-    from stairdata_review import server
+    from stairdata_review.server.background import stop_server
 
-    server.stop(tmp_path / "home" / "argilla")  # a page that began a server and failed before it ended it
+    stop_server(tmp_path / "home" / "argilla")  # a page that began a server and failed before it ended it
 
 
 @pytest.mark.slow

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from stairdata_review.credentials import write_private
 from stairdata_schemas.errors import ReviewError
+from stairdata_schemas.files import write_private
 
 FILE = "review-salts.json"
 LENGTH = 16

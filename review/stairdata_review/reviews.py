@@ -13,10 +13,11 @@ import polars as pl
 from stairdata_review.agreement import agreement
 from stairdata_review.items import item_ids
 from stairdata_schemas.artifacts import Artifact, open_artifact, versions
-from stairdata_schemas.building import BuildPlan, Refused, Report, begin_build
+from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report, build_artifact
 from stairdata_schemas.errors import ArtifactError, ReviewError
 from stairdata_schemas.kinds import polars_schema
 from stairdata_schemas.manifest import sha256_of_json
+from stairdata_schemas.writing import QuarantineRow
 
 GENERATOR = "reviews/1"
 CHANGED = ("verdict", "safe", "comment", "spans", "answers")
@@ -45,7 +46,7 @@ def build_reviews(
     root: Path,
     version: str | None = None,
     *,
-    refused: Iterable[Refused] = (),
+    refused: Iterable[QuarantineRow] = (),
     max_quarantine: float = 0.05,
 ) -> Artifact:
     """Write answers as an artifact; the same answers give the artifact that is there already.
@@ -80,13 +81,13 @@ def build_reviews(
     # answers that were given before are a new version all the same, if others came in between and were withdrawn
     is_other = before is not None and before.manifest.fingerprint != plan.fingerprint
     is_other &= source.last_activity_at is not None  # of a server; a table imported again is the same table
-    build = begin_build(plan, root, version, fresh=is_other)
-    if isinstance(build, Artifact):
-        return build
     schema = polars_schema("reviews")
     frame = pl.DataFrame([{name: row.get(name) for name in schema} for row in rows], schema=schema)
-    with build:
-        return build.finish([frame], refused, report_of(frame, reviewed, source, before), max_quarantine)
+
+    def content(_: Build) -> BuildContent:  # not before it is needed: agreement takes its time
+        return BuildContent([frame], refused, report_of(frame, reviewed, source, before))
+
+    return build_artifact(plan, content, root, version, fresh=is_other, max_quarantine=max_quarantine)
 
 
 def newest_of(root: Path, dataset_id: str) -> Artifact | None:

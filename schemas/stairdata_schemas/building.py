@@ -13,23 +13,22 @@ import shutil
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version as distribution_version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import polars as pl
-import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from stairdata_schemas.artifacts import Artifact, Version, open_artifact, parse_version, versions
 from stairdata_schemas.card import render_card
 from stairdata_schemas.errors import ArtifactError, BuildError, BuildLockedError, QuarantineError, UsageError, quote
-from stairdata_schemas.files import Journal, sync_file, sync_folder, write_atomic
-from stairdata_schemas.kinds import SCHEMA_VERSION, arrow_schema, row_schema
+from stairdata_schemas.files import Journal, write_atomic
+from stairdata_schemas.kinds import SCHEMA_VERSION, row_schema
 from stairdata_schemas.licenses import strictest
 from stairdata_schemas.manifest import (
     MANIFEST_NAME,
@@ -42,23 +41,15 @@ from stairdata_schemas.manifest import (
     fingerprint,
     now,
     read_manifest,
-    sha256_of_file,
 )
+from stairdata_schemas.writing import QuarantineRow, ShardWriter, sound_rows, write_quarantine
 
 WORK = ".build"
+_WRITTEN = ("data", "quarantine")
+"""Folders that a build fills under `.build/` and then moves into place."""
 _log = logging.getLogger("stairdata")
-SHARD_BYTES = 256 * 1024**2
-ROW_GROUP_ROWS = 2048
-QUARANTINE_SCHEMA = pl.Schema(
-    {
-        "source": pl.String,
-        "row": pl.Int64,
-        "rule": pl.String,
-        "field": pl.String,
-        "raw": pl.String,
-        "detail": pl.String,
-    }
-)
+
+Refused = QuarantineRow  # its name until the generators are changed over
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +84,6 @@ class BuildPlan:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """One input row that was refused."""
-
-    source: str
-    row: int
-    rule: str
-    raw: str
-    field: str = ""
-    detail: str = ""
-    """More on the rule: which row it repeats, say."""
-
-
 @dataclass(slots=True)
 class Report:
     """What a generator tells its manifest besides the rows."""
@@ -114,6 +92,22 @@ class Report:
     usage: Usage = field(default_factory=Usage)
     notes: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
+
+
+class BuildContent(NamedTuple):
+    """What goes into an artifact.
+
+    The fields are read in their order: while the frames are made, rows may still be refused and figures added to the
+    report.
+    """
+
+    frames: Iterable[pl.DataFrame]
+    """The rows, in pieces that fit in memory; those that break the schema go to quarantine."""
+    refused: Iterable[QuarantineRow] = ()
+    """Input rows that never became rows."""
+    report: Report | None = None
+    by_design: Collection[str] = ()
+    """Rules that sound rows break (a duplicate, another language): counted, but not in the share of refused rows."""
 
 
 class Build:
@@ -134,8 +128,11 @@ class Build:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         with FileLock(self.folder.parent / ".lock"):  # nobody begins here meanwhile
-            if error is not None and not self._has_work():
-                shutil.rmtree(self.folder)  # nothing to go on from: the version is free again
+            if error is not None:
+                for name in _WRITTEN:  # cut where the error came; the next run writes them anew
+                    shutil.rmtree(self.work / name, ignore_errors=True)
+                if not self._has_work():
+                    shutil.rmtree(self.folder)  # nothing to go on from: the version is free again
             self._lock.release()
 
     def _has_work(self) -> bool:
@@ -155,7 +152,7 @@ class Build:
     def finish(
         self,
         frames: Iterable[pl.DataFrame],
-        refused: Iterable[Refused] = (),
+        refused: Iterable[QuarantineRow] = (),
         report: Report | None = None,
         max_quarantine: float = 0.05,
         by_design: Collection[str] = (),
@@ -163,27 +160,27 @@ class Build:
         """Validate and write the rows, the quarantine, the card, and last the manifest.
 
         Args:
-            frames: the rows, in pieces that fit in memory; those that break the schema go to quarantine.
-            refused: input rows that never became rows; looked at after the frames, which may still add to it.
-            report: what else the manifest should say.
+            frames: as in `BuildContent`.
+            refused: as there.
+            report: as there.
             max_quarantine: largest share of refused rows among all.
-            by_design: rules that sound rows break (a duplicate, another language): counted, but not in that share.
+            by_design: as there.
 
         Raises:
             QuarantineError: more rows were refused; data and quarantine stay in place without a manifest.
             BuildError: no row is left.
         """
         report = report or Report()
-        broken: list[Refused] = []
+        broken: list[QuarantineRow] = []
         writer = ShardWriter(self.work / "data", self.plan.kind)
         position = 0
         for frame in frames:
-            writer.write(_sound_rows(self.plan.kind, frame, position, broken))
+            writer.write(sound_rows(self.plan.kind, frame, position, broken))
             position += len(frame)
         entries = writer.close()
         refusals = [*refused, *broken]  # not before: whoever makes the frames may refuse rows on the way
         self._check_keys(writer.folder)
-        _write_quarantine(self.work / "quarantine", refusals)
+        write_quarantine(self.work / "quarantine", refusals)
         rules = dict(sorted(Counter(refusal.rule for refusal in refusals).items()))
         manifest = self._manifest(entries, rules, report)
         self._move_into_place(manifest)
@@ -232,14 +229,14 @@ class Build:
             )
 
     def _move_into_place(self, manifest: Manifest) -> None:
-        for name in ("data", "quarantine"):
+        for name in _WRITTEN:
             shutil.rmtree(self.folder / name, ignore_errors=True)
             if (self.work / name).exists():
                 (self.work / name).rename(self.folder / name)
         write_atomic(self.folder / "README.md", render_card(manifest))
 
     def _check_share(
-        self, manifest: Manifest, refusals: list[Refused], by_design: Collection[str], max_quarantine: float
+        self, manifest: Manifest, refusals: list[QuarantineRow], by_design: Collection[str], max_quarantine: float
     ) -> None:
         total = manifest.rows + sum(manifest.quarantine.values())
         counts = ", ".join(f"{rule} {count}" for rule, count in manifest.quarantine.items())
@@ -259,11 +256,45 @@ class Build:
             )
 
 
-def _first(refusals: list[Refused]) -> str:
+def _first(refusals: list[QuarantineRow]) -> str:
     """Say where the first refused row is, so that nobody has to open the quarantine to find it."""
     first = refusals[0]
     field = f", field {first.field}" if first.field else ""
     return f"the first is row {first.row} of {quote(first.source)} ({first.rule}{field})"
+
+
+def build_artifact(
+    plan: BuildPlan,
+    make_content: Callable[[Build], BuildContent],
+    root: Path,
+    version: str | None = None,
+    *,
+    fresh: bool = False,
+    max_quarantine: float = 0.05,
+) -> Artifact:
+    """Build the artifact of a plan; one that is finished already is returned as it is.
+
+    Args:
+        plan: what is to be built.
+        make_content: makes the rows; called while the build holds its folder's lock, and not at all if the artifact is
+            finished. What it finds in the build's journals need not be made again.
+        root: folder of the artifacts.
+        version: as for `begin_build`.
+        fresh: as there.
+        max_quarantine: largest share of refused rows among all.
+
+    Raises:
+        UsageError: a version that the schema does not allow, or that is finished with other content.
+        BuildLockedError: another process builds there.
+        QuarantineError: more rows were refused.
+        BuildError: no row is left.
+    """
+    build = begin_build(plan, root, version, fresh=fresh)
+    if isinstance(build, Artifact):
+        return build
+    with build:
+        content = make_content(build)
+        return build.finish(content.frames, content.refused, content.report, max_quarantine, content.by_design)
 
 
 def find_finished(plan: BuildPlan, root: Path) -> Artifact | None:
@@ -290,6 +321,12 @@ def begin_build(plan: BuildPlan, root: Path, version: str | None = None, *, fres
 
     An unfinished build of the same fingerprint continues, a finished one is returned as it is; otherwise a new
     version is begun: the one asked for, or the next MINOR.
+
+    Args:
+        plan: what is to be built.
+        root: folder of the artifacts.
+        version: which one; default: whichever has the plan's fingerprint, else the next MINOR.
+        fresh: forget what an unfinished build of the plan has done, and make a new version beside a finished one.
 
     Raises:
         UsageError: a version that the schema does not allow, or that is finished with other content.
@@ -405,7 +442,7 @@ def _open_work(target: Path, plan: BuildPlan, *, fresh: bool) -> None:
     work.mkdir(exist_ok=True)
     for temporary in (*target.glob(".*.tmp"), *work.glob(".*.tmp")):
         temporary.unlink()
-    for leftover in ("data", "quarantine"):
+    for leftover in _WRITTEN:
         shutil.rmtree(work / leftover, ignore_errors=True)
     write_atomic(work / "build.json", json.dumps(plan.as_json() | {"pid": os.getpid()}, indent=2))
 
@@ -429,98 +466,6 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
             yield from _differences(old[key], new[key], f"{prefix}{key}.")
         elif old[key] != new[key]:
             yield f"{prefix}{key} ({old[key]!r} then, {new[key]!r} now)"
-
-
-class ShardWriter:
-    """Writes frames of one kind into parquet shards of about 256 MB, zstd, content-defined chunking."""
-
-    def __init__(self, folder: Path, kind: str) -> None:
-        self.folder = folder
-        self._schema = arrow_schema(kind)
-        self._rows: list[int] = []
-        self._writer: pq.ParquetWriter | None = None
-        folder.mkdir(parents=True)
-
-    def write(self, frame: pl.DataFrame) -> None:
-        """Append rows; they have to be of the kind's schema already."""
-        if frame.is_empty() and self._rows:
-            return
-        if self._writer is None:
-            self._open()
-        assert self._writer is not None
-        self._writer.write_table(frame.to_arrow().cast(self._schema), row_group_size=ROW_GROUP_ROWS)
-        self._rows[-1] += len(frame)
-        if self._path(len(self._rows) - 1).stat().st_size >= SHARD_BYTES:
-            self._close_shard()
-
-    def close(self) -> list[FileEntry]:
-        """Finish the last shard, give all their final names, and return them."""
-        if not self._rows:
-            self._open()
-        self._close_shard()
-        entries = [self._rename(index) for index in range(len(self._rows))]
-        sync_folder(self.folder)
-        return entries
-
-    def _open(self) -> None:
-        self._rows.append(0)
-        self._writer = pq.ParquetWriter(
-            self._path(len(self._rows) - 1),
-            self._schema,
-            compression="zstd",
-            use_content_defined_chunking=True,
-        )
-
-    def _close_shard(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-            sync_file(self._path(len(self._rows) - 1))
-
-    def _path(self, index: int) -> Path:
-        return self.folder / f"part-{index:05d}.parquet"
-
-    def _rename(self, index: int) -> FileEntry:
-        path = self.folder / f"train-{index:05d}-of-{len(self._rows):05d}.parquet"
-        self._path(index).rename(path)
-        return FileEntry(
-            path=f"data/{path.name}",
-            sha256=sha256_of_file(path),
-            bytes=path.stat().st_size,
-            rows=self._rows[index],
-        )
-
-
-def _sound_rows(kind: str, frame: pl.DataFrame, first: int, refusals: list[Refused]) -> pl.DataFrame:
-    """Return the rows that hold, and append the others; `first` is the number of the frame's first row."""
-    schema = row_schema(kind)
-    result, failure = schema.filter(frame, cast=True)
-    if len(result) != len(frame):
-        invalid = failure.details()
-        rules = [column for column in invalid.columns if column not in schema.column_names()]
-        # a key that stands in two rows is refused in both, so that a refused row's key is in no sound row
-        keys = schema.primary_key()
-        numbers = frame.with_row_index("number", first).join(result, on=keys, how="anti", maintain_order="left")
-        for number, row in zip(numbers["number"], invalid.iter_rows(named=True), strict=True):
-            rule = next(name for name in rules if row[name] == "invalid")
-            raw = json.dumps({name: row[name] for name in schema.column_names()}, ensure_ascii=False, default=str)
-            refusals.append(Refused(kind, number, rule, raw, field=rule.partition("|")[0]))
-    return result
-
-
-def _write_quarantine(folder: Path, refusals: list[Refused]) -> None:
-    if not refusals:
-        return
-    folder.mkdir(parents=True)
-    columns = {name: [_storable(getattr(refusal, name)) for refusal in refusals] for name in QUARANTINE_SCHEMA}
-    path = folder / "refused.parquet"
-    pl.DataFrame(columns, schema=QUARANTINE_SCHEMA).write_parquet(path, compression="zstd")
-    sync_file(path)
-
-
-def _storable(value: str | int) -> str | int:
-    """Escape what UTF-8 can't hold: lone surrogates, which JSON escapes may bring in."""
-    return value.encode("utf-8", "backslashreplace").decode("utf-8") if isinstance(value, str) else value
 
 
 @cache

@@ -33,6 +33,15 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     sync_folder(path.parent)
 
 
+def write_private(path: Path, data: bytes | str) -> None:
+    """Replace a file in one step; no other user can read it at any moment."""
+    mask = os.umask(0o077)
+    try:
+        write_atomic(path, data)
+    finally:
+        os.umask(mask)
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames inside a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -13,7 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from stairdata_schemas.artifacts import Artifact, iterate_frames
-from stairdata_schemas.building import Build, BuildPlan, Report, begin_build
+from stairdata_schemas.building import BuildContent, BuildPlan, Report, build_artifact
 from stairdata_schemas.errors import ArtifactError, quote
 from stairdata_schemas.kinds import SCHEMA_VERSION
 from stairdata_schemas.manifest import Manifest
@@ -67,13 +67,10 @@ def migrate(artifact: Artifact, root: Path) -> Artifact:
     chain = steps(manifest.kind, manifest.schema_version)
     configuration = {"from_schema": manifest.schema_version, "to_schema": SCHEMA_VERSION}
     plan = BuildPlan(manifest.kind, GENERATOR, configuration, parents=[artifact.as_parent()], models=manifest.models)
-    build = begin_build(plan, root)
-    if not isinstance(build, Build):
-        return build
     note = f"migrated from schema version {manifest.schema_version}; the rows were made as {artifact.reference} was"
-    with build:
-        report = Report(outcomes=manifest.outcomes, notes=[*manifest.notes, note], details=manifest.details)
-        return build.finish(_migrated(artifact, chain), report=report, max_quarantine=0.0)
+    report = Report(outcomes=manifest.outcomes, notes=[*manifest.notes, note], details=manifest.details)
+    content = BuildContent(_migrated(artifact, chain), report=report)
+    return build_artifact(plan, lambda _: content, root, max_quarantine=0.0)
 
 
 def _migrated(artifact: Artifact, chain: list[Step]) -> Iterator[pl.DataFrame]:

@@ -11,7 +11,7 @@ from stairdata.cli.console import emit, say
 from stairdata.cli.review_round import FolderOption, RemoteOption, UrlOption, WorkspaceOption
 
 if TYPE_CHECKING:
-    from stairdata_review.server import Running
+    from stairdata_review.server.running_server import RunningServer
 
 app = typer.Typer(
     help="People look at pairs in Argilla; their verdicts come back as an artifact.", no_args_is_help=True
@@ -31,26 +31,30 @@ def serve(
     ] = None,
 ) -> None:
     """Run an Argilla server on 127.0.0.1 with all that it needs; Ctrl-C or `review stop` ends it."""
-    from stairdata_review import keeper, server
+    from stairdata_review.server.background import start_server
+    from stairdata_review.server.folder import default_folder
+    from stairdata_review.server.running_server import find_server
+    from stairdata_review.server.server_processes import run_server
 
-    place = (folder or server.default_folder()).absolute()
+    place = (folder or default_folder()).absolute()
     if background:
-        already = server.find(place)
-        running = server.start(place, port, redis_url, say)
+        already = find_server(place)
+        running = start_server(place, port, redis_url, say)
         _show(running, found=already is not None and already.pid == running.pid)
         return
-    ours = keeper.keep(place, port, redis_url, say, on_ready=lambda running: _show(running, found=False, wait=True))
+    ours = run_server(place, port, redis_url, say, on_ready=lambda running: _show(running, found=False, wait=True))
     if not ours:
-        _show(server.start(place, port, redis_url, say), found=True)
+        _show(start_server(place, port, redis_url, say), found=True)
 
 
 @app.command("stop")
 def stop(folder: FolderOption = None) -> None:
     """End the server of a folder; its data stays."""
-    from stairdata_review import server
+    from stairdata_review.server.background import stop_server
+    from stairdata_review.server.folder import default_folder
 
-    place = folder or server.default_folder()
-    say("stopped" if server.stop(place) else f"no server runs in {place}")
+    place = folder or default_folder()
+    say("stopped" if stop_server(place) else f"no server runs in {place}")
 
 
 @app.command("invite")
@@ -66,10 +70,11 @@ def invite(
 ) -> None:
     """Let a reviewer in: an annotator of the workspace, never an owner; the password is shown once."""
     review_round.check_extra()
-    from stairdata_review import client, inviting
+    from stairdata_review.rounds import invitations
+    from stairdata_review.rounds.client import Argilla, find_place
 
-    with client.Argilla(client.find_place(folder, url, remote=remote)) as argilla:
-        invitation = inviting.invite(argilla, name, workspace, new_password=new_password)
+    with Argilla(find_place(folder, url, remote=remote)) as argilla:
+        invitation = invitations.invite(argilla, name, workspace, new_password=new_password)
     emit(f"url: {invitation.url}\nusername: {invitation.username}")
     if invitation.password is None:
         say(f"{name} may see {workspace} and signs in as before; --new-password makes a new password")
@@ -85,7 +90,7 @@ app.command("export")(review_round.export)
 app.command("import")(review_round.import_)
 
 
-def _show(running: Running, *, found: bool, wait: bool = False) -> None:
+def _show(running: RunningServer, *, found: bool, wait: bool = False) -> None:
     emit(f"url: {running.url}")
     if running.new_owner and not found:
         owner = running.credentials()

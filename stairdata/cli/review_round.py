@@ -13,8 +13,8 @@ from stairdata.cli.options import JsonOption, RootOption, VersionOption, root_fo
 from stairdata.cli.results import summary
 
 if TYPE_CHECKING:
-    from stairdata_review.client import Argilla
-    from stairdata_review.datasets import Round
+    from stairdata_review.rounds.client import Argilla
+    from stairdata_review.rounds.datasets import Round
     from stairdata_schemas.artifacts import Artifact
 
 FolderOption = Annotated[
@@ -68,8 +68,8 @@ def push(
     root: RootOption = None,
 ) -> None:
     """Bring items to reviewers; those that are there already stay as they are."""
-    from stairdata_review.push import PushOptions
-    from stairdata_review.push import push as push_items
+    from stairdata_review.rounds.push import PushOptions
+    from stairdata_review.rounds.push import push as push_items
 
     artifact = _open(reference, root)
     options = PushOptions(root_folder(root), select, limit, seed, workspace, dataset, min_submitted, contact)
@@ -93,8 +93,8 @@ def status(
     json_: JsonOption = False,
 ) -> None:
     """Show how a round goes: progress, reviewers, pace, agreement so far."""
-    from stairdata_review.pull import find_reviewed
-    from stairdata_review.status import status as status_of
+    from stairdata_review.rounds.pull import find_reviewed
+    from stairdata_review.rounds.status import status as status_of
 
     with _connect(folder, url, remote=remote) as argilla:
         place, named = _find(argilla, reference, workspace, dataset, root)
@@ -116,9 +116,9 @@ def pull(
     version: VersionOption = None,
 ) -> None:
     """Bring all submitted answers into an artifact of kind reviews."""
-    from stairdata_review.pull import find_reviewed
-    from stairdata_review.pull import pull as pull_answers
     from stairdata_review.reviewers import salt_of
+    from stairdata_review.rounds.pull import find_reviewed
+    from stairdata_review.rounds.pull import pull as pull_answers
 
     with _connect(folder, url, remote=remote) as argilla:
         place, named = _find(argilla, reference, workspace, dataset, root)
@@ -143,8 +143,8 @@ def export(
     root: RootOption = None,
 ) -> None:
     """Write items to review as a table, for reviewers without Argilla."""
-    from stairdata_review.selecting import select as select_items
-    from stairdata_review.tables import export_items
+    from stairdata_review.selection import select as select_items
+    from stairdata_review.tables.export import export_items
     from stairdata_schemas.errors import UsageError
 
     if file.exists() and not force:
@@ -173,7 +173,7 @@ def import_(
 ) -> None:
     """Read answers out of tables into an artifact of kind reviews."""
     from stairdata_review.reviewers import salt_of
-    from stairdata_review.tables import RULES, import_reviews
+    from stairdata_review.tables.answers import RULES, import_reviews
 
     reviewed = _open(input_, root)
     salt = salt_of(_home(folder), reviewed.manifest.content_hash)
@@ -206,13 +206,13 @@ def _open(reference: str, root: Path | None) -> Artifact:
 
 def _connect(folder: Path | None, url: str | None, *, remote: bool) -> Argilla:
     check_extra()
-    from stairdata_review.client import Argilla, find_place
+    from stairdata_review.rounds.client import Argilla, find_place
 
     return Argilla(find_place(folder, url, remote=remote))
 
 
 def _home(folder: Path | None) -> Path:
-    from stairdata_review.server import default_folder
+    from stairdata_review.server.folder import default_folder
 
     return folder or default_folder()
 
@@ -220,7 +220,7 @@ def _home(folder: Path | None) -> Path:
 def _find(
     argilla: Argilla, reference: str | None, workspace: str, dataset: str | None, root: Path | None
 ) -> tuple[Round, Artifact | None]:
-    from stairdata_review.datasets import find_round
+    from stairdata_review.rounds.datasets import find_round
 
     named = _open(reference, root) if reference else None
     argilla.check()

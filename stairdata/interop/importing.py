@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,10 +18,11 @@ from stairdata.interop.thu_ml import BrokenError, Losses, Row
 from stairdata.runs.options import BuildOptions
 from stairdata_schemas import identity
 from stairdata_schemas.artifacts import Artifact
-from stairdata_schemas.building import Build, BuildPlan, Refused, Report, begin_build
+from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report, build_artifact
 from stairdata_schemas.errors import InputError, UsageError
 from stairdata_schemas.kinds import TASKS, polars_schema
 from stairdata_schemas.manifest import Parent, sha256_of_file
+from stairdata_schemas.writing import QuarantineRow
 
 GENERATORS = {"trees": "import_thu_ml_trees/1", "prompts": "import_thu_ml_prompts/1"}
 TREES_AT_ONCE = 32
@@ -48,16 +48,17 @@ def import_thu_ml(kind: str, paths: Sequence[Path], options: BuildOptions, promp
         raise UsageError(f"can't import {kind!r} from thu-ml; --kind is one of {', '.join(GENERATORS)}")
     parent = open_reference(prompts, options.root) if prompts is not None else None
     plan = _plan(kind, paths, [parent.as_parent()] if parent else [])
-    build = begin_build(plan, options.root, options.version, fresh=options.fresh)
-    if isinstance(build, Artifact):
-        return build
-    with build:
+
+    def content(_: Build) -> BuildContent:
         importer = _TreeImporter(_tasks(parent)) if kind == "trees" else _PromptImporter()
-        try:
-            return _finish(build, importer, paths, options)
-        except InputError:
-            shutil.rmtree(build.work / "data", ignore_errors=True)  # so that the version is free again
-            raise
+        refused: list[QuarantineRow] = []
+        rows = _rows(paths, importer.row, refused, options)
+        frames = importer.watched(_frames(rows, kind, importer.rows_at_once))
+        return BuildContent(frames, refused, Report(notes=importer.notes, details=importer.details))
+
+    return build_artifact(
+        plan, content, options.root, options.version, fresh=options.fresh, max_quarantine=options.max_quarantine
+    )
 
 
 def _plan(kind: str, paths: Sequence[Path], parents: list[Parent]) -> BuildPlan:
@@ -77,18 +78,8 @@ def _tasks(prompts: Artifact | None) -> dict[str, str]:
     return dict(prompts.scan().select("prompt_id", "task").collect().iter_rows())
 
 
-def _finish(
-    build: Build, importer: _TreeImporter | _PromptImporter, paths: Sequence[Path], options: BuildOptions
-) -> Artifact:
-    refused: list[Refused] = []
-    rows = _rows(paths, importer.row, refused, options)
-    frames = _frames(rows, build.plan.kind, importer.rows_at_once)
-    report = Report(notes=importer.notes, details=importer.details)
-    return build.finish(importer.watched(frames), refused, report, options.max_quarantine)
-
-
 def _rows(
-    paths: Sequence[Path], make: Callable[[Any], Row], refused: list[Refused], options: BuildOptions
+    paths: Sequence[Path], make: Callable[[Any], Row], refused: list[QuarantineRow], options: BuildOptions
 ) -> Iterator[Row]:
     done = 0
     for path in paths:
@@ -96,7 +87,7 @@ def _rows(
             try:
                 row = make(element)
             except BrokenError as error:
-                refused.append(Refused(path.name, number, error.rule, _raw(element), error.field))
+                refused.append(QuarantineRow(path.name, number, error.rule, _raw(element), error.field))
             else:
                 yield row
             done += 1

@@ -1,7 +1,7 @@
 """A vLLM server of our own: started for the duration, watched, and gone with us, however we end.
 
-It listens on 127.0.0.1 alone, wants a random key that it gets through its environment, and runs under
-`stairdata_schemas.supervisor`, which ends it when this process is gone.
+It listens on 127.0.0.1 alone, wants a random key that it gets through its environment, and is a supervised process
+(`stairdata_schemas.processes`), which ends when this process is gone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import platform
 import re
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -27,20 +26,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Literal, Self
 
-from stairdata_schemas import supervisor
 from stairdata_schemas.errors import ModelError, ServerError, quote
+from stairdata_schemas.processes import GRACE, HOST, SupervisedProcess, free_port, log_tail, port_obstacle
 from stairdata_schemas.rendering import check_model_folder
 
 OnProgress = Callable[[str, float], None]
 
 PREFILL_TOKENS = 8192
 SMALL_MACHINE = 4  # cores up to which none is set aside for vLLM's front end
-HOST = "127.0.0.1"
 POLL = 0.5
 REQUEST_TIMEOUT = 10.0
 PROBE_TIMEOUT = 120.0
-SLACK = 10.0  # seconds beyond the grace period until the supervisor itself counts as stuck
-LOG_TAIL = 200_000  # bytes
 WORDS_LIMIT = 300
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -110,7 +106,7 @@ class ManagedServer:
         self,
         options: ServerOptions,
         command: Callable[[ServerOptions, int], list[str]] | None = None,
-        grace: float = supervisor.GRACE,
+        grace: float = GRACE,
     ) -> None:
         self.options = options
         self.served_name = options.served_name
@@ -118,7 +114,7 @@ class ManagedServer:
         self.port = options.port
         self._command = command or vllm_command
         self._grace = grace
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: SupervisedProcess | None = None
         self._stopped = False
         self._lock = threading.Lock()
 
@@ -147,8 +143,12 @@ class ManagedServer:
             ServerError: vLLM isn't installed, the port is taken, the server died or did not answer in time.
         """
         model = check_model(self.options.model)
-        self.port = self.options.port or _free_port()
-        _check_port(self.port)
+        self.port = self.options.port or free_port()
+        if obstacle := port_obstacle(self.port):
+            raise ServerError(
+                f"port {self.port} can't be used: {obstacle}; "
+                "end the program that has it, or choose another one with `port` (0 takes a free one)"
+            )
         try:
             self._launch(self._command(self.options, self.port), _environment(self.options, model, self.api_key))
             self._wait_until_ready(on_progress or (lambda _message, _seconds: None))
@@ -160,20 +160,12 @@ class ManagedServer:
         """End the server and everything it started; harmless if there is nothing to end."""
         with self._lock:
             self._stopped = True
-        process = self._process
-        if process is None:
-            return
-        if process.stdin is not None:
-            process.stdin.close()  # the supervisor's sign to end everything
-        try:
-            process.wait(self._grace + SLACK)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        if self._process is not None:
+            self._process.stop()
 
     def is_alive(self) -> bool:
         """Whether the process runs."""
-        return self._process is not None and self._process.poll() is None
+        return self._process is not None and self._process.status is None
 
     def check(self) -> None:
         """Raise if the server isn't running any more.
@@ -195,15 +187,11 @@ class ManagedServer:
         self.check()
 
     def _launch(self, command: list[str], environment: dict[str, str]) -> None:
-        # by path and isolated: a file in the working directory can't stand in for a module
-        supervised = [sys.executable, "-I", supervisor.__file__, "--grace", str(self._grace), "--", *command]
-        with self._lock:
+        with self._lock:  # of two threads that start and stop, neither leaves a process behind
             if self._stopped:
                 raise ServerError("the server was stopped before it had started")
             with _open_log(self.options.log) as log:
-                self._process = subprocess.Popen(
-                    supervised, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
-                )
+                self._process = SupervisedProcess(command, log, environment, grace=self._grace)
 
     def _wait_until_ready(self, on_progress: OnProgress) -> None:
         started = time.monotonic()
@@ -217,11 +205,8 @@ class ManagedServer:
 
     def _wait_for_end(self, seconds: float) -> None:
         """Pass the time, or fail as soon as the process ends."""
-        if self._process is not None:
-            try:
-                self._process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                return
+        if self._process is not None and self._process.wait(seconds) is None:
+            return
         if self._stopped:
             raise ServerError("the server was stopped while it started")
         raise ServerError(self._obituary("ended before it answered"))
@@ -234,7 +219,7 @@ class ManagedServer:
         return answer is not None and self.served_name in _model_names(answer)
 
     def _obituary(self, what: str) -> str:
-        status = self._process.poll() if self._process else None
+        status = self._process.status if self._process else None
         ended = "" if status is None else f" (exit status {status})"
         words = last_words(self.options.log)
         return (
@@ -323,12 +308,7 @@ def vllm_missing() -> str | None:
 
 def last_words(log: Path) -> list[str]:
     """Return up to three quoted lines of a log that say why the program ended: its exceptions, else its end."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - LOG_TAIL))
-            return _meaningful(file.read().decode(errors="replace"))
-    except OSError:
-        return []
+    return _meaningful(log_tail(log))
 
 
 def _meaningful(text: str) -> list[str]:
@@ -415,26 +395,6 @@ def _open_log(path: Path) -> IO[bytes]:
         return path.open("wb")
     except OSError as error:
         raise ServerError(f"the server's log {str(path)!r} can't be written: {error.strerror}") from error
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _check_port(port: int) -> None:
-    with socket.socket() as probe:
-        # as servers do: a connection that lingers from the last one is no obstacle
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise ServerError(
-                f"port {port} can't be used: {error.strerror}; "
-                "end the program that has it, or choose another one with `port` (0 takes a free one)"
-            ) from error
 
 
 def _get(port: int, path: str, api_key: str) -> bytes | None:

@@ -9,8 +9,8 @@ import polars as pl
 from stairdata.generators.pairs.forest import STRUCTURE, sound_trees
 from stairdata_schemas import grammar
 from stairdata_schemas.artifacts import Artifact
-from stairdata_schemas.building import Refused
 from stairdata_schemas.errors import ArtifactError, ArtifactNotFoundError, UsageError, quote
+from stairdata_schemas.writing import QuarantineRow
 
 Row = dict[str, Any]
 SHORTEST_PREFIX = 4
@@ -56,7 +56,7 @@ def find_tree(trees: Artifact, tree_id: str) -> Row:
         some = ", ".join(trees.scan().select("tree_id").head(3).collect()["tree_id"])
         raise ArtifactNotFoundError(f"no tree {quote(tree_id)} in {trees.reference}; there are, among others, {some}")
     found = trees.scan().filter(pl.col("tree_id") == ids["tree_id"][0]).head(1).collect()
-    refused: list[Refused] = []
+    refused: list[QuarantineRow] = []
     sound_trees(found, 0, trees, refused)
     if refused and refused[0].rule in STRUCTURE:
         raise ArtifactError(

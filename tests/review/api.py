@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from stairdata_review.server import Running
+from stairdata_review.server.running_server import RunningServer
 
 PASSWORD = "a password of tests"
 
@@ -33,7 +33,7 @@ class Api:
         return self.call("POST", path, body, **parameters)
 
 
-def owner_of(running: Running) -> Api:
+def owner_of(running: RunningServer) -> Api:
     return Api(running.url, running.credentials().api_key)
 
 

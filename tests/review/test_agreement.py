@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from stairdata_review.agreement import agreement, seconds_an_answer
 from stairdata_schemas.kinds import VERDICTS
-from tests.review.rounds import NOON, frame, review
+from tests.review.samples import NOON, frame, review
 
 FACTS = pl.DataFrame(
     {"item_id": [str(n) for n in range(20)], "task": ["safety", "helpfulness"] * 10, "depth": [1, 2] * 10}

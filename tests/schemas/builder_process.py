@@ -16,16 +16,17 @@ from typing import Any, NoReturn
 
 import polars as pl
 
-from stairdata_schemas import building, identity
+from stairdata_schemas import identity, writing
 from stairdata_schemas.artifacts import Artifact
-from stairdata_schemas.building import Build, BuildPlan, Refused, begin_build
+from stairdata_schemas.building import Build, BuildPlan, begin_build
 from stairdata_schemas.files import read_journal
 from stairdata_schemas.kinds import polars_schema
+from stairdata_schemas.writing import QuarantineRow
 
 UNITS = 6
 PLAN = BuildPlan("prompts", "killed/1", {"units": UNITS})
 BROKEN_UNIT = 4
-REFUSED = Refused("in.jsonl", 9, "not_json", "{")
+REFUSED = QuarantineRow("in.jsonl", 9, "not_json", "{")
 
 
 def row(unit: int) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def die() -> NoReturn:
 
 
 if __name__ == "__main__":
-    building.SHARD_BYTES = 1
+    writing.SHARD_BYTES = 1
     if sys.argv[2] == "hold":
         hold(Path(sys.argv[1]))
     else:

@@ -10,8 +10,9 @@ import pytest
 
 from stairdata_schemas import building, identity
 from stairdata_schemas.artifacts import Artifact
-from stairdata_schemas.building import Build, BuildPlan, Refused, begin_build
+from stairdata_schemas.building import Build, BuildPlan, begin_build
 from stairdata_schemas.kinds import polars_schema
+from stairdata_schemas.writing import QuarantineRow
 
 
 def prompt_row(text: str) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def make_artifact(
     root: Path,
     *frames: pl.DataFrame,
     plan: BuildPlan | None = None,
-    refused: tuple[Refused, ...] = (),
+    refused: tuple[QuarantineRow, ...] = (),
     max_quarantine: float = 0.05,
     version: str | None = None,
     fresh: bool = False,

@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from stairdata_schemas import artifacts, building, grammar, identity
+from stairdata_schemas import artifacts, grammar, identity, writing
 from stairdata_schemas.artifacts import (
     Artifact,
     Version,
@@ -24,10 +24,11 @@ from stairdata_schemas.artifacts import (
     validate_artifact,
     versions,
 )
-from stairdata_schemas.building import Build, BuildPlan, Refused
+from stairdata_schemas.building import Build, BuildPlan
 from stairdata_schemas.errors import ArtifactError, ArtifactNotFoundError, UsageError
 from stairdata_schemas.kinds import features, polars_schema
 from stairdata_schemas.manifest import content_hash, sha256_of_file
+from stairdata_schemas.writing import QuarantineRow
 
 Make = Callable[..., Artifact]
 Begin = Callable[..., Build]
@@ -38,9 +39,9 @@ Frame = Callable[..., pl.DataFrame]
 @pytest.fixture
 def shards(tmp_path: Path, build: Make, prompts: Frame, monkeypatch: pytest.MonkeyPatch) -> Artifact:
     """An artifact of three shards and six rows, with a quarantine."""
-    monkeypatch.setattr(building, "SHARD_BYTES", 1)
+    monkeypatch.setattr(writing, "SHARD_BYTES", 1)
     frames = (prompts("a"), prompts("b", "c"), prompts("d", "e", "f"))
-    return build(tmp_path / "artifacts", *frames, refused=(Refused("f", 1, "not_json", "{"),), max_quarantine=0.5)
+    return build(tmp_path / "artifacts", *frames, refused=(QuarantineRow("f", 1, "not_json", "{"),), max_quarantine=0.5)
 
 
 def edit_manifest(artifact: Artifact, change: Callable[[dict[str, Any]], object]) -> None:

@@ -14,12 +14,13 @@ from typing import Any
 import polars as pl
 import pytest
 
-from stairdata_schemas import building
+from stairdata_schemas import writing
 from stairdata_schemas.artifacts import Artifact, newest, open_artifact, resolve, validate_artifact
-from stairdata_schemas.building import Build, BuildPlan, Refused, Report, begin_build
+from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report, begin_build, build_artifact
 from stairdata_schemas.errors import ArtifactError, BuildError, BuildLockedError, QuarantineError, UsageError
 from stairdata_schemas.files import read_journal
 from stairdata_schemas.manifest import ModelIdentity, Parent, Usage, sha256_of_file
+from stairdata_schemas.writing import QuarantineRow
 
 Make = Callable[..., Artifact]
 Begin = Callable[..., Build]
@@ -61,7 +62,7 @@ def test_the_manifest_says_how_the_rows_came_about(tmp_path: Path, begin: Begin,
     )
     report = Report({"done": 2}, Usage(requests=3, prompt_tokens=5), ["a note"], {"mixture": {"a": 1}})
     with begin(tmp_path, plan) as build:
-        manifest = build.finish([prompts("a", "b")], [Refused("f", 1, "not_json", "{")], report, 0.5).manifest
+        manifest = build.finish([prompts("a", "b")], [QuarantineRow("f", 1, "not_json", "{")], report, 0.5).manifest
     assert (manifest.kind, manifest.version) == ("prompts", "1.0.0")
     assert manifest.schema_version == 1
     assert manifest.generator == "tests/1"
@@ -91,7 +92,7 @@ def test_equal_content_gives_equal_hashes(tmp_path: Path, build: Make, plan: Pla
 
 
 def test_pieces_become_shards(tmp_path: Path, build: Make, prompts: Frame, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(building, "SHARD_BYTES", 1)
+    monkeypatch.setattr(writing, "SHARD_BYTES", 1)
     artifact = build(tmp_path, prompts("a", "b"), prompts(), prompts("c"), prompts("d", "e", "f"), prompts())
     assert [(entry.path, entry.rows) for entry in artifact.manifest.files] == [
         ("data/train-00000-of-00003.parquet", 2),
@@ -117,7 +118,7 @@ def test_shards_are_zstd_with_row_groups(tmp_path: Path, build: Make, prompts: F
 
 def test_broken_rows_go_to_quarantine_with_rule_and_raw(tmp_path: Path, build: Make, prompts: Frame) -> None:
     frames = (prompts("a", "b", "c"), prompts("d", "e", "f", wrong_task=("e",)))
-    refused = Refused("in.jsonl", 17, "not_json", "{broken\n")
+    refused = QuarantineRow("in.jsonl", 17, "not_json", "{broken\n")
     artifact = build(tmp_path, *frames, refused=(refused,), max_quarantine=0.5)
     assert artifact.manifest.quarantine == {"not_json": 1, "task|regex": 1}
     assert artifact.scan().collect()["prompt"].to_list() == ["a", "b", "c", "d", "f"]
@@ -143,7 +144,7 @@ def test_quarantine_says_which_row_it_was(tmp_path: Path, build: Make, prompts: 
 
 def test_quarantine_holds_text_that_is_no_unicode(tmp_path: Path, build: Make, prompts: Frame) -> None:
     # what `build prompts` refuses by the rule not_unicode
-    refused = Refused("in.jsonl", 1, "not_unicode", '{"prompt": "\ud800"}', "prompt")
+    refused = QuarantineRow("in.jsonl", 1, "not_unicode", '{"prompt": "\ud800"}', "prompt")
     artifact = build(tmp_path, prompts("a"), refused=(refused,), max_quarantine=0.5)
     assert artifact.manifest.quarantine == {"not_unicode": 1}
     assert "ud800" in quarantine(artifact.folder)[0]["raw"]
@@ -155,7 +156,7 @@ def test_too_many_refusals_leave_data_and_quarantine_without_manifest(
     frame = prompts("a", "b", "c", "d", wrong_task=("b",))
     folder = tmp_path / "prompts" / "1.0.0"
     with pytest.raises(QuarantineError) as caught:
-        build(tmp_path, frame, refused=(Refused("in.jsonl", 1, "not_json", "{"),))
+        build(tmp_path, frame, refused=(QuarantineRow("in.jsonl", 1, "not_json", "{"),))
     message = str(caught.value)
     for part in ("2 of 5 rows", "not_json 1", "task|regex 1", "5%", str(folder / "quarantine"), "--max-quarantine"):
         assert part in message
@@ -200,7 +201,7 @@ def test_a_build_without_rows_fails(tmp_path: Path, begin: Begin, prompts: Frame
 
 def test_a_build_that_refused_all_rows_fails_whatever_the_allowed_share(tmp_path: Path, begin: Begin) -> None:
     with begin(tmp_path) as build, pytest.raises(BuildError):
-        build.finish([], [Refused("in.jsonl", 1, "not_json", "{")], max_quarantine=1.0)
+        build.finish([], [QuarantineRow("in.jsonl", 1, "not_json", "{")], max_quarantine=1.0)
     assert not (build.folder / "manifest.json").exists()
 
 
@@ -402,6 +403,102 @@ def test_an_error_in_the_rows_leaves_a_build_that_continues(tmp_path: Path, begi
         assert validate_artifact(build.finish([prompts("a", "b")])) == []
 
 
+def test_an_error_in_the_rows_frees_the_version_if_nothing_else_was_done(
+    tmp_path: Path, begin: Begin, prompts: Frame
+) -> None:
+    def frames() -> Iterator[pl.DataFrame]:
+        yield prompts("a")
+        raise OSError("the input is cut")
+
+    with pytest.raises(OSError, match="the input is cut"), begin(tmp_path) as build:
+        build.finish(frames())
+    assert not build.folder.exists()
+    with begin(tmp_path) as build:
+        build.journal("units.jsonl").append({"unit": 1})
+    with pytest.raises(OSError, match="the input is cut"), begin(tmp_path) as build:
+        build.finish(frames())
+    assert names(build.work) == {"build.json", "units.jsonl"}
+
+
+# --- from a plan to an artifact in one call
+
+
+def test_a_plan_is_built_once(tmp_path: Path, plan: Plan, prompts: Frame) -> None:
+    made: list[str] = []
+
+    def content(build: Build) -> BuildContent:
+        made.append(build.reference)
+        return BuildContent([prompts("a", "b")])
+
+    first = build_artifact(plan(), content, tmp_path)
+    assert validate_artifact(first) == []
+    assert build_artifact(plan(), content, tmp_path) == first
+    assert build_artifact(plan(), content, tmp_path, "1.0.0") == first
+    assert made == ["prompts@1.0.0"]
+    assert build_artifact(plan(), content, tmp_path, fresh=True).reference == "prompts@1.1.0"
+    assert build_artifact(plan(seed=7), content, tmp_path, "1.5.0").reference == "prompts@1.5.0"
+    assert made == ["prompts@1.0.0", "prompts@1.1.0", "prompts@1.5.0"]
+    with pytest.raises(UsageError, match="finished and immutable"):
+        build_artifact(plan(seed=8), content, tmp_path, "1.0.0")
+
+
+def test_all_that_the_content_says_is_kept(tmp_path: Path, plan: Plan, prompts: Frame) -> None:
+    refused: list[QuarantineRow] = []
+    report = Report()
+
+    def frames() -> Iterator[pl.DataFrame]:
+        yield prompts("a", "b")
+        refused.append(QuarantineRow("in.jsonl", 3, "duplicate_prompt", "a"))
+        report.details["taken"] = 2
+
+    def content(_: Build) -> BuildContent:
+        return BuildContent(frames(), refused, report, by_design={"duplicate_prompt"})
+
+    manifest = build_artifact(plan(), content, tmp_path, max_quarantine=0.0).manifest
+    assert (manifest.rows, manifest.quarantine) == (2, {"duplicate_prompt": 1})
+    assert manifest.details == {"taken": 2}
+
+
+def test_the_allowed_share_of_refused_rows_is_passed_on(tmp_path: Path, plan: Plan, prompts: Frame) -> None:
+    def content(_: Build) -> BuildContent:
+        return BuildContent([prompts("a", "b", wrong_task=("b",))])
+
+    with pytest.raises(QuarantineError, match="1 of 2 rows"):
+        build_artifact(plan(), content, tmp_path)
+    assert build_artifact(plan(), content, tmp_path, max_quarantine=0.5).reference == "prompts@1.0.0"
+
+
+def test_what_a_build_was_working_on_is_there_when_its_plan_is_built_again(
+    tmp_path: Path, plan: Plan, prompts: Frame
+) -> None:
+    def content(build: Build) -> BuildContent:
+        done = [record["text"] for record in read_journal(build.work / "units.jsonl")]
+        if not done:
+            build.journal("units.jsonl").append({"text": "a"})
+            raise OSError("no server")
+        return BuildContent([prompts(*done)])
+
+    with pytest.raises(OSError, match="no server"):
+        build_artifact(plan(), content, tmp_path)
+    assert build_artifact(plan(), content, tmp_path).scan().collect().equals(prompts("a"))
+
+
+def test_the_folder_is_locked_while_the_content_is_made(tmp_path: Path, plan: Plan, prompts: Frame) -> None:
+    def content(_: Build) -> BuildContent:
+        with pytest.raises(BuildLockedError):
+            begin_build(plan(), tmp_path)
+        return BuildContent([prompts("a")])
+
+    build_artifact(plan(), content, tmp_path)
+    with pytest.raises(OSError, match="no server"):
+        build_artifact(plan(seed=7), no_server, tmp_path)
+    assert not (tmp_path / "prompts" / "1.1.0").exists()
+
+
+def no_server(_: Build) -> BuildContent:
+    raise OSError("no server")
+
+
 # --- locks and kills
 
 
@@ -470,7 +567,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory, builder_script: Path) -> li
 def test_a_build_killed_at_any_rename_can_be_finished(
     killed: list[Path], tmp_path: Path, builder: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(building, "SHARD_BYTES", 1)
+    monkeypatch.setattr(writing, "SHARD_BYTES", 1)
     assert len(killed) == 7  # build.json, two shards, data/, quarantine/, README.md, manifest.json
     for number, root in enumerate(killed):
         check_after_a_kill(shutil.copytree(root, tmp_path / str(number)), builder)
@@ -517,7 +614,7 @@ def photographed(monkeypatch: pytest.MonkeyPatch, root: Path, album: Path) -> li
 @pytest.fixture
 def album(tmp_path: Path, builder: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """What a build would leave if it were killed, once for each moment at which that differs."""
-    monkeypatch.setattr(building, "SHARD_BYTES", 1)
+    monkeypatch.setattr(writing, "SHARD_BYTES", 1)
     root = tmp_path / "root"
     root.mkdir()
     with monkeypatch.context() as watched:

@@ -11,9 +11,10 @@ import pytest
 
 from stairdata_schemas import building, identity
 from stairdata_schemas.artifacts import Artifact
-from stairdata_schemas.building import BuildPlan, Refused, begin_build
+from stairdata_schemas.building import BuildPlan, begin_build
 from stairdata_schemas.kinds import polars_schema
 from stairdata_schemas.manifest import Parent, sha256_of_json
+from stairdata_schemas.writing import QuarantineRow
 
 Make = Callable[..., Artifact]
 
@@ -92,7 +93,7 @@ def make(tmp_path: Path) -> Make:
         build = begin_build(plan, tmp_path / root, version)
         if isinstance(build, Artifact):
             return build
-        bad = [Refused("rows", number, "broken", "raw") for number in range(refused)]
+        bad = [QuarantineRow("rows", number, "broken", "raw") for number in range(refused)]
         with build:
             return build.finish([rows], bad, max_quarantine=1.0)
 

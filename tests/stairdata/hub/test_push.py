@@ -73,9 +73,9 @@ def test_a_tag_with_other_content_is_an_error_that_names_the_files(hub: HubServe
 def test_a_new_version_replaces_the_files_of_the_old_one_in_one_commit(
     lane: str, hub: HubServer, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stairdata_schemas.building.SHARD_BYTES", 1)
+    monkeypatch.setattr("stairdata_schemas.writing.SHARD_BYTES", 1)
     frames = pair_rows(6)
-    monkeypatch.setattr("stairdata_schemas.building.ROW_GROUP_ROWS", 2)
+    monkeypatch.setattr("stairdata_schemas.writing.ROW_GROUP_ROWS", 2)
     push(make_shards(make, frames, 3), PushOptions(REPO))
     assert len([path for path in hub.repo(REPO)["files"] if path.startswith("data/")]) == 3
     push(make(frame=pair_rows(2), rows=2), PushOptions(REPO))
@@ -101,7 +101,7 @@ def make_shards(make: Make, frame: pl.DataFrame, count: int, root: Path | None =
 def test_more_than_a_hundred_shards_are_one_commit(
     lane: str, hub: HubServer, make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("stairdata_schemas.building.SHARD_BYTES", 1)
+    monkeypatch.setattr("stairdata_schemas.writing.SHARD_BYTES", 1)
     hub.control(page=50)
     artifact = make_shards(make, pair_rows(130), 130)
     assert len(artifact.manifest.files) == 130

@@ -1,13 +1,8 @@
-"""The supervisor with small Python commands, the managed server with a stand-in for vLLM, and once the real one.
-
-A process tree counts as gone when the pipe that all of it inherited reports its end.
-"""
+"""The managed server with a stand-in for vLLM, and once the real one."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -21,54 +16,10 @@ import pytest
 
 from stairdata.llm import server as server_module
 from stairdata.llm.server import ManagedServer, ServerOptions, check_model, last_words, vllm_command, vllm_missing
-from stairdata_schemas import supervisor
 from stairdata_schemas.errors import ModelError, ServerError
+from stairdata_schemas.processes import descendants
 
 PATIENCE = 60.0
-linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs prctl and /proc, which Linux alone has")
-
-WAITING = "import signal\nprint('ready', flush=True)\nsignal.pause()\n"
-STUBBORN = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + WAITING
-WITH_GRANDCHILD = (
-    "import subprocess, sys\n"
-    "command = [sys.executable, '-c', 'import signal; print(\"ready\", flush=True); signal.pause()']\n"
-    "subprocess.Popen(command, start_new_session={session})\n"
-    "{then}\n"
-)
-
-
-def supervised(script: str, grace: float = PATIENCE) -> list[str]:
-    return [sys.executable, supervisor.__file__, "--grace", str(grace), "--", sys.executable, "-c", script]
-
-
-@pytest.fixture
-def spawn() -> Iterator[Callable[[list[str]], subprocess.Popen[bytes]]]:
-    """Start processes with pipes on both ends; whatever a test leaves is killed, supervisors by their pipe."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start(command: list[str]) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate(timeout=PATIENCE)
-
-
-Spawn = Callable[[list[str]], subprocess.Popen[bytes]]
-
-
-def is_ready(process: subprocess.Popen[bytes]) -> bool:
-    assert process.stdout is not None
-    return process.stdout.readline() == b"ready\n"
-
-
-def status_when_all_gone(process: subprocess.Popen[bytes]) -> int:
-    """Close the supervisor's input, wait until nobody holds its output any more."""
-    process.communicate(timeout=PATIENCE)
-    return process.returncode
 
 
 def eventually(condition: Callable[[], bool]) -> bool:
@@ -87,115 +38,6 @@ def is_gone(pid: int) -> bool:
     except OSError:
         return True
     return stat.rpartition(")")[2].split()[0] in {"Z", "X"}
-
-
-# --- supervisor
-
-
-def test_the_child_is_ended_when_the_manager_closes_the_pipe(spawn: Spawn) -> None:
-    process = spawn(supervised(WAITING))
-    assert is_ready(process)
-    assert status_when_all_gone(process) == 128 + signal.SIGTERM
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_the_child_is_ended_when_the_supervisor_gets_a_signal(spawn: Spawn, number: signal.Signals) -> None:
-    process = spawn(supervised(WAITING))
-    assert is_ready(process)
-    process.send_signal(number)
-    assert process.wait(PATIENCE) == 128 + signal.SIGTERM
-
-
-@pytest.mark.parametrize("session", [False, pytest.param(True, marks=linux_only)])
-@pytest.mark.parametrize("then", ["import signal; signal.pause()", "sys.exit(7)"])
-def test_a_grandchild_is_ended_even_if_orphaned_or_in_another_session(spawn: Spawn, session: bool, then: str) -> None:
-    process = spawn(supervised(WITH_GRANDCHILD.format(session=session, then=then)))
-    assert status_when_all_gone(process) in {7, 128 + signal.SIGTERM}
-
-
-@linux_only
-def test_what_is_started_while_the_others_are_told_is_told_too(spawn: Spawn) -> None:
-    """It stands in no list of those who are to be ended, and must not live on for the grace period."""
-    script = (
-        "import os, signal, subprocess, sys\n"
-        "def end(*_):\n"
-        "    subprocess.Popen([sys.executable, '-c', 'import signal; signal.pause()'], start_new_session=True)\n"
-        "    os._exit(7)\n"
-        "signal.signal(signal.SIGTERM, end)\n" + WAITING
-    )
-    process = spawn(supervised(script, grace=10 * PATIENCE))
-    assert is_ready(process)
-    assert status_when_all_gone(process) == 7
-
-
-def test_what_an_ended_child_leaves_behind_is_ended_without_being_told(spawn: Spawn) -> None:
-    process = spawn(supervised(WITH_GRANDCHILD.format(session=False, then="sys.exit(7)")))
-    assert process.stdout is not None
-    process.stdout.read()
-    assert process.wait(PATIENCE) == 7
-
-
-def test_a_child_that_ignores_sigterm_is_killed_after_the_grace_period(spawn: Spawn) -> None:
-    process = spawn(supervised(STUBBORN, grace=0.1))
-    assert is_ready(process)
-    assert status_when_all_gone(process) == 128 + signal.SIGKILL
-
-
-@pytest.mark.parametrize(
-    ("script", "status"),
-    [("", 0), ("raise SystemExit(3)", 3), ("import os; os.kill(os.getpid(), 9)", 128 + signal.SIGKILL)],
-)
-def test_the_exit_status_is_the_childs(spawn: Spawn, script: str, status: int) -> None:
-    assert spawn(supervised(script)).wait(PATIENCE) == status
-
-
-def test_a_command_that_does_not_exist_is_status_127(spawn: Spawn) -> None:
-    assert spawn([sys.executable, supervisor.__file__, "--", "/nowhere/vllm"]).wait(PATIENCE) == 127
-
-
-def test_the_child_gets_no_input_and_a_session_of_its_own(spawn: Spawn) -> None:
-    process = spawn(supervised("import os, sys; print(repr(sys.stdin.read()), os.getsid(0) == os.getpid())"))
-    assert process.stdout is not None
-    assert process.stdout.read() == b"'' True\n"
-
-
-def test_it_runs_as_a_module(spawn: Spawn) -> None:
-    command = [sys.executable, "-m", "stairdata_schemas.supervisor", "--", sys.executable, "-c", "raise SystemExit(5)"]
-    assert spawn(command).wait(PATIENCE) == 5
-
-
-def test_the_child_is_gone_when_the_manager_is_killed(spawn: Spawn) -> None:
-    script = "import signal, subprocess, sys\nsubprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE)\nsignal.pause()\n"
-    manager = spawn([sys.executable, "-c", script, *supervised(WAITING)])
-    assert is_ready(manager)
-    manager.kill()
-    assert status_when_all_gone(manager) == -signal.SIGKILL
-
-
-def test_a_sibling_that_holds_the_pipe_does_not_keep_the_child(spawn: Spawn) -> None:
-    # as a worker forked by the manager would
-    script = (
-        "import os, signal, subprocess, sys\n"
-        "subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE)\n"
-        "if os.fork() == 0:\n"
-        "    os.close(1)\n"
-        "    sys.stdin.read()\n"
-        "    os._exit(0)\n"
-        "signal.pause()\n"
-    )
-    manager = spawn([sys.executable, "-c", script, *supervised(WAITING)])
-    assert is_ready(manager)
-    manager.kill()
-    assert manager.stdout is not None
-    assert manager.stdout.read() == b""
-
-
-@linux_only
-def test_the_child_is_told_when_the_supervisor_itself_is_killed(spawn: Spawn) -> None:
-    process = spawn(supervised(WAITING))
-    assert is_ready(process)
-    process.kill()
-    assert status_when_all_gone(process) == -signal.SIGKILL
 
 
 # --- managed server
@@ -558,21 +400,22 @@ with ManagedServer(ServerOptions(sys.argv[1], Path(sys.argv[2]), max_model_len=2
 
 
 @pytest.mark.slow
-@linux_only
-def test_vllm_answers_and_is_gone_after_its_manager_is_killed(spawn: Spawn, tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, which Linux alone has")
+def test_vllm_answers_and_is_gone_after_its_manager_is_killed(tiny_model: Path, tmp_path: Path) -> None:
     missing = vllm_missing()
     if missing:
         pytest.skip(missing)
     import openai
 
-    manager = spawn([sys.executable, "-c", MANAGER, str(tiny_model), str(tmp_path / "server.log")])
-    assert manager.stdout is not None
-    base_url, api_key = json.loads(manager.stdout.readline())
-    with openai.OpenAI(base_url=base_url, api_key=api_key, max_retries=0) as client:
-        extra = {"ignore_eos": True}
-        answer = client.completions.create(model="actor", prompt="Hi", max_tokens=4, n=2, seed=1, extra_body=extra)
+    command = [sys.executable, "-c", MANAGER, str(tiny_model), str(tmp_path / "server.log")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as manager:
+        assert manager.stdout is not None
+        base_url, api_key = json.loads(manager.stdout.readline())
+        with openai.OpenAI(base_url=base_url, api_key=api_key, max_retries=0) as client:
+            extra = {"ignore_eos": True}
+            answer = client.completions.create(model="actor", prompt="Hi", max_tokens=4, n=2, seed=1, extra_body=extra)
+        tree = descendants(manager.pid)
+        manager.kill()
     assert [choice.finish_reason for choice in answer.choices] == ["length", "length"]
-    tree = supervisor._descendants(manager.pid)
     assert len(tree) >= 3  # supervisor, API server, engine
-    os.kill(manager.pid, signal.SIGKILL)
     assert eventually(lambda: all(is_gone(pid) for pid in tree))

@@ -20,7 +20,7 @@ from stairdata_schemas import identity
 from stairdata_schemas.artifacts import Artifact, validate_artifact
 from stairdata_schemas.errors import BuildError, UsageError
 from stairdata_schemas.kinds import row_schema
-from tests.review.rounds import review
+from tests.review.samples import review
 from tests.stairdata.forests import Shape, artifact_of, tree_of
 
 SHAPE: Shape = [(1, 0, "good", False, 2.0, 4), (2, 0, "bad", False, -1.0, 4), (3, 0, "end", True, 1.5, 4)]
