@@ -14,12 +14,13 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version as distribution_version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import polars as pl
 from filelock import FileLock, Timeout
@@ -44,12 +45,11 @@ from stairdata_schemas.manifest import (
 )
 from stairdata_schemas.writing import QuarantineRow, ShardWriter, sound_rows, write_quarantine
 
+T = TypeVar("T")
 WORK = ".build"
 _WRITTEN = ("data", "quarantine")
 """Folders that a build fills under `.build/` and then moves into place."""
 _log = logging.getLogger("stairdata")
-
-Refused = QuarantineRow  # its name until the generators are changed over
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +119,7 @@ class Build:
         self.plan = plan
         self.work = folder / WORK
         self._lock = lock
+        self._contexts = ExitStack()
         self._started = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -127,6 +128,7 @@ class Build:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._contexts.close()
         with FileLock(self.folder.parent / ".lock"):  # nobody begins here meanwhile
             if error is not None:
                 for name in _WRITTEN:  # cut where the error came; the next run writes them anew
@@ -144,6 +146,10 @@ class Build:
     @property
     def reference(self) -> str:
         return f"{self.plan.kind}@{self.version}"
+
+    def enter(self, context: AbstractContextManager[T]) -> T:
+        """Enter a context that lasts until the build is left: what its rows are read from while they are written."""
+        return self._contexts.enter_context(context)
 
     def journal(self, name: str) -> Journal:
         """Open a journal of finished work that the next run of this build finds again."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from stairdata.generators.prompts.build import rows_without_task
 from stairdata.generators.prompts.task_labels import template
-from stairdata.generators.trees.build import begin_trees, grow_trees, plan_trees, units_of
+from stairdata.generators.trees.build import grow_trees, plan_trees, units_of
 from stairdata.generators.trees.tree_runner import search_config
 from stairdata.llm.budget import MILLION, Budget, unpriced
 from stairdata.recipe import Recipe
@@ -24,7 +24,7 @@ from stairdata.runs.unfinished import find_before, rows_in, words_on
 from stairdata.search import mcts
 from stairdata.search.reward import rate
 from stairdata_schemas.artifacts import Artifact
-from stairdata_schemas.building import Build
+from stairdata_schemas.building import Build, begin_build
 from stairdata_schemas.errors import BuildError
 from stairdata_schemas.grammar import OUTPUT_CLOSE
 from stairdata_schemas.kinds import TASKS
@@ -192,10 +192,11 @@ def _ratings_of(recipe: Recipe, task: str) -> int:
 
 
 def _measured(recipe: Recipe, prompts: Artifact, options: BuildOptions, execution: Execution, pilot: int) -> Forecast:
-    begun = begin_trees(recipe, prompts, options, execution)
-    if isinstance(begun, Artifact):
-        return Forecast("trees", finished=begun.reference)
-    with begun as build:
+    plan = plan_trees(recipe, prompts, options.limit, execution)
+    build = begin_build(plan, options.root, options.version, fresh=options.fresh)
+    if isinstance(build, Artifact):
+        return Forecast("trees", finished=build.reference)
+    with build:
         budget, units = open_budget(build, recipe, options), units_of(recipe, prompts, options.limit)
         result = grow_trees(build, recipe, units, options, budget, execution, pilot=pilot)
         grown = result.outcomes["ok"]

@@ -27,8 +27,9 @@ from stairdata.runs.options import BuildOptions
 from stairdata.runs.progress import Meter, Progress
 from stairdata.runs.row_journal import RowJournal
 from stairdata.runs.units import Unit, UnitFailedError, UnitResult
-from stairdata_schemas.building import Build, Refused
+from stairdata_schemas.building import Build
 from stairdata_schemas.manifest import Usage
+from stairdata_schemas.writing import QuarantineRow
 
 if TYPE_CHECKING:
     from stairdata.runs.units import UnitFailure
@@ -42,7 +43,7 @@ DRAIN_SECONDS = 6.0  # what Ctrl-C grants to requests in flight; ending a server
 class RunResult(NamedTuple):
     """What a run leaves."""
 
-    refused: list[Refused]
+    refused: list[QuarantineRow]
     outcomes: dict[str, int]
     """Units by how they ended."""
     requests: dict[str, int]
@@ -128,7 +129,7 @@ class UnitRun:
         self._journal = journal
         self._budget = budget
         self._progress = progress
-        self._refused: list[Refused] = []
+        self._refused: list[QuarantineRow] = []
         self._meter = Meter(len(journal.begins), total, budget)
         budget.on_charge = self._save_spent
         self.report()
@@ -229,7 +230,7 @@ def table_of_outcomes(result: RunResult) -> str:
     return "\n".join(["how requests ended:", *lines]) if rows else ""
 
 
-def _outcomes_of(refused: Sequence[Refused]) -> Counter[str]:
+def _outcomes_of(refused: Sequence[QuarantineRow]) -> Counter[str]:
     total: Counter[str] = Counter()
     for refusal in refused:
         with contextlib.suppress(ValueError, TypeError, KeyError):
@@ -239,16 +240,16 @@ def _outcomes_of(refused: Sequence[Refused]) -> Counter[str]:
     return total
 
 
-def _refusal(build: Build, unit: Unit, error: UnitFailure) -> Refused:
+def _refusal(build: Build, unit: Unit, error: UnitFailure) -> QuarantineRow:
     if isinstance(error, UnitFailedError):
-        return Refused(build.plan.kind, unit.number, error.rule, error.raw)
+        return QuarantineRow(build.plan.kind, unit.number, error.rule, error.raw)
     history = {
         "text": unit.text,
         "outcomes": [str(outcome) for outcome in error.outcomes],
         "detail": error.detail,
     } | ({"before": error.before} if error.before else {})
     raw = json.dumps(history, ensure_ascii=False)
-    return Refused(build.plan.kind, unit.number, error.rule, raw)
+    return QuarantineRow(build.plan.kind, unit.number, error.rule, raw)
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,15 @@ from stairdata.generators.pairs.review_decisions import DECISIONS, apply_reviews
 from stairdata.generators.pairs.selection import across_trees, in_part, inside_trees
 from stairdata.hub.pull import open_reference
 from stairdata.recipe import PairsSection, PreferencePairsSection, PrmPairsSection, Recipe
+from stairdata.runs.build import build_as_told
 from stairdata.runs.inputs import Inputs
 from stairdata.runs.options import BuildOptions
 from stairdata_schemas import identity
 from stairdata_schemas.artifacts import Artifact
-from stairdata_schemas.building import BuildPlan, Refused, Report, begin_build
+from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
 from stairdata_schemas.errors import BuildError
 from stairdata_schemas.kinds import polars_schema
+from stairdata_schemas.writing import QuarantineRow
 
 Section = PreferencePairsSection | PrmPairsSection
 _GENERATORS = {"preference_pairs": "preference_pairs/2", "prm_pairs": "prm_pairs/2"}
@@ -79,24 +82,19 @@ def _build(kind: str, section: Section, recipe: Recipe, options: BuildOptions, r
         models=[tokenizer_identity(tokenizer)] if tokenizer else [],
         seeds={"sampling": recipe.seed},
     )
-    build = begin_build(plan, options.root, options.version, fresh=options.fresh)
-    if isinstance(build, Artifact):
-        return build
-    with build:
+
+    def content(build: Build) -> BuildContent:
         taker = _Taker(kind, section, recipe.seed, LengthLimit(section.max_tokens, tokenizer, f"{kind}.tokenizer"))
         verdicts = read_verdicts(reviews, trees) if reviews else None
-        refused: list[Refused] = []
+        refused: list[QuarantineRow] = []
         taken = taker.reviewed(taker.frames(trees, options, refused), verdicts)
         frames = taker.counted(across_trees(taken, section, recipe.seed, build.work, taker.funnel))
         first = next(frames, None)
         if first is None:
             raise BuildError(_no_pairs(kind, trees, section, taker.funnel, refused))
-        return build.finish(_chain(first, frames), refused, taker.report(), options.max_quarantine)
+        return BuildContent(chain([first], frames), refused, taker.report())
 
-
-def _chain(first: pl.DataFrame, rest: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-    yield first
-    yield from rest
+    return build_as_told(plan, content, options)
 
 
 class _Taker:
@@ -111,7 +109,7 @@ class _Taker:
         self.mixture: dict[str, Counter[str]] = {}
         self.decisions: Counter[str] = Counter()
 
-    def frames(self, trees: Artifact, options: BuildOptions, refused: list[Refused]) -> Iterator[pl.DataFrame]:
+    def frames(self, trees: Artifact, options: BuildOptions, refused: list[QuarantineRow]) -> Iterator[pl.DataFrame]:
         """Yield frames of pairs, not one of them empty."""
         for frame in sound_frames(trees, self.kind, options, refused):
             pairs = pairs_of(self.kind, frame, self.section, self.funnel, self.seed, self.ruler)
@@ -231,7 +229,9 @@ def _rows(kind: str, forest: Forest, pairs: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(ids).select(list(schema)).cast(schema)
 
 
-def _no_pairs(kind: str, trees: Artifact, section: PairsSection, funnel: Counter[str], refused: list[Refused]) -> str:
+def _no_pairs(
+    kind: str, trees: Artifact, section: PairsSection, funnel: Counter[str], refused: list[QuarantineRow]
+) -> str:
     removed = {name.removeprefix("removed_"): count for name, count in funnel.items() if name.startswith("removed_")}
     counts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in removed.items()) or "none"
     broken = (

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 
 from stairdata.runs.options import BuildOptions
 from stairdata_schemas.artifacts import Artifact
-from stairdata_schemas.building import Refused
 from stairdata_schemas.kinds import VALUE_TOLERANCE
+from stairdata_schemas.writing import QuarantineRow
 
 NODES_AT_ONCE = 2**15
 TREE_COLUMNS = ("tree_id", "prompt_id", "prompt", "task", "actor", "round")
@@ -72,7 +72,9 @@ def read_trees(trees: Artifact) -> Iterator[pl.DataFrame]:
                 yield frame
 
 
-def sound_frames(trees: Artifact, kind: str, options: BuildOptions, refused: list[Refused]) -> Iterator[pl.DataFrame]:
+def sound_frames(
+    trees: Artifact, kind: str, options: BuildOptions, refused: list[QuarantineRow]
+) -> Iterator[pl.DataFrame]:
     """Yield the sound trees of an artifact, as many as --limit allows; report progress, and note what is refused."""
     done, total = 0, min(trees.manifest.rows, options.limit or trees.manifest.rows)
     for frame in read_trees(trees):
@@ -202,7 +204,7 @@ def common_ancestors(forest: Forest, left: Indices, right: Indices) -> Indices:
     return first
 
 
-def sound_trees(trees: pl.DataFrame, first: int, source: Artifact, refused: list[Refused]) -> pl.DataFrame:
+def sound_trees(trees: pl.DataFrame, first: int, source: Artifact, refused: list[QuarantineRow]) -> pl.DataFrame:
     """Return the trees that hold together, and append the others with the first rule they break.
 
     A finished artifact was checked when it was written; this is for those that were changed since, or written by
@@ -218,7 +220,7 @@ def sound_trees(trees: pl.DataFrame, first: int, source: Artifact, refused: list
     for number in np.flatnonzero(broken != ""):
         row = trees.row(int(number), named=True)
         raw = json.dumps(row, ensure_ascii=False, default=str)
-        refused.append(Refused(source.reference, first + int(number), str(broken[number]), raw, "nodes"))
+        refused.append(QuarantineRow(source.reference, first + int(number), str(broken[number]), raw, "nodes"))
     return trees if (broken == "").all() else trees.filter(pl.Series(broken == ""))
 
 

@@ -13,14 +13,16 @@ from stairdata.generators.prompts.filters import BY_DESIGN, Filter, filters_of, 
 from stairdata.generators.prompts.mapping import Found, PinnedSource, pin, sound_rows
 from stairdata.generators.prompts.near_duplicates import NearDuplicates
 from stairdata.recipe import PromptSource, Recipe
+from stairdata.runs.build import build_as_told
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.sampling import BottomSample
 from stairdata_schemas.artifacts import Artifact
-from stairdata_schemas.building import Build, BuildPlan, Refused, Report, begin_build
+from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
 from stairdata_schemas.errors import RecipeError
 from stairdata_schemas.kinds import polars_schema
 from stairdata_schemas.licenses import strictest
 from stairdata_schemas.manifest import ModelIdentity
+from stairdata_schemas.writing import QuarantineRow
 
 GENERATOR = "prompts/2"
 
@@ -36,7 +38,7 @@ class Chosen(NamedTuple):
     """What came of the sources."""
 
     rows: list[Row]
-    refused: list[Refused]
+    refused: list[QuarantineRow]
     taken: dict[int, int]
     """Rows of each source, by its number."""
 
@@ -50,10 +52,8 @@ def build_prompts(recipe: Recipe, options: BuildOptions) -> Artifact:
         ServerError: the judge of tasks can't be reached.
     """
     given = _given(recipe, options)
-    build = begin_build(_plan(given, recipe, options.limit), options.root, options.version, fresh=options.fresh)
-    if isinstance(build, Artifact):
-        return build
-    with build:
+
+    def content(build: Build) -> BuildContent:
         chosen = _choose(given, recipe, options)
         report = Report()
         if any(row["task"] is None for row in chosen.rows):
@@ -61,7 +61,9 @@ def build_prompts(recipe: Recipe, options: BuildOptions) -> Artifact:
         report.notes += _notes(given, chosen, options.limit)
         report.details |= _details(given, chosen)
         frame = pl.DataFrame(chosen.rows, schema=polars_schema("prompts"))
-        return build.finish([frame], chosen.refused, report, options.max_quarantine, BY_DESIGN)
+        return BuildContent([frame], chosen.refused, report, BY_DESIGN)
+
+    return build_as_told(_plan(given, recipe, options.limit), content, options)
 
 
 def rows_without_task(recipe: Recipe, options: BuildOptions) -> list[str]:
@@ -164,7 +166,7 @@ class _Choice:
         self._labels: dict[str, str] = {}
         self._may_repeat = self._near is not None or len(given.sources) > 1
         self.rows: list[Row] = []
-        self.refused: list[Refused] = []
+        self.refused: list[QuarantineRow] = []
         self.taken: dict[int, int] = {}
 
     def take(self, pinned: PinnedSource) -> None:

@@ -11,9 +11,9 @@ from stairdata.generators.prompts.hub_datasets import HubRows, hub_license, hub_
 from stairdata.generators.prompts.known_datasets import KnownSource, known_source, source_like
 from stairdata.recipe import PromptSource
 from stairdata_schemas import identity
-from stairdata_schemas.building import Refused
 from stairdata_schemas.errors import InputError
 from stairdata_schemas.kinds import TASKS
+from stairdata_schemas.writing import QuarantineRow
 
 _TEXTS = ("prompt", "task", "source", "category", "reference_answer")
 _COLUMNS = (*_TEXTS, "reference_is_safe")
@@ -58,9 +58,9 @@ class Found(NamedTuple):
     def label(self) -> str:
         return f"{self.place} row {self.number}"
 
-    def refused(self, rule: str, detail: str = "", field: str = "prompt") -> Refused:
+    def refused(self, rule: str, detail: str = "", field: str = "prompt") -> QuarantineRow:
         """Refuse it after all."""
-        return Refused(self.place, self.number, rule, self.row["prompt"], field, detail)
+        return QuarantineRow(self.place, self.number, rule, self.row["prompt"], field, detail)
 
 
 def pin(source: PromptSource, number: int = 0) -> PinnedSource:
@@ -88,7 +88,7 @@ def pin(source: PromptSource, number: int = 0) -> PinnedSource:
     return PinnedSource(source.model_copy(update=update), None if source.columns else known, number)
 
 
-def sound_rows(pinned: PinnedSource, refused: list[Refused], *, judged: bool = False) -> Iterator[Found]:
+def sound_rows(pinned: PinnedSource, refused: list[QuarantineRow], *, judged: bool = False) -> Iterator[Found]:
     """Yield the rows that can be taken, those that `where` leaves out apart; refuse the others.
 
     Args:
@@ -104,7 +104,7 @@ def sound_rows(pinned: PinnedSource, refused: list[Refused], *, judged: bool = F
         if position <= source.skip:
             continue
         if isinstance(raw, BrokenRow):
-            refused.append(Refused(file, number, raw.rule, raw.raw))
+            refused.append(QuarantineRow(file, number, raw.rule, raw.raw))
             continue
         if position == source.skip + 1:
             _check_columns(raw, pinned, judged=judged)
@@ -114,7 +114,7 @@ def sound_rows(pinned: PinnedSource, refused: list[Refused], *, judged: bool = F
         row = prompt_row(raw, pinned, judged=judged)
         if isinstance(row, Invalid):
             text = json.dumps(raw, ensure_ascii=False, default=str)
-            refused.append(Refused(file, number, row.rule, text, row.field))
+            refused.append(QuarantineRow(file, number, row.rule, text, row.field))
         else:
             yield Found(row, file, number, position)
     if position <= source.skip:

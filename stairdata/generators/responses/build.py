@@ -13,6 +13,7 @@ from stairdata.llm.actor import Actor, Piece
 from stairdata.llm.budget import Budget
 from stairdata.llm.session import identify, make_actor, open_client
 from stairdata.recipe import Recipe, ResponsesSection
+from stairdata.runs.build import build_as_told
 from stairdata.runs.executors import make_executor
 from stairdata.runs.inputs import Inputs, input_rows
 from stairdata.runs.options import BuildOptions
@@ -21,7 +22,7 @@ from stairdata.runs.runner import open_budget, run_units, table_of_outcomes, usa
 from stairdata.runs.units import Row, Unit, UnitResult, Waiting, WorkContext, Workload
 from stairdata_schemas import identity
 from stairdata_schemas.artifacts import Artifact
-from stairdata_schemas.building import BuildPlan, Report, begin_build
+from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
 from stairdata_schemas.manifest import ModelIdentity
 
 GENERATOR = "responses/1"
@@ -63,10 +64,8 @@ def build_responses(
         models=[actor, *([prm] if prm else [])],
         seeds={"sampling": recipe.seed},
     )
-    build = begin_build(plan, options.root, options.version, fresh=options.fresh)
-    if isinstance(build, Artifact):
-        return build
-    with build:
+
+    def content(build: Build) -> BuildContent:
         prompts = {row["prompt_id"]: row for row in input_rows(parent, ["prompt_id", "prompt", "task"], options.limit)}
         units = [Unit(key, number, row["prompt"], row) for number, (key, row) in enumerate(prompts.items())]
         budget = open_budget(build, recipe, options)
@@ -78,7 +77,9 @@ def build_responses(
         frames = (_scored(rows, score, *names) for rows in result.frames())
         usage = usage_of(result, budget, [actor.name])
         report = Report(result.outcomes, usage, details={**result.counts, "requests": result.requests})
-        return build.finish(frames, result.refused, report, options.max_quarantine)
+        return BuildContent(frames, result.refused, report)
+
+    return build_as_told(plan, content, options)
 
 
 @dataclass(frozen=True)

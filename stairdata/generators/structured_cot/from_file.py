@@ -9,13 +9,15 @@ import polars as pl
 from stairdata.generators.prompts.files import BrokenRow, read_rows
 from stairdata.generators.structured_cot.answer import make_row, parse_answer
 from stairdata.recipe import Recipe
+from stairdata.runs.build import build_as_told
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.units import Row, UnitFailedError
 from stairdata_schemas.artifacts import Artifact
-from stairdata_schemas.building import BuildPlan, Refused, Report, begin_build
+from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
 from stairdata_schemas.errors import InputError
 from stairdata_schemas.kinds import TASKS, polars_schema
 from stairdata_schemas.manifest import sha256_of_file
+from stairdata_schemas.writing import QuarantineRow
 
 GENERATOR = "structured_cot/1"
 BY_HAND = "hand-written"
@@ -38,22 +40,21 @@ def build_from_file(recipe: Recipe, options: BuildOptions) -> Artifact:
         inputs={"rows": sha256_of_file(path)},
         license=recipe.structured_cot.license,
     )
-    build = begin_build(plan, options.root, options.version, fresh=options.fresh)
-    if isinstance(build, Artifact):
-        return build
-    with build:
+
+    def content(_: Build) -> BuildContent:
         rows, refused = _read(path.name, list(read_rows(path)))
         frame = pl.DataFrame(rows[: options.limit], schema=polars_schema("structured_cot"))
-        report = Report(notes=["written by hand; no teacher model took part"])
-        return build.finish([frame], refused, report, options.max_quarantine)
+        return BuildContent([frame], refused, Report(notes=["written by hand; no teacher model took part"]))
+
+    return build_as_told(plan, content, options)
 
 
-def _read(name: str, raws: list[Row | BrokenRow]) -> tuple[list[Row], list[Refused]]:
+def _read(name: str, raws: list[Row | BrokenRow]) -> tuple[list[Row], list[QuarantineRow]]:
     rows: dict[str, Row] = {}
     refused = []
     for number, raw in enumerate(raws, start=1):
         if isinstance(raw, BrokenRow):
-            refused.append(Refused(name, number, raw.rule, raw.raw))
+            refused.append(QuarantineRow(name, number, raw.rule, raw.raw))
             continue
         try:
             row = _row(raw)
@@ -61,7 +62,7 @@ def _read(name: str, raws: list[Row | BrokenRow]) -> tuple[list[Row], list[Refus
                 raise UnitFailedError("duplicate_prompt", "")
             rows[row["prompt_id"]] = row
         except UnitFailedError as error:
-            refused.append(Refused(name, number, error.rule, json.dumps(raw, ensure_ascii=False, default=str)))
+            refused.append(QuarantineRow(name, number, error.rule, json.dumps(raw, ensure_ascii=False, default=str)))
     return list(rows.values()), refused
 
 

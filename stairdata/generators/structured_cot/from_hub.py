@@ -12,12 +12,14 @@ from stairdata.generators.prompts.decontamination import files_hash
 from stairdata.generators.prompts.files import BrokenRow, Row
 from stairdata.generators.prompts.mapping import Invalid, PinnedSource, pin, prompt_row, raw_rows
 from stairdata.recipe import PromptSource, Recipe
+from stairdata.runs.build import build_as_told
 from stairdata.runs.options import BuildOptions
 from stairdata_schemas import grammar
 from stairdata_schemas.artifacts import Artifact
-from stairdata_schemas.building import BuildPlan, Refused, Report, begin_build
+from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
 from stairdata_schemas.errors import GrammarError, InputError, RecipeError, quote
 from stairdata_schemas.kinds import polars_schema
+from stairdata_schemas.writing import QuarantineRow
 
 GENERATOR = "structured_cot/1"
 STAIR_SFT = "thu-ml/STAIR-SFT"
@@ -49,11 +51,9 @@ def build_published(recipe: Recipe, options: BuildOptions) -> Artifact:
         settings={"licenses": [source.license]},
         license=source.license,
     )
-    build = begin_build(plan, options.root, options.version, fresh=options.fresh)
-    if isinstance(build, Artifact):
-        return build
-    with build:
-        refused: list[Refused] = []
+
+    def content(_: Build) -> BuildContent:
+        refused: list[QuarantineRow] = []
         changed: list[int] = []
         rows = list(published_rows(pinned, refused, changed))[: options.limit]
         notes = [f"published by STAIR's authors as {STAIR_SFT}; written by {TEACHER}"]
@@ -61,7 +61,9 @@ def build_published(recipe: Recipe, options: BuildOptions) -> Artifact:
             notes.append(f"{len(changed)} rows had other white space between and in their blocks than the grammar has")
         report = Report(notes=notes, details={"revision": source.revision})
         frame = pl.DataFrame(rows, schema=polars_schema("structured_cot"))
-        return build.finish([frame], refused, report, options.max_quarantine, {"duplicate_prompt"})
+        return BuildContent([frame], refused, report, {"duplicate_prompt"})
+
+    return build_as_told(plan, content, options)
 
 
 def _pinned(recipe: Recipe) -> PinnedSource:
@@ -80,7 +82,7 @@ def _pinned(recipe: Recipe) -> PinnedSource:
     return pin(source)
 
 
-def published_rows(pinned: PinnedSource, refused: list[Refused], changed: list[int]) -> Iterator[Row]:
+def published_rows(pinned: PinnedSource, refused: list[QuarantineRow], changed: list[int]) -> Iterator[Row]:
     """Yield structured_cot rows; those that don't keep the grammar, or repeat a prompt, are refused.
 
     Args:
@@ -93,10 +95,10 @@ def published_rows(pinned: PinnedSource, refused: list[Refused], changed: list[i
         row = _row(raw, pinned)
         if isinstance(row, Invalid):
             text = raw.raw if isinstance(raw, BrokenRow) else json.dumps(raw, ensure_ascii=False, default=str)
-            refused.append(Refused(place, number, row.rule, text, row.field))
+            refused.append(QuarantineRow(place, number, row.rule, text, row.field))
         elif row["prompt_id"] in seen:
             detail = f"repeats {seen[row['prompt_id']]}"
-            refused.append(Refused(place, number, "duplicate_prompt", row["prompt"], "prompt", detail))
+            refused.append(QuarantineRow(place, number, "duplicate_prompt", row["prompt"], "prompt", detail))
         else:
             seen[row["prompt_id"]] = f"{place} row {number}"
             if row.pop("was_changed"):

@@ -16,14 +16,16 @@ import polars as pl
 from stairdata.generators.pairs.forest import Forest, Indices, lacks_tokens, path_texts, sound_frames, unfold
 from stairdata.generators.pairs.length_limit import LengthLimit, tokenizer_identity, tokenizer_of
 from stairdata.recipe import FromTreesSection, Recipe
+from stairdata.runs.build import build_as_told
 from stairdata.runs.inputs import Inputs
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.row_spool import RowSpool
 from stairdata_schemas import grammar
 from stairdata_schemas.artifacts import Artifact
-from stairdata_schemas.building import BuildPlan, Refused, Report, begin_build
+from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
 from stairdata_schemas.errors import BuildError, GrammarError
 from stairdata_schemas.kinds import polars_schema
+from stairdata_schemas.writing import QuarantineRow
 
 GENERATOR = "structured_cot_from_trees/1"
 OPTION = "structured_cot.from_trees"
@@ -58,13 +60,12 @@ def build_from_trees(recipe: Recipe, trees: Artifact, options: BuildOptions) -> 
         models=[tokenizer_identity(tokenizer)] if tokenizer else [],
         seeds={"sampling": recipe.seed},
     )
-    build = begin_build(plan, options.root, options.version, fresh=options.fresh)
-    if isinstance(build, Artifact):
-        return build
-    with build, RowSpool(build.work / "spool") as spool:
+
+    def content(build: Build) -> BuildContent:
+        spool = build.enter(RowSpool(build.work / "spool"))
         ruler = LengthLimit(section.max_tokens, tokenizer, f"{OPTION}.tokenizer")
         funnel: Counter[str] = Counter()
-        refused: list[Refused] = []
+        refused: list[QuarantineRow] = []
         sound = sound_frames(trees, "structured_cot", options, refused)
         answers = (answers_of(unfold(frame), section, recipe.seed, funnel, ruler) for frame in sound)
         if not spool.fill(frame for frame in answers if not frame.is_empty()):
@@ -72,7 +73,9 @@ def build_from_trees(recipe: Recipe, trees: Artifact, options: BuildOptions) -> 
         rows = spool.rows(_sampled(spool, section, funnel))
         frames = (frame.drop("key") for frame in rows)
         report = Report(notes=NOTES, details={"funnel": funnel})
-        return build.finish(frames, refused, report, options.max_quarantine)
+        return BuildContent(frames, refused, report)
+
+    return build_as_told(plan, content, options)
 
 
 def answers_of(

@@ -13,6 +13,7 @@ from stairdata.generators.trees.rows import Prompt
 from stairdata.llm.budget import Budget
 from stairdata.llm.session import identify
 from stairdata.recipe import Recipe, TreesSection
+from stairdata.runs.build import build_as_told
 from stairdata.runs.executors import HERE, Execution, make_executor
 from stairdata.runs.inputs import Inputs, input_rows
 from stairdata.runs.options import BuildOptions
@@ -21,7 +22,7 @@ from stairdata.runs.runner import RunResult, open_budget, run_units, table_of_ou
 from stairdata.runs.units import Unit, Waiting, WorkContext, Workload
 from stairdata_schemas import identity
 from stairdata_schemas.artifacts import Artifact
-from stairdata_schemas.building import Build, BuildPlan, Report, begin_build
+from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
 from stairdata_schemas.errors import UsageError
 
 GENERATOR = "trees/2"
@@ -42,33 +43,27 @@ def build_trees(recipe: Recipe, options: BuildOptions, execution: Execution = HE
         QuarantineError: too many trees could not be finished.
     """
     prompts = Inputs(options.inputs, options.root).of("prompts")
-    begun = begin_trees(recipe, prompts, options, execution)
-    if isinstance(begun, Artifact):
-        return begun
-    with begun as build:
+    plan = plan_trees(recipe, prompts, options.limit, execution)
+
+    def content(build: Build) -> BuildContent:
         budget = open_budget(build, recipe, options)
         result = grow_trees(build, recipe, units_of(recipe, prompts, options.limit), options, budget, execution)
         options.tell(table_of_outcomes(result))
         report = _report(build, recipe, result, budget)
-        return build.finish(result.frames(), result.refused, report, max_quarantine=options.max_quarantine)
+        return BuildContent(result.frames(), result.refused, report)
+
+    return build_as_told(plan, content, options)
 
 
-def begin_trees(recipe: Recipe, prompts: Artifact, options: BuildOptions, execution: Execution) -> Artifact | Build:
-    """Find or make the folder of a build of trees.
+def plan_trees(recipe: Recipe, prompts: Artifact, limit: int | None, execution: Execution = HERE) -> BuildPlan:
+    """Return what decides the rows.
 
     Raises:
         UsageError: servers are given for an actor that is to be served here.
     """
-    if execution.endpoints and (recipe.actor.path or recipe.actor.model is None or recipe.actor.tokenizer is None):
-        raise UsageError("--endpoints needs actor.model and actor.tokenizer in the recipe, and no actor.path")
-    return begin_build(
-        plan_trees(recipe, prompts, options.limit, execution), options.root, options.version, fresh=options.fresh
-    )
-
-
-def plan_trees(recipe: Recipe, prompts: Artifact, limit: int | None, execution: Execution = HERE) -> BuildPlan:
-    """Return what decides the rows."""
     if execution.endpoints:
+        if recipe.actor.path or recipe.actor.model is None or recipe.actor.tokenizer is None:
+            raise UsageError("--endpoints needs actor.model and actor.tokenizer in the recipe, and no actor.path")
         actor = recipe.actor.model_copy(update={"base_url": execution.endpoints[0]})
         recipe = recipe.model_copy(update={"actor": actor})
     models = [identify(recipe.actor, "actor")]

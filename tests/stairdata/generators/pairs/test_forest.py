@@ -15,10 +15,10 @@ from stairdata.recipe import Recipe
 from stairdata.report.trees import find_tree
 from stairdata.runs.options import BuildOptions
 from stairdata_schemas.artifacts import Artifact, open_artifact
-from stairdata_schemas.building import Refused
 from stairdata_schemas.errors import ArtifactError
 from stairdata_schemas.kinds import arrow_schema
 from stairdata_schemas.manifest import sha256_of_file
+from stairdata_schemas.writing import QuarantineRow
 from tests.stairdata.forests import Node, artifact_of, frame_of, tree_of
 
 SHAPE: list[Any] = [
@@ -59,7 +59,7 @@ BROKEN: list[tuple[str, Callable[[list[Node]], None]]] = [
 def test_a_broken_tree_is_refused_by_name(rule: str, break_it: Callable[[list[Node]], None], tmp_path: Path) -> None:
     trees = [tree_of(SHAPE, number) for number in range(3)]
     break_it(trees[1]["nodes"])
-    refused: list[Refused] = []
+    refused: list[QuarantineRow] = []
     source = artifact_of(tmp_path, [tree_of(SHAPE)])
     sound = sound_trees(frame_of(trees), 10, source, refused)
     assert sound["prompt"].to_list() == ["p0", "p2"]
@@ -77,7 +77,7 @@ def test_visits_are_added_up_on_trees_grown_here_alone(tmp_path: Path) -> None:
     grown = artifact_of(tmp_path / "grown", [tree_of(SHAPE)], "trees/1")
     elsewhere = artifact_of(tmp_path / "elsewhere", [tree_of(SHAPE)], "import_thu_ml_trees/1")
     tree = tree_of(SHAPE)
-    refused: list[Refused] = []
+    refused: list[QuarantineRow] = []
     assert sound_trees(frame_of([tree]), 0, grown, refused).is_empty(), "partial nodes were visited, without rollouts"
     assert [each.rule for each in refused] == ["visits_add_up"]
     assert len(sound_trees(frame_of([tree]), 0, elsewhere, [])) == 1
