@@ -61,7 +61,7 @@ def hashes_alone(artifact, entry):
 module.validate_file, module.validate_whole = hashes_alone, lambda artifact: []
 """
 OUR_PULL = """
-from stairdata.hub.places import Address
+from stairdata.hub.addresses import Address
 from stairdata.hub.pull import pull
 pull(Address("org/ours", "v1.0.0"), TARGET)
 """

@@ -515,6 +515,10 @@ class Recipe(Section):
     prices: dict[str, Price] = {}
     """Price of each model, by its name (of a served folder: the folder's last part). Needed for --max-cost."""
 
+    def tokenizer_or_default(self, named: str | None) -> str | None:
+        """Return the tokenizer that a section names, else the actor's; None where the recipe has neither."""
+        return named or self.actor.tokenizer or self.actor.path
+
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)
 PACKAGED = Path(__file__).parent / "recipes"

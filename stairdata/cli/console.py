@@ -6,18 +6,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from stairdata.runs.progress import Progress
+
 SECONDS_BETWEEN_LINES = 15.0
-
-
-class ProgressFunction(Protocol):
-    """What generators call: what is being done, how much is done, how much there is (0: unknown), and details."""
-
-    def __call__(self, what: str, done: int, total: int, detail: str = "") -> None: ...
 
 
 def stderr() -> Console:
@@ -56,7 +52,7 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
 
 
 @contextmanager
-def show_progress() -> Iterator[ProgressFunction]:
+def show_progress() -> Iterator[Progress]:
     """Show a bar on a terminal, and a line now and then elsewhere."""
     console = stderr()
     if not console.is_terminal:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from stairdata.hub.lineage import Ancestor
     from stairdata.hub.policy import Gate
-    from stairdata.hub.push import Plan
+    from stairdata.hub.push import PushPlan
     from stairdata.hub.releases import Release
     from stairdata_schemas.artifacts import Artifact
 
@@ -62,8 +62,8 @@ def push(
 ) -> None:
     """Publish an artifact on the Hub: private and gated first, in one commit, with a tag of its version."""
     _let_the_client_show_progress()
+    from stairdata.hub.addresses import parse_config, parse_repo
     from stairdata.hub.content import PushOptions, prepare
-    from stairdata.hub.places import parse_config, parse_repo
     from stairdata.hub.pull import open_reference
     from stairdata.hub.push import make_plan, publish
 
@@ -115,7 +115,7 @@ def _let_the_client_show_progress() -> None:
         os.environ.pop("TQDM_DISABLE", None)
 
 
-def _print_plan(plan: Plan, *, json_: bool) -> None:
+def _print_plan(plan: PushPlan, *, json_: bool) -> None:
 
     found, access = plan.repository, plan.access
     facts = {
@@ -155,7 +155,7 @@ def pull(
 ) -> None:
     """Fetch an artifact from the Hub and check every hash and row of it."""
     _let_the_client_show_progress()
-    from stairdata.hub.places import parse_address
+    from stairdata.hub.addresses import parse_address
     from stairdata.hub.pull import pull as fetch
     from stairdata_schemas.errors import UsageError, quote
 
@@ -206,8 +206,8 @@ def _ancestor_line(ancestor: Ancestor) -> Any:
 
 def print_releases(repo: str, *, json_: bool) -> None:
     """List the releases of a repository, and what changed between them."""
+    from stairdata.hub.addresses import parse_repo
     from stairdata.hub.client import repository
-    from stairdata.hub.places import parse_repo
     from stairdata.hub.releases import releases
     from stairdata_schemas.errors import HubError
 

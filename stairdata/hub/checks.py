@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from stairdata.hub.secrets import Hit, RowScanner
+from stairdata.hub.secrets import RowScanner, SecretHit
 from stairdata_schemas.artifacts import Artifact, Problem, validate_artifact
 from stairdata_schemas.files import cache_folder, write_atomic
 from stairdata_schemas.manifest import sha256_of_json
@@ -33,15 +33,15 @@ NOTEWORTHY_BYTES = 64 * 1024**2
 _SCHEMA_MODULES = ("kinds", "artifacts", "grammar", "identity")
 
 
-class Checked(NamedTuple):
+class CheckResult(NamedTuple):
     """What a check found."""
 
     problems: list[Problem]
-    hits: list[Hit]
+    hits: list[SecretHit]
     """What looks like a secret in its rows."""
 
 
-class Note(BaseModel):
+class CheckNote(BaseModel):
     """That an artifact was checked, and for which secrets of the environment."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -56,7 +56,7 @@ def is_large(artifact: Artifact) -> bool:
     return sum(entry.bytes for entry in artifact.manifest.files) >= NOTEWORTHY_BYTES
 
 
-def check(artifact: Artifact, own: Sequence[str]) -> Checked:
+def check(artifact: Artifact, own: Sequence[str]) -> CheckResult:
     """Check an artifact's bytes against its manifest, and each row unless a note says that it was checked.
 
     Args:
@@ -64,12 +64,12 @@ def check(artifact: Artifact, own: Sequence[str]) -> Checked:
         own: the environment's own secrets, which no row may hold.
     """
     if is_noted(artifact, own):
-        return Checked(validate_artifact(artifact, rows=False), [])
+        return CheckResult(validate_artifact(artifact, rows=False), [])
     scanner = RowScanner(artifact.kind, own)
     problems = validate_artifact(artifact, scanner)
     if is_large(artifact) and not problems and not scanner.hits:
         _write_note(artifact, own)
-    return Checked(problems, scanner.hits)
+    return CheckResult(problems, scanner.hits)
 
 
 def is_noted(artifact: Artifact, own: Iterable[str]) -> bool:
@@ -77,7 +77,7 @@ def is_noted(artifact: Artifact, own: Iterable[str]) -> bool:
     path = _note_path(artifact)
     try:
         state = path.stat()
-        note = Note.model_validate_json(path.read_text(encoding="utf-8"))
+        note = CheckNote.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValidationError):
         return False
     is_mine = state.st_uid == os.getuid() and not state.st_mode & 0o022
@@ -86,7 +86,7 @@ def is_noted(artifact: Artifact, own: Iterable[str]) -> bool:
 
 def _write_note(artifact: Artifact, own: Iterable[str]) -> None:
     salt, path = secrets.token_hex(16), _note_path(artifact)
-    note = Note(salt=salt, secrets=sorted(_slow_hash(value, salt) for value in own))
+    note = CheckNote(salt=salt, secrets=sorted(_slow_hash(value, salt) for value in own))
     with suppress(OSError):  # without it the next push takes longer
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, note.model_dump_json() + "\n")

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from stairdata.hub.places import TagName, is_config, parse_tag
+from stairdata.hub.addresses import TagName, is_config, parse_tag
 from stairdata_schemas.errors import HubError, quote
 from stairdata_schemas.manifest import MANIFEST_NAME
 
@@ -39,7 +39,7 @@ class RemoteFile(NamedTuple):
     """Hash of the content where it is in LFS."""
 
 
-Tree = dict[str, RemoteFile]
+FileListing = dict[str, RemoteFile]
 
 
 class Repository(NamedTuple):
@@ -99,7 +99,7 @@ def repository(name: str) -> Repository | None:
     )
 
 
-def tree(name: str, revision: str) -> Tree:
+def tree(name: str, revision: str) -> FileListing:
     """List the files of a repository at a commit.
 
     Raises:
@@ -137,7 +137,7 @@ def read(name: str, path: str, revision: str) -> bytes:
         return retried(fetched)
 
 
-def manifests(files: Tree) -> dict[str | None, str]:
+def manifests(files: FileListing) -> dict[str | None, str]:
     """Return the path of each manifest in a tree by its config; None is the root."""
     found: dict[str | None, str] = {}
     for path in sorted(files):

@@ -7,7 +7,7 @@ metadata and card are made from them, and may look different when another versio
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from stairdata.hub import plots
+from stairdata.hub.addresses import ConfigPath, parse_tag
 from stairdata.hub.checks import check
-from stairdata.hub.client import README, Repository, Tree, holds, manifests, read, tree
-from stairdata.hub.places import Place, parse_tag
+from stairdata.hub.client import README, FileListing, Repository, holds, manifests, read, tree
 from stairdata.hub.policy import Gate
 from stairdata.hub.releases import changelog_line, manifest_at, parse_manifest, previous
 from stairdata.hub.secrets import check_secrets, own_secrets
@@ -27,8 +27,8 @@ from stairdata_schemas.card import Card, CardConfig, Plot
 from stairdata_schemas.croissant import CROISSANT_NAME, croissant
 from stairdata_schemas.errors import HubError, PublishError, ReleaseConflictError, quote
 from stairdata_schemas.manifest import MANIFEST_NAME, Manifest
+from stairdata_schemas.progress import CountProgress
 
-Progress = Callable[[str, int, int], None]
 SHOWN = 5
 
 
@@ -64,16 +64,16 @@ class PushOptions:
     license: str | None = None
     allow_secrets: tuple[str, ...] = ()
     max_quarantine: float = 0.05
-    progress: Progress = quiet
+    progress: CountProgress = quiet
 
 
 @dataclass(frozen=True, slots=True)
-class Release:
+class PreparedRelease:
     """An artifact that was checked and is ready to be published."""
 
     artifact: Artifact
     options: PushOptions
-    place: Place
+    place: ConfigPath
     tag: str
     data: Mapping[str, Path]
     """Data files by their path in the repository."""
@@ -101,7 +101,7 @@ class Release:
     def bytes(self) -> int:
         return sum(entry.bytes for entry in self.manifest.files) + sum(map(len, self.small.values()))
 
-    def differing(self, files: Tree) -> list[str]:
+    def differing(self, files: FileListing) -> list[str]:
         """Name the content files that differ from those in a tree, or are missing or too many in it."""
         manifest = self.place.prefix + MANIFEST_NAME
         wrong = [path for path, local in self.data.items() if not holds(files.get(path), local, self.sha256[path])]
@@ -111,17 +111,17 @@ class Release:
         return sorted([*wrong, *(path for path in files if path.startswith(folder) and path not in self.data)])
 
 
-class Head(NamedTuple):
+class BranchHead(NamedTuple):
     """A branch of a repository, as a release finds it."""
 
     commit: str
-    files: Tree
+    files: FileListing
     manifests: dict[str | None, Manifest]
     """Manifests of its configs; None is the root."""
     readme: str
 
 
-def prepare(artifact: Artifact, options: PushOptions) -> Release:
+def prepare(artifact: Artifact, options: PushOptions) -> PreparedRelease:
     """Check an artifact, and put together what is to be published of it.
 
     Raises:
@@ -138,12 +138,12 @@ def prepare(artifact: Artifact, options: PushOptions) -> Release:
         )
         raise PublishError(f"{artifact.reference} is not valid and was not published: {found}; build or pull it again")
     check_secrets(artifact, hits, {README: _local_card(artifact)}, options.allow_secrets)
-    place = Place(options.config)
+    place = ConfigPath(options.config)
     data = {place.prefix + entry.path: artifact.folder / entry.path for entry in artifact.manifest.files}
     tag = place.tag(artifact.manifest.version)
     small = _small_files(artifact, options, place)
     states = {place.prefix + path: state for path, state in states.items()}
-    return Release(artifact, options, place, tag, data, states, small, _measured_info(artifact, place))
+    return PreparedRelease(artifact, options, place, tag, data, states, small, _measured_info(artifact, place))
 
 
 def _check_quarantine(artifact: Artifact, limit: float) -> None:
@@ -162,7 +162,7 @@ def _local_card(artifact: Artifact) -> str:
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
-def _small_files(artifact: Artifact, options: PushOptions, place: Place) -> dict[str, bytes]:
+def _small_files(artifact: Artifact, options: PushOptions, place: ConfigPath) -> dict[str, bytes]:
     from huggingface_hub import constants
 
     manifest = artifact.manifest
@@ -178,7 +178,7 @@ def _small_files(artifact: Artifact, options: PushOptions, place: Place) -> dict
     return {place.prefix + name: content for name, content in files.items()}
 
 
-def _measured_info(artifact: Artifact, place: Place) -> dict[str, Any]:
+def _measured_info(artifact: Artifact, place: ConfigPath) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     there = set(pq.read_schema(artifact.data_files[0]).names)  # files may lack a nullable column of later schemas
@@ -198,7 +198,7 @@ def _measured_info(artifact: Artifact, place: Place) -> dict[str, Any]:
 # -- the repository ------------------------------------------------------------------------------------------
 
 
-def read_head(repo: str, commit: str) -> Head:
+def read_head(repo: str, commit: str) -> BranchHead:
     """Read what a release has to know of a commit.
 
     Raises:
@@ -212,10 +212,10 @@ def read_head(repo: str, commit: str) -> Head:
             raise HubError(f"{repo} holds {path}, which is no manifest that this release reads; use another --repo")
         found[config] = manifest
     readme = read(repo, README, commit).decode("utf-8", "replace") if README in files else ""
-    return Head(commit, files, found, readme)
+    return BranchHead(commit, files, found, readme)
 
 
-def check_layout(release: Release, head: Head) -> None:
+def check_layout(release: PreparedRelease, head: BranchHead) -> None:
     """Refuse a repository that is laid out for something else.
 
     Raises:
@@ -242,7 +242,7 @@ def check_layout(release: Release, head: Head) -> None:
         )
 
 
-def is_older(release: Release, head: Head) -> bool:
+def is_older(release: PreparedRelease, head: BranchHead) -> bool:
     """Tell whether a higher version stands at the head already."""
     there = head.manifests.get(release.place.config)
     return there is not None and parse_version(there.version) > parse_version(release.manifest.version)
@@ -251,7 +251,9 @@ def is_older(release: Release, head: Head) -> bool:
 # -- the card ------------------------------------------------------------------------------------------------
 
 
-def render_card(release: Release, head: Head, repository: Repository, license: str | None, *, gated: bool) -> str:
+def render_card(
+    release: PreparedRelease, head: BranchHead, repository: Repository, license: str | None, *, gated: bool
+) -> str:
     """Render the card that goes with a release: all configs of the head, with this one in its place.
 
     Raises:
@@ -279,13 +281,13 @@ def render_card(release: Release, head: Head, repository: Repository, license: s
     )
 
 
-def _configs(release: Release, head: Head) -> dict[str | None, Manifest]:
+def _configs(release: PreparedRelease, head: BranchHead) -> dict[str | None, Manifest]:
     found = {**head.manifests, release.place.config: release.manifest}
     return {name: found[name] for name in sorted(found, key=lambda name: name or "")}
 
 
-def _card_config(release: Release, name: str | None, manifest: Manifest, head: Head) -> CardConfig:
-    place = Place(name)
+def _card_config(release: PreparedRelease, name: str | None, manifest: Manifest, head: BranchHead) -> CardConfig:
+    place = ConfigPath(name)
     paths = release.small if place == release.place else head.files
     folder = f"{place.prefix}plots/"
     captions = {f"{plot.name}.png": plot.caption for plot in plots.DISTRIBUTIONS.get(manifest.kind, [])}
@@ -294,7 +296,7 @@ def _card_config(release: Release, name: str | None, manifest: Manifest, head: H
     return CardConfig(manifest, name or manifest.kind, place.prefix, shown, place.tag(manifest.version))
 
 
-def _dataset_info(release: Release, configs: list[CardConfig], there: Any) -> Any:
+def _dataset_info(release: PreparedRelease, configs: list[CardConfig], there: Any) -> Any:
     """Return `dataset_info` of the YAML head: ours measured, the others' as they stand there."""
     entries = there if isinstance(there, list) else [there]
     known = {entry.get("config_name"): entry for entry in entries if isinstance(entry, dict)}
@@ -307,7 +309,9 @@ def _dataset_info(release: Release, configs: list[CardConfig], there: Any) -> An
     return found[0] if len(found) == 1 else found
 
 
-def _changelog(release: Release, head: Head, repository: Repository, earlier: str | None) -> dict[str, str]:
+def _changelog(
+    release: PreparedRelease, head: BranchHead, repository: Repository, earlier: str | None
+) -> dict[str, str]:
     """Join the card's lines with those of releases that it does not have yet, and with ours."""
     lines = cards.read_changelog(head.readme)
     before = manifest_at(repository.name, release.place, repository.tags[earlier]) if earlier else None
@@ -324,7 +328,7 @@ def _changelog(release: Release, head: Head, repository: Repository, earlier: st
     return {tag: lines[tag] for _, _, tag in sorted(order)}
 
 
-def _kept(release: Release, head: Head, repository: Repository, earlier: str | None) -> dict[str, str]:
+def _kept(release: PreparedRelease, head: BranchHead, repository: Repository, earlier: str | None) -> dict[str, str]:
     """Join the user's own text of both sides; the last release's tells who changed it."""
     here, there = cards.user_text(_local_card(release.artifact)), cards.user_text(head.readme)
     foreign = cards.foreign_text(head.readme)

@@ -44,10 +44,10 @@ def lineage(artifact: Artifact, root: Path) -> Ancestor:
     origin = read_origin(artifact.folder)
     where = str(artifact.folder) + (f", on the Hub as {origin.repo} at {origin.commit[:12]}" if origin else "")
     beside = (origin.repo, origin.commit) if origin else None
-    return _ancestor(artifact.manifest, where, Known(local, beside), frozenset())
+    return _ancestor(artifact.manifest, where, ParentIndex(local, beside), frozenset())
 
 
-class Known(NamedTuple):
+class ParentIndex(NamedTuple):
     """Where parents are looked for."""
 
     local: dict[str, Artifact]
@@ -66,7 +66,7 @@ def _local_artifacts(root: Path) -> dict[str, Artifact]:
     return found
 
 
-def _ancestor(manifest: Manifest, where: str, known: Known, seen: frozenset[str]) -> Ancestor:
+def _ancestor(manifest: Manifest, where: str, known: ParentIndex, seen: frozenset[str]) -> Ancestor:
     below = seen | {manifest.content_hash}
     return Ancestor(
         reference=f"{manifest.kind}@{manifest.version}",
@@ -81,7 +81,7 @@ def _ancestor(manifest: Manifest, where: str, known: Known, seen: frozenset[str]
     )
 
 
-def _parent(parent: Parent, known: Known, seen: frozenset[str]) -> Ancestor:
+def _parent(parent: Parent, known: ParentIndex, seen: frozenset[str]) -> Ancestor:
     reference = f"{parent.kind}@{parent.version}"
     if parent.content_hash in seen:
         return Ancestor(reference, parent.content_hash, "its own ancestor: a manifest is wrong", found=False)
@@ -98,7 +98,7 @@ def _parent(parent: Parent, known: Known, seen: frozenset[str]) -> Ancestor:
         return Ancestor(reference, parent.content_hash, f"{where}: {error}", found=False)
     if manifest is None:
         return Ancestor(reference, parent.content_hash, f"{where}: no such artifact there", found=False)
-    return _ancestor(manifest, where, Known(known.local, place), seen)
+    return _ancestor(manifest, where, ParentIndex(known.local, place), seen)
 
 
 def _remote_manifest(repo: str, commit: str, content_hash: str) -> Manifest | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -18,11 +18,12 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
+from stairdata.hub.addresses import Address, ConfigPath, TagName, parse_address, parse_tag
 from stairdata.hub.client import (
     DATASET,
     README,
+    FileListing,
     Repository,
-    Tree,
     api,
     hub_errors,
     manifests,
@@ -31,7 +32,6 @@ from stairdata.hub.client import (
     retried,
     tree,
 )
-from stairdata.hub.places import Address, Place, TagName, parse_address, parse_tag
 from stairdata_schemas import card as cards
 from stairdata_schemas.artifacts import (
     READERS,
@@ -59,26 +59,26 @@ from stairdata_schemas.manifest import (
     sha256_of_file,
 )
 from stairdata_schemas.migrations import check_paths, migrate
+from stairdata_schemas.progress import CountProgress
 
 STORE = ".hub"
 STAGING = ".pull"
 WORKERS = 4
 _SHA = re.compile(r"[0-9a-f]{7,40}")
-Progress = Callable[[str, int, int], None]
 
 
 def quiet(what: str, done: int, total: int) -> None:
     """Report to nobody."""
 
 
-class Target(NamedTuple):
+class RemoteRelease(NamedTuple):
     """A release on the Hub, resolved to a commit."""
 
     repo: str
     commit: str
-    place: Place
+    place: ConfigPath
     tag: str | None
-    files: Tree
+    files: FileListing
 
 
 def open_reference(reference: str, root: Path) -> Artifact:
@@ -102,7 +102,12 @@ def open_reference(reference: str, root: Path) -> Artifact:
 
 
 def pull(
-    address: Address, root: Path, config: str | None = None, *, to_current: bool = False, progress: Progress = quiet
+    address: Address,
+    root: Path,
+    config: str | None = None,
+    *,
+    to_current: bool = False,
+    progress: CountProgress = quiet,
 ) -> Artifact:
     """Fetch a release into `<root>/<kind>/<version>`.
 
@@ -133,7 +138,7 @@ def pull(
 # -- which release -------------------------------------------------------------------------------------------
 
 
-def resolve_address(address: Address, config: str | None = None) -> Target:
+def resolve_address(address: Address, config: str | None = None) -> RemoteRelease:
     """Resolve a reference to a commit and a config.
 
     Raises:
@@ -157,7 +162,7 @@ def resolve_address(address: Address, config: str | None = None) -> Target:
             f"{address} has no {place.prefix}{MANIFEST_NAME}: it is a plain dataset, no artifact of stairdata; its "
             f"rows can become prompts: stairdata build prompts --set 'prompts.sources=[{{hub: {address.repo}}}]'"
         )
-    return Target(address.repo, commit, place, tag, files)
+    return RemoteRelease(address.repo, commit, place, tag, files)
 
 
 def _tag_for(revision: str | None, found: Repository, config: str | None) -> str | None:
@@ -170,7 +175,7 @@ def _tag_for(revision: str | None, found: Repository, config: str | None) -> str
     wanted = parse_tag(revision) or parse_tag(f"v{revision}")
     if wanted is None:
         return None
-    tag = Place(config or wanted.place.config).tag(wanted.version)
+    tag = ConfigPath(config or wanted.place.config).tag(wanted.version)
     if tag in found.tags:
         return tag
     same = sorted(name for name, parsed in releases.items() if parsed.version == wanted.version)
@@ -215,25 +220,25 @@ def _commit_for(revision: str, found: Repository) -> str:
         return str(retried(lambda: api().dataset_info(found.name, revision=revision)).sha)
 
 
-def _place(address: Address, files: Tree, config: str | None) -> Place:
+def _place(address: Address, files: FileListing, config: str | None) -> ConfigPath:
     """Find the config in a tree, where the revision does not say which."""
     found = manifests(files)
     if config is not None and config in found:
-        return Place(config)
+        return ConfigPath(config)
     if None in found:
-        return Place()
+        return ConfigPath()
     if config is not None:
         known = ", ".join(str(name) for name in found) or "none"
         raise HubError(f"{address} has no config {quote(config)}; its configs: {known}")
     if len(found) > 1:
         raise HubError(f"{address} holds several configs; name one with --config: {', '.join(map(str, found))}")
-    return Place(next(iter(found), None))
+    return ConfigPath(next(iter(found), None))
 
 
 # -- the manifest --------------------------------------------------------------------------------------------
 
 
-def _read_manifest(target: Target) -> Manifest:
+def _read_manifest(target: RemoteRelease) -> Manifest:
     """Read and judge the manifest before anything else is downloaded.
 
     Raises:
@@ -261,7 +266,7 @@ def _read_manifest(target: Target) -> Manifest:
     return manifest
 
 
-def _check_files(manifest: Manifest, target: Target, where: str) -> None:
+def _check_files(manifest: Manifest, target: RemoteRelease, where: str) -> None:
     """Compare the manifest with the tree: what would be refused after gigabytes is refused before them."""
     for entry in manifest.files:
         there = target.files.get(target.place.prefix + entry.path)
@@ -277,7 +282,7 @@ def _check_files(manifest: Manifest, target: Target, where: str) -> None:
         raise ArtifactError(f"{where} holds {quote(extra[0])}, which its manifest does not list: somebody changed it")
 
 
-def _check_schema_version(manifest: Manifest, target: Target, *, may_be_older: bool = False) -> None:
+def _check_schema_version(manifest: Manifest, target: RemoteRelease, *, may_be_older: bool = False) -> None:
     if manifest.schema_version < SCHEMA_VERSION and not may_be_older:
         raise ArtifactError(
             f"{target.repo} has schema version {manifest.schema_version}, this release reads {SCHEMA_VERSION}; "
@@ -293,7 +298,7 @@ def _check_schema_version(manifest: Manifest, target: Target, *, may_be_older: b
 # -- the files -----------------------------------------------------------------------------------------------
 
 
-def fetch(target: Target, root: Path, manifest: Manifest, progress: Progress = quiet) -> Artifact:
+def fetch(target: RemoteRelease, root: Path, manifest: Manifest, progress: CountProgress = quiet) -> Artifact:
     """Fetch a release into the store under the root, or return the one that is there.
 
     Raises:
@@ -312,7 +317,7 @@ def fetch(target: Target, root: Path, manifest: Manifest, progress: Progress = q
         return open_artifact(folder) if manifest.schema_version == SCHEMA_VERSION else Artifact(folder, manifest)
 
 
-def _identity(target: Target) -> tuple[str, str, str | None]:
+def _identity(target: RemoteRelease) -> tuple[str, str, str | None]:
     return target.repo, target.commit, target.place.config
 
 
@@ -329,7 +334,7 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _download(target: Target, manifest: Manifest, folder: Path, progress: Progress) -> None:
+def _download(target: RemoteRelease, manifest: Manifest, folder: Path, progress: CountProgress) -> None:
     """Download, check, and write the manifest last."""
     artifact = Artifact(folder, manifest)
     size = sum(entry.bytes for entry in manifest.files)
@@ -354,7 +359,7 @@ def _download(target: Target, manifest: Manifest, folder: Path, progress: Progre
     shutil.rmtree(folder / STAGING, ignore_errors=True)
 
 
-def _fetch_files(target: Target, artifact: Artifact) -> list[Problem]:
+def _fetch_files(target: RemoteRelease, artifact: Artifact) -> list[Problem]:
     """Download the files that an earlier run did not finish, and check each while others are on their way."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -377,7 +382,7 @@ def _fetch_files(target: Target, artifact: Artifact) -> list[Problem]:
         return list(chain.from_iterable(pool.map(fetched, artifact.manifest.files)))
 
 
-def _download_file(target: Target, path: str, home: Path) -> None:
+def _download_file(target: RemoteRelease, path: str, home: Path) -> None:
     """Download a file as it is, and move it to its place."""
     from huggingface_hub import hf_hub_download
 
@@ -390,7 +395,7 @@ def _download_file(target: Target, path: str, home: Path) -> None:
     Path(downloaded).replace(home)
 
 
-def _check_hash(home: Path, entry: FileEntry, found: str, target: Target) -> None:
+def _check_hash(home: Path, entry: FileEntry, found: str, target: RemoteRelease) -> None:
     """Throw away a file that is not the one that the manifest lists."""
     if found != entry.sha256:
         home.unlink()
@@ -400,7 +405,7 @@ def _check_hash(home: Path, entry: FileEntry, found: str, target: Target) -> Non
         )
 
 
-def _local_card(target: Target, manifest: Manifest) -> str:
+def _local_card(target: RemoteRelease, manifest: Manifest) -> str:
     """Return the card of a local artifact: its config alone, with the user's own text and keys of the repository's."""
     there = README in target.files
     text = read(target.repo, README, target.commit).decode("utf-8", "replace") if there else ""
@@ -419,7 +424,7 @@ def _local_card(target: Target, manifest: Manifest) -> str:
 # -- the place under the root --------------------------------------------------------------------------------
 
 
-def _already_there(home: Path, manifest: Manifest, target: Target) -> Artifact | None:
+def _already_there(home: Path, manifest: Manifest, target: RemoteRelease) -> Artifact | None:
     """Return the same artifact if it is under the root already.
 
     Raises:

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from stairdata.hub.addresses import ConfigPath
 from stairdata.hub.client import (
     DATASET,
     MAIN,
@@ -32,9 +33,9 @@ from stairdata.hub.client import (
     tree,
 )
 from stairdata.hub.content import (
-    Head,
+    BranchHead,
+    PreparedRelease,
     PushOptions,
-    Release,
     check_layout,
     is_older,
     prepare,
@@ -42,9 +43,8 @@ from stairdata.hub.content import (
     render_card,
     state_of,
 )
-from stairdata.hub.places import Place
 from stairdata.hub.policy import Access, decide_access, decide_license
-from stairdata.hub.secrets import Hit, own_secrets, scan_texts
+from stairdata.hub.secrets import SecretHit, own_secrets, scan_texts
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import HubError, PublishError, ReleaseConflictError, quote
 from stairdata_schemas.files import write_atomic
@@ -59,7 +59,7 @@ LONGEST_WAIT = 2.0
 BLANK = {".gitattributes"}
 
 
-class Change(NamedTuple):
+class FileChange(NamedTuple):
     """What a push does to one file of a repository."""
 
     path: str
@@ -67,20 +67,20 @@ class Change(NamedTuple):
     change: Literal["new", "changed", "same", "deleted"]
 
 
-class Plan(NamedTuple):
+class PushPlan(NamedTuple):
     """What a push would do."""
 
-    release: Release
+    release: PreparedRelease
     repository: Repository | None
     access: Access
     license: str | None
-    head: Head | None
+    head: BranchHead | None
     is_done: bool
     """The tag is there, with the same content."""
-    changes: list[Change]
+    changes: list[FileChange]
 
 
-class Pushed(NamedTuple):
+class PushResult(NamedTuple):
     """What a push came to."""
 
     repo: str
@@ -90,7 +90,7 @@ class Pushed(NamedTuple):
     """The release was there already, with the same content."""
 
 
-def push(artifact: Artifact, options: PushOptions, say: Say = lambda _: None) -> Pushed:
+def push(artifact: Artifact, options: PushOptions, say: Say = lambda _: None) -> PushResult:
     """Publish an artifact.
 
     Raises:
@@ -101,7 +101,7 @@ def push(artifact: Artifact, options: PushOptions, say: Say = lambda _: None) ->
     return publish(make_plan(prepare(artifact, options)), say)
 
 
-def make_plan(release: Release) -> Plan:
+def make_plan(release: PreparedRelease) -> PushPlan:
     """Look at the repository and decide what is to be done; changes nothing.
 
     Raises:
@@ -118,10 +118,10 @@ def make_plan(release: Release) -> Plan:
         check_layout(release, head)
     license = _license(release, head, public=not access.private)
     is_done = found is not None and _is_released(release, found)
-    return Plan(release, found, access, license, head, is_done, [] if is_done else _changes(release, head))
+    return PushPlan(release, found, access, license, head, is_done, [] if is_done else _changes(release, head))
 
 
-def _license(release: Release, head: Head | None, *, public: bool) -> str | None:
+def _license(release: PreparedRelease, head: BranchHead | None, *, public: bool) -> str | None:
     from stairdata_schemas.card import read_head as read_yaml
 
     others = [manifest for name, manifest in head.manifests.items() if name != release.place.config] if head else []
@@ -130,7 +130,7 @@ def _license(release: Release, head: Head | None, *, public: bool) -> str | None
     return decide_license(release.manifest, release.options.license, others, stated, public=public)
 
 
-def _is_released(release: Release, found: Repository) -> bool:
+def _is_released(release: PreparedRelease, found: Repository) -> bool:
     """Tell whether the tag is there, with the same content.
 
     Raises:
@@ -149,25 +149,25 @@ def _is_released(release: Release, found: Repository) -> bool:
     return True
 
 
-def _changes(release: Release, head: Head | None) -> list[Change]:
+def _changes(release: PreparedRelease, head: BranchHead | None) -> list[FileChange]:
     files = head.files if head else {}
     changes = []
     contents: dict[str, Path | bytes] = {**release.data, **release.small}
     for path, local in contents.items():
         size = local.stat().st_size if isinstance(local, Path) else len(local)
         same = holds(files.get(path), local, release.sha256.get(path))
-        changes.append(Change(path, size, "same" if same else "changed" if path in files else "new"))
-    changes.append(Change(README, 0, "changed" if README in files else "new"))
+        changes.append(FileChange(path, size, "same" if same else "changed" if path in files else "new"))
+    changes.append(FileChange(README, 0, "changed" if README in files else "new"))
     gone = _leftovers(release, files)
-    return sorted([*changes, *(Change(path, files[path].size, "deleted") for path in gone)])
+    return sorted([*changes, *(FileChange(path, files[path].size, "deleted") for path in gone)])
 
 
-def _leftovers(release: Release, files: Iterable[str]) -> list[str]:
+def _leftovers(release: PreparedRelease, files: Iterable[str]) -> list[str]:
     """Name the files of the place that the release does not have."""
     return [path for path in files if release.place.holds(path) and path not in {*release.data, *release.small}]
 
 
-def publish(plan: Plan, say: Say = lambda _: None) -> Pushed:
+def publish(plan: PushPlan, say: Say = lambda _: None) -> PushResult:
     """Carry out a plan.
 
     Raises:
@@ -188,10 +188,10 @@ def publish(plan: Plan, say: Say = lambda _: None) -> Pushed:
     _remove_branch(release)
     _settle(repo, access, say)
     _note_origin(release, commit)
-    return Pushed(repo, release.tag, commit, plan.is_done)
+    return PushResult(repo, release.tag, commit, plan.is_done)
 
 
-def _note_origin(release: Release, commit: str) -> None:
+def _note_origin(release: PreparedRelease, commit: str) -> None:
     """Write down where the artifact stands now, unless it came from elsewhere; it is whole without the note."""
     folder, repo = release.artifact.folder, release.options.repo
     known = read_origin(folder)
@@ -201,7 +201,7 @@ def _note_origin(release: Release, commit: str) -> None:
             write_atomic(folder / ORIGIN_NAME, origin.model_dump_json(indent=2) + "\n")
 
 
-def _open_repository(plan: Plan) -> None:
+def _open_repository(plan: PushPlan) -> None:
     """Make the repository private and gated as it has to be, before the first byte."""
     repo, gate = plan.release.options.repo, plan.access.gate_first
     with hub_errors(repo):
@@ -222,11 +222,11 @@ def _settle(repo: str, access: Access, say: Say) -> None:
             say(f"{repo} is public now")
 
 
-def _branch_name(release: Release) -> str:
+def _branch_name(release: PreparedRelease) -> str:
     return f"backport-{release.tag}"
 
 
-def _remove_branch(release: Release) -> None:
+def _remove_branch(release: PreparedRelease) -> None:
     """Remove the branch that a lower version was committed on; its tag keeps the commit."""
     repo, name = release.options.repo, _branch_name(release)
     found = repository(repo)
@@ -243,11 +243,11 @@ def _remove_branch(release: Release) -> None:
 class _Publisher:
     """Commits and tags, through races and failures."""
 
-    def __init__(self, plan: Plan, say: Say) -> None:
+    def __init__(self, plan: PushPlan, say: Say) -> None:
         self.plan, self.say = plan, say
         self.release = plan.release
         self.repo = plan.release.options.repo
-        self.first: Head | None = plan.head
+        self.first: BranchHead | None = plan.head
         self.failures = 0
 
     def run(self) -> str:
@@ -277,7 +277,7 @@ class _Publisher:
             raise PublishError(f"{self.repo} lost its gate meanwhile; gate it on the Hub, or type --gated no")
         return found
 
-    def _branch(self, found: Repository) -> tuple[str, Head]:
+    def _branch(self, found: Repository) -> tuple[str, BranchHead]:
         """Choose the branch: main, or one of its own for a version lower than main's."""
         head = read_head(self.repo, found.head)
         check_layout(self.release, head)
@@ -294,7 +294,7 @@ class _Publisher:
                 )
         return name, read_head(self.repo, self._look().branches[name])
 
-    def _check_neighbours(self, head: Head) -> None:
+    def _check_neighbours(self, head: BranchHead) -> None:
         """Stop if somebody changed, since the first look, something else than configs and their card.
 
         Raises:
@@ -308,7 +308,9 @@ class _Publisher:
         }
         released = {name for name in head.manifests if head.manifests[name] != first.manifests.get(name)}
         strange = [
-            path for path in sorted(changed - {README, *BLANK}) if not any(Place(name).holds(path) for name in released)
+            path
+            for path in sorted(changed - {README, *BLANK})
+            if not any(ConfigPath(name).holds(path) for name in released)
         ]
         if strange:
             raise ReleaseConflictError(
@@ -325,7 +327,7 @@ class _Publisher:
             )
         self.say(f"{self.repo} changed meanwhile; the release goes on top of that")
 
-    def _has_landed(self, head: Head) -> bool:
+    def _has_landed(self, head: BranchHead) -> bool:
         """Tell whether the head is this release already: an earlier run was killed, or its answer got lost."""
         return not self.release.differing(head.files)
 
@@ -349,7 +351,7 @@ class _Publisher:
                 raise HubError(explain(error, self.repo)) from None
             return None
 
-    def _commit(self, branch: str, head: Head, card: str) -> str:
+    def _commit(self, branch: str, head: BranchHead, card: str) -> str:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         data = [CommitOperationAdd(path, str(local)) for path, local in self.release.data.items()]
@@ -380,9 +382,9 @@ class _Publisher:
                     f"{path} changed while it was uploaded; nothing was published; run the same command again"
                 )
 
-    def _card(self, head: Head, found: Repository) -> str:
+    def _card(self, head: BranchHead, found: Repository) -> str:
         card = render_card(self.release, head, found, self.plan.license, gated=self.plan.access.gate != "no")
-        hits: list[Hit] = list(scan_texts({README: card}, own_secrets()))
+        hits: list[SecretHit] = list(scan_texts({README: card}, own_secrets()))
         if hits and README not in self.release.options.allow_secrets:
             raise PublishError(
                 f"the card would hold what looks like a secret: {hits[0].what} ({hits[0].beginning}…); take it out of "

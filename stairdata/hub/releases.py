@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from stairdata.hub.addresses import ConfigPath
 from stairdata.hub.client import Repository, read
-from stairdata.hub.places import Place
 from stairdata_schemas.artifacts import Version, parse_version
 from stairdata_schemas.card import inline
 from stairdata_schemas.errors import HubError, UsageError
@@ -20,7 +20,7 @@ class Release(NamedTuple):
     """A tag of a repository, and the manifest under it."""
 
     tag: str
-    place: Place
+    place: ConfigPath
     version: Version
     commit: str
     manifest: Manifest | None
@@ -36,7 +36,7 @@ def releases(repository: Repository) -> list[Release]:
         HubError: the Hub can't be reached, or refuses.
     """
     found: list[Release] = []
-    before: dict[Place, Manifest | None] = {}
+    before: dict[ConfigPath, Manifest | None] = {}
     for tag, (place, version) in _ordered(repository):
         commit = repository.tags[tag]
         manifest = manifest_at(repository.name, place, commit)
@@ -48,11 +48,11 @@ def releases(repository: Repository) -> list[Release]:
     return sorted(newest_first, key=lambda release: release.place.config or "")
 
 
-def _ordered(repository: Repository) -> Iterator[tuple[str, tuple[Place, Version]]]:
+def _ordered(repository: Repository) -> Iterator[tuple[str, tuple[ConfigPath, Version]]]:
     yield from sorted(repository.releases().items(), key=lambda item: item[1].version)
 
 
-def manifest_at(repo: str, place: Place, commit: str) -> Manifest | None:
+def manifest_at(repo: str, place: ConfigPath, commit: str) -> Manifest | None:
     """Read the manifest of a place at a commit; None if it is missing or not one of ours."""
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -75,7 +75,7 @@ def parse_manifest(content: bytes) -> Manifest | None:
     return manifest if manifest.kind in KINDS else None
 
 
-def previous(repository: Repository, place: Place, version: Version) -> str | None:
+def previous(repository: Repository, place: ConfigPath, version: Version) -> str | None:
     """Return the tag of the highest lower version in a place."""
     lower = [(name.version, tag) for tag, name in repository.releases().items() if name.place == place]
     return max((entry for entry in lower if entry[0] < version), default=(None, None))[1]

@@ -42,7 +42,7 @@ SHOWN = 8
 _TELLING_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)
 
 
-class Hit(NamedTuple):
+class SecretHit(NamedTuple):
     """Something like a secret."""
 
     where: str
@@ -61,7 +61,7 @@ class RowScanner:
         self.keys = row_schema(kind).primary_key()
         self.patterns = _patterns(own)
         self.anything = "|".join(f"(?:{pattern})" for pattern in self.patterns.values())
-        self.hits: list[Hit] = []
+        self.hits: list[SecretHit] = []
 
     def __call__(self, entry: FileEntry, first: int, frame: pl.DataFrame) -> None:
         """Look through all text of some rows, nested text included."""
@@ -74,7 +74,7 @@ class RowScanner:
 
 
 def check_secrets(
-    artifact: Artifact, rows: Iterable[Hit], texts: Mapping[str, str], allowed: Iterable[str] = ()
+    artifact: Artifact, rows: Iterable[SecretHit], texts: Mapping[str, str], allowed: Iterable[str] = ()
 ) -> None:
     """Refuse an artifact in whose rows, manifest or card something like a token or key stands.
 
@@ -109,20 +109,20 @@ def own_secrets() -> list[str]:
     return sorted({value for value in (*named, get_token() or "") if len(value) >= 16 and "/" not in value})
 
 
-def scan_texts(texts: Mapping[str, str], own: Iterable[str] = ()) -> Iterator[Hit]:
+def scan_texts(texts: Mapping[str, str], own: Iterable[str] = ()) -> Iterator[SecretHit]:
     """Look through named texts."""
     patterns = _patterns(own)
     for name, text in texts.items():
         for what, pattern in patterns.items():
             if match := re.search(pattern, text):
-                yield Hit(name, name, what, match[0][:4])
+                yield SecretHit(name, name, what, match[0][:4])
 
 
-def _hit(where: str, key: str, text: str, patterns: Mapping[str, str]) -> Hit:
+def _hit(where: str, key: str, text: str, patterns: Mapping[str, str]) -> SecretHit:
     for what, pattern in patterns.items():
         if match := re.search(pattern, text):
-            return Hit(where, key, what, match[0][:4])
-    return Hit(where, key, "a secret", text[:0])
+            return SecretHit(where, key, what, match[0][:4])
+    return SecretHit(where, key, "a secret", text[:0])
 
 
 def _patterns(own: Iterable[str]) -> dict[str, str]:

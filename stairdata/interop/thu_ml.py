@@ -50,7 +50,7 @@ class BrokenError(Exception):
         super().__init__(rule)
 
 
-class Place(NamedTuple):
+class FileNode(NamedTuple):
     """A node of the file: where it stands, and what it says."""
 
     place: tuple[int, ...]
@@ -109,7 +109,7 @@ def nodes_of(element: Row, losses: Losses, endings: Counter[tuple[bool, str]]) -
     return rows
 
 
-def _breadth_first(place: Place) -> tuple[int, tuple[int, ...]]:
+def _breadth_first(place: FileNode) -> tuple[int, tuple[int, ...]]:
     return len(place.place), place.place
 
 
@@ -117,7 +117,7 @@ def _tag(place: tuple[int, ...]) -> str:
     return ".".join(map(str, place))
 
 
-def _place(tag: str, node: Any) -> Place:
+def _place(tag: str, node: Any) -> FileNode:
     parts = tag.split(".")
     if parts[0] != ROOT or not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
         raise BrokenError("not_a_node_id", tag)
@@ -126,7 +126,7 @@ def _place(tag: str, node: Any) -> Place:
         raise BrokenError("duplicate_field", f"{tag}.{node.key}")
     if _tag(place) != tag or not isinstance(node, dict):
         raise BrokenError("not_a_node_id" if isinstance(node, dict) else "wrong_type", tag)
-    return Place(place, node)
+    return FileNode(place, node)
 
 
 def _check(place: tuple[int, ...], node: Row, prompt: str, parent: Row | None) -> None:
@@ -229,7 +229,7 @@ def without_end_of_turn(step: str) -> tuple[str, str]:
     return step, ""
 
 
-def _note_losses(element: Row, places: list[Place], losses: Losses) -> None:
+def _note_losses(element: Row, places: list[FileNode], losses: Losses) -> None:
     size = element.get(SIZE)
     if size is not None and size != len(places):
         losses["tree_size that is not the number of nodes (trees)"] += 1

@@ -28,9 +28,8 @@ from typing import IO, Literal, Self
 
 from stairdata_schemas.errors import ModelError, ServerError, quote
 from stairdata_schemas.processes import GRACE, HOST, SupervisedProcess, free_port, log_tail, port_obstacle
+from stairdata_schemas.progress import WaitProgress
 from stairdata_schemas.rendering import check_model_folder
-
-OnProgress = Callable[[str, float], None]
 
 PREFILL_TOKENS = 8192
 SMALL_MACHINE = 4  # cores up to which none is set aside for vLLM's front end
@@ -132,7 +131,7 @@ class ManagedServer:
     ) -> None:
         self.stop()
 
-    def start(self, on_progress: OnProgress | None = None) -> None:
+    def start(self, on_progress: WaitProgress | None = None) -> None:
         """Start the server and wait until it answers; on any failure nothing is left running.
 
         Args:
@@ -193,7 +192,7 @@ class ManagedServer:
             with _open_log(self.options.log) as log:
                 self._process = SupervisedProcess(command, log, environment, grace=self._grace)
 
-    def _wait_until_ready(self, on_progress: OnProgress) -> None:
+    def _wait_until_ready(self, on_progress: WaitProgress) -> None:
         started = time.monotonic()
         while not self._is_ready():
             elapsed = time.monotonic() - started

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -16,10 +16,9 @@ from stairdata.recipe import Endpoint, Sampling
 from stairdata_schemas import rendering
 from stairdata_schemas.errors import RecipeError, ServerError, quote
 from stairdata_schemas.manifest import ModelIdentity
+from stairdata_schemas.progress import WaitProgress
 
 _log = logging.getLogger("stairdata")
-
-OnProgress = Callable[[str, float], None]
 
 
 def identify(endpoint: Endpoint, role: str, *, needs_tokenizer: bool = True) -> ModelIdentity:
@@ -53,7 +52,7 @@ def identify(endpoint: Endpoint, role: str, *, needs_tokenizer: bool = True) -> 
 
 @asynccontextmanager
 async def open_client(
-    endpoint: Endpoint, log: Path, on_progress: OnProgress | None = None, budget: Budget | None = None
+    endpoint: Endpoint, log: Path, on_progress: WaitProgress | None = None, budget: Budget | None = None
 ) -> AsyncIterator[Client]:
     """Connect to an endpoint, starting its server if it names a model.
 

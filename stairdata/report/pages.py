@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from stairdata.report.measures import Numbers, classes, figures
-from stairdata.report.trees import Row, Seen, look, title_of, visits_of
+from stairdata.report.trees import NodeFacts, Row, look, title_of, visits_of
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import UsageError, visible
 from stairdata_schemas.manifest import Manifest
@@ -141,7 +141,7 @@ def _plot(name: str, trace: Row, layout: Row) -> Row:
     return {"name": name, **figure}
 
 
-def _icicle(nodes: list[Row], seen: list[Seen]) -> Row:
+def _icicle(nodes: list[Row], seen: list[NodeFacts]) -> Row:
     labels = [_label(node, seen[node["node_id"]]) for node in nodes]
     return _plot(
         "tree",
@@ -174,7 +174,7 @@ def _icicle(nodes: list[Row], seen: list[Seen]) -> Row:
     )
 
 
-def _label(node: Row, seen: Seen) -> str:
+def _label(node: Row, seen: NodeFacts) -> str:
     value = "not visited" if seen.value is None else f"{seen.value:+.2f}"
     end = ", end" if node["is_terminal"] else ""
     return f"#{node['node_id']} {value}, {visits_of(node)}, {seen.safety}{end}{' *' if seen.is_best else ''}"
@@ -190,7 +190,7 @@ def _widths(nodes: list[Row]) -> list[int]:
     return widths
 
 
-def _node_data(node: Row, seen: Seen, judged: list[Row]) -> Row:
+def _node_data(node: Row, seen: NodeFacts, judged: list[Row]) -> Row:
     shown = ("helpfulness", "safety", "reward")
     title = html.escape(visible(title_of(node)), quote=False)  # plotly reads labels as markup
     return {
@@ -218,7 +218,7 @@ def _judgement_label(words: Row) -> str:
     return f"the judge on {words['aspect']}{of}"
 
 
-def _tree_figures(nodes: list[Row], seen: list[Seen]) -> dict[str, Numbers]:
+def _tree_figures(nodes: list[Row], seen: list[NodeFacts]) -> dict[str, Numbers]:
     values = {node["node_id"]: each.value for node, each in zip(nodes, seen, strict=True)}
     siblings: dict[int, list[float]] = {}
     for node in nodes[1:]:

@@ -17,7 +17,7 @@ SHORTEST_PREFIX = 4
 TITLE_LENGTH = 60
 
 
-class Seen(NamedTuple):
+class NodeFacts(NamedTuple):
     """What is shown of a node beside its text."""
 
     value: float | None
@@ -66,7 +66,7 @@ def find_tree(trees: Artifact, tree_id: str) -> Row:
     return found.to_dicts()[0]
 
 
-def look(nodes: list[Row]) -> list[Seen]:
+def look(nodes: list[Row]) -> list[NodeFacts]:
     """Return what is to be seen of each node; parents come before their children."""
     counts = [_own_verdicts(node) for node in nodes]
     for node in reversed(nodes):
@@ -74,7 +74,7 @@ def look(nodes: list[Row]) -> list[Seen]:
             parent = counts[node["parent_id"]]
             counts[node["parent_id"]] = (parent[0] + counts[node["node_id"]][0], parent[1] + counts[node["node_id"]][1])
     best = best_path(nodes)
-    return [Seen(value_of(node), *counts[node["node_id"]], node["node_id"] in best) for node in nodes]
+    return [NodeFacts(value_of(node), *counts[node["node_id"]], node["node_id"] in best) for node in nodes]
 
 
 def value_of(node: Row) -> float | None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from stairdata.llm.budget import Budget, StoppedError
 from stairdata.llm.outcomes import RequestFailedError
-from stairdata.runs.units import Unit, UnitFailedError, UnitResult, Waiting, WorkContext, Workload
+from stairdata.runs.units import Unit, UnitFailedError, UnitResult, WorkContext, Workload
+from stairdata_schemas.progress import WaitProgress
 
 if TYPE_CHECKING:
     from stairdata.runs.units import UnitFailure
@@ -126,7 +127,7 @@ def make_executor(
     workload: Workload,
     budget: Budget,
     concurrency: Concurrency,
-    waiting: Waiting,
+    waiting: WaitProgress,
     execution: Execution = HERE,
 ) -> Executor:
     """Return the executor of a build.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stairdata.recipe import Recipe
+from stairdata_schemas.progress import WaitProgress
 
 if TYPE_CHECKING:
     from stairdata.llm.budget import Budget
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from stairdata.llm.outcomes import RequestFailedError
 
 Row = dict[str, Any]
-Waiting = Callable[[str, float], None]
-"""Called with what takes its time, such as the start of a server, and the seconds it has taken so far."""
 
 
 class UnitFailedError(Exception):
@@ -91,7 +90,7 @@ class Workload(ABC):
         """Return the same work with other servers."""
 
     @abstractmethod
-    def open(self, budget: Budget, waiting: Waiting) -> AbstractAsyncContextManager[WorkContext]:
+    def open(self, budget: Budget, waiting: WaitProgress) -> AbstractAsyncContextManager[WorkContext]:
         """Connect to the servers, starting those that the recipe has served here.
 
         Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,12 +17,11 @@ from stairdata_review.rounds.datasets import WORKSPACE, Order, default_name, ens
 from stairdata_review.rounds.settings import layout_of, record_of
 from stairdata_review.selection import select
 from stairdata_schemas.artifacts import Artifact
+from stairdata_schemas.progress import CountProgress
 
 BATCH_RECORDS = 500
 BATCH_BYTES = 900_000
 """Proxies in front of a server often refuse bodies over 1 MB."""
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ class Pushed(NamedTuple):
     """Items of which a text was too long to show."""
 
 
-def push(argilla: Argilla, artifact: Artifact, options: PushOptions, progress: Progress) -> Pushed:
+def push(argilla: Argilla, artifact: Artifact, options: PushOptions, progress: CountProgress) -> Pushed:
     """Bring the selected items of an artifact to a server; those that are there already stay as they are.
 
     Raises:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from stairdata_review.server import server_processes
-from stairdata_review.server.environment import OnProgress, ensure_environment
+from stairdata_review.server.environment import OnMessage, ensure_environment
 from stairdata_review.server.folder import LOGS, STATE, default_folder, is_held, make_folder
 from stairdata_review.server.running_server import RunningServer, find_server, is_healthy
 from stairdata_review.server.server_processes import ANOTHER_RUNS, POLL, REDIS_VARIABLE, START_TIMEOUT
@@ -29,7 +29,7 @@ def start_server(
     folder: Path | None = None,
     port: int | None = None,
     redis_url: str | None = None,
-    on_progress: OnProgress | None = None,
+    on_progress: OnMessage | None = None,
 ) -> RunningServer:
     """Start a server in the background, or return the one that runs already.
 

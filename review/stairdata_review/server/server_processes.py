@@ -26,7 +26,7 @@ from pathlib import Path
 from types import FrameType
 
 from stairdata_review.server.credentials import FILE, Credentials, ensure_credentials
-from stairdata_review.server.environment import OnProgress, ensure_environment
+from stairdata_review.server.environment import OnMessage, ensure_environment
 from stairdata_review.server.folder import DATABASE, LOGS, STATE, UNTOLD, hold, make_folder
 from stairdata_review.server.running_server import RunningServer, is_healthy
 from stairdata_schemas.errors import ReviewError, StairDataError, quote
@@ -73,7 +73,7 @@ def run_server(
     folder: Path,
     port: int | None = None,
     redis_url: str | None = None,
-    on_progress: OnProgress | None = None,
+    on_progress: OnMessage | None = None,
     on_ready: OnReady | None = None,
 ) -> bool:
     """Run a server until SIGTERM or Ctrl-C; return false at once if one runs already in this folder.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from stairdata.cli.console import ProgressFunction, emit, say, show_progress
+from stairdata.cli.console import emit, say, show_progress
 from stairdata.cli.options import (
     InputOption,
     JsonOption,
@@ -27,6 +27,7 @@ from stairdata.cli.results import print_artifact
 if TYPE_CHECKING:
     from stairdata.runs.forecast import Forecast
     from stairdata.runs.options import BuildOptions
+    from stairdata.runs.progress import Progress
     from stairdata.stages import FullRecipe
     from stairdata_schemas.artifacts import Artifact
 
@@ -138,7 +139,7 @@ def comma_separated(text: str | None) -> tuple[str, ...]:
     return tuple(filter(None, map(str.strip, (text or "").split(","))))
 
 
-def _check_for_push(artifact: Artifact, progress: ProgressFunction) -> None:
+def _check_for_push(artifact: Artifact, progress: Progress) -> None:
     """Check a large artifact while nobody waits for it, so that its push need not read the rows again."""
     from stairdata.hub.checks import check, is_large, is_noted
 

@@ -39,7 +39,7 @@ from stairdata_schemas.errors import BuildError
 from stairdata_schemas.kinds import polars_schema
 from stairdata_schemas.writing import QuarantineRow
 
-Section = PreferencePairsSection | PrmPairsSection
+AnyPairsSection = PreferencePairsSection | PrmPairsSection
 _GENERATORS = {"preference_pairs": "preference_pairs/2", "prm_pairs": "prm_pairs/2"}
 _TREE = ["tree_id", "prompt_id", "prompt", "task", "round"]
 
@@ -68,7 +68,9 @@ def build_prm_pairs(recipe: Recipe, options: BuildOptions) -> Artifact:
     return _build("prm_pairs", recipe.prm_pairs, recipe, options)
 
 
-def _build(kind: str, section: Section, recipe: Recipe, options: BuildOptions, reviewed: str | None = None) -> Artifact:
+def _build(
+    kind: str, section: AnyPairsSection, recipe: Recipe, options: BuildOptions, reviewed: str | None = None
+) -> Artifact:
     trees = Inputs(options.inputs, options.root).of("trees")
     tokenizer = tokenizer_of(section.tokenizer, recipe) if lacks_tokens(trees) else None
     reviews = open_reference(reviewed, options.root) if reviewed else None
@@ -84,7 +86,9 @@ def _build(kind: str, section: Section, recipe: Recipe, options: BuildOptions, r
     )
 
     def content(build: Build) -> BuildContent:
-        taker = _Taker(kind, section, recipe.seed, LengthLimit(section.max_tokens, tokenizer, f"{kind}.tokenizer"))
+        taker = _PairExtractor(
+            kind, section, recipe.seed, LengthLimit(section.max_tokens, tokenizer, f"{kind}.tokenizer")
+        )
         verdicts = read_verdicts(reviews, trees) if reviews else None
         refused: list[QuarantineRow] = []
         taken = taker.reviewed(taker.frames(trees, options, refused), verdicts)
@@ -97,10 +101,10 @@ def _build(kind: str, section: Section, recipe: Recipe, options: BuildOptions, r
     return build_as_told(plan, content, options)
 
 
-class _Taker:
+class _PairExtractor:
     """Takes pairs out of an artifact of trees, and counts what it takes and leaves."""
 
-    def __init__(self, kind: str, section: Section, seed: int, ruler: LengthLimit) -> None:
+    def __init__(self, kind: str, section: AnyPairsSection, seed: int, ruler: LengthLimit) -> None:
         self.kind = kind
         self.section = section
         self.seed = seed
@@ -175,7 +179,7 @@ def _mixture(pairs: pl.DataFrame) -> dict[str, dict[str, int]]:
 def pairs_of(
     kind: str,
     trees: pl.DataFrame,
-    section: Section,
+    section: AnyPairsSection,
     funnel: Counter[str],
     seed: int = 42,
     ruler: LengthLimit | None = None,

@@ -27,7 +27,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.ji
 
 def tokenizer_of(named: str | None, recipe: Recipe) -> str | None:
     """Return the tokenizer a section names, else the actor's."""
-    return named or recipe.actor.tokenizer or recipe.actor.path
+    return recipe.tokenizer_or_default(named)
 
 
 def tokenizer_identity(tokenizer: str) -> ModelIdentity:

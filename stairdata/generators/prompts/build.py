@@ -10,7 +10,7 @@ import polars as pl
 from stairdata.generators.prompts.decontamination import EvaluationSet, evaluation_sets, files_hash, read_contamination
 from stairdata.generators.prompts.files import Row
 from stairdata.generators.prompts.filters import BY_DESIGN, Filter, filters_of, first_verdict
-from stairdata.generators.prompts.mapping import Found, PinnedSource, pin, sound_rows
+from stairdata.generators.prompts.mapping import PinnedSource, SourcePrompt, pin, sound_rows
 from stairdata.generators.prompts.near_duplicates import NearDuplicates
 from stairdata.recipe import PromptSource, Recipe
 from stairdata.runs.build import build_as_told
@@ -27,14 +27,14 @@ from stairdata_schemas.writing import QuarantineRow
 GENERATOR = "prompts/2"
 
 
-class Given(NamedTuple):
+class PromptInputs(NamedTuple):
     """What a recipe comes down to."""
 
     sources: list[PinnedSource]
     evaluations: list[EvaluationSet]
 
 
-class Chosen(NamedTuple):
+class PromptSelection(NamedTuple):
     """What came of the sources."""
 
     rows: list[Row]
@@ -72,15 +72,15 @@ def rows_without_task(recipe: Recipe, options: BuildOptions) -> list[str]:
     return [row["prompt"] for row in rows if row["task"] is None]
 
 
-def _given(recipe: Recipe, options: BuildOptions) -> Given:
+def _given(recipe: Recipe, options: BuildOptions) -> PromptInputs:
     section = recipe.prompts
     if not section.sources:
         raise RecipeError("prompts.sources is empty; give at least one {path: FILE} or {hub: DATASET}")
     sources = [pin(source, number) for number, source in enumerate(section.sources)]
-    return Given(sources, evaluation_sets(section.decontaminate, options.root))
+    return PromptInputs(sources, evaluation_sets(section.decontaminate, options.root))
 
 
-def _plan(given: Given, recipe: Recipe, limit: int | None) -> BuildPlan:
+def _plan(given: PromptInputs, recipe: Recipe, limit: int | None) -> BuildPlan:
     sources = [pinned.source for pinned in given.sources]
     inputs = {
         f"{pinned.number}": files_hash(pinned.source.path, pinned) for pinned in given.sources if pinned.source.path
@@ -117,15 +117,11 @@ def _filters_described(recipe: Recipe) -> dict[str, Any]:
     section = recipe.prompts
     names = {"near_duplicates", "contamination", "languages", "min_language_probability", "min_characters"}
     described = section.model_dump(mode="json", include=names | {"max_characters", "max_tokens"})
-    if section.max_tokens is not None and (tokenizer := _tokenizer(recipe)) is not None:
+    if section.max_tokens is not None and (tokenizer := recipe.tokenizer_or_default(section.tokenizer)) is not None:
         from stairdata_schemas.rendering import load_tokenizer, tokenizer_hash
 
         described["tokenizer"] = tokenizer_hash(load_tokenizer(tokenizer))
     return described
-
-
-def _tokenizer(recipe: Recipe) -> str | None:
-    return recipe.prompts.tokenizer or recipe.actor.tokenizer or recipe.actor.path
 
 
 def _judge(recipe: Recipe) -> list[ModelIdentity]:
@@ -146,19 +142,19 @@ def _judge_described(recipe: Recipe) -> dict[str, Any]:
     return {"task_judge": sampling | {"template": TEMPLATE_VERSION}}
 
 
-def _choose(given: Given, recipe: Recipe, options: BuildOptions) -> Chosen:
+def _choose(given: PromptInputs, recipe: Recipe, options: BuildOptions) -> PromptSelection:
     """Read the sources and keep what the recipe wants of them."""
-    choice = _Choice(recipe, given)
+    choice = _PromptSelector(recipe, given)
     for pinned in given.sources:
         choice.take(pinned)
         options.progress("prompts", pinned.number + 1, len(given.sources))
-    return Chosen(choice.rows[: options.limit], choice.refused, choice.taken)
+    return PromptSelection(choice.rows[: options.limit], choice.refused, choice.taken)
 
 
-class _Choice:
+class _PromptSelector:
     """Rows taken so far, and the reasons against the others."""
 
-    def __init__(self, recipe: Recipe, given: Given) -> None:
+    def __init__(self, recipe: Recipe, given: PromptInputs) -> None:
         section = recipe.prompts
         self._recipe = recipe
         self._filters = filters_of(recipe, read_contamination(given.evaluations, section.contamination))
@@ -183,9 +179,9 @@ class _Choice:
         self.taken[pinned.number] = len(kept)
         self.rows += [each.row for each in kept]
 
-    def _sampled(self, rows: Iterable[Found], size: int) -> Iterable[Found]:
+    def _sampled(self, rows: Iterable[SourcePrompt], size: int) -> Iterable[SourcePrompt]:
         """Sample prompts that pass the filters, with some to spare for those that repeat others."""
-        sample: BottomSample[Found] = BottomSample(size, self._recipe.seed)
+        sample: BottomSample[SourcePrompt] = BottomSample(size, self._recipe.seed)
         for found in rows:
             key = found.row["prompt_id"]
             if key in sample:
@@ -194,7 +190,9 @@ class _Choice:
                 sample.add(key, found)
         return sample
 
-    def _admitted(self, rows: Iterable[Found], pinned: PinnedSource, filters: list[Filter]) -> Iterator[Found]:
+    def _admitted(
+        self, rows: Iterable[SourcePrompt], pinned: PinnedSource, filters: list[Filter]
+    ) -> Iterator[SourcePrompt]:
         """Yield rows that pass the filters and repeat nothing that was taken before."""
         for found in rows:
             key = found.row["prompt_id"]
@@ -204,13 +202,13 @@ class _Choice:
                 self._labels[key] = found.label
                 yield found
 
-    def _passes(self, found: Found, filters: list[Filter]) -> bool:
+    def _passes(self, found: SourcePrompt, filters: list[Filter]) -> bool:
         verdict = first_verdict(filters, found.row["prompt"])
         if verdict is not None:
             self.refused.append(found.refused(verdict.rule, verdict.detail))
         return verdict is None
 
-    def _is_near(self, found: Found, pinned: PinnedSource) -> bool:
+    def _is_near(self, found: SourcePrompt, pinned: PinnedSource) -> bool:
         if self._near is None or pinned.source.near_duplicates is False:
             return False
         alike = self._near.find_or_add(found.label, found.row["prompt"])
@@ -219,11 +217,13 @@ class _Choice:
             self.refused.append(found.refused("near_duplicate", detail))
         return alike is not None
 
-    def _refuse_duplicate(self, found: Found, label: str) -> None:
+    def _refuse_duplicate(self, found: SourcePrompt, label: str) -> None:
         self.refused.append(found.refused("duplicate_prompt", f"repeats {label}"))
 
 
-def _labelled(build: Build, chosen: Chosen, recipe: Recipe, options: BuildOptions) -> tuple[Chosen, Report]:
+def _labelled(
+    build: Build, chosen: PromptSelection, recipe: Recipe, options: BuildOptions
+) -> tuple[PromptSelection, Report]:
     """Have the rows without a task labelled; those that get none are refused."""
     from stairdata.generators.prompts.task_labels import label_tasks
     from stairdata.runs.runner import table_of_outcomes
@@ -232,12 +232,12 @@ def _labelled(build: Build, chosen: Chosen, recipe: Recipe, options: BuildOption
     options.tell(table_of_outcomes(result))
     tasks = {row["prompt_id"]: row["task"] for frame in result.frames() for row in frame.iter_rows(named=True)}
     rows = [row | {"task": row["task"] or tasks.get(row["prompt_id"])} for row in chosen.rows]
-    return Chosen(
+    return PromptSelection(
         [row for row in rows if row["task"] is not None], [*chosen.refused, *result.refused], chosen.taken
     ), report
 
 
-def _notes(given: Given, chosen: Chosen, limit: int | None) -> list[str]:
+def _notes(given: PromptInputs, chosen: PromptSelection, limit: int | None) -> list[str]:
     """Say where fewer rows were taken than were asked for."""
     if limit is not None:
         return []
@@ -249,7 +249,7 @@ def _notes(given: Given, chosen: Chosen, limit: int | None) -> list[str]:
     ]
 
 
-def _details(given: Given, chosen: Chosen) -> dict[str, Any]:
+def _details(given: PromptInputs, chosen: PromptSelection) -> dict[str, Any]:
     """Say what each source is and gave."""
     sources = [
         {

@@ -39,7 +39,7 @@ def filters_of(recipe: Recipe, contamination: Contamination | None) -> list[Filt
     if section.languages:
         filters.append(_by_language(section.languages, section.min_language_probability))
     if section.max_tokens is not None:
-        filters.append(_by_tokens(section.max_tokens, section.tokenizer or recipe.actor.tokenizer or recipe.actor.path))
+        filters.append(_by_tokens(section.max_tokens, recipe.tokenizer_or_default(section.tokenizer)))
     return filters
 
 

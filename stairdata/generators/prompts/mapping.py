@@ -36,14 +36,14 @@ class PinnedSource(NamedTuple):
         return str(self.source.path) if self.source.path else str(self.source.hub)
 
 
-class Invalid(NamedTuple):
+class InvalidRow(NamedTuple):
     """Why a row can't be taken."""
 
     rule: str
     field: str
 
 
-class Found(NamedTuple):
+class SourcePrompt(NamedTuple):
     """A sound row, and where it stands."""
 
     row: Row
@@ -88,7 +88,7 @@ def pin(source: PromptSource, number: int = 0) -> PinnedSource:
     return PinnedSource(source.model_copy(update=update), None if source.columns else known, number)
 
 
-def sound_rows(pinned: PinnedSource, refused: list[QuarantineRow], *, judged: bool = False) -> Iterator[Found]:
+def sound_rows(pinned: PinnedSource, refused: list[QuarantineRow], *, judged: bool = False) -> Iterator[SourcePrompt]:
     """Yield the rows that can be taken, those that `where` leaves out apart; refuse the others.
 
     Args:
@@ -112,11 +112,11 @@ def sound_rows(pinned: PinnedSource, refused: list[QuarantineRow], *, judged: bo
             continue
         taken += 1
         row = prompt_row(raw, pinned, judged=judged)
-        if isinstance(row, Invalid):
+        if isinstance(row, InvalidRow):
             text = json.dumps(raw, ensure_ascii=False, default=str)
             refused.append(QuarantineRow(file, number, row.rule, text, row.field))
         else:
-            yield Found(row, file, number, position)
+            yield SourcePrompt(row, file, number, position)
     if position <= source.skip:
         raise InputError(f"{pinned.name} has no rows" + (f" after the {source.skip} skipped" if source.skip else ""))
     if not taken and source.where:
@@ -208,7 +208,7 @@ def value_at(raw: Row, name: str) -> Any:
     return value
 
 
-def prompt_row(raw: Row, pinned: PinnedSource, *, judged: bool = False) -> Row | Invalid:
+def prompt_row(raw: Row, pinned: PinnedSource, *, judged: bool = False) -> Row | InvalidRow:
     """Make a row of ours, or say why that can't be done."""
     source, names = pinned.source, column_names(pinned.source)
     if pinned.known is not None:
@@ -224,18 +224,18 @@ def prompt_row(raw: Row, pinned: PinnedSource, *, judged: bool = False) -> Row |
     return fault or {"prompt_id": identity.prompt_id(row["prompt"]), **row}
 
 
-def _first_fault(row: Row, *, judged: bool) -> Invalid | None:
+def _first_fault(row: Row, *, judged: bool) -> InvalidRow | None:
     for field in _REQUIRED:
         if row[field] is None and not (judged and field == "task"):
-            return Invalid("missing_value", field)
+            return InvalidRow("missing_value", field)
     if _is_conversation(row["prompt"]):
-        return Invalid("conversation", "prompt")
+        return InvalidRow("conversation", "prompt")
     for field in _TEXTS:
         if not isinstance(row[field], str | None):
-            return Invalid("wrong_type", field)
+            return InvalidRow("wrong_type", field)
     row["reference_is_safe"] = _as_bool(row["reference_is_safe"])
     if row["reference_is_safe"] not in (True, False, None):
-        return Invalid("wrong_type", "reference_is_safe")
+        return InvalidRow("wrong_type", "reference_is_safe")
     return _text_fault(row)
 
 
@@ -244,14 +244,14 @@ def _is_conversation(value: Any) -> bool:
     return isinstance(value, list) and any(isinstance(turn, dict) and turn.keys() & CONVERSATION_KEYS for turn in value)
 
 
-def _text_fault(row: Row) -> Invalid | None:
+def _text_fault(row: Row) -> InvalidRow | None:
     if not row["prompt"].strip():
-        return Invalid("blank", "prompt")
+        return InvalidRow("blank", "prompt")
     if row["task"] is not None and row["task"] not in TASKS:
-        return Invalid("unknown_task", "task")
+        return InvalidRow("unknown_task", "task")
     for field in _TEXTS:
         if any("\ud800" <= character <= "\udfff" for character in row[field] or ""):
-            return Invalid("not_unicode", field)  # a lone surrogate out of a JSON escape: no file can hold it
+            return InvalidRow("not_unicode", field)  # a lone surrogate out of a JSON escape: no file can hold it
     return None
 
 

@@ -32,7 +32,7 @@ def jaccard(one: frozenset[str], other: frozenset[str]) -> float:
     return len(one & other) / together if together else 1.0
 
 
-class Alike(NamedTuple):
+class NearMatch(NamedTuple):
     """What a text resembles."""
 
     label: str
@@ -63,7 +63,7 @@ class NearDuplicates:
     def __len__(self) -> int:
         return len(self._texts)
 
-    def find_or_add(self, label: str, text: str) -> Alike | None:
+    def find_or_add(self, label: str, text: str) -> NearMatch | None:
         """Return the text most like this one, if one is alike enough; otherwise remember this one."""
         ngrams = self._ngrams(text)
         sketch = self._sketched(ngrams)
@@ -73,7 +73,7 @@ class NearDuplicates:
             self._index.insert(label, sketch, check_duplication=False)
         return found
 
-    def find(self, text: str) -> Alike | None:
+    def find(self, text: str) -> NearMatch | None:
         """Return the text most like this one, if one is alike enough."""
         ngrams = self._ngrams(text)
         return self._best(ngrams, self._sketched(ngrams))
@@ -86,9 +86,9 @@ class NearDuplicates:
         sketch.update_batch([ngram.encode("utf-8", "surrogatepass") for ngram in ngrams])
         return sketch
 
-    def _best(self, ngrams: frozenset[str], sketch: Any) -> Alike | None:
+    def _best(self, ngrams: frozenset[str], sketch: Any) -> NearMatch | None:
         candidates = (
-            Alike(label, jaccard(ngrams, self._ngrams(self._texts[label]))) for label in self._index.query(sketch)
+            NearMatch(label, jaccard(ngrams, self._ngrams(self._texts[label]))) for label in self._index.query(sketch)
         )
         alike = [each for each in candidates if each.similarity >= self._section.threshold]
         return min(alike, key=lambda each: (-each.similarity, each.label), default=None)

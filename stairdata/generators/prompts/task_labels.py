@@ -20,11 +20,12 @@ from stairdata.runs.options import BuildOptions
 from stairdata.runs.progress import report_waiting
 from stairdata.runs.runner import RunResult, open_budget, run_units, usage_of
 from stairdata.runs.templates import find_template
-from stairdata.runs.units import Row, Unit, UnitResult, Waiting, WorkContext, Workload
+from stairdata.runs.units import Row, Unit, UnitResult, WorkContext, Workload
 from stairdata_schemas import identity
 from stairdata_schemas.building import Build, Report
 from stairdata_schemas.errors import quote
 from stairdata_schemas.kinds import TASKS
+from stairdata_schemas.progress import WaitProgress
 
 TEMPLATE_VERSION = 1
 _MARKS = r"[*_`\"'(\[]*"
@@ -77,7 +78,7 @@ class LabelWorkload(Workload):
         return replace(self, recipe=self.recipe.model_copy(update={"prompts": prompts}))
 
     @asynccontextmanager
-    async def open(self, budget: Budget, waiting: Waiting) -> AsyncIterator[WorkContext]:
+    async def open(self, budget: Budget, waiting: WaitProgress) -> AsyncIterator[WorkContext]:
         async with open_client(self._judge, self.folder / "server.log", waiting, budget) as client:
 
             async def work(unit: Unit) -> UnitResult:

@@ -19,11 +19,12 @@ from stairdata.runs.inputs import Inputs, input_rows
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.progress import report_waiting
 from stairdata.runs.runner import open_budget, run_units, table_of_outcomes, usage_of
-from stairdata.runs.units import Row, Unit, UnitResult, Waiting, WorkContext, Workload
+from stairdata.runs.units import Row, Unit, UnitResult, WorkContext, Workload
 from stairdata_schemas import identity
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
 from stairdata_schemas.manifest import ModelIdentity
+from stairdata_schemas.progress import WaitProgress
 
 GENERATOR = "responses/1"
 ScoreFunction = Callable[[Sequence[tuple[str, str, bool]]], list[float]]
@@ -99,7 +100,7 @@ class ResponseWorkload(Workload):
         return replace(self, recipe=self.recipe.model_copy(update={"actor": actor}))
 
     @asynccontextmanager
-    async def open(self, budget: Budget, waiting: Waiting) -> AsyncIterator[WorkContext]:
+    async def open(self, budget: Budget, waiting: WaitProgress) -> AsyncIterator[WorkContext]:
         section = self.recipe.responses
         async with open_client(self.recipe.actor, self.folder / "server.log", waiting, budget) as client:
             actor = make_actor(client, self.recipe.actor, section)

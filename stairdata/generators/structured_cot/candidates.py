@@ -19,9 +19,10 @@ from stairdata.llm.outcomes import RequestFailedError
 from stairdata.llm.session import open_client
 from stairdata.recipe import Endpoint
 from stairdata.runs.answer_journal import AnswerJournal
-from stairdata.runs.units import Row, Unit, UnitFailedError, UnitResult, Waiting, WorkContext, Workload
+from stairdata.runs.units import Row, Unit, UnitFailedError, UnitResult, WorkContext, Workload
 from stairdata.search.reward import is_refusal
 from stairdata_schemas.building import Build
+from stairdata_schemas.progress import WaitProgress
 
 T = TypeVar("T")
 Ask = Callable[[TeacherPrompt], Awaitable[Generation]]
@@ -178,7 +179,7 @@ class TeacherWorkload(Workload):
         return replace(self, job=self.job.at(urls[0]))
 
     @asynccontextmanager
-    async def open(self, budget: Budget, waiting: Waiting) -> AsyncIterator[WorkContext]:
+    async def open(self, budget: Budget, waiting: WaitProgress) -> AsyncIterator[WorkContext]:
         """Connect to the teachers, unless `asks` answer for them, and to the judge."""
         panel, asks = self.job.panel, self.asks
         section = panel.recipe.structured_cot

@@ -10,7 +10,7 @@ import polars as pl
 
 from stairdata.generators.prompts.decontamination import files_hash
 from stairdata.generators.prompts.files import BrokenRow, Row
-from stairdata.generators.prompts.mapping import Invalid, PinnedSource, pin, prompt_row, raw_rows
+from stairdata.generators.prompts.mapping import InvalidRow, PinnedSource, pin, prompt_row, raw_rows
 from stairdata.recipe import PromptSource, Recipe
 from stairdata.runs.build import build_as_told
 from stairdata.runs.options import BuildOptions
@@ -93,7 +93,7 @@ def published_rows(pinned: PinnedSource, refused: list[QuarantineRow], changed: 
     seen: dict[str, str] = {}
     for place, number, raw in raw_rows(pinned):
         row = _row(raw, pinned)
-        if isinstance(row, Invalid):
+        if isinstance(row, InvalidRow):
             text = raw.raw if isinstance(raw, BrokenRow) else json.dumps(raw, ensure_ascii=False, default=str)
             refused.append(QuarantineRow(place, number, row.rule, text, row.field))
         elif row["prompt_id"] in seen:
@@ -106,20 +106,20 @@ def published_rows(pinned: PinnedSource, refused: list[QuarantineRow], changed: 
             yield row
 
 
-def _row(raw: Row | BrokenRow, pinned: PinnedSource) -> Row | Invalid:
+def _row(raw: Row | BrokenRow, pinned: PinnedSource) -> Row | InvalidRow:
     if isinstance(raw, BrokenRow):
-        return Invalid(raw.rule, "")
+        return InvalidRow(raw.rule, "")
     prompt = prompt_row(raw, pinned)
-    if isinstance(prompt, Invalid):
+    if isinstance(prompt, InvalidRow):
         return prompt
     text = raw.get("answer", raw.get("response"))
     if not isinstance(text, str):
-        return Invalid("missing_value" if text is None else "wrong_type", "answer")
+        return InvalidRow("missing_value" if text is None else "wrong_type", "answer")
     completion = put_right(text)
     try:
         steps, output = grammar.parse(completion)
     except GrammarError as error:
-        return Invalid(f"grammar_{error.rule}", "answer")
+        return InvalidRow(f"grammar_{error.rule}", "answer")
     return {
         **{name: prompt[name] for name in ("prompt_id", "prompt", "task")},
         "steps": [{"title": step.title, "body": step.body} for step in steps],

@@ -17,8 +17,9 @@ from stairdata.llm.client import Client
 from stairdata.llm.session import make_actor, open_client
 from stairdata.llm.window import Window
 from stairdata.recipe import Endpoint, Recipe
-from stairdata.runs.units import UnitResult, Waiting
+from stairdata.runs.units import UnitResult
 from stairdata_schemas.errors import ServerError
+from stairdata_schemas.progress import WaitProgress
 
 _log = logging.getLogger("stairdata")
 
@@ -82,7 +83,7 @@ class ActorPool:
 
 @asynccontextmanager
 async def open_actor_pool(
-    recipe: Recipe, urls: Sequence[str], budget: Budget, name: str, folder: Path, waiting: Waiting
+    recipe: Recipe, urls: Sequence[str], budget: Budget, name: str, folder: Path, waiting: WaitProgress
 ) -> AsyncIterator[tuple[ActorPool, list[Client]]]:
     """Connect to the servers of the actor and of the judge, starting those that are ours.
 

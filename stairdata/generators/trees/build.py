@@ -19,11 +19,12 @@ from stairdata.runs.inputs import Inputs, input_rows
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.progress import report_waiting
 from stairdata.runs.runner import RunResult, open_budget, run_units, table_of_outcomes, usage_of
-from stairdata.runs.units import Unit, Waiting, WorkContext, Workload
+from stairdata.runs.units import Unit, WorkContext, Workload
 from stairdata_schemas import identity
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
 from stairdata_schemas.errors import UsageError
+from stairdata_schemas.progress import WaitProgress
 
 GENERATOR = "trees/2"
 _NOT_ROWS = {"concurrency"}
@@ -128,7 +129,7 @@ class TreeWorkload(Workload):
         return replace(self, endpoints=urls)
 
     @asynccontextmanager
-    async def open(self, budget: Budget, waiting: Waiting) -> AsyncIterator[WorkContext]:
+    async def open(self, budget: Budget, waiting: WaitProgress) -> AsyncIterator[WorkContext]:
         opening = open_actor_pool(self.recipe, self.endpoints, budget, self.name, self.folder, waiting)
         async with opening as (pool, clients):
             yield WorkContext(

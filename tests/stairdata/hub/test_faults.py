@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from stairdata.hub.addresses import Address
 from stairdata.hub.content import PushOptions
-from stairdata.hub.places import Address
 from stairdata.hub.pull import pull
 from stairdata.hub.push import push
 from stairdata_schemas.artifacts import Artifact, validate_artifact

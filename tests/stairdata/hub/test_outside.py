@@ -215,7 +215,7 @@ def test_a_text_changed_on_both_sides_is_not_lost(hub: HubServer, make: Make) ->
 
 
 def test_a_pulled_card_is_that_of_a_local_artifact(hub: HubServer, make: Make, tmp_path: Path) -> None:
-    from stairdata.hub.places import Address
+    from stairdata.hub.addresses import Address
     from stairdata.hub.pull import pull
 
     artifact = make("a")

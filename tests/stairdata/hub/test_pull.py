@@ -12,9 +12,9 @@ import polars as pl
 import pytest
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
+from stairdata.hub.addresses import Address
 from stairdata.hub.content import PushOptions
 from stairdata.hub.lineage import lineage
-from stairdata.hub.places import Address
 from stairdata.hub.pull import open_reference, pull
 from stairdata.hub.push import push
 from stairdata_schemas import migrations

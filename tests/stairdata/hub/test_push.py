@@ -12,8 +12,8 @@ import polars as pl
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
 
+from stairdata.hub.addresses import Address
 from stairdata.hub.content import PushOptions, prepare
-from stairdata.hub.places import Address
 from stairdata.hub.pull import pull
 from stairdata.hub.push import make_plan, publish, push
 from stairdata_schemas import card as cards

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stairdata.generators.pairs.build import Section, build_preference_pairs, build_prm_pairs, pairs_of
+from stairdata.generators.pairs.build import AnyPairsSection, build_preference_pairs, build_prm_pairs, pairs_of
 from stairdata.generators.pairs.forest import path_texts, unfold
 from stairdata.generators.pairs.length_limit import TEMPLATE_BYTES, LengthLimit
 from stairdata.recipe import PreferencePairsSection, PrmPairsSection, Recipe
@@ -72,14 +72,14 @@ EVERY_KIND = st.one_of(
     st.tuples(st.just("prm_pairs"), PRM),
 )
 SEED = 7
-SECTIONS: dict[str, Section] = {"preference_pairs": PreferencePairsSection(), "prm_pairs": PrmPairsSection()}
+SECTIONS: dict[str, AnyPairsSection] = {"preference_pairs": PreferencePairsSection(), "prm_pairs": PrmPairsSection()}
 forests = st.integers(1, 3).flatmap(lambda count: st.tuples(*[trees(number) for number in range(count)]))
 
 
 class Oracle:
     """The rules, written down once more, slowly."""
 
-    def __init__(self, tree: dict[str, Any], section: Section) -> None:
+    def __init__(self, tree: dict[str, Any], section: AnyPairsSection) -> None:
         self.tree = tree
         self.nodes = tree["nodes"]
         self.section = section
@@ -216,7 +216,7 @@ class ByteTokenizer:
         return str(messages[0]["content"]) + "x" * TEMPLATE_BYTES
 
 
-def ruler(section: Section, monkeypatch: pytest.MonkeyPatch) -> LengthLimit:
+def ruler(section: AnyPairsSection, monkeypatch: pytest.MonkeyPatch) -> LengthLimit:
     monkeypatch.setattr("stairdata.generators.pairs.length_limit.rendering.load_tokenizer", lambda _: ByteTokenizer())
     return LengthLimit(section.max_tokens, "bytes", "preference_pairs.tokenizer")
 
@@ -229,7 +229,7 @@ def rounded(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @given(forest=forests, kind_section=EVERY_KIND)
 @settings(max_examples=200)
-def test_pairs_are_those_of_the_rules(forest: Any, kind_section: tuple[str, Section]) -> None:
+def test_pairs_are_those_of_the_rules(forest: Any, kind_section: tuple[str, AnyPairsSection]) -> None:
     kind, section = kind_section
     expected = [pair for tree in forest for pair in Oracle(tree, section).pairs(kind)]
     with pytest.MonkeyPatch.context() as patch:
@@ -239,7 +239,7 @@ def test_pairs_are_those_of_the_rules(forest: Any, kind_section: tuple[str, Sect
 
 @given(forest=forests, kind_section=EVERY_KIND)
 @settings(max_examples=60)
-def test_pairs_are_sound_and_in_a_fixed_order(forest: Any, kind_section: tuple[str, Section]) -> None:
+def test_pairs_are_sound_and_in_a_fixed_order(forest: Any, kind_section: tuple[str, AnyPairsSection]) -> None:
     kind, section = kind_section
     with pytest.MonkeyPatch.context() as patch:
         pairs = pairs_of(kind, frame_of(forest), section, Counter(), SEED, ruler(section, patch))
@@ -256,7 +256,7 @@ def test_pairs_are_sound_and_in_a_fixed_order(forest: Any, kind_section: tuple[s
 
 @given(forest=forests, kind_section=EVERY_KIND)
 @settings(max_examples=60)
-def test_the_funnel_adds_up(forest: Any, kind_section: tuple[str, Section]) -> None:
+def test_the_funnel_adds_up(forest: Any, kind_section: tuple[str, AnyPairsSection]) -> None:
     kind, section = kind_section
     funnel: Counter[str] = Counter()
     with pytest.MonkeyPatch.context() as patch:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stairdata.generators.pairs.build import Section, build_preference_pairs, build_prm_pairs, pairs_of
+from stairdata.generators.pairs.build import AnyPairsSection, build_preference_pairs, build_prm_pairs, pairs_of
 from stairdata.recipe import PreferencePairsSection, PrmPairsSection, Recipe
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.sampling import keys_of, share_of
@@ -46,7 +46,7 @@ def wide_forests(draw: st.DrawFn) -> list[dict[str, Any]]:
 
 
 def take(forest: list[dict[str, Any]], kind: str = "preference_pairs", seed: int = 1, **options: Any) -> pl.DataFrame:
-    section: Section = (
+    section: AnyPairsSection = (
         PreferencePairsSection(**options)
         if kind == "preference_pairs"
         else PrmPairsSection(**{"max_per_depth": None, "max_per_tree": None, **options})

@@ -30,7 +30,7 @@ class Address(NamedTuple):
         return f"{self.repo}@{self.revision}" if self.revision else self.repo
 
 
-class Place(NamedTuple):
+class ConfigPath(NamedTuple):
     """A config's place in a repository; without a config the root."""
 
     config: str | None = None
@@ -53,7 +53,7 @@ class Place(NamedTuple):
 class TagName(NamedTuple):
     """What a release's tag says."""
 
-    place: Place
+    place: ConfigPath
     version: Version
 
 
@@ -100,4 +100,4 @@ def parse_tag(tag: str) -> TagName | None:
     match = _TAG.fullmatch(tag)
     if match is None or (match[1] is not None and not is_config(match[1])):
         return None
-    return TagName(Place(match[1]), parse_version(match[2]))
+    return TagName(ConfigPath(match[1]), parse_version(match[2]))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stairdata.hub.places import Address, Place, parse_address, parse_config, parse_repo, parse_tag
+from stairdata.hub.addresses import Address, ConfigPath, parse_address, parse_config, parse_repo, parse_tag
 from stairdata_schemas.artifacts import Version
 from stairdata_schemas.errors import UsageError
 
@@ -16,7 +16,7 @@ versions = st.builds(Version, *[st.integers(0, 99)] * 3)
 
 @given(configs | st.none(), versions)
 def test_a_tag_says_its_place_and_version(config: str | None, version: Version) -> None:
-    place = Place(None if config is None else parse_config(config))
+    place = ConfigPath(None if config is None else parse_config(config))
     assert parse_tag(place.tag(version)) == (place, version)
 
 
@@ -63,7 +63,7 @@ def test_what_is_no_config(text: str) -> None:
 
 
 def test_what_a_place_holds() -> None:
-    root, trees = Place(), Place("trees")
+    root, trees = ConfigPath(), ConfigPath("trees")
     assert all(root.holds(path) for path in ("data/x.parquet", "manifest.json", "croissant.json", "plots/a.png"))
     assert not any(root.holds(path) for path in ("README.md", "trees/manifest.json", ".gitattributes", "x.py"))
     assert trees.holds("trees/manifest.json")
