@@ -6,6 +6,7 @@ them to these. Nothing here reads the environment or touches the network.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -550,10 +551,24 @@ def load_recipe(model: type[RecipeT], path: Path | None, overrides: list[str]) -
     data = _read_yaml(path) if path is not None else {}
     for override in overrides:
         _apply(data, override)
+    return parse_recipe(model, data, path)
+
+
+def parse_recipe(model: type[RecipeT], data: Mapping[str, Any], path: Path | None = None) -> RecipeT:
+    """Make a recipe of its sections.
+
+    Args:
+        model: the recipe's class.
+        data: the sections.
+        path: the file that they come from, for messages.
+
+    Raises:
+        RecipeError: an unknown key or a wrong value.
+    """
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise RecipeError(_explain(error, model, path, data)) from error
+        raise RecipeError(_explain(error, model, path, dict(data))) from error
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

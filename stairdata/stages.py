@@ -6,12 +6,12 @@ generators.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stairdata.recipe import Recipe, load_recipe, packaged_recipe
+from stairdata.recipe import Recipe, load_recipe, packaged_recipe, parse_recipe
 from stairdata_training.config import DpoConfig, PrmConfig, SftConfig
 
 if TYPE_CHECKING:
@@ -46,6 +46,15 @@ def read_full_recipe(path: Path | None, overrides: Sequence[str] = ()) -> FullRe
         UsageError: an override that isn't `key=value`.
     """
     return load_recipe(FullRecipe, packaged_recipe(path), list(overrides))
+
+
+def parse_full_recipe(sections: Mapping[str, Any]) -> FullRecipe:
+    """Make a recipe of its sections.
+
+    Raises:
+        RecipeError: an unknown key or a wrong value.
+    """
+    return parse_recipe(FullRecipe, sections)
 
 
 def build_kind(kind: str, recipe: FullRecipe, options: BuildOptions, **own: Any) -> Artifact | None:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from stairdata.recipe import Recipe
 from stairdata_schemas.progress import WaitProgress
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from stairdata.llm.outcomes import RequestFailedError
 
 Row = dict[str, Any]
+Concurrency = int | Literal["auto"]
+"""Units in flight at most; auto: as many as the servers have room for."""
 
 
 class UnitFailedError(Exception):

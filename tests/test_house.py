@@ -1,0 +1,53 @@
+"""The house keeps its order: small folders, no circles, one meaning a class name."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = {
+    "stairdata": ROOT / "stairdata",
+    "stairdata_schemas": ROOT / "schemas" / "stairdata_schemas",
+    "stairdata_training": ROOT / "training" / "stairdata_training",
+    "stairdata_review": ROOT / "review" / "stairdata_review",
+}
+MOST_MODULES = 16
+SEVERAL_MEANINGS: dict[str, str] = {}
+"""A class name that several modules may define, and why."""
+
+
+def modules() -> list[Path]:
+    return [path for package in PACKAGES.values() for path in sorted(package.rglob("*.py"))]
+
+
+def test_no_folder_is_crowded() -> None:
+    folders: dict[Path, int] = defaultdict(int)
+    for path in [*modules(), *(ROOT / "tests").rglob("*.py")]:
+        folders[path.parent] += path.name != "__init__.py"
+    assert {str(folder): count for folder, count in folders.items() if count > MOST_MODULES} == {}
+
+
+def test_a_class_name_has_one_meaning() -> None:
+    found: dict[str, list[str]] = defaultdict(list)
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                found[node.name].append(str(path.relative_to(ROOT)))
+            elif isinstance(node, ast.Assign) and isinstance(target := node.targets[0], ast.Name):
+                is_alias = target.id[0].isupper() and not target.id.isupper() and "_" not in target.id
+                found[target.id] += [str(path.relative_to(ROOT))] if is_alias else []
+    several = {name: places for name, places in found.items() if len(places) > 1}
+    assert {name: places for name, places in several.items() if name not in SEVERAL_MEANINGS} == {}
+    assert set(SEVERAL_MEANINGS) <= set(several), "a reason that nothing needs any more"
+
+
+def test_imports_go_down_and_in_no_circle() -> None:
+    """import-linter's contracts in pyproject.toml: layers, and no circle between siblings at any depth."""
+    script = Path(sys.executable).parent / "lint-imports"
+    ended = subprocess.run([script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout
+    assert "0 broken" in ended.stdout
