@@ -16,8 +16,8 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from stairdata.cli.recipes import FullRecipe
 from stairdata.recipe import Endpoint
+from stairdata.stages import FullRecipe
 from stairdata_schemas.card import DESCRIPTIONS
 from stairdata_schemas.kinds import KINDS, SCHEMA_VERSION, json_schema
 

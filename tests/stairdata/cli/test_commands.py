@@ -79,7 +79,7 @@ def test_a_build_writes_its_reference_to_stdout_and_all_else_to_stderr(run: Run,
         (["build", "prompt"], 2, "can't build 'prompt'; did you mean 'prompts'?"),
         (["train", "stf"], 2, "can't train 'stf'; did you mean 'sft'?"),
         (["train", "sft"], 2, "train sft needs a model to start from: give --model, or sft.model in the recipe"),
-        (["build"], 2, "Missing argument"),
+        (["build"], 2, "Missing command"),
         (["biuld"], 2, "No such command"),
         (["build", "prompts", "--sett", "a=1"], 2, "No such option"),
         (["build", "prompts", "--limit", "0"], 2, "--limit"),
@@ -160,7 +160,7 @@ def test_a_disk_that_is_full_is_one_message_and_the_build_goes_on_later(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("stairdata_schemas.building.sync_file", full)
+        patch.setattr("stairdata_schemas.writing.sync_file", full)
         ended = run(*arguments)
     assert (ended.status, ended.out) == (1, "")
     assert "No space left on device; finished work is kept" in ended.err
@@ -174,7 +174,7 @@ def test_an_interrupted_build_says_how_to_go_on(run: Run, built: str, monkeypatc
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("stairdata.cli.build.build_kind", interrupt)
+    monkeypatch.setattr("stairdata.generators.prompts.build.build_prompts", interrupt)
     ended = run("build", "prompts")
     assert (ended.status, ended.out) == (130, "")
     assert "run the same command again" in ended.err

@@ -550,7 +550,7 @@ def test_a_limit_on_time(build: Build) -> None:
 def test_a_limit_on_time_is_seen_while_all_requests_wait(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     original = runner.run_units
 
-    def run_waiting(build_: Any, units: Any, executor: Any, budget: Any, *rest: Any) -> Any:
+    def run_waiting(build_: Any, units: Any, executor: Any, budget: Any, *rest: Any, **options: Any) -> Any:
         open_work = executor.open_work
 
         @asynccontextmanager
@@ -565,7 +565,7 @@ def test_a_limit_on_time_is_seen_while_all_requests_wait(build: Build, monkeypat
                 yield replace(context, work=wait)
 
         executor.open_work = open_waiting
-        return original(build_, units, executor, budget, *rest)
+        return original(build_, units, executor, budget, *rest, **options)
 
     monkeypatch.setattr("stairdata.generators.trees.build.run_units", run_waiting)
     monkeypatch.setattr(runner, "TICK_SECONDS", 0.01)
@@ -664,7 +664,7 @@ def test_a_unit_is_run_once_and_in_order(build: Build, monkeypatch: pytest.Monke
     seen: list[str] = []
     original = runner.run_units
 
-    def watched(*arguments: Any) -> Any:
+    def watched(*arguments: Any, **options: Any) -> Any:
         executor = arguments[2]
         open_work = executor.open_work
 
@@ -679,7 +679,7 @@ def test_a_unit_is_run_once_and_in_order(build: Build, monkeypatch: pytest.Monke
                 yield replace(context, work=noted)
 
         executor.open_work = open_noted
-        return original(*arguments)
+        return original(*arguments, **options)
 
     monkeypatch.setattr("stairdata.generators.trees.build.run_units", watched)
     artifact = build(5, concurrency=2, iterations=2)
