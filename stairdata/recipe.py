@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stairdata_schemas.errors import RecipeError, UsageError, nearest, quote
+from stairdata_schemas.fingerprints import InFingerprintIfSet, NotInFingerprint
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Task = Literal["safety", "helpfulness"]
@@ -22,7 +23,10 @@ MOST = 2**63 - 1
 
 
 class Section(BaseModel):
-    """A part of the recipe; unknown keys are errors."""
+    """A part of the recipe; unknown keys are errors.
+
+    A field is part of an artifact's fingerprint unless it is marked (`stairdata_schemas.fingerprints`).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -44,7 +48,7 @@ PromptColumn = Literal["prompt", "task", "source", "category", "reference_answer
 class PromptSource(Section):
     """One source of prompts: local files or a Hub dataset."""
 
-    path: Path | None = None
+    path: Annotated[Path | None, NotInFingerprint] = None
     """A .json, .jsonl, .csv or .parquet file (the first three also as .gz or .xz), or a folder of such files, relative
     to the working folder."""
     hub: str | None = None
@@ -67,7 +71,7 @@ class PromptSource(Section):
     """Task of every row, for sources that have no such column."""
     name: str | None = None
     """Value of the `source` column; default: the source's own column, else the file's name or the Hub id."""
-    license: str | None = None
+    license: Annotated[str | None, NotInFingerprint] = None
     """The source's licence as the Hub names it, such as cc-by-nc-4.0; a Hub dataset's own card says it otherwise."""
     near_duplicates: bool | None = None
     """false: keep prompts that resemble each other. Default true, but for known sources of many prompts in one form."""
@@ -108,28 +112,28 @@ class ContaminationSection(Section):
 class Endpoint(Section):
     """A model: by folder or Hub id, served by vLLM for the duration of a build, or by the URL of a server."""
 
-    path: str | None = None
+    path: Annotated[str | None, NotInFingerprint] = None
     """A model folder or Hub id, served for the duration."""
-    base_url: str | None = None
+    base_url: Annotated[str | None, NotInFingerprint] = None
     """An OpenAI-compatible server instead, such as http://127.0.0.1:8000/v1."""
-    model: str | None = None
+    model: Annotated[str | None, NotInFingerprint] = None
     """The server's name for the model; needed with base_url."""
-    tokenizer: str | None = None
+    tokenizer: Annotated[str | None, NotInFingerprint] = None
     """Folder or Hub id of the tokenizer whose chat template renders prompts; default: path."""
-    api_key_env: str = "OPENAI_API_KEY"
+    api_key_env: Annotated[str, NotInFingerprint] = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; the key itself is never in a recipe."""
-    concurrency: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    concurrency: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], NotInFingerprint] = "auto"
     """Requests in flight at most. auto: as many as make the server faster, up to 512. Either way fewer while it says
     that it is overloaded."""
-    timeout: float = Field(600, gt=0)
+    timeout: Annotated[float, NotInFingerprint] = Field(600, gt=0)
     """Seconds a request may take."""
-    retries: int = Field(8, ge=0)
+    retries: Annotated[int, NotInFingerprint] = Field(8, ge=0)
     """How often a failed request is sent again, with exponential back-off."""
-    retry_seconds: float = Field(900, ge=0)
+    retry_seconds: Annotated[float, NotInFingerprint] = Field(900, ge=0)
     """Seconds after which a failed request is not sent again; a server that asks for a longer wait stops the build."""
-    max_model_len: int = Field(4096, ge=64)
+    max_model_len: Annotated[int, InFingerprintIfSet] = Field(4096, ge=64)
     """Context length of the served model, in tokens: prompt and answer together."""
-    port: int = Field(0, ge=0, le=65535)
+    port: Annotated[int, NotInFingerprint] = Field(0, ge=0, le=65535)
     """Port of the served model; 0 takes a free one."""
 
     @property
@@ -158,12 +162,12 @@ class TaskJudge(Endpoint):
 class PromptsSection(Section):
     """Stage `prompts`: where prompts come from, and which are left out."""
 
-    sources: list[PromptSource] = []
+    sources: Annotated[list[PromptSource], NotInFingerprint] = []
     """Where prompts come from, in order; of duplicates the first is kept, the others go to quarantine."""
     near_duplicates: NearDuplicatesSection | None = None
     """Refuse prompts that are nearly those of an earlier row ({} for the defaults); off by default, since prompts in
     one form, such as jailbreaks, are alike on purpose."""
-    decontaminate: list[str | PromptSource] = []
+    decontaminate: Annotated[list[str | PromptSource], NotInFingerprint] = []
     """Evaluation prompts that must not be in the data: files, prompts artifacts, or sources with columns."""
     contamination: ContaminationSection = ContaminationSection()
     """What counts as an overlap with them."""
@@ -178,11 +182,11 @@ class PromptsSection(Section):
     """Refuse longer prompts."""
     max_tokens: int | None = Field(None, ge=1)
     """Refuse prompts of more tokens."""
-    tokenizer: str | None = None
+    tokenizer: Annotated[str | None, NotInFingerprint] = None
     """Folder or Hub id of the tokenizer that counts them; default: the actor's."""
-    task_judge: TaskJudge | None = None
+    task_judge: Annotated[TaskJudge | None, NotInFingerprint] = None
     """The model that labels rows without a task; without it such rows are refused."""
-    concurrency: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    concurrency: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], NotInFingerprint] = "auto"
     """Prompts at the judge at a time; auto: one is begun whenever the server could take one more request."""
 
 
@@ -208,7 +212,7 @@ class JudgeSection(Section):
     """Tokens of one rating."""
     reasks: int = Field(3, ge=0)
     """How often a rating that can't be read is asked again before the judge counts as failed."""
-    endpoint: Endpoint | None = None
+    endpoint: Annotated[Endpoint | None, InFingerprintIfSet] = None
     """The judge's server, for kind endpoint."""
 
     @model_validator(mode="after")
@@ -259,7 +263,7 @@ class TreesSection(Sampling):
     """Trees grown from each prompt, each with randomness of its own."""
     round: int = Field(1, ge=0, le=MOST)
     """Iteration of the self-improvement loop, written into the rows."""
-    concurrency: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    concurrency: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], NotInFingerprint] = "auto"
     """Trees in flight at most; auto: a tree is begun whenever the actor could take one more request."""
 
 
@@ -274,7 +278,7 @@ class PairsSection(Section):
     """Each side is terminal or visited at least that often."""
     max_tokens: int = Field(2048, ge=1)
     """Rendered prompt plus path may have at most that many tokens; a node too long is in no pair, nor is any below."""
-    tokenizer: str | None = None
+    tokenizer: Annotated[str | None, NotInFingerprint] = None
     """Folder or Hub id of the tokenizer that measures what has no `tokens` in the trees and more UTF-8 bytes than
     max_tokens; default: the actor's."""
     min_margin_by_depth: dict[Annotated[int, Field(ge=1)], Annotated[float, Field(ge=0)]] = {}
@@ -422,7 +426,7 @@ class FromTreesSection(Section):
     """An answer has to be worth at least this."""
     max_tokens: int = Field(2048, ge=1)
     """Rendered prompt plus answer may have at most that many tokens."""
-    tokenizer: str | None = None
+    tokenizer: Annotated[str | None, NotInFingerprint] = None
     """Folder or Hub id of the tokenizer that measures what has no `tokens`; default: the actor's."""
     max_per_prompt: int = Field(8, ge=1)
     """Answers of a prompt at most; more are sampled."""
@@ -433,31 +437,31 @@ class FromTreesSection(Section):
 class StructuredCotSection(Section):
     """Stage `structured_cot`: reasoning by a teacher, from a file, or out of trees."""
 
-    from_trees: FromTreesSection | None = None
+    from_trees: Annotated[FromTreesSection | None, NotInFingerprint] = None
     """Take the rows out of trees ({} for the defaults); `--input trees@X.Y.Z` does so, too."""
-    path: Path | None = None
+    path: Annotated[Path | None, NotInFingerprint] = None
     """Rows written by hand: JSONL with prompt, task, steps, output. Without it a teacher is asked."""
-    hub: str | None = None
+    hub: Annotated[str | None, NotInFingerprint] = None
     """A published set of such rows on the Hub: thu-ml/STAIR-SFT."""
-    like: str | None = None
+    like: Annotated[str | None, NotInFingerprint] = None
     """Read `path` as a file of that set."""
-    revision: str | None = None
+    revision: Annotated[str | None, NotInFingerprint] = None
     """Commit, tag or branch of the published set; default: its head."""
-    license: str | None = None
+    license: Annotated[str | None, NotInFingerprint] = None
     """Licence of the rows written by hand, or of the published set, as the Hub names it."""
-    teacher: Teacher = Teacher()
+    teacher: Annotated[Teacher, NotInFingerprint] = Teacher()
     """The model that writes the reasoning."""
-    teachers: dict[str, Teacher] = {}
+    teachers: Annotated[dict[str, Teacher], NotInFingerprint] = {}
     """More of them by name, for `--teachers a,b`; a name that is not here is a model at the server of `teacher`."""
-    judge: CotJudge | None = None
+    judge: Annotated[CotJudge | None, InFingerprintIfSet] = None
     """Who keeps the better of two candidates, and finds answers that comply with harmful requests."""
     gate: GateSection = GateSection()
     """What an answer has to be."""
-    templates: TemplatesSection = TemplatesSection()
+    templates: Annotated[TemplatesSection, NotInFingerprint] = TemplatesSection()
     """Other words for the teacher."""
-    batch: BatchSection = BatchSection()
+    batch: Annotated[BatchSection, NotInFingerprint] = BatchSection()
     """How `--batch` splits requests."""
-    concurrency: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    concurrency: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], NotInFingerprint] = "auto"
     """Prompts in flight at most; auto: one is begun whenever the server could take one more request."""
 
     @model_validator(mode="after")
@@ -476,11 +480,11 @@ class ResponsesSection(Sampling):
     """sample: one answer. best_of_n: n answers, the PRM's favourite is kept."""
     n: int = Field(1, ge=1)
     """Answers a prompt."""
-    prm: str | None = None
+    prm: Annotated[str | None, NotInFingerprint] = None
     """Folder of the process reward model that scores."""
     max_tokens: int = Field(2048, ge=1)
     """Tokens of one answer."""
-    concurrency: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    concurrency: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], NotInFingerprint] = "auto"
     """Prompts in flight at most; auto: one is begun whenever the server could take one more request."""
 
     @model_validator(mode="after")

@@ -36,6 +36,7 @@ from stairdata_schemas import identity
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
 from stairdata_schemas.errors import BuildError
+from stairdata_schemas.fingerprints import counted
 from stairdata_schemas.kinds import polars_schema
 from stairdata_schemas.writing import QuarantineRow
 
@@ -74,11 +75,13 @@ def _build(
     trees = Inputs(options.inputs, options.root).of("trees")
     tokenizer = tokenizer_of(section.tokenizer, recipe) if lacks_tokens(trees) else None
     reviews = open_reference(reviewed, options.root) if reviewed else None
-    unused = {"tokenizer"} if reviews else {"tokenizer", "reviews"}
+    settings = counted(section)
+    if reviews is None:
+        settings.pop("reviews", None)  # how verdicts decide, where there are any
     plan = BuildPlan(
         kind,
         _GENERATORS[kind],
-        {**section.model_dump(mode="json", exclude=unused), "seed": recipe.seed, "limit": options.limit},
+        {**settings, "seed": recipe.seed, "limit": options.limit},
         settings={"tokenizer": tokenizer},
         parents=[artifact.as_parent() for artifact in (trees, reviews) if artifact],
         models=[tokenizer_identity(tokenizer)] if tokenizer else [],

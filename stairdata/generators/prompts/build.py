@@ -19,6 +19,7 @@ from stairdata.runs.sampling import BottomSample
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
 from stairdata_schemas.errors import RecipeError
+from stairdata_schemas.fingerprints import counted
 from stairdata_schemas.kinds import polars_schema
 from stairdata_schemas.licenses import strictest
 from stairdata_schemas.manifest import ModelIdentity
@@ -107,7 +108,7 @@ def _plan(given: PromptInputs, recipe: Recipe, limit: int | None) -> BuildPlan:
 
 def _described(pinned: PinnedSource, inputs: dict[str, str]) -> dict[str, Any]:
     source: PromptSource = pinned.source
-    described: dict[str, Any] = source.model_dump(mode="json", exclude={"path", "license"})
+    described = counted(source)
     described["file"] = source.path.name if source.path else None
     described["sha256"] = inputs.get(f"{pinned.number}")
     return described | {"mapped_as": pinned.known.hub if pinned.known else None}
@@ -115,8 +116,7 @@ def _described(pinned: PinnedSource, inputs: dict[str, str]) -> dict[str, Any]:
 
 def _filters_described(recipe: Recipe) -> dict[str, Any]:
     section = recipe.prompts
-    names = {"near_duplicates", "contamination", "languages", "min_language_probability", "min_characters"}
-    described = section.model_dump(mode="json", include=names | {"max_characters", "max_tokens"})
+    described = counted(section)
     if section.max_tokens is not None and (tokenizer := recipe.tokenizer_or_default(section.tokenizer)) is not None:
         from stairdata_schemas.rendering import load_tokenizer, tokenizer_hash
 
@@ -138,8 +138,7 @@ def _judge_described(recipe: Recipe) -> dict[str, Any]:
         return {}
     from stairdata.generators.prompts.task_labels import TEMPLATE_VERSION
 
-    sampling = judge.model_dump(mode="json", include={"max_tokens", "temperature", "reasks"})
-    return {"task_judge": sampling | {"template": TEMPLATE_VERSION}}
+    return {"task_judge": counted(judge) | {"template": TEMPLATE_VERSION}}
 
 
 def _choose(given: PromptInputs, recipe: Recipe, options: BuildOptions) -> PromptSelection:

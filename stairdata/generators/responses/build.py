@@ -23,6 +23,7 @@ from stairdata.runs.units import Row, Unit, UnitResult, WorkContext, Workload
 from stairdata_schemas import identity
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
+from stairdata_schemas.fingerprints import counted
 from stairdata_schemas.manifest import ModelIdentity
 from stairdata_schemas.progress import WaitProgress
 
@@ -55,10 +56,10 @@ def build_responses(
         "responses",
         GENERATOR,
         {
-            **section.model_dump(mode="json", exclude={"concurrency", "prm"}),
+            **counted(section),
+            **counted(recipe.actor, with_defaults=True),
             "seed": recipe.seed,
             "limit": options.limit,
-            "max_model_len": recipe.actor.max_model_len,
         },
         settings={"actor": recipe.actor.model_dump(mode="json")},
         parents=[parent.as_parent()],

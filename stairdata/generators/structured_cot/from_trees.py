@@ -24,6 +24,7 @@ from stairdata_schemas import grammar
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
 from stairdata_schemas.errors import BuildError, GrammarError
+from stairdata_schemas.fingerprints import counted
 from stairdata_schemas.kinds import polars_schema
 from stairdata_schemas.writing import QuarantineRow
 
@@ -54,7 +55,7 @@ def build_from_trees(recipe: Recipe, trees: Artifact, options: BuildOptions) -> 
     plan = BuildPlan(
         "structured_cot",
         GENERATOR,
-        {**section.model_dump(mode="json", exclude={"tokenizer"}), "seed": recipe.seed, "limit": options.limit},
+        {**counted(section), "seed": recipe.seed, "limit": options.limit},
         settings={"tokenizer": tokenizer},
         parents=[trees.as_parent()],
         models=[tokenizer_identity(tokenizer)] if tokenizer else [],

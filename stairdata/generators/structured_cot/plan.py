@@ -23,12 +23,12 @@ from stairdata.runs.units import Unit
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import WORK, Build, BuildPlan, begin_build, find_finished, find_unfinished
 from stairdata_schemas.errors import ArtifactError, RecipeError, UsageError, quote
+from stairdata_schemas.fingerprints import counted
 from stairdata_schemas.manifest import ModelIdentity
 
 KIND = "structured_cot"
 GENERATOR = "structured_cot/2"
 BATCHES = "batches"
-OF_TEACHERS = ("temperature", "max_tokens", "format")
 
 
 def source_of(recipe: Recipe, inputs: Inputs) -> Literal["trees", "hub", "file", "teachers"]:
@@ -251,17 +251,16 @@ def _plan(panel: TeacherPanel, options: BuildOptions, earlier: Artifact | None =
     configuration: dict[str, Any] = {
         "source": "teacher",
         "teachers": [
-            {"name": model.name, "as": called} | teacher.model_dump(mode="json", include=set(OF_TEACHERS))
+            {"name": model.name, "as": called} | counted(teacher)
             for model, teacher, called in zip(panel.models, panel.teachers, panel.named or [None], strict=False)
         ],
         "templates": panel.templates.hashes,
-        "gate": section.gate.model_dump(mode="json"),
+        **counted(section),
         "seed": seed,
         "limit": options.limit,
     }
     if section.judge is not None:
-        asked = section.judge.model_dump(mode="json", include={"temperature", "max_tokens", "reasks"})
-        configuration["judge"] = asked | {"template": JUDGE_TEMPLATE_VERSION}
+        configuration["judge"] = counted(section.judge) | {"template": JUDGE_TEMPLATE_VERSION}
     parents = [panel.prompts.as_parent()]
     if earlier is not None:
         configuration["retries"] = earlier.reference

@@ -24,10 +24,10 @@ from stairdata_schemas import identity
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
 from stairdata_schemas.errors import UsageError
+from stairdata_schemas.fingerprints import counted
 from stairdata_schemas.progress import WaitProgress
 
 GENERATOR = "trees/2"
-_NOT_ROWS = {"concurrency"}
 
 
 def build_trees(recipe: Recipe, options: BuildOptions, execution: Execution = HERE) -> Artifact:
@@ -75,8 +75,8 @@ def plan_trees(recipe: Recipe, prompts: Artifact, limit: int | None, execution: 
         "trees",
         GENERATOR,
         {
-            **_row_settings(recipe.trees),
-            "max_model_len": recipe.actor.max_model_len,
+            **_counted_section(recipe.trees),
+            **counted(recipe.actor, with_defaults=True),
             "seed": recipe.seed,
             "limit": limit,
         },
@@ -137,9 +137,8 @@ class TreeWorkload(Workload):
             )
 
 
-def _row_settings(section: TreesSection) -> dict[str, Any]:
-    settings = section.model_dump(mode="json", exclude=_NOT_ROWS)
-    settings["judge"].pop("endpoint")  # counts as a model
+def _counted_section(section: TreesSection) -> dict[str, Any]:
+    settings = counted(section)
     settings["judge"]["template"] = TEMPLATE_VERSION
     return settings
 
