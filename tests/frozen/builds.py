@@ -68,7 +68,7 @@ class Builds:
 
     def __getitem__(self, name: str) -> Built:
         if name not in self._built:
-            self._built[name] = self._build(name, CASES[name])
+            self._built[name] = self.run(name, CASES[name])
         return self._built[name]
 
     def artifact(self, name: str) -> Artifact:
@@ -76,6 +76,38 @@ class Builds:
         artifact = self[name].artifact
         assert artifact is not None
         return artifact
+
+    def give(self, name: str, folder: Path) -> None:
+        """Take an artifact that is there as that of a case."""
+        artifact = open_artifact(folder)
+        self._built[name] = Built(artifact, artifact.manifest.fingerprint, {})
+
+    def run(self, name: str, case: Case) -> Built:
+        """Run the commands of a case, with the artifacts in a folder of that name."""
+        self._build_parents(case)
+        self.reset_stub(case)
+        if case.hub is not None:
+            self._put_on_hub(case.hub, (self.folder / case.hub).read_bytes(), case.recipe)
+        artifact = None
+        with watched_plans() as plans:
+            for command in case.commands:
+                if command.startswith("review import"):
+                    self._answer_reviews()
+                root = "" if command.startswith("review export") else f" --root {name}"
+                said = self._run(command + root, case.recipe, fails=case.fails)
+                if "@" in said:
+                    artifact = open_artifact(self.folder / name / said.replace("@", "/"))
+                    version, content = artifact.manifest.version, artifact.manifest.content_hash
+                    self._values[f"<content of {name} {version}>"] = content
+        fingerprint = artifact.manifest.fingerprint if artifact else plans[-1]["fingerprint"]
+        return Built(artifact, fingerprint, counted_of(plans[-1]))
+
+    def reset_stub(self, case: Case) -> None:
+        """Put the language model into the state that a case wants, its counts to zero."""
+        self._stub.start()
+        self._stub.reset()
+        self._stub.control(**case.stub)
+        self._places |= {"$URL": self._stub.base_url, "$PORT": str(self._stub.port)}
 
     def train(self, stage: str) -> tuple[str, Json]:
         """Train a tiny model for one step; return the fingerprint, and what it is the hash of."""
@@ -102,28 +134,6 @@ class Builds:
     def resolved(self, frozen: Json) -> Json:
         """Put what is so here in place of the names."""
         return _replaced(frozen, self._values)
-
-    def _build(self, name: str, case: Case) -> Built:
-        self._build_parents(case)
-        self._stub.start()
-        self._stub.reset()
-        self._stub.control(**case.stub)
-        self._places |= {"$URL": self._stub.base_url, "$PORT": str(self._stub.port)}
-        if case.hub is not None:
-            self._put_on_hub(case.hub, (self.folder / case.hub).read_bytes(), case.recipe)
-        artifact = None
-        with watched_plans() as plans:
-            for command in case.commands:
-                if command.startswith("review import"):
-                    self._answer_reviews()
-                root = "" if command.startswith("review export") else f" --root {name}"
-                said = self._run(command + root, case.recipe, fails=case.fails)
-                if root and not case.fails:
-                    artifact = open_artifact(self.folder / name / said.replace("@", "/"))
-                    version, content = artifact.manifest.version, artifact.manifest.content_hash
-                    self._values[f"<content of {name} {version}>"] = content
-        fingerprint = artifact.manifest.fingerprint if artifact else plans[-1]["fingerprint"]
-        return Built(artifact, fingerprint, counted_of(plans[-1]))
 
     def _build_parents(self, case: Case) -> list[str]:
         """Build what a case needs, before the stub is put into the state that the case wants."""
@@ -267,7 +277,8 @@ def row_hashes(artifact: Artifact) -> Json:
     """Hash the rows in order, each column for itself, so that a test can say which one changed."""
     columns = artifact.scan().collect().to_dict(as_series=False)
     hashes = {name: sha256(_rounded(values))[:16] for name, values in columns.items() if name not in TIMES}
-    return {"rows": artifact.manifest.rows, "columns": hashes}
+    manifest = artifact.manifest
+    return {"kind": manifest.kind, "rows": manifest.rows, "columns": hashes, "quarantine": manifest.quarantine}
 
 
 def read_frozen(name: str) -> Json:
