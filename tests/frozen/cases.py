@@ -35,31 +35,32 @@ ACTOR = {"base_url": "$URL", "model": "actor", "tokenizer": "$TOKENIZER"}
 TEACHER = {"base_url": "$URL", "model": "actor"}
 JUDGE = {"base_url": "$URL", "model": "other"}
 TREES = {"iterations": 6, "samples": 2, "max_depth": 3}
-WIDE = {"iterations": 30, "samples": 3, "max_depth": 4}
+WIDE = {"iterations": 25, "samples": 3, "max_depth": 4}
 PUBLISHED = "thu-ml/STAIR-SFT"
 
 
-def _build(kind: str, *arguments: str) -> str:
+def build_command(kind: str, *arguments: str) -> str:
+    """Write a command of which no refused row makes a failure."""
     return " ".join(["build", kind, "--recipe recipe.json --max-quarantine 1", *arguments])
 
 
 def _trees(section: Json, *arguments: str) -> Case:
     recipe = {"actor": ACTOR, "trees": TREES | section}
-    return Case([_build("trees", "--input @prompts", *arguments)], recipe, {"also": ["other"]})
+    return Case([build_command("trees", "--input @prompts", *arguments)], recipe, {"also": ["other"]})
 
 
 def _teachers(section: Json, *arguments: str, **stub: Any) -> Case:
     recipe = {"structured_cot": {"teacher": TEACHER} | section}
-    return Case([_build("structured-cot", "--input @prompts", *arguments)], recipe, {"also": ["other"]} | stub)
+    return Case([build_command("structured-cot", "--input @prompts", *arguments)], recipe, {"also": ["other"]} | stub)
 
 
 def _pairs(kind: str, source: str, section: Json, *arguments: str) -> Case:
-    return Case([_build(kind, f"--input @{source}", *arguments)], {kind.replace("-", "_"): section})
+    return Case([build_command(kind, f"--input @{source}", *arguments)], {kind.replace("-", "_"): section})
 
 
 def _responses(section: Json, *arguments: str, is_slow: bool = False) -> Case:
     recipe = {"actor": ACTOR, "responses": section}
-    return Case([_build("responses", "--input @prompts", *arguments)], recipe, is_slow=is_slow)
+    return Case([build_command("responses", "--input @prompts", *arguments)], recipe, is_slow=is_slow)
 
 
 MIXED = {
@@ -96,33 +97,39 @@ HUB_SOURCE = {
 
 CASES: dict[str, Case] = {
     # prompts
-    "prompts": Case([_build("prompts")], {"prompts": QUESTIONS}),
-    "prompts_of_many_sources": Case([_build("prompts", "--limit 12")], {"seed": 7, "prompts": MANY_SOURCES}),
+    "prompts": Case([build_command("prompts")], {"prompts": QUESTIONS}),
+    "prompts_of_many_sources": Case([build_command("prompts", "--limit 12")], {"seed": 7, "prompts": MANY_SOURCES}),
     "prompts_labelled": Case(
-        [_build("prompts", "--decontaminate evaluation.jsonl")],
+        [build_command("prompts", "--decontaminate evaluation.jsonl")],
         {"prompts": {"sources": [{"path": "without_task.jsonl"}], "task_judge": JUDGE | {"max_tokens": 32}}},
         {"also": ["other"], "judge_text": "Task: safety"},
     ),
-    "prompts_of_the_hub": Case([_build("prompts")], {"prompts": {"sources": [HUB_SOURCE]}}, hub="mixed.jsonl"),
+    "prompts_of_the_hub": Case([build_command("prompts")], {"prompts": {"sources": [HUB_SOURCE]}}, hub="mixed.jsonl"),
     "prompts_imported": Case(["import --from thu-ml --kind prompts questions.json"]),
     # structured_cot
-    "cot_of_a_file": Case([_build("structured-cot", "--limit 2")], {"structured_cot": {"path": "written.jsonl"}}),
+    "cot_of_a_file": Case(
+        [build_command("structured-cot", "--limit 2")], {"structured_cot": {"path": "written.jsonl"}}
+    ),
     "cot_published": Case(
-        [_build("structured-cot")], {"structured_cot": {"path": "STAIR-SFT.json", "like": PUBLISHED}}
+        [build_command("structured-cot")], {"structured_cot": {"path": "STAIR-SFT.json", "like": PUBLISHED}}
     ),
     "cot_published_on_the_hub": Case(
-        [_build("structured-cot")], {"structured_cot": {"hub": PUBLISHED}}, hub="STAIR-SFT.json"
+        [build_command("structured-cot")], {"structured_cot": {"hub": PUBLISHED}}, hub="STAIR-SFT.json"
     ),
-    "cot_of_trees": Case([_build("structured-cot", "--input @trees_wide")], {}),
+    "cot_of_trees": Case([build_command("structured-cot", "--input @trees_wide")], {}),
     "cot_of_imported_trees": Case(
-        [_build("structured-cot", "--input @trees_imported")],
+        [build_command("structured-cot", "--input @trees_imported")],
         {"structured_cot": {"from_trees": {"min_value": 0.5, "task": "safety", "tokenizer": "unread_tokenizer"}}},
     ),
     "cot_of_a_teacher": _teachers({}),
     "cot_of_a_teacher_in_text": _teachers({"teacher": TEACHER | {"format": "text", "temperature": None}}),
     "cot_of_a_teacher_judged": _teachers({"judge": JUDGE | {"reasks": 1}}, harm=0.5),
     "cot_of_two_teachers": _teachers(
-        {"judge": JUDGE, "teachers": {"careful": TEACHER | {"temperature": 0.1}}, "gate": {"max_steps": 8}},
+        {
+            "judge": JUDGE,
+            "teachers": {"careful": TEACHER | {"temperature": 0.1, "format": "text"}},
+            "gate": {"max_steps": 8},
+        },
         "--teachers careful,other",
     ),
     "cot_of_one_model_twice": _teachers(
@@ -132,25 +139,27 @@ CASES: dict[str, Case] = {
     "cot_limited": _teachers({"gate": {"min_characters": 10, "compliance": False}}, "--limit 3"),
     "cot_tried_again": Case(
         [
-            _build("structured-cot", "--input @prompts"),
-            _build("structured-cot", "--input @prompts", "--retry-quarantined"),
-            _build("structured-cot", "--input @prompts", "--retry-quarantined"),
+            build_command("structured-cot", "--input @prompts"),
+            build_command("structured-cot", "--input @prompts", "--retry-quarantined"),
+            build_command("structured-cot", "--input @prompts", "--retry-quarantined"),
         ],
         {"structured_cot": {"teacher": TEACHER, "gate": {"max_steps": 2}}},
     ),
     # trees
     "trees": _trees({}),
-    "trees_wide": _trees(WIDE),
-    "trees_by_rule": _trees({"judge": {"kind": "rule", "style": "direct"}, "k1": 2.0, "k2": 0.5}),
-    "trees_by_reference": _trees({"judge": {"kind": "reference"}, "fused": False, "visit_all_leaves": False}),
-    "trees_by_another_judge": _trees(
-        {"judge": {"kind": "endpoint", "endpoint": JUDGE, "keep_text": True, "cache": False}}
+    "trees_wide": _trees(WIDE, "--limit 4"),
+    "trees_by_rule": _trees({"judge": {"kind": "rule", "style": "direct"}, "k1": 2.0, "k2": 0.5}, "--limit 3"),
+    "trees_by_reference": _trees(
+        {"judge": {"kind": "reference"}, "fused": False, "visit_all_leaves": False}, "--limit 3"
     ),
-    "trees_by_pucb": _trees({"score": "pucb", "prior": "geometric", "trees_per_prompt": 2, "round": 2}, "--limit 3"),
-    "trees_parallel": _trees({"parallel": 2, "virtual_loss": 0.5}),
+    "trees_by_another_judge": _trees(
+        {"judge": {"kind": "endpoint", "endpoint": JUDGE, "keep_text": True, "cache": False}}, "--limit 3"
+    ),
+    "trees_by_pucb": _trees({"score": "pucb", "prior": "geometric", "trees_per_prompt": 2, "round": 2}, "--limit 2"),
+    "trees_parallel": _trees({"parallel": 2, "virtual_loss": 0.5}, "--limit 3"),
     "trees_on_two_servers": _trees({}, "--limit 4 --endpoints $URL,$URL"),
     "trees_of_a_served_model": Case(
-        [_build("trees", "--input @prompts")],
+        [build_command("trees", "--input @prompts")],
         {"actor": {"path": "$MODEL", "port": "$PORT", "max_model_len": 2048}, "trees": TREES},
         fails=True,
     ),
