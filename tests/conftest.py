@@ -252,6 +252,10 @@ def _use_lane(name: str, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A byte-level BPE tokenizer with the grammar's tags and ChatML, as a model's folder has it."""
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def make_tokenizer(folder: Path) -> Path:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -264,7 +268,6 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet)
     tokenizer.train_from_iterator(["Title: Problem Analysis:\nthe answer is here\nFinal Answer:\nsorry"], trainer)
-    folder = tmp_path_factory.mktemp("tokenizer")
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<|im_start|>",
