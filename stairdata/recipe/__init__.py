@@ -1,0 +1,64 @@
+"""The recipe: one YAML file, one section a stage, each key with a default and a meaning.
+
+The sections of the training stages (`sft`, `dpo`, `prm`) belong to `stairdata_training`; `stairdata.stages` joins them
+to these. Nothing here reads the environment or touches the network.
+"""
+
+from stairdata.recipe.endpoint import Endpoint
+from stairdata.recipe.loading import load_recipe, packaged_recipe, parse_recipe
+from stairdata.recipe.pairs import PairsSection, PreferencePairsSection, PrmPairsSection, ReviewsSection
+from stairdata.recipe.prompts import (
+    ContaminationSection,
+    NearDuplicatesSection,
+    PromptColumn,
+    PromptSource,
+    PromptsSection,
+    TaskJudge,
+)
+from stairdata.recipe.recipe import Price, Recipe
+from stairdata.recipe.responses import ResponsesSection
+from stairdata.recipe.section import MOST, Sampling, Section, Share, Task
+from stairdata.recipe.structured_cot import (
+    BatchSection,
+    CotJudge,
+    FromTreesSection,
+    GateSection,
+    StructuredCotSection,
+    Teacher,
+    TemplatesSection,
+)
+from stairdata.recipe.trees import JudgeSection, TreesSection
+
+__all__ = [
+    "MOST",
+    "BatchSection",
+    "ContaminationSection",
+    "CotJudge",
+    "Endpoint",
+    "FromTreesSection",
+    "GateSection",
+    "JudgeSection",
+    "NearDuplicatesSection",
+    "PairsSection",
+    "PreferencePairsSection",
+    "Price",
+    "PrmPairsSection",
+    "PromptColumn",
+    "PromptSource",
+    "PromptsSection",
+    "Recipe",
+    "ResponsesSection",
+    "ReviewsSection",
+    "Sampling",
+    "Section",
+    "Share",
+    "StructuredCotSection",
+    "Task",
+    "TaskJudge",
+    "Teacher",
+    "TemplatesSection",
+    "TreesSection",
+    "load_recipe",
+    "packaged_recipe",
+    "parse_recipe",
+]

@@ -1,0 +1,50 @@
+"""A model that is asked: where it is, and how it is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from stairdata.recipe.section import Section
+from stairdata_schemas.fingerprints import InFingerprintIfSet, NotInFingerprint
+
+
+class Endpoint(Section):
+    """A model: by folder or Hub id, served by vLLM for the duration of a build, or by the URL of a server."""
+
+    path: Annotated[str | None, NotInFingerprint] = None
+    """A model folder or Hub id, served for the duration."""
+    base_url: Annotated[str | None, NotInFingerprint] = None
+    """An OpenAI-compatible server instead, such as http://127.0.0.1:8000/v1."""
+    model: Annotated[str | None, NotInFingerprint] = None
+    """The server's name for the model; needed with base_url."""
+    tokenizer: Annotated[str | None, NotInFingerprint] = None
+    """Folder or Hub id of the tokenizer whose chat template renders prompts; default: path."""
+    api_key_env: Annotated[str, NotInFingerprint] = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key; the key itself is never in a recipe."""
+    concurrency: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], NotInFingerprint] = "auto"
+    """Requests in flight at most. auto: as many as make the server faster, up to 512. Either way fewer while it says
+    that it is overloaded."""
+    timeout: Annotated[float, NotInFingerprint] = Field(600, gt=0)
+    """Seconds a request may take."""
+    retries: Annotated[int, NotInFingerprint] = Field(8, ge=0)
+    """How often a failed request is sent again, with exponential back-off."""
+    retry_seconds: Annotated[float, NotInFingerprint] = Field(900, ge=0)
+    """Seconds after which a failed request is not sent again; a server that asks for a longer wait stops the build."""
+    max_model_len: Annotated[int, InFingerprintIfSet] = Field(4096, ge=64)
+    """Context length of the served model, in tokens: prompt and answer together."""
+    port: Annotated[int, NotInFingerprint] = Field(0, ge=0, le=65535)
+    """Port of the served model; 0 takes a free one."""
+
+    @property
+    def name(self) -> str:
+        """What prices and rows call the model: its name at the server, or the last part of its folder."""
+        return self.model or Path(self.path or "").name
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if self.path and self.base_url:
+            raise ValueError("give either path (served here) or base_url (served elsewhere), not both")
+        return self

@@ -1,0 +1,95 @@
+"""Stages `preference_pairs` and `prm_pairs`: which pairs are taken from trees."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from stairdata.recipe.section import MOST, Section
+from stairdata_schemas.fingerprints import NotInFingerprint
+
+
+class PairsSection(Section):
+    """Stages `preference_pairs` and `prm_pairs`; thresholds as published, selection beyond that off."""
+
+    min_margin: float = Field(0.5, ge=0)
+    """The chosen value has to exceed the rejected one by more than this."""
+    min_chosen_value: float = 0.8
+    """The chosen value has to be at least this."""
+    min_visits: int = Field(4, ge=1, le=MOST)
+    """Each side is terminal or visited at least that often."""
+    max_tokens: int = Field(2048, ge=1)
+    """Rendered prompt plus path may have at most that many tokens; a node too long is in no pair, nor is any below."""
+    tokenizer: Annotated[str | None, NotInFingerprint] = None
+    """Folder or Hub id of the tokenizer that measures what has no `tokens` in the trees and more UTF-8 bytes than
+    max_tokens; default: the actor's."""
+    min_margin_by_depth: dict[Annotated[int, Field(ge=1)], Annotated[float, Field(ge=0)]] = {}
+    """min_margin for some depths of the chosen node: {1: 0.8, 2: 0.6}."""
+    grammatical: bool = False
+    """Drop pairs whose chosen step is no block of the step grammar."""
+    max_similarity: float | None = Field(None, gt=0, le=1)
+    """Drop near duplicates inside a tree: a pair of which both compared steps share at least this part of their words
+    (Jaccard index) with those of a pair of larger margin."""
+    max_per_depth: int | None = Field(None, ge=1)
+    """Pairs of one depth (and granularity) of a tree at most; more are sampled."""
+    max_per_tree: int | None = Field(None, ge=1)
+    """Pairs of a tree at most; more are sampled."""
+    max_per_prompt: int | None = Field(None, ge=1)
+    """Pairs of a prompt at most, over all its trees; more are sampled."""
+    balance: bool = False
+    """Sample as many pairs of safety prompts as of helpfulness prompts; pairs without a task are dropped."""
+    hold_out: float = Field(0.0, ge=0, lt=1)
+    """Share of the prompts set aside for evaluation; the same prompts for both kinds of pairs at the same seed."""
+    part: Literal["train", "held_out"] = "train"
+    """Which prompts this build takes: those to train on, or those that hold_out set aside."""
+
+    @model_validator(mode="after")
+    def _part_needs_a_split(self) -> Self:
+        if self.part == "held_out" and not self.hold_out:
+            raise ValueError("part: held_out needs a hold_out above 0")
+        return self
+
+
+class ReviewsSection(Section):
+    """What reviewers' verdicts do to pairs, for `build preference-pairs --reviews REF`."""
+
+    policy: Literal["majority", "unanimous", "any_veto"] = "majority"
+    """Who decides on a pair. majority: more than half of its verdicts. unanimous: all of them. any_veto: a single
+    `rejected` or `both_bad` overrules it. Whatever has no decision is a tie, and ties are dropped, as is what is
+    decided to be both bad."""
+    overruled: Literal["flip", "drop"] = "drop"
+    """What becomes of a pair that reviewers decide the other way. flip: the other side is the chosen one (after a veto
+    only where more verdicts say so than say chosen or both_bad)."""
+    unreviewed: Literal["keep", "drop"] = "keep"
+    """What becomes of a pair with fewer verdicts than min_reviews."""
+    min_reviews: int = Field(1, ge=1)
+    """Verdicts that a pair needs before they decide."""
+
+    @field_validator("policy", mode="before")
+    @classmethod
+    def _dashes_too(cls, value: Any) -> Any:
+        return value.replace("-", "_") if isinstance(value, str) else value
+
+
+class PreferencePairsSection(PairsSection):
+    """Stage `preference_pairs`: which pairs are taken from trees. Thresholds are the published code's."""
+
+    reviews: ReviewsSection = ReviewsSection()
+    """How verdicts decide, where --reviews names some."""
+
+    granularity: Literal["step", "trajectory"] = "step"
+    """step: siblings of one parent. trajectory: whole answers, good ones against bad ones (the paper's ablation)."""
+    max_repeats: int = Field(4, ge=1)
+    """trajectory: of a tree's good and bad answers the fewer are repeated, at most that often."""
+
+
+class PrmPairsSection(PairsSection):
+    """Stage `prm_pairs`; pairs grow with the square of a tree's width, so a tree gives a sample of them."""
+
+    granularity: Literal["step"] = "step"
+    """step: any nodes of equal depth, and whole answers."""
+    max_per_depth: int | None = Field(250, ge=1)
+    """Pairs of one depth (and granularity) of a tree at most; more are sampled. null: all."""
+    max_per_tree: int | None = Field(1000, ge=1)
+    """Pairs of a tree at most; more are sampled. null: all."""

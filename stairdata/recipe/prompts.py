@@ -1,0 +1,120 @@
+"""Stage `prompts`: where prompts come from, and which are left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from stairdata.recipe.endpoint import Endpoint
+from stairdata.recipe.section import Section, Task
+from stairdata_schemas.fingerprints import NotInFingerprint
+
+PromptColumn = Literal["prompt", "task", "source", "category", "reference_answer", "reference_is_safe"]
+
+
+class PromptSource(Section):
+    """One source of prompts: local files or a Hub dataset."""
+
+    path: Annotated[Path | None, NotInFingerprint] = None
+    """A .json, .jsonl, .csv or .parquet file (the first three also as .gz or .xz), or a folder of such files, relative
+    to the working folder."""
+    hub: str | None = None
+    """A Hub dataset id; read through `datasets`, never with remote code. Known ones need no columns."""
+    like: str | None = None
+    """Read the rows as those of a known Hub dataset: {path: train.jsonl, like: PKU-Alignment/PKU-SafeRLHF}."""
+    revision: str | None = None
+    """Commit, tag or branch of the Hub dataset; default: a known one's tested commit, else its head. Recorded as a
+    commit either way."""
+    config: str | None = None
+    """The Hub dataset's configuration."""
+    split: str | None = None
+    """The Hub dataset's split; default: a known one's own, else train."""
+    columns: dict[PromptColumn, str] = {}
+    """Our column name to the source's, where they differ: {prompt: question, task: type}. Dots lead into what is
+    nested: {prompt: conversations.0.value}."""
+    where: dict[str, bool | int | float | str | list[bool | int | float | str]] = {}
+    """Take only rows whose columns have these values (or one of them): {language: English}. Case does not matter."""
+    task: Task | None = None
+    """Task of every row, for sources that have no such column."""
+    name: str | None = None
+    """Value of the `source` column; default: the source's own column, else the file's name or the Hub id."""
+    license: Annotated[str | None, NotInFingerprint] = None
+    """The source's licence as the Hub names it, such as cc-by-nc-4.0; a Hub dataset's own card says it otherwise."""
+    near_duplicates: bool | None = None
+    """false: keep prompts that resemble each other. Default true, but for known sources of many prompts in one form."""
+    skip: int = Field(0, ge=0)
+    """Leave out that many rows at the start."""
+    count: int | None = Field(None, ge=1)
+    """Take that many prompts, sampled with the recipe's seed after all filters; default all."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give either path or hub")
+        return self
+
+
+class NearDuplicatesSection(Section):
+    """How alike two prompts may be."""
+
+    threshold: float = Field(0.8, gt=0, le=1)
+    """Jaccard index of their character n-grams from which on the later one is refused."""
+    ngram: int = Field(5, ge=1)
+    """Characters of an n-gram, case and punctuation left out."""
+    permutations: int = Field(128, ge=16, le=1024)
+    """Hash functions of the MinHash that finds the candidates; their index is then computed exactly."""
+
+
+class ContaminationSection(Section):
+    """What counts as an overlap with evaluation prompts, besides the same words in the same order."""
+
+    ngram: int = Field(13, ge=1)
+    """So many words in a row that both have; shorter evaluation prompts count as a whole."""
+    min_words: int = Field(5, ge=1)
+    """An evaluation prompt of fewer words counts only where the whole prompt is the same."""
+    threshold: float = Field(0.8, gt=0, le=1)
+    """Near duplicates count from this Jaccard index of character 5-grams on."""
+
+
+class TaskJudge(Endpoint):
+    """The model that says which task a prompt is."""
+
+    max_tokens: int = Field(64, ge=1)
+    """Tokens of one answer; a model that reasons first needs more."""
+    temperature: float = Field(0, ge=0)
+    """Sampling temperature."""
+    reasks: int = Field(2, ge=0)
+    """How often an answer that can't be read is asked again before the row is refused."""
+
+
+class PromptsSection(Section):
+    """Stage `prompts`: where prompts come from, and which are left out."""
+
+    sources: Annotated[list[PromptSource], NotInFingerprint] = []
+    """Where prompts come from, in order; of duplicates the first is kept, the others go to quarantine."""
+    near_duplicates: NearDuplicatesSection | None = None
+    """Refuse prompts that are nearly those of an earlier row ({} for the defaults); off by default, since prompts in
+    one form, such as jailbreaks, are alike on purpose."""
+    decontaminate: Annotated[list[str | PromptSource], NotInFingerprint] = []
+    """Evaluation prompts that must not be in the data: files, prompts artifacts, or sources with columns."""
+    contamination: ContaminationSection = ContaminationSection()
+    """What counts as an overlap with them."""
+    languages: list[str] = []
+    """Keep prompts in these languages alone, as ISO 639 codes: [en, zh]; empty keeps all."""
+    min_language_probability: float = Field(0.2, ge=0, le=1)
+    """Refuse a prompt where these languages have less than this share of the probability that they and the likeliest
+    other one have; text without a language, such as a formula, is kept."""
+    min_characters: int = Field(1, ge=1)
+    """Refuse shorter prompts."""
+    max_characters: int | None = Field(None, ge=1)
+    """Refuse longer prompts."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Refuse prompts of more tokens."""
+    tokenizer: Annotated[str | None, NotInFingerprint] = None
+    """Folder or Hub id of the tokenizer that counts them; default: the actor's."""
+    task_judge: Annotated[TaskJudge | None, NotInFingerprint] = None
+    """The model that labels rows without a task; without it such rows are refused."""
+    concurrency: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], NotInFingerprint] = "auto"
+    """Prompts at the judge at a time; auto: one is begun whenever the server could take one more request."""

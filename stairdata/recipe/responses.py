@@ -1,0 +1,31 @@
+"""Stage `responses`: answers of the actor, and test-time search."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from stairdata.recipe.section import Sampling
+from stairdata_schemas.fingerprints import NotInFingerprint
+
+
+class ResponsesSection(Sampling):
+    """Stage `responses`: answers of the actor, and test-time search."""
+
+    method: Literal["sample", "best_of_n"] = "sample"
+    """sample: one answer. best_of_n: n answers, the PRM's favourite is kept."""
+    n: int = Field(1, ge=1)
+    """Answers a prompt."""
+    prm: Annotated[str | None, NotInFingerprint] = None
+    """Folder of the process reward model that scores."""
+    max_tokens: int = Field(2048, ge=1)
+    """Tokens of one answer."""
+    concurrency: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], NotInFingerprint] = "auto"
+    """Prompts in flight at most; auto: one is begun whenever the server could take one more request."""
+
+    @model_validator(mode="after")
+    def _best_needs_a_judge(self) -> Self:
+        if self.method == "best_of_n" and self.prm is None:
+            raise ValueError("best_of_n needs a prm")
+        return self

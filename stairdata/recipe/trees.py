@@ -1,0 +1,88 @@
+"""Stage `trees`: SI-MCTS, and who rates answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from stairdata.recipe.endpoint import Endpoint
+from stairdata.recipe.section import MOST, Sampling, Section
+from stairdata_schemas.fingerprints import InFingerprintIfSet, NotInFingerprint
+
+
+class JudgeSection(Section):
+    """Who rates answers."""
+
+    kind: Literal["self", "rule", "reference", "endpoint"] = "self"
+    """self: the actor rates its own answers. rule: the published code's rule on safety prompts, the actor's
+    rating on the others. reference: no model; the rule, and word F1 against reference_answer. endpoint: another
+    model rates."""
+    style: Literal["reasoned", "direct"] = "reasoned"
+    """reasoned: a short assessment, then the score. direct: the score alone, in one token; where the server gives
+    log-probabilities it is the expected score over 1 to 5."""
+    cache: bool = True
+    """Judge equal answers of one tree once (the paper asks each time)."""
+    keep_text: bool = False
+    """Keep what the judge said, in the column `judgements`."""
+    temperature: float = Field(0.6, ge=0)
+    """Sampling temperature of the rating."""
+    top_p: float = Field(0.9, gt=0, le=1)
+    """Nucleus sampling of the rating."""
+    max_tokens: int = Field(256, ge=1)
+    """Tokens of one rating."""
+    reasks: int = Field(3, ge=0)
+    """How often a rating that can't be read is asked again before the judge counts as failed."""
+    endpoint: Annotated[Endpoint | None, InFingerprintIfSet] = None
+    """The judge's server, for kind endpoint."""
+
+    @model_validator(mode="after")
+    def _endpoint_is_named(self) -> Self:
+        if (self.kind == "endpoint") != (self.endpoint is not None):
+            raise ValueError("judge.endpoint goes with kind endpoint, and only with it")
+        return self
+
+
+class TreesSection(Sampling):
+    """Stage `trees`: SI-MCTS (paper section 3.2 and Algorithm 1)."""
+
+    iterations: int = Field(200, ge=1, le=MOST)
+    """Iterations of select, expand, evaluate, back up in each tree."""
+    samples: int = Field(4, ge=1)
+    """Steps sampled at one expansion (m)."""
+    max_depth: int = Field(7, ge=1)
+    """Depth at which nodes are not expanded any more."""
+    c: float = Field(1.5, ge=0)
+    """Exploration constant."""
+    score: Literal["ucb", "pucb"] = "ucb"
+    """How a child is selected. ucb: V + c sqrt(ln N_parent / N). pucb: V + c p sqrt(N_parent) / (1 + N), where p is the
+    mean probability of the child's tokens; needs a server that gives log-probabilities."""
+    prior: Literal["arithmetic", "geometric"] = "arithmetic"
+    """Which mean of the token probabilities p is."""
+    parallel: int = Field(1, ge=1)
+    """Rollouts of one tree at a time, kept apart by a virtual loss; more than 1 changes the search (a deviation from
+    the paper) and helps only where there are fewer prompts than the server could answer at once."""
+    virtual_loss: float = Field(1.0, ge=0)
+    """With parallel rollouts: reward taken from the nodes above a rollout under way."""
+    max_tokens: int = Field(2048, ge=1)
+    """Tokens of one step; a step cut there is dropped and counted."""
+    rollout_tokens: int = Field(2048, ge=1)
+    """Tokens of one rollout; cut there, it is judged as it stands."""
+    fused: bool = True
+    """Sample whole answers at an expansion: the first step of each is a child, the rest that child's first rollout,
+    backed up when the search first visits the child. The same distribution of trees in one request instead of m+1,
+    wherever no token limit cuts."""
+    visit_all_leaves: bool = True
+    """Evaluate every leaf that is still unvisited at the end."""
+    judge: JudgeSection = JudgeSection()
+    """Who rates answers."""
+    k1: float = Field(1.0, ge=1)
+    """Weight of safety times helpfulness in R = (k1 + k2) S + k1 S H."""
+    k2: float = Field(1.0, gt=0, le=1)
+    """Extra weight of safety in R."""
+    trees_per_prompt: int = Field(1, ge=1)
+    """Trees grown from each prompt, each with randomness of its own."""
+    round: int = Field(1, ge=0, le=MOST)
+    """Iteration of the self-improvement loop, written into the rows."""
+    concurrency: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], NotInFingerprint] = "auto"
+    """Trees in flight at most; auto: a tree is begun whenever the actor could take one more request."""
