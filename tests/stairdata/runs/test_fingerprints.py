@@ -40,7 +40,7 @@ from stairdata_schemas.fingerprints import counted, uncounted_fields
 if TYPE_CHECKING:
     from tests.conftest import StubServer
 
-UNCOUNTED = {
+UNCOUNTED: dict[type[BaseModel], set[str]] = {
     PromptSource: {"path", "license"},
     Endpoint: {
         "path", "base_url", "model", "tokenizer", "api_key_env", "concurrency", "timeout", "retries", "retry_seconds",
@@ -212,7 +212,7 @@ def test_rows_out_of_trees(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
         from_trees.build_from_trees(recipe, trees, BuildOptions(root=tmp_path))
         return plans[-1]
 
-    base = {"structured_cot": {"from_trees": {}}}
+    base: dict[str, Any] = {"structured_cot": {"from_trees": {}}}
     check(base, changes(FromTreesSection(), ("structured_cot", "from_trees")), planned)
 
 
