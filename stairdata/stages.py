@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from stairdata_training.scoring import PrmScorer
 
 BUILT_KINDS = ("prompts", "structured_cot", "trees", "preference_pairs", "prm_pairs", "responses")
-TRAINED_ON = {"sft": "structured_cot", "dpo": "preference_pairs", "prm": "prm_pairs"}
-"""The kind of artifact that each training stage takes."""
 
 
 class FullRecipe(Recipe):
@@ -135,31 +133,32 @@ def train_stage(
     Raises:
         TrainingError: the training extra is missing, or the data would train something else than meant.
     """
-    from stairdata_training.output import finished
+    from stairdata_training.plan import TrainingPlan
 
-    section = getattr(recipe, stage)
-    fingerprint = _fingerprint(stage, section.model_dump(mode="json"), artifact, model)
-    done = finished(output, fingerprint)
+    plan = TrainingPlan(stage, artifact, model, output, getattr(recipe, stage))
+    done = plan.finished()
     if done is not None:
-        return done
-    trainer = _trainer(stage)
+        return done  # before torch is imported, which takes seconds
+    _prepare_libraries()
+    from stairdata_training import running
+    from stairdata_training.dpo import dpo_trainer
+    from stairdata_training.prm import prm_trainer
+    from stairdata_training.sft import sft_trainer
 
     def on_progress(step: int, steps: int, logs: dict[str, float]) -> None:
         loss = f" (loss {logs['loss']:.3f})" if "loss" in logs else ""
         progress(f"train {stage}{loss}", step, steps)
 
-    summary: TrainingSummary = trainer(
-        artifact.dataset(),
-        model,
-        output,
-        section,
-        fingerprint=fingerprint,
-        on_progress=on_progress,
-    )
-    return summary
+    trainers: dict[str, running.BuildTrainer] = {"sft": sft_trainer, "dpo": dpo_trainer, "prm": prm_trainer}
+    return running.train(plan, trainers[stage], on_progress)
 
 
-def _trainer(stage: str) -> Any:
+def _prepare_libraries() -> None:
+    """Check that the training extra is there, and keep its notes off the terminal.
+
+    Raises:
+        TrainingError: it is not.
+    """
     from stairdata_schemas.errors import TrainingError
 
     try:
@@ -169,17 +168,3 @@ def _trainer(stage: str) -> Any:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    from stairdata_training.dpo import train_dpo
-    from stairdata_training.prm import train_prm
-    from stairdata_training.sft import train_sft
-
-    return {"sft": train_sft, "dpo": train_dpo, "prm": train_prm}[stage]
-
-
-def _fingerprint(stage: str, section: dict[str, Any], artifact: Artifact, model: str) -> str:
-    from stairdata_schemas.manifest import sha256_of_json
-    from stairdata_schemas.rendering import model_hash
-
-    start = model_hash(Path(model)) if Path(model).is_dir() else model
-    rows_decide = {key: value for key, value in section.items() if key not in {"model", "output"}}
-    return sha256_of_json([stage, rows_decide, artifact.manifest.content_hash, start])

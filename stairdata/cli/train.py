@@ -32,8 +32,9 @@ def train(
 ) -> None:
     """Train on an artifact; a finished model of the same data and settings is returned as it is."""
     from stairdata.runs.inputs import Inputs
-    from stairdata.stages import TRAINED_ON, train_stage
+    from stairdata.stages import train_stage
     from stairdata_schemas.errors import UsageError, quote, suggest
+    from stairdata_training.config import TRAINED_ON
 
     if stage not in TRAINED_ON:
         raise UsageError(f"can't train {quote(stage)}; {suggest(stage, TRAINED_ON)}")

@@ -43,11 +43,11 @@ def on_progress(step, total, metrics):
         sys.__stdout__.flush()
         open(job["fifo"]).read()
 train_sft(Dataset.from_list(job["rows"]), job["model"], Path(job["output"]), SftConfig(**job["config"]),
-          fingerprint=job["fingerprint"], on_progress=on_progress)
+          on_progress=on_progress)
 """
 
 
-def kill_in_training(tmp_path: Path, rows: Rows, model: Path, output: Path, stop: int, fingerprint: str = "f") -> None:
+def kill_in_training(tmp_path: Path, rows: Rows, model: Path, output: Path, stop: int) -> None:
     import os
 
     fifo = tmp_path / f"fifo-{stop}"
@@ -57,7 +57,6 @@ def kill_in_training(tmp_path: Path, rows: Rows, model: Path, output: Path, stop
         "model": str(model),
         "output": str(output),
         "config": CONFIG.model_dump(mode="json"),
-        "fingerprint": fingerprint,
         "stop": stop,
         "fifo": str(fifo),
     }
@@ -89,9 +88,9 @@ def test_a_killed_run_goes_on_and_ends_as_if_never_killed(
     kill_in_training(tmp_path, sft_rows, model, output, stop=6)
     assert not output.exists()
     steps: list[int] = []
-    resumed = train_sft(rows, model, output, CONFIG, fingerprint="f", on_progress=lambda step, *_: steps.append(step))
+    resumed = train_sft(rows, model, output, CONFIG, on_progress=lambda step, *_: steps.append(step))
     assert steps == [5, 6, 7, 8]  # the newest checkpoint is that of step 4; step 6 was killed before its own
-    straight = train_sft(rows, model, whole, CONFIG, fingerprint="f")
+    straight = train_sft(rows, model, whole, CONFIG)
     assert resumed.losses == straight.losses
     assert resumed.tokens == straight.tokens
     ours, theirs = weights(output), weights(whole)
@@ -101,9 +100,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_never_killed(
 
 
 @pytest.mark.slow
-def test_another_fingerprint_starts_afresh_after_a_kill(
-    models: dict[str, Path], sft_rows: Rows, tmp_path: Path
-) -> None:
+def test_other_settings_start_afresh_after_a_kill(models: dict[str, Path], sft_rows: Rows, tmp_path: Path) -> None:
     output, steps = tmp_path / "out", []
     kill_in_training(tmp_path, sft_rows, models["llama3"], output, stop=4)
     assert (outputs.partial_folder(output) / "checkpoints" / "checkpoint-2").is_dir()
@@ -111,8 +108,7 @@ def test_another_fingerprint_starts_afresh_after_a_kill(
         Dataset.from_list(sft_rows),
         models["llama3"],
         output,
-        CONFIG,
-        fingerprint="g",
+        CONFIG.model_copy(update={"seed": CONFIG.seed + 1}),
         on_progress=lambda step, *_: steps.append(step),
     )
     assert steps[0] == 1
@@ -133,6 +129,29 @@ def test_a_finished_output_is_returned_as_it_is(models: dict[str, Path], sft_row
     assert changed.steps == 3
     assert json.loads((output / "training.json").read_text(encoding="utf-8"))["summary"]["steps"] == 3
     assert not output.with_name("out.old").exists()
+
+
+def test_a_run_killed_before_its_last_rename_is_not_trained_again(
+    models: dict[str, Path], sft_rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, output = Dataset.from_list(sft_rows), tmp_path / "out"
+    steps: list[int] = []
+
+    def train() -> outputs.TrainingSummary:
+        config = CONFIG.model_copy(update={"max_steps": 2})
+        return train_sft(rows, models["chatml"], output, config, on_progress=lambda step, *_: steps.append(step))
+
+    def killed(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs, "publish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train()
+    assert not output.exists()
+    assert train().steps == 2
+    assert steps == [1, 2]
+    assert (output / "model.safetensors").is_file()
 
 
 def test_a_folder_of_somebody_else_is_left_alone(models: dict[str, Path], sft_rows: Rows, tmp_path: Path) -> None:
@@ -171,7 +190,9 @@ def test_a_kill_between_the_last_write_and_the_rename(tmp_path: Path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(outputs, "publish", lambda _: None)
         outputs.finish(output, "f", {}, summary_of(output))
+    assert outputs.finished(output, "f") is None  # nothing moves while the folder may be another process's
     assert not output.exists()
+    outputs.publish_finished(output)
     assert outputs.finished(output, "f") == summary_of(output)
     assert (output / "model.safetensors").read_text() == "new"
 
@@ -183,5 +204,6 @@ def test_a_kill_between_the_two_renames(tmp_path: Path) -> None:
     partial = outputs.start(output, "g")
     (partial / "training.json").write_text((output / "training.json").read_text().replace('"f"', '"g"'))
     output.rename(tmp_path / "out.old")
+    outputs.publish_finished(output)
     assert outputs.finished(output, "g") == summary_of(output)
     assert not (tmp_path / "out.old").exists()

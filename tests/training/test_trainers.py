@@ -142,7 +142,6 @@ def check_output(output: Path, config: Any, summary: TrainingSummary) -> None:
     record = json.loads((output / "training.json").read_text(encoding="utf-8"))
     assert record["config"]["learning_rate"] == config.learning_rate
     assert record["summary"]["steps"] == summary.steps == len(summary.losses)
-    assert record["fingerprint"] == "f1"
 
 
 def mean(values: list[float]) -> float:
@@ -163,7 +162,6 @@ def test_sft_end_to_end(models: dict[str, Path], family: str, sft_rows: Rows, tm
         models[family],
         output,
         sft_config(),
-        fingerprint="f1",
         on_progress=lambda step, total, metrics: calls.append((step, total, metrics["loss"])),
     )
     assert [(step, total) for step, total, _ in calls] == [(step, 12) for step in range(1, 13)]
@@ -182,14 +180,14 @@ def test_sft_end_to_end(models: dict[str, Path], family: str, sft_rows: Rows, tm
 def test_dpo_end_to_end(models: dict[str, Path], family: str, pair_rows: Rows, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    summary = train_dpo(Dataset.from_list(pair_rows), models[family], tmp_path / "dpo", dpo_config(), fingerprint="f1")
+    summary = train_dpo(Dataset.from_list(pair_rows), models[family], tmp_path / "dpo", dpo_config())
     assert_learned(summary)
     check_output(tmp_path / "dpo", dpo_config(), summary)
     assert AutoModelForCausalLM.from_pretrained(str(tmp_path / "dpo")).dtype == torch.bfloat16
 
 
 def test_prm_end_to_end(models: dict[str, Path], family: str, pair_rows: Rows, tmp_path: Path) -> None:
-    summary = train_prm(Dataset.from_list(pair_rows), models[family], tmp_path / "prm", prm_config(), fingerprint="f1")
+    summary = train_prm(Dataset.from_list(pair_rows), models[family], tmp_path / "prm", prm_config())
     assert_learned(summary)
     check_output(tmp_path / "prm", prm_config(), summary)
     scorer = PrmScorer.load(tmp_path / "prm")
@@ -231,7 +229,7 @@ def test_lora_is_merged(
     train, make = METHODS[method]
     rows = Dataset.from_list(sft_rows if method == "sft" else pair_rows)
     output = tmp_path / "out"
-    summary = train(rows, models[family], output, make(lora=lora), fingerprint="f1")
+    summary = train(rows, models[family], output, make(lora=lora))
     assert_learned(summary)
     check_output(output, make(), summary)
     if method == "prm":

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from stairdata_schemas.fingerprints import NotInFingerprint
+
 Precision = Literal["auto", "bf16", "fp32"]
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
+TRAINED_ON = {"sft": "structured_cot", "dpo": "preference_pairs", "prm": "prm_pairs"}
+"""The kind of artifact that each method trains on."""
 
 
 class LoraConfig(BaseModel):
@@ -26,13 +30,16 @@ class LoraConfig(BaseModel):
 
 
 class TrainingConfig(BaseModel):
-    """What the three trainings have in common."""
+    """What the three trainings have in common.
+
+    A field counts in the fingerprint of a training unless it is marked with `NotInFingerprint`.
+    """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
 
-    model: str | None = None
+    model: Annotated[str | None, NotInFingerprint] = None  # counted by its content
     """Model folder or Hub id to start from; without it the caller names one."""
-    output: str | None = None
+    output: Annotated[str | None, NotInFingerprint] = None
     """Folder the finished model is written to; without it the caller names one."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the rows."""
@@ -62,7 +69,7 @@ class TrainingConfig(BaseModel):
     """Arithmetic; weights are kept in 32 bits in any case. `auto` is bf16 where the processor has it."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: less memory, about a quarter more time."""
-    checkpoint_steps: int = Field(default=500, ge=1)
+    checkpoint_steps: Annotated[int, NotInFingerprint] = Field(default=500, ge=1)
     """Steps between checkpoints, from which a killed run goes on."""
     lora: LoraConfig | None = None
     """Train adapters instead of all weights."""

@@ -16,11 +16,14 @@ from stairdata_training.config import DpoConfig
 from stairdata_training.cpu import replace_fused_head
 from stairdata_training.models import adapter_config, align_config, load_causal_model
 from stairdata_training.output import TrainingSummary
-from stairdata_training.running import OnProgress, Plan, TrainerMixin, arguments, tokenised, train
+from stairdata_training.plan import TrainingPlan
+from stairdata_training.running import OnProgress, TrainerMixin, arguments, tokenised, train
 from stairdata_training.tokens import dpo_row, prepare_tokenizer, resize_embeddings
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from stairdata_schemas.artifacts import Artifact
 
 
 class DpoTrainer(TrainerMixin, TrlDpoTrainer):  # type: ignore[misc]
@@ -32,19 +35,18 @@ class DpoTrainer(TrainerMixin, TrlDpoTrainer):  # type: ignore[misc]
 
 
 def train_dpo(
-    rows: Dataset,
+    rows: Artifact | Dataset,
     model: str | Path,
     output: Path,
     config: DpoConfig,
     *,
-    fingerprint: str = "",
     on_progress: OnProgress | None = None,
 ) -> TrainingSummary:
     """Train actor k into actor k+1 on pairs of steps (paper, section 3.3); the reference is actor k.
 
-    Args and errors are those of `train_sft`, rows have the columns of the kind `preference_pairs`.
+    Args and errors are those of `train_sft`, rows are of the kind `preference_pairs`.
     """
-    return train(Plan("dpo", rows, model, output, config, dpo_trainer), fingerprint, on_progress)
+    return train(TrainingPlan("dpo", rows, model, output, config), dpo_trainer, on_progress)
 
 
 def dpo_trainer(rows: Dataset, model: str | Path, config: DpoConfig, partial: Path, fingerprint: str) -> Any:

@@ -68,20 +68,23 @@ def locked(output: Path) -> Iterator[None]:
 
 
 def finished(output: Path, fingerprint: str) -> TrainingSummary | None:
-    """Return the summary of a finished training with this fingerprint, or None.
+    """Return the summary of a finished training with this fingerprint, or None; moves nothing, so needs no lock.
 
     Raises:
         TrainingError: the folder is there and holds something that no training wrote.
     """
-    partial = partial_folder(output)
-    if (partial / TRAINING_FILE).is_file():
-        publish(output)  # the process was killed between the last write and the rename
     if output.is_dir() and any(output.iterdir()) and not (output / TRAINING_FILE).is_file():
         raise TrainingError(
             f"{output} is not empty and holds no {TRAINING_FILE}, so no training wrote it; choose another output folder"
         )
     record = _read(output / TRAINING_FILE)
     return _summary(output, record["summary"]) if record.get("fingerprint") == fingerprint else None
+
+
+def publish_finished(output: Path) -> None:
+    """Publish a model whose process was killed between its last write and the rename; the folder must be locked."""
+    if (partial_folder(output) / TRAINING_FILE).is_file():
+        publish(output)
 
 
 def start(output: Path, fingerprint: str) -> Path:

@@ -16,11 +16,14 @@ from stairdata_schemas.rendering import load_tokenizer
 from stairdata_training.config import PrmConfig
 from stairdata_training.models import adapter_config, align_config, load_reward_model
 from stairdata_training.output import TrainingSummary
-from stairdata_training.running import OnProgress, Plan, TrainerMixin, arguments, tokenised, train
+from stairdata_training.plan import TrainingPlan
+from stairdata_training.running import OnProgress, TrainerMixin, arguments, tokenised, train
 from stairdata_training.tokens import prepare_tokenizer, prm_row, resize_embeddings
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from stairdata_schemas.artifacts import Artifact
 
 
 class PrmTrainer(TrainerMixin, TrlRewardTrainer):  # type: ignore[misc]
@@ -28,19 +31,18 @@ class PrmTrainer(TrainerMixin, TrlRewardTrainer):  # type: ignore[misc]
 
 
 def train_prm(
-    rows: Dataset,
+    rows: Artifact | Dataset,
     model: str | Path,
     output: Path,
     config: PrmConfig,
     *,
-    fingerprint: str = "",
     on_progress: OnProgress | None = None,
 ) -> TrainingSummary:
     """Train a reward model of partial and whole answers (paper, section 3.4), starting from the last actor.
 
-    Args and errors are those of `train_sft`, rows have the columns of the kind `prm_pairs`.
+    Args and errors are those of `train_sft`, rows are of the kind `prm_pairs`.
     """
-    return train(Plan("prm", rows, model, output, config, prm_trainer), fingerprint, on_progress)
+    return train(TrainingPlan("prm", rows, model, output, config), prm_trainer, on_progress)
 
 
 def prm_trainer(rows: Dataset, model: str | Path, config: PrmConfig, partial: Path, fingerprint: str) -> Any:

@@ -9,25 +9,25 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
 from stairdata_schemas.errors import TrainingError
-from stairdata_schemas.manifest import sha256_of_json
-from stairdata_schemas.rendering import model_hash
 from stairdata_training import output as outputs
 from stairdata_training.config import TrainingConfig
 from stairdata_training.cpu import keep_freed_memory
 from stairdata_training.models import save_model, uses_bf16
 from stairdata_training.output import TrainingSummary
+from stairdata_training.plan import TrainingPlan
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 OnProgress = Callable[[int, int, dict[str, float]], None]
+BuildTrainer = Callable[["Dataset", str | Path, Any, Path, str], Any]
 _BATCHES_SORTED_TOGETHER = 50
 
 
@@ -86,6 +86,9 @@ class TrainerMixin:
 class _Progress(TrainerCallback):  # type: ignore[misc]
     def __init__(self, on_progress: OnProgress | None) -> None:
         self.on_progress = on_progress
+
+    def on_train_begin(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
+        state.save_steps = args.save_steps  # a resumed state brings that of the run that was killed
 
     def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step >= state.max_steps:
@@ -153,31 +156,26 @@ def tokenised(
     )
 
 
-class Plan(NamedTuple):
-    """One training: what, from what, to where."""
+def train(plan: TrainingPlan, build: BuildTrainer, on_progress: OnProgress | None) -> TrainingSummary:
+    """Run a training to a finished folder, or return the summary of the one that is there.
 
-    method: str
-    rows: Dataset
-    model: str | Path
-    output: Path
-    config: Any
-    """Settings of that method."""
-    build: Callable[[Any, str | Path, Any, Path, str], Any]
-    """Makes the trainer of rows, model, settings, partial folder and fingerprint."""
-
-
-def train(plan: Plan, fingerprint: str, on_progress: OnProgress | None) -> TrainingSummary:
-    """Run a training to a finished folder, or return the summary of the one that is there."""
+    Args:
+        plan: what to train.
+        build: makes the trainer of rows, model, settings, partial folder and fingerprint.
+        on_progress: called after each step with step, number of steps, and metrics.
+    """
     check_one_device()
     keep_freed_memory()
-    output = plan.output.absolute()
-    fingerprint = fingerprint or fingerprint_of(plan.rows, plan.model, plan.config)
+    output, fingerprint = plan.output.absolute(), plan.fingerprint
     with outputs.locked(output), quiet():
         done = outputs.finished(output, fingerprint)
+        if done is None:
+            outputs.publish_finished(output)
+            done = outputs.finished(output, fingerprint)
         if done is not None:
             return done
         partial = outputs.start(output, fingerprint)
-        trainer = plan.build(plan.rows, plan.model, plan.config, partial, fingerprint)
+        trainer = build(plan.rows(), plan.model, plan.config, partial, fingerprint)
         summary = _run(trainer, plan.method, output, partial, on_progress)
         save_model(trainer.model, trainer.processing_class, partial)
         settings = plan.config.model_dump(mode="json") | {"model": str(plan.model)}
@@ -211,13 +209,6 @@ def _run(trainer: Any, method: str, output: Path, partial: Path, on_progress: On
 def _tokens_so_far(checkpoint: Path) -> int:
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     return int(max(entry.get("num_tokens", 0) for entry in state["log_history"]))
-
-
-def fingerprint_of(rows: Dataset, model: str | Path, config: TrainingConfig) -> str:
-    """Hash what decides the result, for a caller that has no fingerprint of its own."""
-    source = model_hash(Path(model)) if Path(model).is_dir() else str(model)
-    settings = config.model_dump(mode="json", exclude={"model", "output", "checkpoint_steps"})
-    return sha256_of_json([type(config).__name__, settings, source, [dict(row) for row in rows]])
 
 
 def check_one_device() -> None:

@@ -13,11 +13,14 @@ from stairdata_training.config import SftConfig
 from stairdata_training.cpu import replace_fused_head
 from stairdata_training.models import adapter_config, align_config, load_causal_model
 from stairdata_training.output import TrainingSummary
-from stairdata_training.running import OnProgress, Plan, TrainerMixin, arguments, tokenised, train
+from stairdata_training.plan import TrainingPlan
+from stairdata_training.running import OnProgress, TrainerMixin, arguments, tokenised, train
 from stairdata_training.tokens import prepare_tokenizer, resize_embeddings, sft_row
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from stairdata_schemas.artifacts import Artifact
 
 
 class SftTrainer(TrainerMixin, TrlSftTrainer):  # type: ignore[misc]
@@ -25,30 +28,30 @@ class SftTrainer(TrainerMixin, TrlSftTrainer):  # type: ignore[misc]
 
 
 def train_sft(
-    rows: Dataset,
+    rows: Artifact | Dataset,
     model: str | Path,
     output: Path,
     config: SftConfig,
     *,
-    fingerprint: str = "",
     on_progress: OnProgress | None = None,
 ) -> TrainingSummary:
     """Fine-tune a chat model on structured reasoning, the four tags added as tokens.
 
+    A finished output of the same rows, model and settings is returned as it is, and a killed run of the same goes on.
+
     Args:
-        rows: columns of the kind `structured_cot`.
+        rows: an artifact of the kind `structured_cot`, recognised by its content hash as on the command line, or a
+            dataset with its columns, recognised by a hash of its rows.
         model: model folder or Hub id to start from.
         output: folder of the finished model; it appears only when whole.
         config: settings.
-        fingerprint: what decides the result; a finished output of the same is returned as it is, and a killed
-            run of the same goes on. By default a hash of rows, model and settings.
         on_progress: called after each step with step, number of steps, and metrics.
 
     Raises:
         TrainingError: a row that can't be trained on as it is, or an output that isn't ours.
         ModelError: no usable model or tokenizer.
     """
-    return train(Plan("sft", rows, model, output, config, sft_trainer), fingerprint, on_progress)
+    return train(TrainingPlan("sft", rows, model, output, config), sft_trainer, on_progress)
 
 
 def sft_trainer(rows: Dataset, model: str | Path, config: SftConfig, partial: Path, fingerprint: str) -> Any:
