@@ -8,10 +8,8 @@ nothing else is.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 from stairdata.generators.answers import kept_names
@@ -20,15 +18,15 @@ from stairdata.generators.lesson_plan import BATCHES, under_way_elsewhere
 from stairdata.generators.options import BuildOptions
 from stairdata.generators.runner import JOURNAL, RunResult, Unit, run_units
 from stairdata.generators.teacher import Lesson, make_request
-from stairdata.llm.batch_ledger import ENDED, PREPARED, TURNED_AWAY, Answer, Item, Job, Ledger, Limits, read_answer
-from stairdata.llm.batches import BatchApi, is_worth_another_try
-from stairdata.llm.budget import Budget, Spent
-from stairdata.llm.client import Generation, chat_body, most_read
-from stairdata.llm.outcomes import Outcome, RequestFailedError
-from stairdata.llm.session import open_client
+from stairdata.llm.batch_ledger import BatchLimits, BatchRequest
+from stairdata.llm.batch_queue import BatchQueue
+from stairdata.llm.batch_states import ENDED, BatchState
+from stairdata.llm.budget import Budget
+from stairdata.llm.client import Generation, chat_body
+from stairdata.llm.outcomes import RequestFailedError
 from stairdata.llm.tokens import token_count
 from stairdata_schemas.building import Build
-from stairdata_schemas.errors import BudgetError, RecipeError, ServerError, UsageError, quote
+from stairdata_schemas.errors import ServerError, UsageError, quote
 from stairdata_schemas.files import read_journal
 
 
@@ -45,50 +43,34 @@ def run_batches(build: Build, pupils: Class, options: BuildOptions, budget: Budg
         BudgetError: a limit keeps requests from being submitted.
     """
     assert options.batch is not None
-    desk = Desk(build.work, pupils, budget)
-    if options.batch != "submit" and not desk.has_jobs:
+    batches = TeacherBatches(build.work, pupils, budget)
+    if options.batch != "submit" and not batches.queue.jobs:
         raise UsageError(
             f"no batch was submitted for this build{under_way_elsewhere(build.folder)}; `--batch` alone submits one"
         )
     try:
-        asyncio.run(desk.act(options.batch))
+        asyncio.run(batches.act(options.batch))
     finally:
-        options.tell(desk.table())
+        options.tell(batches.table())
     if options.batch in {"status", "cancel"}:
         return None
-    return _collect(build, pupils, options, budget, desk)
+    return _collect(build, pupils, options, budget, batches)
 
 
-class Desk:
-    """What was asked, what was answered, and what is still to be asked."""
+class TeacherBatches:
+    """What teachers were asked in batches, what they answered, and what is still to be asked."""
 
     def __init__(self, work: Path, pupils: Class, budget: Budget) -> None:
         self._pupils = pupils
-        self._budget = budget
-        self._ledger = Ledger(work / BATCHES)
-        self._log = work / "server.log"
+        section = pupils.recipe.structured_cot.batch
+        limits = BatchLimits(section.max_requests, section.max_bytes, section.max_enqueued_tokens)
+        self.queue = BatchQueue(work / BATCHES, pupils.teachers, limits, "structured_cot.batch", budget)
         self._is_waiting = False
         self._rows = {record["key"] for record in read_journal(work / JOURNAL)}
         self._answered_live = {
-            self.request_id_of(unit, *name.split("/")[1:])
-            for unit, name in kept_names(work)
-            if name.startswith("teacher/")
+            _request_id(unit, *name.split("/")[1:]) for unit, name in kept_names(work) if name.startswith("teacher/")
         }
         self._units = [unit for unit in pupils.units() if unit.key not in self._rows]
-        self.answers: dict[str, Answer] = {}
-        self.failures: dict[str, list[Outcome]] = {}
-        self.details: dict[str, str] = {}
-        self._look()
-
-    @property
-    def has_jobs(self) -> bool:
-        """Tell whether anything was ever submitted."""
-        return bool(self._ledger.jobs)
-
-    @property
-    def pending(self) -> set[str]:
-        """The ids of requests under way."""
-        return self._ledger.pending()
 
     def known(self, teacher: int, lesson: Lesson) -> Generation | None:
         """Return the answer of a teacher, if it came.
@@ -96,154 +78,64 @@ class Desk:
         Raises:
             RequestFailedError: the model refused, or a filter withheld the answer.
         """
-        answer = self.answers.get(self.request_id(teacher, lesson))
-        return read_answer(answer) if answer else None
+        return self.queue.results.answer(self.request_id(teacher, lesson))
+
+    def failure(self, teacher: int, lesson: Lesson) -> RequestFailedError:
+        """Say why there is no answer, and will be none."""
+        failure = self.queue.results.failures[self.request_id(teacher, lesson)]
+        return RequestFailedError(failure.outcomes, failure.detail)
 
     def decided(self) -> list[Unit]:
         """Return the units without a row of which every request is answered, or has failed for good."""
         return [unit for unit in self._units if all(self.is_over(id_) for id_ in self._ids(unit))]
 
     def is_complete(self) -> bool:
-        """Tell whether every unit has a row or is decided."""
+        """Return whether every unit has a row or is decided."""
         return len(self.decided()) == len(self._units)
 
     def is_over(self, id_: str) -> bool:
-        """Tell whether nothing more is to be asked about a request."""
-        return id_ in self.answers or id_ in self._answered_live or self._has_failed(id_)
+        """Return whether nothing more is to be asked about a request."""
+        return id_ in self._answered_live or self.queue.results.is_over(id_)
 
     def request_id(self, teacher: int, lesson: Lesson) -> str:
         """Return the id of the request to a teacher about a prompt."""
-        return self.request_id_of(lesson.prompt_id, str(teacher), str(lesson.ask))
-
-    @staticmethod
-    def request_id_of(prompt_id: str, teacher: str, ask: str) -> str:
-        """Put an id together."""
-        return f"{prompt_id}-{teacher}-{ask}"
+        return _request_id(lesson.prompt_id, str(teacher), str(lesson.ask))
 
     def unasked(self, teacher: int, lessons: Iterable[Lesson]) -> Iterator[Lesson]:
         """Yield the prompts whose request to a teacher is neither answered, nor under way, nor hopeless."""
-        pending = self.pending
+        pending = self.queue.pending
         for lesson in lessons:
             id_ = self.request_id(teacher, lesson)
             if id_ not in pending and not self.is_over(id_):
                 yield lesson
 
-    def forget_unsent(self) -> None:
-        """Let go of batches that never left this machine."""
-        self._ledger.forget_unsent()
-
     async def act(self, action: str) -> None:
-        """Talk to the servers."""
-        wanted = set(range(len(self._pupils.teachers))) if action == "submit" else set()
-        under_way = {job.teacher for job in self._ledger.jobs if not job.is_collected}
-        async with self._open_apis(wanted | under_way) as apis:
-            for job in self._ledger.jobs:
-                if not job.is_collected and job.status not in {"failed", TURNED_AWAY}:
-                    await apis[job.teacher].refresh(job, self._ledger)
-                    if action == "cancel":
-                        await self._cancel(job, apis[job.teacher])
+        """Do what `--batch` says at the servers.
+
+        Raises:
+            RecipeError: a single request is larger than the queue.
+            ServerError: the Batch API can't be reached, or refused a batch as a whole or for all that it asks.
+            BudgetError: a limit keeps requests from being submitted.
+        """
+        teachers = range(len(self._pupils.teachers)) if action == "submit" else ()
+        async with self.queue.connect(teachers):
+            await (self.queue.cancel() if action == "cancel" else self.queue.refresh())
             if action in {"submit", "collect"}:
-                await self._download(apis)
-            self._look()
-            self._check_failed()
-            if action == "submit":
-                for teacher, api in apis.items():
-                    await self._submit(teacher, api)
+                await self._collect_answers()
+            self.queue.check_failed()
+            for teacher in teachers:
+                self._is_waiting |= not await self.queue.submit(teacher, self._missing(teacher))
 
-    async def _cancel(self, job: Job, api: BatchApi) -> None:
-        if job.batch_id is None:
-            await api.find(job, self._ledger)
-        if job.batch_id is None:
-            self._ledger.let_go(job, "cancelled")  # it was never submitted
-        elif job.is_pending and job.status not in ENDED:
-            await api.cancel(job, self._ledger)
-
-    @asynccontextmanager
-    async def _open_apis(self, teachers: set[int]) -> AsyncIterator[dict[int, BatchApi]]:
-        async with AsyncExitStack() as stack:
-            apis = {}
-            for number in sorted(teachers):
-                endpoint = self._pupils.teachers[number]
-                client = await stack.enter_async_context(open_client(endpoint, self._log, budget=self._budget))
-                apis[number] = BatchApi(client)
-            yield apis
-
-    async def _download(self, apis: dict[int, BatchApi]) -> None:
-        blockers: list[str] = []
-        for job in self._ledger.jobs:
-            if job.is_collected or job.status not in ENDED - {"failed"}:
-                continue
-            await apis[job.teacher].download(job, self._ledger)
-            spent = self._ledger.spent_by(job, partial(self._price, job.teacher))
-            job.spent_tokens, job.spent_cost = spent
-            job.is_collected = True
-            blocker = self._ledger.blocker(job)
-            blockers += [blocker] if blocker else []
-            self._ledger.save()
-        if blockers:
+    async def _collect_answers(self) -> None:
+        refusals = await self.queue.collect()
+        if refusals:
             raise ServerError(
-                f"the server refused requests of a batch for a reason that all share ({quote(blockers[0])}); they "
+                f"the server refused requests of a batch for a reason that all share ({quote(refusals[0])}); they "
                 "count as missing: mend the key or the account, or set structured_cot.teacher.format to text where it "
                 "has no structured outputs, then `--batch` submits them again"
             )
 
-    async def _submit(self, teacher: int, api: BatchApi) -> None:
-        for prepared in self._ledger.jobs:
-            if prepared.teacher == teacher and prepared.status == PREPARED:
-                await api.submit(prepared, self._ledger)
-        items = self._missing(teacher)
-        while (first := next(items, None)) is not None:
-            room = self._room(teacher, first)
-            if room is not None and first.prompt_tokens > room:
-                self._is_waiting = True
-                return
-            allowed, broken = self._within_budget(chain([first], items))
-            job, left = self._ledger.prepare(teacher, allowed, self._limits(room))
-            if job is not None:
-                self._budget.elsewhere = self._ledger.spent()
-                await api.submit(job, self._ledger)
-            if broken:
-                raise BudgetError(
-                    f"{broken[0]}; {len(self.pending)} requests are submitted, the others are not: raise it "
-                    "and run the same command again, or collect"
-                )
-            items = chain([left] if left else [], items)
-
-    def _limits(self, room: int | None) -> Limits:
-        section = self._pupils.recipe.structured_cot.batch
-        return Limits(section.max_requests, section.max_bytes, room)
-
-    def _room(self, teacher: int, item: Item) -> int | None:
-        """Return how many prompt tokens may still be enqueued; None is no limit."""
-        most = self._pupils.recipe.structured_cot.batch.max_enqueued_tokens
-        if most is None:
-            return None
-        if item.prompt_tokens > most:
-            raise RecipeError(
-                f"one request of {item.prompt_tokens} prompt tokens is more than "
-                f"structured_cot.batch.max_enqueued_tokens {most}"
-            )
-        accounts = [(each.base_url, each.api_key_env, each.model) for each in self._pupils.teachers]
-        sharing = [number for number, account in enumerate(accounts) if account == accounts[teacher]]
-        return most - self._ledger.enqueued(sharing)
-
-    def _within_budget(self, items: Iterable[Item]) -> tuple[Iterator[Item], list[str]]:
-        """Let items through as long as the limits hold them all; the list says which one broke."""
-        broken: list[str] = []
-
-        def allowed() -> Iterator[Item]:
-            total = Spent()
-            for item in items:
-                total = total.plus(item.most)
-                reason = self._budget.broken_by(total, "the next requests")
-                if reason is not None:
-                    broken.append(reason)
-                    return
-                yield item
-
-        return allowed(), broken
-
-    def _missing(self, teacher: int) -> Iterator[Item]:
+    def _missing(self, teacher: int) -> Iterator[BatchRequest]:
         """Write the requests that are neither answered, nor under way, nor hopeless."""
         pupils = self._pupils
         who = pupils.teachers[teacher]
@@ -257,42 +149,7 @@ class Desk:
                 seed=request.seed,
                 **request.options,
             )
-            most = self._price(teacher, most_read(body), request.max_tokens)
-            yield Item(self.request_id(teacher, lesson), body, count(request.content), most)
-
-    def _price(self, teacher: int, prompt_tokens: int, completion_tokens: int) -> Spent:
-        name = self._pupils.teachers[teacher].name
-        full = self._budget.price(name, prompt_tokens, completion_tokens)
-        price = self._budget.prices.get(name)
-        return full._replace(cost=full.cost * (price.batch if price else 1))
-
-    def _look(self) -> None:
-        self.answers, self.failures, self.details = self._ledger.results()
-        self._budget.elsewhere = self._ledger.spent()
-
-    def _check_failed(self) -> None:
-        """Stop at batches that were refused as a whole, once: the next `--batch` submits their requests anew."""
-        failed = [job for job in self._ledger.jobs if job.status == "failed" and not job.is_collected]
-        for job in failed:
-            self._ledger.let_go(job, "failed")
-        if failed:
-            others = f" (and {len(failed) - 1} others)" if len(failed) > 1 else ""
-            raise ServerError(
-                f"batch {failed[0].batch_id}{others} was refused as a whole: {quote(failed[0].error)}; mend what it "
-                "says, then `--batch` submits its requests again"
-            )
-
-    def _has_failed(self, id_: str) -> bool:
-        outcomes = self.failures.get(id_, [])
-        if not outcomes:
-            return False
-        retries = self._pupils.teachers[int(id_.split("-")[1])].retries
-        return not is_worth_another_try(outcomes[-1]) or len(outcomes) > retries
-
-    def failure(self, teacher: int, lesson: Lesson) -> RequestFailedError:
-        """Say why there is no answer, and will be none."""
-        id_ = self.request_id(teacher, lesson)
-        return RequestFailedError(self.failures[id_], self.details[id_])
+            yield BatchRequest(self.request_id(teacher, lesson), body, count(request.content))
 
     def _ids(self, unit: Unit) -> list[str]:
         lesson = self._pupils.lessons[unit.key]
@@ -301,45 +158,53 @@ class Desk:
     def table(self) -> str:
         """Return the batches and what is left, for the user."""
         lines = [f"  {'batch':<40}  {'status':<12}  {'answered':>9}  {'failed':>7}  {'of':>7}"]
-        for job in self._ledger.jobs:
-            status = "collected" if job.is_collected and job.status in {"completed", "expired"} else job.status
+        for job in self.queue.jobs:
+            is_collected = job.is_closed and job.state in {BatchState.COMPLETED, BatchState.EXPIRED}
+            status = "collected" if is_collected else job.state
             name = job.batch_id or f"(no id yet) {job.key}"
             lines.append(f"  {name:<40}  {status:<12}  {job.completed:>9,}  {job.failed:>7,}  {job.requests:>7,}")
-        pending = self._ledger.pending()
-        asked = [(unit, id_) for unit in self._units for id_ in self._ids(unit)]
-        missing = sum(1 for _, id_ in asked if id_ not in pending and not self.is_over(id_))
+        pending = self.queue.pending
+        asked = [id_ for unit in self._units for id_ in self._ids(unit)]
+        missing = sum(1 for id_ in asked if id_ not in pending and not self.is_over(id_))
         lines.append(
             f"  {len(self._rows):,} rows made, {len(self.decided()):,} prompts answered and not yet rows, "
             f"{len(pending):,} requests under way, {missing:,} missing"
         )
-        if self.failures:
-            id_, outcomes = next(reversed(self.failures.items()))
+        failures = self.queue.results.failures
+        if failures:
+            last = next(reversed(failures.values()))
             lines.append(
-                f"  {len(self.failures):,} requests failed in batches, the last one by {outcomes[-1]}: "
-                f"{quote(self.details[id_])}"
+                f"  {len(failures):,} requests failed in batches, the last one by {last.outcomes[-1]}: "
+                f"{quote(last.detail)}"
             )
         if self._is_waiting:
             lines.append("  the missing wait for room in the queue (max_enqueued_tokens): run `--batch` again later")
         elif missing:
             lines.append("  `--batch` submits the missing")
-        if any(not job.is_collected and job.status in ENDED for job in self._ledger.jobs):
+        if any(not job.is_closed and job.state in ENDED for job in self.queue.jobs):
             lines.append("  `--batch collect` makes rows of what has ended")
         return "\n".join(["batches:", *lines])
 
 
-def _collect(build: Build, pupils: Class, options: BuildOptions, budget: Budget, desk: Desk) -> RunResult | None:
+def _request_id(prompt_id: str, teacher: str, ask: str) -> str:
+    return f"{prompt_id}-{teacher}-{ask}"
+
+
+def _collect(
+    build: Build, pupils: Class, options: BuildOptions, budget: Budget, batches: TeacherBatches
+) -> RunResult | None:
     """Make rows of what is answered; the result counts only once all is."""
-    is_complete = desk.is_complete()
-    units = pupils.units() if is_complete else desk.decided()
-    asks = [partial(_ask, desk, index) for index in range(len(pupils.teachers))]
+    is_complete = batches.is_complete()
+    units = pupils.units() if is_complete else batches.decided()
+    asks = [partial(_ask, batches, index) for index in range(len(pupils.teachers))]
     work = partial(open_classroom, build, pupils, options, budget, None, asks)
     result = run_units(build, units, work, budget, options, pupils.recipe.structured_cot.concurrency)
     return result if is_complete else None
 
 
-async def _ask(desk: Desk, teacher: int, lesson: Lesson) -> Generation:
+async def _ask(batches: TeacherBatches, teacher: int, lesson: Lesson) -> Generation:
     """Return the answer out of a batch."""
-    answer = desk.known(teacher, lesson)
+    answer = batches.known(teacher, lesson)
     if answer is None:
-        raise desk.failure(teacher, lesson)
+        raise batches.failure(teacher, lesson)
     return answer

@@ -105,16 +105,17 @@ def batch_answers(build: Build, pupils: Class, budget: Budget) -> Known:
     """
     if not (build.work / BATCHES).is_dir():
         return lambda _number, _lesson: None
-    from stairdata.generators.teacher_batches import Desk
+    from stairdata.generators.teacher_batches import TeacherBatches
 
-    desk = Desk(build.work, pupils, budget)
-    desk.forget_unsent()
-    if desk.pending:
+    batches = TeacherBatches(build.work, pupils, budget)
+    batches.queue.withdraw_unsent()
+    pending = batches.queue.pending
+    if pending:
         raise UsageError(
-            f"{len(desk.pending)} requests of {build.reference} are under way in batches; collect them with `--batch "
+            f"{len(pending)} requests of {build.reference} are under way in batches; collect them with `--batch "
             "collect`, or cancel them with `--batch cancel` and then collect"
         )
-    return desk.known
+    return batches.known
 
 
 def _ask_now(build: Build, pupils: Class, options: BuildOptions) -> tuple[RunResult, Budget]:

@@ -15,7 +15,7 @@ from stairdata.generators.lesson_plan import (
 )
 from stairdata.generators.options import BuildOptions
 from stairdata.generators.teacher import Lesson, Templates, make_request, response_format
-from stairdata.generators.teacher_batches import Desk
+from stairdata.generators.teacher_batches import TeacherBatches
 from stairdata.generators.unfinished import rows_in, words_on
 from stairdata.llm.budget import MILLION, Budget, unpriced
 from stairdata.llm.tokens import token_count
@@ -71,8 +71,8 @@ def _what_is_left(recipe: Recipe, options: BuildOptions) -> Left | Artifact:
     lessons = [pupils.lessons[unit.key] for unit in pupils.units() if unit.key not in rows]
     unasked = [lessons] * len(teachers)
     if there is not None and not options.retry_quarantined:  # what is tried again is asked anew
-        desk = Desk(there / WORK, pupils, Budget())
-        unasked = [list(desk.unasked(number, lessons)) for number in range(len(teachers))]
+        batches = TeacherBatches(there / WORK, pupils, Budget())
+        unasked = [list(batches.unasked(number, lessons)) for number in range(len(teachers))]
     words = words_on("structured_cot", there, len(rows))
     spared = len(lessons) * len(teachers) - sum(map(len, unasked))
     return Left(lessons, unasked, words + (f"; {spared:,} requests are answered or under way" if spared else ""))
