@@ -18,6 +18,7 @@ from openai.types.chat import ChatCompletionMessageParam
 from openai.types.chat.chat_completion import Choice as ChatChoice
 
 from stairdata.llm.budget import Budget
+from stairdata.llm.concurrency import MOST, START
 from stairdata.llm.outcomes import (
     UNREACHABLE,
     AttemptFailedError,
@@ -27,7 +28,7 @@ from stairdata.llm.outcomes import (
     RetryLimits,
     with_retries,
 )
-from stairdata.llm.window import MOST, START, Window
+from stairdata.llm.window import Window
 from stairdata.recipe import Endpoint
 from stairdata_schemas.errors import ServerError, quote
 

@@ -144,14 +144,15 @@ def batch_answers(build: Build, job: TeacherJob, budget: Budget) -> BatchAnswer:
         return lambda _number, _prompt: None
     from stairdata.generators.structured_cot.batches import TeacherBatches
 
-    desk = TeacherBatches(build.work, job, budget)
-    desk.forget_unsent()
-    if desk.pending:
+    batches = TeacherBatches(build.work, job, budget)
+    batches.queue.withdraw_unsent()
+    pending = batches.queue.pending
+    if pending:
         raise UsageError(
-            f"{len(desk.pending)} requests of {build.reference} are under way in batches; collect them with `--batch "
+            f"{len(pending)} requests of {build.reference} are under way in batches; collect them with `--batch "
             "collect`, or cancel them with `--batch cancel` and then collect"
         )
-    return desk.known
+    return batches.known
 
 
 def _ask_live(build: Build, job: TeacherJob, options: BuildOptions, budget: Budget) -> RunResult:

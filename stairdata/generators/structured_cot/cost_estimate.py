@@ -83,8 +83,8 @@ def _what_is_left(
     left = [job.prompts[unit.key] for unit in job.units() if unit.key not in rows]
     unasked = [left] * len(teachers)
     if there is not None and not asking.retry_quarantined:  # what is tried again is asked anew
-        desk = TeacherBatches(there / WORK, job, Budget())
-        unasked = [list(desk.unasked(number, left)) for number in range(len(teachers))]
+        batches = TeacherBatches(there / WORK, job, Budget())
+        unasked = [list(batches.unasked(number, left)) for number in range(len(teachers))]
     words = words_on("structured_cot", there, len(rows))
     spared = len(left) * len(teachers) - sum(map(len, unasked))
     return RemainingWork(left, unasked, words + (f"; {spared:,} requests are answered or under way" if spared else ""))

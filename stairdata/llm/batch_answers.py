@@ -1,0 +1,203 @@
+"""The files that a batch came back in: one line of JSON a request, in any order, answers and errors apart.
+
+The servers' lines are read as leniently as live answers. A line that can't be read is nobody's, and so is one of a
+request that was not tried: it counts as missing and is submitted again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from openai.types.chat import ChatCompletion
+
+from stairdata.llm.batch_ledger import BatchJob, Ledger
+from stairdata.llm.batch_states import BatchState
+from stairdata.llm.client import Generation, read_chat, whole_number
+from stairdata.llm.outcomes import (
+    RETRIED,
+    MalformedAnswerError,
+    Outcome,
+    RequestFailedError,
+    has_no_format,
+    outcome_of_status,
+)
+
+
+class AnswerPlace(NamedTuple):
+    """Where an answer is on disk."""
+
+    path: Path
+    begin: int
+    """The byte at which its line begins."""
+
+
+class BatchFailure(NamedTuple):
+    """How the tries of a request without an answer ended."""
+
+    outcomes: list[Outcome]
+    """Of each try, in order; a batch in which it did not come to its turn was none."""
+    detail: str
+    """The server's words on the last one."""
+    retries: int
+    """So many tries are made after the first."""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the request is not worth another try, or has had all of them."""
+        return self.outcomes[-1] not in RETRIED or len(self.outcomes) > self.retries
+
+
+class BatchResults:
+    """What the closed batches of a ledger have brought.
+
+    Args:
+        ledger: says which batches are closed, and where their files are.
+        retries: of each endpoint, in the order of their numbers.
+    """
+
+    def __init__(self, ledger: Ledger, retries: Sequence[int]) -> None:
+        self._ledger = ledger
+        self._retries = retries
+        self._places: dict[str, AnswerPlace] = {}
+        self.failures: dict[str, BatchFailure] = {}
+        """By the id of the request; of those that may be tried again, too."""
+        self.read()
+
+    def answer(self, id_: str) -> Generation | None:
+        """Return the answer to a request, if it is here.
+
+        Raises:
+            RequestFailedError: the model refused, or a filter withheld the answer.
+        """
+        place = self._places.get(id_)
+        if place is None:
+            return None
+        with place.path.open("rb") as file:
+            file.seek(place.begin)
+            return _generation(_body(_record(file.readline())))
+
+    def is_over(self, id_: str) -> bool:
+        """Return whether a request is answered or has failed for good."""
+        return id_ in self._places or (id_ in self.failures and self.failures[id_].is_final)
+
+    def read(self) -> None:
+        """Read the files of all closed batches again; of an answer only the place is kept in memory."""
+        self._places.clear()
+        self.failures.clear()
+        closed = (job for job in self._ledger.jobs if job.is_closed)
+        for job in closed:
+            for id_, found in self._found(job).items():
+                if isinstance(found, AnswerPlace):
+                    self._places.setdefault(id_, found)
+                    continue
+                earlier = self.failures[id_].outcomes if id_ in self.failures else []
+                outcomes = [*earlier, found.outcomes[-1]]
+                self.failures[id_] = BatchFailure(outcomes, found.detail, self._retries[job.endpoint])
+
+    def _found(self, job: BatchJob) -> dict[str, AnswerPlace | RequestFailedError]:
+        paths = self._ledger.answer_files(job)
+        found = find_answers(paths)
+        is_short = job.state is BatchState.COMPLETED and len(found) < job.requests
+        if is_short and shared_refusal(paths) is None:
+            # what a completed batch leaves out counts as tried: it would be submitted without end
+            left_out = RequestFailedError([Outcome.MALFORMED], "the batch is completed and does not answer it")
+            for id_ in self._ledger.ids(job):
+                found.setdefault(id_, left_out)
+        return found
+
+
+def find_answers(paths: Iterable[Path]) -> dict[str, AnswerPlace | RequestFailedError]:
+    """Return where the answer to each request is, or how the request failed; those that were not tried are absent."""
+    found: dict[str, AnswerPlace | RequestFailedError] = {}
+    for path in paths:
+        for begin, record in _records(path):
+            id_ = record.get("custom_id")
+            status, code, message = _refusal(record)
+            # without a status it never came to its turn (expired, cancelled); refused to all, nobody's would have
+            if not isinstance(id_, str) or status is None or _is_for_all(status, code, message):
+                continue
+            failure = _failure(record, status, code, message)
+            found[id_] = failure or AnswerPlace(path, begin)
+    return found
+
+
+def shared_refusal(paths: Iterable[Path]) -> str | None:
+    """Return what the server says where it refuses all requests of a batch alike, not one for what it asks."""
+    for path in paths:
+        for _, record in _records(path):
+            refusal = _refusal(record)
+            if _is_for_all(*refusal):
+                return refusal[2]
+    return None
+
+
+def tokens_used(paths: Iterable[Path]) -> Iterator[tuple[int, int]]:
+    """Yield the prompt and completion tokens of each answer, those of refusals included."""
+    for path in paths:
+        for _, record in _records(path):
+            body = _body(record)
+            usage = body.get("usage") if isinstance(body, dict) else None
+            if isinstance(usage, dict):
+                yield whole_number(usage.get("prompt_tokens")), whole_number(usage.get("completion_tokens"))
+
+
+def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield where each line begins, and what it holds; nothing for a file that the batch does not have."""
+    if not path.exists():
+        return
+    begin = 0
+    with path.open("rb") as file:
+        for line in file:
+            yield begin, _record(line)
+            begin += len(line)
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _body(record: dict[str, Any]) -> Any:
+    response = record.get("response")
+    return response.get("body") if isinstance(response, dict) else None
+
+
+def _failure(record: dict[str, Any], status: int, code: str | None, message: str) -> RequestFailedError | None:
+    if status != 200:
+        return RequestFailedError([outcome_of_status(status, code)], message)
+    try:
+        _generation(_body(record))
+    except MalformedAnswerError as error:
+        return RequestFailedError([Outcome.MALFORMED], str(error))
+    except RequestFailedError:
+        pass  # a refusal is an answer, too: it is read again, and counted, where the turn of its row comes
+    return None
+
+
+def _refusal(record: dict[str, Any]) -> tuple[int | None, str | None, str]:
+    """Return status, code and message of an answer; without a status the request was not tried."""
+    response = record.get("response")
+    response = response if isinstance(response, dict) else {}
+    status, body = response.get("status_code"), response.get("body")
+    error = record.get("error") or (body.get("error") if isinstance(body, dict) else None)
+    error = error if isinstance(error, dict) else {"message": error}
+    code = error.get("code")
+    words = str(error.get("message") or code)
+    return status if isinstance(status, int) else None, code if isinstance(code, str) else None, words
+
+
+def _is_for_all(status: int | None, code: str | None, message: str) -> bool:
+    is_account = status in {401, 403} or code in {"insufficient_quota", "billing_hard_limit_reached"}
+    return is_account or (status == 400 and has_no_format(message))
+
+
+def _generation(body: Any) -> Generation:
+    if not isinstance(body, dict):
+        raise MalformedAnswerError("the answer is no chat completion")
+    return read_chat(ChatCompletion.construct(**body))  # unchecked, as the openai package makes live answers
