@@ -19,11 +19,12 @@ from functools import cache
 from importlib.metadata import version as distribution_version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import polars as pl
 from filelock import FileLock, Timeout
 
+from stairdata_schemas.aliases import Json
 from stairdata_schemas.artifacts import Artifact, Version, open_artifact, parse_version, versions
 from stairdata_schemas.card import render_card
 from stairdata_schemas.errors import ArtifactError, BuildError, BuildLockedError, QuarantineError, UsageError, quote
@@ -32,11 +33,11 @@ from stairdata_schemas.kinds import SCHEMA_VERSION, row_schema
 from stairdata_schemas.licenses import strictest
 from stairdata_schemas.manifest import (
     MANIFEST_NAME,
+    BuildUsage,
     FileEntry,
     Manifest,
     ModelIdentity,
     Parent,
-    Usage,
     content_hash,
     fingerprint,
     now,
@@ -58,9 +59,9 @@ class BuildPlan:
 
     kind: str
     generator: str
-    configuration: dict[str, Any]
+    configuration: Json
     """The part of the resolved configuration that can change rows."""
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Json = field(default_factory=dict)
     """The rest of it (concurrency, URLs, time-outs): recorded in the manifest, not in the fingerprint."""
     parents: list[Parent] = field(default_factory=list)
     models: list[ModelIdentity] = field(default_factory=list)
@@ -73,7 +74,7 @@ class BuildPlan:
     def fingerprint(self) -> str:
         return fingerprint(self.generator, self.configuration, self.parents, self.models, self.inputs)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Json:
         return {
             "fingerprint": self.fingerprint,
             "generator": self.generator,
@@ -89,9 +90,9 @@ class Report:
     """What a generator tells its manifest besides the rows."""
 
     outcomes: dict[str, int] = field(default_factory=dict)
-    usage: Usage = field(default_factory=Usage)
+    usage: BuildUsage = field(default_factory=BuildUsage)
     notes: list[str] = field(default_factory=list)
-    details: dict[str, Any] = field(default_factory=dict)
+    details: Json = field(default_factory=dict)
 
 
 class BuildContent(NamedTuple):
@@ -447,20 +448,20 @@ def _open_work(target: Path, plan: BuildPlan, *, fresh: bool) -> None:
     write_atomic(work / "build.json", json.dumps(plan.as_json() | {"pid": os.getpid()}, indent=2))
 
 
-def _work_in_progress(target: Path) -> dict[str, Any]:
+def _work_in_progress(target: Path) -> Json:
     try:
-        known: dict[str, Any] = json.loads((target / WORK / "build.json").read_text(encoding="utf-8"))
+        known: Json = json.loads((target / WORK / "build.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return known
 
 
-def _changes(configuration: dict[str, Any], plan: BuildPlan) -> str:
+def _changes(configuration: Json, plan: BuildPlan) -> str:
     """Say what sets an earlier build apart from a plan."""
     return ", ".join(_differences(configuration, plan.configuration)) or "its inputs"
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def _differences(old: Json, new: Json, prefix: str = "") -> Iterator[str]:
     for key in sorted(set(old) & set(new)):
         if isinstance(old[key], dict) and isinstance(new[key], dict):
             yield from _differences(old[key], new[key], f"{prefix}{key}.")

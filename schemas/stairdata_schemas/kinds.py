@@ -15,6 +15,7 @@ import dataframely as dy
 import polars as pl
 import pyarrow as pa
 
+from stairdata_schemas.aliases import Json
 from stairdata_schemas.errors import UsageError, quote, suggest
 
 SCHEMA_VERSION = 1
@@ -377,7 +378,7 @@ def features(kind: str) -> Any:
     return Features.from_arrow_schema(arrow_schema(kind))
 
 
-def json_schema(kind: str) -> dict[str, Any]:
+def json_schema(kind: str) -> Json:
     """Return the JSON Schema of one row of a kind; rules over several columns are named, not expressed."""
     schema = row_schema(kind)
     with warnings.catch_warnings():

@@ -19,6 +19,7 @@ import httpx
 
 from stairdata_review.server.folder import default_folder
 from stairdata_review.server.running_server import find_server
+from stairdata_schemas.aliases import Json
 from stairdata_schemas.errors import ReviewError, UsageError, quote
 
 LOCAL = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -30,17 +31,15 @@ WAITS = (0.5, 2.0, 8.0)
 PAGE = 500
 MAY_PASS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
-Json = dict[str, Any]
 
-
-class Place(NamedTuple):
+class ServerAccess(NamedTuple):
     """A server and the key for it."""
 
     url: str
     key: str
 
 
-def find_place(folder: Path | None, url: str | None, *, remote: bool) -> Place:
+def find_access(folder: Path | None, url: str | None, *, remote: bool) -> ServerAccess:
     """Find the server to talk to, and the key for it.
 
     Args:
@@ -62,16 +61,16 @@ def find_place(folder: Path | None, url: str | None, *, remote: bool) -> Place:
         raise ReviewError(f"set {KEY_VARIABLE} to the API key of an owner or admin; Argilla shows it under My settings")
     if not key.isascii() or not key.isprintable():
         raise ReviewError(f"{KEY_VARIABLE} holds characters that no API key has; copy it again")
-    return Place(url.rstrip("/"), key)
+    return ServerAccess(url.rstrip("/"), key)
 
 
-def _of_folder(folder: Path) -> Place:
+def _of_folder(folder: Path) -> ServerAccess:
     running = find_server(folder)
     if running is None:
         raise ReviewError(
             f"no server runs in {folder}: start one with `stairdata review serve --background`, or name one with --url"
         )
-    return Place(running.url, running.credentials().api_key)
+    return ServerAccess(running.url, running.credentials().api_key)
 
 
 def _check_url(url: str, *, remote: bool) -> None:
@@ -98,14 +97,14 @@ SPACE_TOKEN = "ARGILLA_HF_TOKEN"  # noqa: S105 - a name; not HF_TOKEN: that may 
 class Argilla:
     """A connection to a server, as its owner or an admin; use it as a context manager."""
 
-    def __init__(self, place: Place) -> None:
-        self.url = place.url
-        host = urlsplit(place.url).hostname or ""
-        headers = {"X-Argilla-Api-Key": place.key}
+    def __init__(self, access: ServerAccess) -> None:
+        self.url = access.url
+        host = urlsplit(access.url).hostname or ""
+        headers = {"X-Argilla-Api-Key": access.key}
         if host.endswith(SPACES) and os.environ.get(SPACE_TOKEN):  # a private Space asks for a token of the Hub as well
             headers["Authorization"] = f"Bearer {os.environ[SPACE_TOKEN]}"
         self._http = httpx.Client(
-            base_url=f"{place.url}/api/v1",
+            base_url=f"{access.url}/api/v1",
             headers=headers,
             timeout=TIMEOUT,
             trust_env=host not in LOCAL,  # no proxy between a machine and itself

@@ -12,11 +12,12 @@ import polars as pl
 
 from stairdata_review.blinding import CHOSEN, REJECTED, unblind
 from stairdata_review.guidelines import guidelines_of
-from stairdata_review.items import PAIR_KINDS, Item, item_ids, read_items
+from stairdata_review.items import PAIR_KINDS, ReviewItem, item_ids, read_items
 from stairdata_review.reviewers import hash_of
 from stairdata_review.reviews import Source, build_reviews, counted
 from stairdata_review.tables.cells import TextRow, read_rows
 from stairdata_review.tables.columns import choices_of, text_columns, texts_of
+from stairdata_schemas.aliases import Json, Row
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import InputError, quote
 from stairdata_schemas.writing import QuarantineRow
@@ -57,7 +58,7 @@ def import_reviews(
         ReviewError: not one answer.
         QuarantineError: too many rows were refused.
     """
-    reader = _Reader(artifact, salt, reviewer)
+    reader = _AnswerReader(artifact, salt, reviewer)
     for path in files:
         reader.read(path)
     versions = sorted({row["guideline_version"] for row in reader.rows})
@@ -67,12 +68,12 @@ def import_reviews(
     )
 
 
-class _Reader:
+class _AnswerReader:
     """Reads tables, and keeps apart what is an answer, what is none, and what is wrong."""
 
     def __init__(self, artifact: Artifact, salt: str, reviewer: str | None) -> None:
         self.kind = artifact.kind
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[Row] = []
         self.refused: list[QuarantineRow] = []
         self.left_out: list[str] = []
         self._artifact = artifact
@@ -96,7 +97,7 @@ class _Reader:
         for number, row in enumerate(rows):
             self._take(path, number, row, items.get(row["item_id"].strip()), moment)
 
-    def _take(self, path: Path, number: int, row: TextRow, item: Item | None, moment: datetime) -> None:
+    def _take(self, path: Path, number: int, row: TextRow, item: ReviewItem | None, moment: datetime) -> None:
         answers = {name: row[name].strip() for name in choices_of(self.kind)}
         if not any(answers.values()):
             self.left_out.append("unanswered")
@@ -120,8 +121,8 @@ class _Reader:
         self._seen.add((item.item_id, who))
         self.rows.append(self._review(row, item, sides[0], who, known) | {"submitted_at": moment})
 
-    def _review(self, row: TextRow, item: Item, first: str | None, who: str, known: dict[str, Any]) -> dict[str, Any]:
-        review: dict[str, Any] = {
+    def _review(self, row: TextRow, item: ReviewItem, first: str | None, who: str, known: Json) -> Row:
+        review: Row = {
             "item_kind": self.kind,
             "item_id": item.item_id,
             "reviewer": hash_of(self._salt, who),
@@ -133,7 +134,7 @@ class _Reader:
         return review | {name: unblind(said, first) for name, said in known.items()} | {"shown_first": first}
 
 
-def _sides(row: TextRow, item: Item, kind: str, suffix: str) -> Iterator[str | None]:
+def _sides(row: TextRow, item: ReviewItem, kind: str, suffix: str) -> Iterator[str | None]:
     """Yield what A may be, by its text; spreadsheets change line breaks, and nothing else may be changed."""
     for first in (CHOSEN, REJECTED) if kind in PAIR_KINDS else (None,):
         texts = texts_of(item, kind, first or CHOSEN, suffix)

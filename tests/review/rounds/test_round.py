@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from stairdata_review.blinding import other_side
-from stairdata_review.items import Item, item_ids, read_items
-from stairdata_review.rounds.client import Argilla, Place
+from stairdata_review.items import ReviewItem, item_ids, read_items
+from stairdata_review.rounds.client import Argilla, ServerAccess
 from stairdata_review.rounds.datasets import list_rounds
 from stairdata_review.server.running_server import RunningServer
 from stairdata_schemas.artifacts import Artifact, resolve, validate_artifact
@@ -56,7 +56,7 @@ def run(running: RunningServer, root: Path, *arguments: str, status: int = 0) ->
 
 @pytest.fixture
 def owner(argilla_server: RunningServer) -> Iterator[Argilla]:
-    with Argilla(Place(argilla_server.url, argilla_server.credentials().api_key)) as argilla:
+    with Argilla(ServerAccess(argilla_server.url, argilla_server.credentials().api_key)) as argilla:
         yield argilla
 
 
@@ -344,7 +344,7 @@ def test_answers_about_trees_and_records_of_strangers(
         assert row["verdict"] is row["safe"] is row["spans"] is row["shown_first"] is None
 
 
-def _items(artifact: Artifact) -> list[Item]:
+def _items(artifact: Artifact) -> list[ReviewItem]:
     return list(read_items(artifact, item_ids(artifact)))
 
 
