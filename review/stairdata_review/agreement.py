@@ -41,7 +41,7 @@ def agreement(reviews: pl.DataFrame, facts: pl.DataFrame) -> Json:
             parts = answered.drop_nulls(name).sort(name).partition_by(name, as_dict=True, maintain_order=True)
             figures[f"by_{name}"] = {str(key): _measure(part) for (key,), part in parts.items()}
     parts = answered.sort("reviewer").partition_by("reviewer", as_dict=True, maintain_order=True)
-    figures["by_reviewer"] = {str(key): _one_reviewer(part) for (key,), part in parts.items()}
+    figures["by_reviewer"] = {str(key): {"answers": len(part)} | _sides(part) for (key,), part in parts.items()}
     return figures
 
 
@@ -67,10 +67,6 @@ def _measure(answered: pl.DataFrame) -> Json:
         if len(given):
             figures[question] = among_reviewers(given, question, level)
     return figures | _sides(answered)
-
-
-def _one_reviewer(answered: pl.DataFrame) -> Json:
-    return {"answers": len(answered)} | _sides(answered)
 
 
 def _sides(answered: pl.DataFrame) -> Json:

@@ -39,7 +39,7 @@ def check_kind(artifact: Artifact) -> None:
     """
     if artifact.kind not in (*PAIR_KINDS, *ANSWER_KINDS):
         known = ", ".join((*PAIR_KINDS, *ANSWER_KINDS))
-        raise UsageError(f"{artifact.reference} can't be reviewed; what can be is {known}")
+        raise UsageError(f"{artifact.reference} can't be reviewed; kinds that can are {known}")
 
 
 def item_ids(artifact: Artifact) -> pl.DataFrame:

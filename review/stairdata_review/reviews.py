@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,11 +138,6 @@ def compared(old: pl.DataFrame, new: pl.DataFrame) -> dict[str, int]:
         "changed": len(both) - int(both.select(same.sum()).item() or 0),
         "withdrawn": len(old) - len(both),
     }
-
-
-def counted(names: Iterable[str]) -> dict[str, int]:
-    """Count names, in alphabetical order."""
-    return dict(sorted(Counter(names).items()))
 
 
 def _iso(moment: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""Writing artifacts: one folder a version, resumable, and complete only when its manifest stands there.
+"""Building artifacts: one folder a version, resumable, and complete once its manifest is there.
 
 A build works in `<root>/<kind>/<version>/.build/`: `build.json` says what is being built (so that the next run
 knows whether it is the same), generators keep journals of finished work there, and data files are written there
@@ -185,7 +185,7 @@ class Build:
         rules = dict(sorted(Counter(refusal.rule for refusal in refusals).items()))
         manifest = self._manifest(entries, rules, report)
         self._move_into_place(manifest)
-        self._check_share(manifest, refusals, by_design, max_quarantine)
+        self._check_share(manifest, refusals, by_design, max_quarantine)  # once data and quarantine can be looked at
         write_atomic(self.folder / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
         shutil.rmtree(self.work, ignore_errors=True)  # a process that finds the manifest clears it away, too
         return open_artifact(self.folder)
@@ -221,12 +221,13 @@ class Build:
         return strictest([*known, self.plan.license] if self.plan.license or self.plan.inputs else known)
 
     def _check_keys(self, data: Path) -> None:
+        # the schema has seen one frame at a time, and a key may come back in another
         keys = row_schema(self.plan.kind).primary_key()
         rows = pl.scan_parquet(data / "*.parquet").group_by(keys).len().filter(pl.col("len") > 1)
         repeated = rows.collect(engine="streaming")
         if len(repeated):
             raise BuildError(
-                f"{self.reference}: {len(repeated)} keys stand in several rows, such as {repeated[keys[0]][0]!r}"
+                f"{self.reference}: {len(repeated)} keys occur in several rows, such as {repeated[keys[0]][0]!r}"
             )
 
     def _move_into_place(self, manifest: Manifest) -> None:
@@ -253,7 +254,7 @@ class Build:
             raise QuarantineError(
                 f"{self.reference}: {len(faults)} of {total} rows were refused ({counts}), more than "
                 f"{max_quarantine:.0%}, {_first(faults)}; see {self.folder / 'quarantine'}, "
-                "mend the input and build again, or raise --max-quarantine"
+                "correct the input and build again, or raise --max-quarantine"
             )
 
 
@@ -336,7 +337,7 @@ def begin_build(plan: BuildPlan, root: Path, version: str | None = None, *, fres
     wanted = _check_major(parse_version(version)) if version else None
     folder = root / plan.kind
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
+    with FileLock(folder / ".lock"):  # or two processes would begin the same version
         chosen = wanted or _matching_version(folder, plan, fresh=fresh) or _next_version(root, plan.kind)
         target = folder / str(chosen)
         if (target / MANIFEST_NAME).is_file():

@@ -137,7 +137,6 @@ def render_card(manifest: Manifest) -> str:
 
 
 def render(card: Card) -> str:
-    """Render a card."""
     return (
         _environment()
         .get_template("card.md.jinja")

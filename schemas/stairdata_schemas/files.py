@@ -88,7 +88,6 @@ class Journal:
         return begin
 
     def close(self) -> None:
-        """Close the file."""
         self._file.close()
 
 

@@ -357,7 +357,6 @@ def kind_name(name: str) -> str:
 
 
 def row_schema(kind: str) -> type[dy.Schema]:
-    """Return the dataframely schema of a kind."""
     return KINDS[kind_name(kind)]
 
 

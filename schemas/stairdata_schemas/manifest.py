@@ -160,7 +160,7 @@ def fingerprint(
 
 
 def content_hash(files: list[FileEntry]) -> str:
-    """Hash an artifact's data files."""
+    """Hash the paths and hashes of an artifact's data files, whatever their order."""
     return sha256_of_json([[entry.path, entry.sha256] for entry in sorted(files, key=lambda entry: entry.path)])
 
 

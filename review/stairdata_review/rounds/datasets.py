@@ -22,7 +22,7 @@ MAKING_SECONDS = 5.0
 
 
 class Round(NamedTuple):
-    """A dataset of ours on a server."""
+    """A dataset on a server that `review push` made."""
 
     dataset_id: str
     name: str
@@ -34,7 +34,6 @@ class Round(NamedTuple):
 
 
 def default_name(artifact: Artifact) -> str:
-    """Return the name of an artifact's dataset."""
     return f"{artifact.kind.replace('_', '-')}-{artifact.manifest.version}"
 
 
@@ -44,13 +43,13 @@ def ensure_workspace(argilla: Argilla, name: str) -> str:
         found = [each["id"] for each in argilla.get("/me/workspaces")["items"] if each["name"] == name]
         if found:
             return str(found[0])
-        with conflict(f"the workspace {quote(name)} is another's; name one of yours with --workspace"):
+        with conflict(f"the workspace {quote(name)} belongs to somebody else; name one of yours with --workspace"):
             argilla.post("/workspaces", {"name": name})
-    raise ReviewError(f"the workspace {quote(name)} was made but is not there; is its name allowed? Name another")
+    raise ReviewError(f"the workspace {quote(name)} was made but can't be found; choose another name with --workspace")
 
 
 def list_rounds(argilla: Argilla, workspace: str) -> list[Round]:
-    """Return the datasets of ours in a workspace."""
+    """Return the review rounds in a workspace; it may hold datasets of other programs, too."""
     workspaces = {each["id"] for each in argilla.get("/me/workspaces")["items"] if each["name"] == workspace}
     found = [each for each in argilla.get("/me/datasets")["items"] if each["workspace_id"] in workspaces]
     return [_round(each) for each in found if each["status"] == "ready" and _about(each)]
@@ -114,7 +113,7 @@ def ensure_round(
         found = _named(argilla, workspace_id, name)
     if found is None or _about(found).get("content_hash") != artifact.manifest.content_hash:
         raise ReviewError(
-            f"the dataset {quote(name)} holds something else than {artifact.reference}; name another --dataset"
+            f"the dataset {quote(name)} holds something other than {artifact.reference}; name another --dataset"
         )
     there = _round(found)
     if min_submitted not in {None, there.min_submitted}:
@@ -183,7 +182,7 @@ def _round(dataset: Json) -> Round:
     about = _about(dataset)
     if about.get("format") != FORMAT:
         raise ReviewError(
-            f"the dataset {quote(dataset['name'])} was made by another release of stairdata; read it there"
+            f"the dataset {quote(dataset['name'])} was made by another release of stairdata; use that one to read it"
         )
     return Round(
         dataset["id"],

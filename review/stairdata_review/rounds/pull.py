@@ -132,7 +132,8 @@ def collect(answers: Iterator[ReviewerAnswer], review_round: Round, reviewed: Ar
             counts["records_of_strangers"] += 1  # not pushed by us: what A is can't be told
         else:
             kept.append(answer)
-    marked = {answer.item_id for answer in kept if _marks(answer)}
+    questions = [f"spans_{name}" for name in (*SIDE_FIELDS, "answer")]
+    marked = {answer.item_id for answer in kept if any(answer.values.get(name) for name in questions)}
     items = {item.item_id: item for item in read_items(reviewed, ids.filter(pl.col("item_id").is_in(list(marked))))}
     rows = [_row(answer, review_round, reviewed.kind, salt, items.get(answer.item_id), counts) for answer in kept]
     return CollectedAnswers(
@@ -160,10 +161,6 @@ def _row(
     other = {name: value for name, value in answer.values.items() if name not in {"comment", "spans_answer"}}
     marks = [[span["start"], span["end"]] for span in spans]
     return row | {"answers": json.dumps(other | ({"spans": marks} if marks else {}), sort_keys=True)}
-
-
-def _marks(answer: ReviewerAnswer) -> bool:
-    return any(answer.values.get(f"spans_{name}") for name in (*SIDE_FIELDS, "answer"))
 
 
 def _spans(answer: ReviewerAnswer, item: ReviewItem, counts: Counter[str]) -> Iterator[Json]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ from stairdata_review.blinding import CHOSEN, REJECTED, unblind
 from stairdata_review.guidelines import guidelines_of
 from stairdata_review.items import PAIR_KINDS, ReviewItem, item_ids, read_items
 from stairdata_review.reviewers import hash_of
-from stairdata_review.reviews import Source, build_reviews, counted
+from stairdata_review.reviews import Source, build_reviews
 from stairdata_review.tables.cells import TextRow, read_rows
 from stairdata_review.tables.columns import choices_of, text_columns, texts_of
 from stairdata_schemas.aliases import Json, Row
@@ -26,7 +27,7 @@ RULES = {
     "unknown_item": "no item has that item_id",
     "no_reviewer": "nobody is named as the reviewer",
     "text_changed": "a text is not what was exported: which side is A can't be told",
-    "unknown_answer": "an answer is none of those that can be chosen",
+    "unknown_answer": "an answer is not one of the choices",
     "incomplete": "some questions are answered, others are not",
     "answered_twice": "the reviewer answered the item in another row",
 }
@@ -62,14 +63,15 @@ def import_reviews(
     for path in files:
         reader.read(path)
     versions = sorted({row["guideline_version"] for row in reader.rows})
-    source = Source(artifact.manifest.content_hash, "tables", ", ".join(versions), counted(reader.left_out))
+    left_out = dict(sorted(Counter(reader.left_out).items()))
+    source = Source(artifact.manifest.content_hash, "tables", ", ".join(versions), left_out)
     return build_reviews(
         reader.rows, artifact, source, root, version, refused=reader.refused, max_quarantine=max_quarantine
     )
 
 
 class _AnswerReader:
-    """Reads tables, and keeps apart what is an answer, what is none, and what is wrong."""
+    """Reads tables, and separates answers from rows without one and from rows that break a rule."""
 
     def __init__(self, artifact: Artifact, salt: str, reviewer: str | None) -> None:
         self.kind = artifact.kind
@@ -83,7 +85,6 @@ class _AnswerReader:
         self._seen: set[tuple[str, str]] = set()
 
     def read(self, path: Path) -> None:
-        """Read one file."""
         rows = read_rows(path)
         needed = ["item_id", *text_columns(self.kind), *choices_of(self.kind)]
         for number, row in enumerate(rows):

@@ -35,9 +35,9 @@ def argilla(answer: Callable[[httpx.Request], httpx.Response], url: str = "http:
         ("http://127.0.0.1.example.org", True, "use https"),
         ("http://localhost@evil.example", True, "no name"),
         ("https://user:word@argilla.example.org", True, "no name, password or query"),
-        ("ftp://127.0.0.1", True, "no address"),
-        ("argilla.example.org", True, "no address"),
-        ("http://[::1", True, "no address"),
+        ("ftp://127.0.0.1", True, "is not an address"),
+        ("argilla.example.org", True, "is not an address"),
+        ("http://[::1", True, "is not an address"),
     ],
 )
 def test_places_that_are_not_talked_to(url: str, remote: bool, message: str) -> None:
@@ -67,10 +67,10 @@ def test_places_that_are_talked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     [
         (401, "{}", "doesn't know the API key"),
         (403, "{}", "that of an owner or admin"),
-        (302, "", "sends elsewhere"),
+        (302, "", "redirects to"),
         (422, '{"detail": "bad"}', "422"),
         (503, KEY[:3], "the same command goes on"),
-        (200, "<html>", "no Argilla server"),
+        (200, "<html>", "is not an Argilla server"),
         (200, '{"role": "annotator"}', "an annotator's"),
         (200, "[]", "this is no Argilla"),
     ],

@@ -354,7 +354,7 @@ def test_a_dataset_belongs_to_one_artifact(argilla_server: RunningServer, tmp_pa
     push = ("review", "push", "preference-pairs", "--workspace", "one")
     run(argilla_server, tmp_path / "1", *push)
     said = run(argilla_server, tmp_path / "2", *push, status=1)
-    assert "holds something else than preference_pairs@1.0.0" in said
+    assert "holds something other than preference_pairs@1.0.0" in said
     said = run(argilla_server, tmp_path / "1", *push, "--min-submitted", "3", status=2)
     assert "asks for 1 answers an item" in said
     said = run(argilla_server, tmp_path / "2", "review", "pull", "--workspace", "one", status=1)
