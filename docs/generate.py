@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from stairdata.recipe import Endpoint
 from stairdata.stages import FullRecipe
-from stairdata_schemas.card import DESCRIPTIONS
+from stairdata_schemas.cards.card import DESCRIPTIONS
 from stairdata_schemas.kinds import KINDS, SCHEMA_VERSION, json_schema
 
 Row = tuple[str, ...]

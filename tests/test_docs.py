@@ -85,10 +85,10 @@ def test_the_readme_lists_every_page() -> None:
 
 def answer_in_argilla(workplace: Path) -> None:
     """What reviewers do before somebody looks how far they are."""
-    from stairdata_review.rounds.client import Argilla, find_place
+    from stairdata_review.rounds.client import Argilla, find_access
     from stairdata_review.rounds.datasets import list_rounds
 
-    with Argilla(find_place(workplace / "home" / "argilla", None, remote=False)) as argilla:
+    with Argilla(find_access(workplace / "home" / "argilla", None, remote=False)) as argilla:
         (place,) = list_rounds(argilla, "stairdata")
         values = {"verdict": {"value": "A"}, "safe": {"value": "both"}}
         for page in argilla.records(place.dataset_id):

@@ -7,6 +7,8 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+from stairdata_schemas.aliases import Json
+
 Level = Literal["nominal", "ordinal"]
 QUESTIONS: dict[str, Level] = {
     "verdict": "nominal",
@@ -18,10 +20,8 @@ QUESTIONS: dict[str, Level] = {
 SIDES = ("chosen", "rejected")
 SECONDS_OF_A_BREAK = 600
 
-Figures = dict[str, Any]
 
-
-def agreement(reviews: pl.DataFrame, facts: pl.DataFrame) -> Figures:
+def agreement(reviews: pl.DataFrame, facts: pl.DataFrame) -> Json:
     """Measure agreement.
 
     Args:
@@ -41,7 +41,7 @@ def agreement(reviews: pl.DataFrame, facts: pl.DataFrame) -> Figures:
             parts = answered.drop_nulls(name).sort(name).partition_by(name, as_dict=True, maintain_order=True)
             figures[f"by_{name}"] = {str(key): _measure(part) for (key,), part in parts.items()}
     parts = answered.sort("reviewer").partition_by("reviewer", as_dict=True, maintain_order=True)
-    figures["by_reviewer"] = {str(key): _one_reviewer(part) for (key,), part in parts.items()}
+    figures["by_reviewer"] = {str(key): {"answers": len(part)} | _sides(part) for (key,), part in parts.items()}
     return figures
 
 
@@ -56,8 +56,8 @@ def unfold(reviews: pl.DataFrame) -> pl.DataFrame:
     ).drop("other")
 
 
-def _measure(answered: pl.DataFrame) -> Figures:
-    figures: Figures = {
+def _measure(answered: pl.DataFrame) -> Json:
+    figures: Json = {
         "answers": len(answered),
         "items": answered["item_id"].n_unique(),
         "reviewers": answered["reviewer"].n_unique(),
@@ -69,11 +69,7 @@ def _measure(answered: pl.DataFrame) -> Figures:
     return figures | _sides(answered)
 
 
-def _one_reviewer(answered: pl.DataFrame) -> Figures:
-    return {"answers": len(answered)} | _sides(answered)
-
-
-def _sides(answered: pl.DataFrame) -> Figures:
+def _sides(answered: pl.DataFrame) -> Json:
     sided = answered.filter(pl.col("verdict").is_in(SIDES))
     if sided.is_empty():
         return {}
@@ -84,15 +80,15 @@ def _sides(answered: pl.DataFrame) -> Figures:
         higher = sided.select(
             pl.when(pl.col("margin") < 0).then(pl.lit("rejected")).otherwise(pl.lit("chosen"))
         ).to_series()
-    figures: Figures = {"against_value": _share(sided["verdict"] == higher)}
+    figures: Json = {"against_value": _share(sided["verdict"] == higher)}
     return figures | ({"first_side": _share(first["verdict"] == first["shown_first"])} if len(first) else {})
 
 
-def _share(hits: pl.Series) -> Figures:
+def _share(hits: pl.Series) -> Json:
     return {"share": _rounded(float(hits.sum()) / len(hits)), "of": len(hits)}
 
 
-def among_reviewers(answers: pl.DataFrame, question: str, level: Level) -> Figures:
+def among_reviewers(answers: pl.DataFrame, question: str, level: Level) -> Json:
     """Compare the answers of several reviewers to the same items."""
     counts = answers.group_by("item_id", question).len().sort("item_id", question)
     values = sorted(answers[question].unique())

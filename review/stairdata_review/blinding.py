@@ -14,7 +14,6 @@ def first_side(seed: int, item_id: str) -> str:
 
 
 def other_side(side: str) -> str:
-    """Return the side that is not this one."""
     return REJECTED if side == CHOSEN else CHOSEN
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import polars as pl
 
+from stairdata_schemas.aliases import Json, Row
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import UsageError
 
@@ -16,11 +16,9 @@ PAIR_KINDS = ("preference_pairs", "prm_pairs")
 ANSWER_KINDS = ("trees", "structured_cot")
 ROWS_AT_ONCE = 5000
 
-Row = dict[str, Any]
-
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class ReviewItem:
     """One thing to review."""
 
     item_id: str
@@ -29,7 +27,7 @@ class Item:
     """What both sides of a pair share; empty at the root, and for answers."""
     texts: dict[str, str]
     """The compared steps by their side, chosen and rejected; of an answer, the whole of it as `answer`."""
-    facts: dict[str, Any]
+    facts: Json
     """What is known of it: margin, depth, task, iteration, values; null where unknown."""
 
 
@@ -41,7 +39,7 @@ def check_kind(artifact: Artifact) -> None:
     """
     if artifact.kind not in (*PAIR_KINDS, *ANSWER_KINDS):
         known = ", ".join((*PAIR_KINDS, *ANSWER_KINDS))
-        raise UsageError(f"{artifact.reference} can't be reviewed; what can be is {known}")
+        raise UsageError(f"{artifact.reference} can't be reviewed; kinds that can are {known}")
 
 
 def item_ids(artifact: Artifact) -> pl.DataFrame:
@@ -66,7 +64,7 @@ def _ids_of_answers(artifact: Artifact) -> pl.DataFrame:
     return pl.DataFrame({"item_id": ids}, schema={"item_id": pl.String}).with_row_index("row")
 
 
-def read_items(artifact: Artifact, chosen: pl.DataFrame) -> Iterator[Item]:
+def read_items(artifact: Artifact, chosen: pl.DataFrame) -> Iterator[ReviewItem]:
     """Yield items in the order of a frame of `row` and `item_id`."""
     make = {"trees": _of_tree, "structured_cot": _of_answer}.get(artifact.kind, _of_pair)
     for part in chosen.iter_slices(ROWS_AT_ONCE):
@@ -77,10 +75,10 @@ def read_items(artifact: Artifact, chosen: pl.DataFrame) -> Iterator[Item]:
             yield make(item_id, rows[number])
 
 
-def _of_pair(item_id: str, row: Row) -> Item:
+def _of_pair(item_id: str, row: Row) -> ReviewItem:
     length = row["prefix_length"]
     facts = {name: row[name] for name in ("margin", "depth", "task", "chosen_value", "rejected_value")}
-    return Item(
+    return ReviewItem(
         item_id,
         row["prompt"],
         row["chosen"][:length],
@@ -89,18 +87,18 @@ def _of_pair(item_id: str, row: Row) -> Item:
     )
 
 
-def _of_answer(item_id: str, row: Row) -> Item:
-    return Item(item_id, row["prompt"], "", {"answer": row["completion"]}, {"task": row["task"]})
+def _of_answer(item_id: str, row: Row) -> ReviewItem:
+    return ReviewItem(item_id, row["prompt"], "", {"answer": row["completion"]}, {"task": row["task"]})
 
 
-def _of_tree(item_id: str, row: Row) -> Item:
+def _of_tree(item_id: str, row: Row) -> ReviewItem:
     path = best_path(row["nodes"])
     last = path[-1] if path else None
     text = "".join(node["step"] for node in path)
     if last and not last["is_terminal"] and last["rollouts"]:  # the search ended before the answer did
         text += max(last["rollouts"], key=lambda rollout: rollout["reward"])["text"]
     facts = {"task": row["task"], "iteration": row["round"], "value": _value(last) if last else None}
-    return Item(item_id, row["prompt"], "", {"answer": text}, {**facts, "depth": len(path)})
+    return ReviewItem(item_id, row["prompt"], "", {"answer": text}, {**facts, "depth": len(path)})
 
 
 def best_path(nodes: list[Row]) -> list[Row]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import polars as pl
 
 from stairdata_review.agreement import agreement
 from stairdata_review.items import item_ids
+from stairdata_schemas.aliases import Json, Row
 from stairdata_schemas.artifacts import Artifact, open_artifact, versions
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report, build_artifact
 from stairdata_schemas.errors import ArtifactError, ReviewError
@@ -21,8 +21,6 @@ from stairdata_schemas.writing import QuarantineRow
 
 GENERATOR = "reviews/1"
 CHANGED = ("verdict", "safe", "comment", "spans", "answers")
-
-Row = dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -105,7 +103,7 @@ def newest_of(root: Path, dataset_id: str) -> Artifact | None:
 def report_of(frame: pl.DataFrame, reviewed: Artifact, source: Source, before: Artifact | None) -> Report:
     """Say what the manifest keeps beside the rows."""
     times = frame["submitted_at"]
-    details: dict[str, Any] = {
+    details: Json = {
         "dataset": {"id": source.dataset_id, "name": source.name, "last_activity_at": source.last_activity_at},
         "reviewed": reviewed_by(reviewed),
         "first_submitted_at": _iso(times.min()),
@@ -118,7 +116,7 @@ def report_of(frame: pl.DataFrame, reviewed: Artifact, source: Source, before: A
     return Report(outcomes={"submitted": len(frame), **source.left_out}, details=details)
 
 
-def reviewed_by(artifact: Artifact) -> Row:
+def reviewed_by(artifact: Artifact) -> Json:
     """Name what was reviewed, and what that was made from: pairs built again from the same trees keep their ids."""
     parents = [{"kind": each.kind, "content_hash": each.content_hash} for each in artifact.manifest.parents]
     return {"artifact": artifact.reference, "content_hash": artifact.manifest.content_hash, "parents": parents}
@@ -140,11 +138,6 @@ def compared(old: pl.DataFrame, new: pl.DataFrame) -> dict[str, int]:
         "changed": len(both) - int(both.select(same.sum()).item() or 0),
         "withdrawn": len(old) - len(both),
     }
-
-
-def counted(names: Iterable[str]) -> dict[str, int]:
-    """Count names, in alphabetical order."""
-    return dict(sorted(Counter(names).items()))
 
 
 def _iso(moment: Any) -> str | None:

@@ -43,7 +43,7 @@ def select(artifact: Artifact, selection: str, limit: int | None, seed: int, roo
         raise UsageError(f"unknown selection {quote(selection)}; known are {', '.join(SELECTIONS)}")
     if selection in FOR_PAIRS and artifact.kind not in PAIR_KINDS:
         raise UsageError(
-            f"selection {selection} is for pairs; {artifact.reference} can be taken all, random, stratified"
+            f"selection {selection} is only for pairs; for {artifact.reference} choose all, random or stratified"
         )
     ids = item_ids(artifact)
     ordered = _ordered(artifact, ids, selection, seed, root).select("row", "item_id")

@@ -219,11 +219,11 @@ class Problem(NamedTuple):
     example: str
 
 
-Look = Callable[[FileEntry, int, pl.DataFrame], None]
+RowVisitor = Callable[[FileEntry, int, pl.DataFrame], None]
 """Told of each piece of rows that is read: its file, the number of its first row, the rows."""
 
 
-def validate_artifact(artifact: Artifact, look: Look | None = None, *, rows: bool = True) -> list[Problem]:
+def validate_artifact(artifact: Artifact, visit: RowVisitor | None = None, *, rows: bool = True) -> list[Problem]:
     """Check an artifact against its manifest and its schema; an empty list means that all holds.
 
     Checked are: sha256 and row count of each file, files that the manifest doesn't know, the column names and
@@ -231,12 +231,12 @@ def validate_artifact(artifact: Artifact, look: Look | None = None, *, rows: boo
 
     Args:
         artifact: what to check.
-        look: sees every row on the way, from several threads; reading them is most of the time.
+        visit: sees every row on the way, from several threads; reading them is most of the time.
         rows: read the rows; without, only the files themselves are compared with the manifest.
     """
     files = artifact.manifest.files
     with ThreadPoolExecutor(min(READERS, len(files) or 1, os.cpu_count() or 1)) as pool:
-        found = list(pool.map(lambda entry: validate_file(artifact, entry, look, rows=rows), files))
+        found = list(pool.map(lambda entry: validate_file(artifact, entry, visit, rows=rows), files))
     whole = validate_whole(artifact, sound=rows and not any(found))
     return [*_unknown_files(artifact), *chain.from_iterable(found), *whole]
 
@@ -265,7 +265,7 @@ def _unknown_files(artifact: Artifact) -> Iterator[Problem]:
 
 
 def validate_file(
-    artifact: Artifact, entry: FileEntry, look: Look | None = None, *, rows: bool = True
+    artifact: Artifact, entry: FileEntry, visit: RowVisitor | None = None, *, rows: bool = True
 ) -> list[Problem]:
     """Check one data file: its sha256, and, unless `rows` is off, its columns and every row."""
     path = artifact.folder / entry.path
@@ -275,12 +275,12 @@ def validate_file(
     if not rows:
         return []
     try:
-        return _validate_table(artifact, entry, path, look)
+        return _validate_table(artifact, entry, path, visit)
     except (pl.exceptions.PolarsError, pa.ArrowException, OSError) as error:
         return [Problem(entry.path, "parquet", 1, quote(str(error)))]
 
 
-def _validate_table(artifact: Artifact, entry: FileEntry, path: Path, look: Look | None) -> list[Problem]:
+def _validate_table(artifact: Artifact, entry: FileEntry, path: Path, visit: RowVisitor | None) -> list[Problem]:
     expected, found = polars_schema(artifact.kind), pl.read_parquet_schema(path)
     later = {name: expected[name] for name in LATER_COLUMNS.get(artifact.kind, ()) if name not in found}
     wrong = [name for name in {*expected, *found} - {*later} if found.get(name) != expected.get(name)]
@@ -290,8 +290,8 @@ def _validate_table(artifact: Artifact, entry: FileEntry, path: Path, look: Look
     problems: list[Problem] = []
     absent = [pl.lit(None, dtype).alias(name) for name, dtype in later.items()]
     for frame in iterate_frames(path):
-        if look is not None:
-            look(entry, rows, frame)
+        if visit is not None:
+            visit(entry, rows, frame)
         rows += len(frame)
         problems += _validate_rows(artifact.kind, entry.path, frame.with_columns(absent))
     if rows != entry.rows:

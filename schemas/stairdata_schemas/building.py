@@ -1,4 +1,4 @@
-"""Writing artifacts: one folder a version, resumable, and complete only when its manifest stands there.
+"""Building artifacts: one folder a version, resumable, and complete once its manifest is there.
 
 A build works in `<root>/<kind>/<version>/.build/`: `build.json` says what is being built (so that the next run
 knows whether it is the same), generators keep journals of finished work there, and data files are written there
@@ -20,24 +20,25 @@ from functools import cache
 from importlib.metadata import version as distribution_version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 import polars as pl
 from filelock import FileLock, Timeout
 
+from stairdata_schemas.aliases import Json
 from stairdata_schemas.artifacts import Artifact, Version, open_artifact, parse_version, versions
-from stairdata_schemas.card import render_card
+from stairdata_schemas.cards.card import render_card
 from stairdata_schemas.errors import ArtifactError, BuildError, BuildLockedError, QuarantineError, UsageError, quote
 from stairdata_schemas.files import Journal, write_atomic
 from stairdata_schemas.kinds import SCHEMA_VERSION, row_schema
 from stairdata_schemas.licenses import strictest
 from stairdata_schemas.manifest import (
     MANIFEST_NAME,
+    BuildUsage,
     FileEntry,
     Manifest,
     ModelIdentity,
     Parent,
-    Usage,
     content_hash,
     fingerprint,
     now,
@@ -58,9 +59,9 @@ class BuildPlan:
 
     kind: str
     generator: str
-    configuration: dict[str, Any]
+    configuration: Json
     """The part of the resolved configuration that can change rows."""
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Json = field(default_factory=dict)
     """The rest of it (concurrency, URLs, time-outs): recorded in the manifest, not in the fingerprint."""
     parents: list[Parent] = field(default_factory=list)
     models: list[ModelIdentity] = field(default_factory=list)
@@ -73,7 +74,7 @@ class BuildPlan:
     def fingerprint(self) -> str:
         return fingerprint(self.generator, self.configuration, self.parents, self.models, self.inputs)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Json:
         return {
             "fingerprint": self.fingerprint,
             "generator": self.generator,
@@ -89,9 +90,9 @@ class Report:
     """What a generator tells its manifest besides the rows."""
 
     outcomes: dict[str, int] = field(default_factory=dict)
-    usage: Usage = field(default_factory=Usage)
+    usage: BuildUsage = field(default_factory=BuildUsage)
     notes: list[str] = field(default_factory=list)
-    details: dict[str, Any] = field(default_factory=dict)
+    details: Json = field(default_factory=dict)
 
 
 class BuildContent(NamedTuple):
@@ -190,7 +191,7 @@ class Build:
         rules = dict(sorted(Counter(refusal.rule for refusal in refusals).items()))
         manifest = self._manifest(entries, rules, report)
         self._move_into_place(manifest)
-        self._check_share(manifest, refusals, by_design, max_quarantine)
+        self._check_share(manifest, refusals, by_design, max_quarantine)  # once data and quarantine can be looked at
         write_atomic(self.folder / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
         shutil.rmtree(self.work, ignore_errors=True)  # a process that finds the manifest clears it away, too
         return open_artifact(self.folder)
@@ -226,12 +227,13 @@ class Build:
         return strictest([*known, self.plan.license] if self.plan.license or self.plan.inputs else known)
 
     def _check_keys(self, data: Path) -> None:
+        # the schema has seen one frame at a time, and a key may come back in another
         keys = row_schema(self.plan.kind).primary_key()
         rows = pl.scan_parquet(data / "*.parquet").group_by(keys).len().filter(pl.col("len") > 1)
         repeated = rows.collect(engine="streaming")
         if len(repeated):
             raise BuildError(
-                f"{self.reference}: {len(repeated)} keys stand in several rows, such as {repeated[keys[0]][0]!r}"
+                f"{self.reference}: {len(repeated)} keys occur in several rows, such as {repeated[keys[0]][0]!r}"
             )
 
     def _move_into_place(self, manifest: Manifest) -> None:
@@ -258,7 +260,7 @@ class Build:
             raise QuarantineError(
                 f"{self.reference}: {len(faults)} of {total} rows were refused ({counts}), more than "
                 f"{max_quarantine:.0%}, {_first(faults)}; see {self.folder / 'quarantine'}, "
-                "mend the input and build again, or raise --max-quarantine"
+                "correct the input and build again, or raise --max-quarantine"
             )
 
 
@@ -341,7 +343,7 @@ def begin_build(plan: BuildPlan, root: Path, version: str | None = None, *, fres
     wanted = _check_major(parse_version(version)) if version else None
     folder = root / plan.kind
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
+    with FileLock(folder / ".lock"):  # or two processes would begin the same version
         chosen = wanted or _matching_version(folder, plan, fresh=fresh) or _next_version(root, plan.kind)
         target = folder / str(chosen)
         if (target / MANIFEST_NAME).is_file():
@@ -453,20 +455,20 @@ def _open_work(target: Path, plan: BuildPlan, *, fresh: bool) -> None:
     write_atomic(work / "build.json", json.dumps(plan.as_json() | {"pid": os.getpid()}, indent=2))
 
 
-def _work_in_progress(target: Path) -> dict[str, Any]:
+def _work_in_progress(target: Path) -> Json:
     try:
-        known: dict[str, Any] = json.loads((target / WORK / "build.json").read_text(encoding="utf-8"))
+        known: Json = json.loads((target / WORK / "build.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return known
 
 
-def _changes(configuration: dict[str, Any], plan: BuildPlan) -> str:
+def _changes(configuration: Json, plan: BuildPlan) -> str:
     """Say what sets an earlier build apart from a plan."""
     return ", ".join(_differences(configuration, plan.configuration)) or "its inputs"
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def _differences(old: Json, new: Json, prefix: str = "") -> Iterator[str]:
     for key in sorted(set(old) & set(new)):
         if isinstance(old[key], dict) and isinstance(new[key], dict):
             yield from _differences(old[key], new[key], f"{prefix}{key}.")

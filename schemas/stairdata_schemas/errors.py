@@ -12,12 +12,12 @@ StairDataError
 │   ├── BuildLockedError   another process builds into the same folder
 │   └── BudgetError        a limit on tokens, cost or time is reached; the build can go on later
 ├── ModelError             a folder that isn't a model, or a tokenizer without what is needed
-├── HubError               the Hub can't be reached, refuses, or holds something else than expected
+├── HubError               the Hub can't be reached, refuses, or holds something other than expected
 │   └── ReleaseConflictError  a version that exists there with other content, or somebody else's change
 ├── PublishError           an artifact that must not be published as it is
 ├── ServerError            an LLM server that can't be started or reached, or that died
-├── TrainingError          training data or settings that would train something else than meant
-└── ReviewError            Argilla can't be started or reached, or holds something else than expected
+├── TrainingError          training data or settings that would train something other than meant
+└── ReviewError            Argilla can't be started or reached, or holds something other than expected
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ArtifactError(StairDataError):
 
 
 class ArtifactNotFoundError(ArtifactError):
-    """No artifact stands under a reference."""
+    """A reference names no artifact that is there."""
 
 
 class BuildError(StairDataError):
@@ -78,7 +78,7 @@ class ModelError(StairDataError):
 
 
 class HubError(StairDataError):
-    """The Hub can't be reached, refuses, or holds something else than expected."""
+    """The Hub can't be reached, refuses, or holds something other than expected."""
 
 
 class ReleaseConflictError(HubError):
@@ -94,11 +94,11 @@ class ServerError(StairDataError):
 
 
 class TrainingError(StairDataError):
-    """Training data or settings would train something else than was meant."""
+    """Training data or settings would train something other than was meant."""
 
 
 class ReviewError(StairDataError):
-    """Argilla can't be started or reached, refuses, or holds something else than expected."""
+    """Argilla can't be started or reached, refuses, or holds something other than expected."""
 
 
 class GrammarError(StairDataError):
@@ -116,7 +116,7 @@ class GrammarError(StairDataError):
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Return the known name that was probably meant, if one is as like it as `cutoff` (0 to 1)."""
+    """Return the known name that was probably meant, if one is similar enough (`cutoff`: 0 to 1)."""
     return next(iter(difflib.get_close_matches(name, list(known), 1, cutoff)), None)
 
 

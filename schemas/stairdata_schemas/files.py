@@ -7,7 +7,9 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
+
+from stairdata_schemas.aliases import Json
 
 
 def cache_folder() -> Path:
@@ -71,7 +73,7 @@ class Journal:
         self._size = _sound_length(path)
         self._file.truncate(self._size)
 
-    def append(self, record: dict[str, Any], *, durable: bool = False) -> int:
+    def append(self, record: Json, *, durable: bool = False) -> int:
         """Write a record; with `durable` it also survives a power cut.
 
         Returns:
@@ -86,17 +88,16 @@ class Journal:
         return begin
 
     def close(self) -> None:
-        """Close the file."""
         self._file.close()
 
 
-def read_journal(path: Path) -> Iterator[dict[str, Any]]:
+def read_journal(path: Path) -> Iterator[Json]:
     """Yield the records of a journal up to the first one that is cut or damaged."""
     for _, record in scan_journal(path):
         yield record
 
 
-def scan_journal(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def scan_journal(path: Path) -> Iterator[tuple[int, Json]]:
     """Yield where each record begins, and the record, as `read_journal` does."""
     if not path.exists():
         return
@@ -110,7 +111,7 @@ def scan_journal(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             begin += len(line)
 
 
-def read_record(file: IO[bytes], begin: int) -> dict[str, Any]:
+def read_record(file: IO[bytes], begin: int) -> Json:
     """Read the record of an open journal that begins there."""
     file.seek(begin)
     record = _record(file.readline())
@@ -118,18 +119,18 @@ def read_record(file: IO[bytes], begin: int) -> dict[str, Any]:
     return record
 
 
-def _line(record: dict[str, Any]) -> bytes:
+def _line(record: Json) -> bytes:
     payload = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
     return b"%08x %s\n" % (zlib.crc32(payload), payload)
 
 
-def _record(line: bytes) -> dict[str, Any] | None:
+def _record(line: bytes) -> Json | None:
     if len(line) < 10 or not line.endswith(b"\n"):
         return None
     payload = line[9:-1]
     if line[:9] != b"%08x " % zlib.crc32(payload):
         return None
-    record: dict[str, Any] = json.loads(payload.decode("utf-8", "surrogatepass"))
+    record: Json = json.loads(payload.decode("utf-8", "surrogatepass"))
     return record
 
 

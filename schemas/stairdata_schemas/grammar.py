@@ -110,7 +110,6 @@ def parse(text: str) -> Completion:
 
 
 def is_grammatical(text: str) -> bool:
-    """Tell whether a completion parses."""
     try:
         parse(text)
     except GrammarError:

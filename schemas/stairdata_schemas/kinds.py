@@ -15,6 +15,7 @@ import dataframely as dy
 import polars as pl
 import pyarrow as pa
 
+from stairdata_schemas.aliases import Json
 from stairdata_schemas.errors import UsageError, quote, suggest
 
 SCHEMA_VERSION = 1
@@ -356,7 +357,6 @@ def kind_name(name: str) -> str:
 
 
 def row_schema(kind: str) -> type[dy.Schema]:
-    """Return the dataframely schema of a kind."""
     return KINDS[kind_name(kind)]
 
 
@@ -377,7 +377,7 @@ def features(kind: str) -> Any:
     return Features.from_arrow_schema(arrow_schema(kind))
 
 
-def json_schema(kind: str) -> dict[str, Any]:
+def json_schema(kind: str) -> Json:
     """Return the JSON Schema of one row of a kind; rules over several columns are named, not expressed."""
     schema = row_schema(kind)
     with warnings.catch_warnings():

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from stairdata_schemas.aliases import Json
 from stairdata_schemas.errors import ArtifactError
 
 MANIFEST_NAME = "manifest.json"
@@ -76,7 +77,7 @@ class FileEntry(BaseModel):
     rows: int = Field(ge=0)
 
 
-class Usage(BaseModel):
+class BuildUsage(BaseModel):
     """What the requests of a build used up."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -86,6 +87,9 @@ class Usage(BaseModel):
     completion_tokens: int = 0
     cost: float | None = None
     """In the currency of the recipe's price table; null where prices are unknown."""
+
+
+Usage = BuildUsage  # its name until the generators are changed over
 
 
 class Manifest(BaseModel):
@@ -102,7 +106,7 @@ class Manifest(BaseModel):
     git_commit: str | None = None
     generator: str
     """Name of the generator, with its own version: it enters the fingerprint."""
-    configuration: dict[str, Any]
+    configuration: Json
     """The generator's whole resolved configuration, secrets left out."""
     fingerprint: str
     content_hash: str
@@ -116,12 +120,12 @@ class Manifest(BaseModel):
     """How the units of work ended, by name of the outcome."""
     quarantine: dict[str, int] = {}
     """Refused rows by the rule they broke."""
-    usage: Usage = Usage()
+    usage: BuildUsage = BuildUsage()
     seconds: float | None = None
     """Wall time of the run that finished the build."""
     notes: list[str] = []
     """Deviations from the paper and warnings that a user of the data should know."""
-    details: dict[str, Any] = {}
+    details: Json = {}
     """Figures of the generator's own, such as the mixture of pairs."""
     files: list[FileEntry]
 
@@ -156,7 +160,7 @@ def fingerprint(
 
 
 def content_hash(files: list[FileEntry]) -> str:
-    """Hash an artifact's data files."""
+    """Hash the paths and hashes of an artifact's data files, whatever their order."""
     return sha256_of_json([[entry.path, entry.sha256] for entry in sorted(files, key=lambda entry: entry.path)])
 
 

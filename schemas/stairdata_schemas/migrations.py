@@ -18,8 +18,8 @@ from stairdata_schemas.errors import ArtifactError, quote
 from stairdata_schemas.kinds import SCHEMA_VERSION
 from stairdata_schemas.manifest import Manifest
 
-Step = Callable[[pl.DataFrame], pl.DataFrame]
-MIGRATIONS: dict[str, dict[int, Step]] = {}
+MigrationStep = Callable[[pl.DataFrame], pl.DataFrame]
+MIGRATIONS: dict[str, dict[int, MigrationStep]] = {}
 """By kind and the version it starts from: rows of that version to rows of the next. Version 1 is the first there is."""
 GENERATOR = "migration/1"
 _DATA_FILE = re.compile(r"data/train-\d{5}-of-\d{5}\.parquet", re.ASCII)
@@ -39,7 +39,7 @@ def check_paths(manifest: Manifest, where: str) -> None:
         raise ArtifactError(f"{where}: its manifest lists {'a file twice' if paths else 'no data file'}")
 
 
-def steps(kind: str, version: int) -> list[Step]:
+def steps(kind: str, version: int) -> list[MigrationStep]:
     """Return the steps from a schema version to the current one.
 
     Raises:
@@ -73,7 +73,7 @@ def migrate(artifact: Artifact, root: Path) -> Artifact:
     return build_artifact(plan, lambda _: content, root, max_quarantine=0.0)
 
 
-def _migrated(artifact: Artifact, chain: list[Step]) -> Iterator[pl.DataFrame]:
+def _migrated(artifact: Artifact, chain: list[MigrationStep]) -> Iterator[pl.DataFrame]:
     for path in artifact.data_files:
         for frame in iterate_frames(path):
             for step in chain:

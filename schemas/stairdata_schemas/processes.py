@@ -242,7 +242,6 @@ class Supervisor:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line, supervise the command, return its status."""
     parser = argparse.ArgumentParser(prog="python -m stairdata_schemas.processes")
     parser.add_argument("--grace", type=float, default=GRACE, help="seconds from SIGTERM to SIGKILL")
     parser.add_argument("command", nargs="+", help="the command, after --")

@@ -46,7 +46,7 @@ class ShardWriter:
     def __init__(self, folder: Path, kind: str) -> None:
         self.folder = folder
         self._schema = arrow_schema(kind)
-        self._rows: list[int] = []
+        self._rows: list[int] = []  # of each shard so far
         self._writer: pq.ParquetWriter | None = None
         folder.mkdir(parents=True)
 
@@ -77,7 +77,7 @@ class ShardWriter:
             self._path(len(self._rows) - 1),
             self._schema,
             compression="zstd",
-            use_content_defined_chunking=True,
+            use_content_defined_chunking=True,  # the Hub then takes only what changed since the last version
         )
 
     def _close_shard(self) -> None:
@@ -87,6 +87,7 @@ class ShardWriter:
             sync_file(self._path(len(self._rows) - 1))
 
     def _path(self, index: int) -> Path:
+        # the final name holds the number of shards, which only the end tells
         return self.folder / f"part-{index:05d}.parquet"
 
     def _rename(self, index: int) -> FileEntry:

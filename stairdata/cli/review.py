@@ -71,9 +71,9 @@ def invite(
     """Let a reviewer in: an annotator of the workspace, never an owner; the password is shown once."""
     review_round.check_extra()
     from stairdata_review.rounds import invitations
-    from stairdata_review.rounds.client import Argilla, find_place
+    from stairdata_review.rounds.client import Argilla, find_access
 
-    with Argilla(find_place(folder, url, remote=remote)) as argilla:
+    with Argilla(find_access(folder, url, remote=remote)) as argilla:
         invitation = invitations.invite(argilla, name, workspace, new_password=new_password)
     emit(f"url: {invitation.url}\nusername: {invitation.username}")
     if invitation.password is None:

@@ -68,11 +68,11 @@ def push(
     root: RootOption = None,
 ) -> None:
     """Bring items to reviewers; those that are there already stay as they are."""
-    from stairdata_review.rounds.push import PushOptions
+    from stairdata_review.rounds.push import RoundOptions
     from stairdata_review.rounds.push import push as push_items
 
     artifact = _open(reference, root)
-    options = PushOptions(root_folder(root), select, limit, seed, workspace, dataset, min_submitted, contact)
+    options = RoundOptions(root_folder(root), select, limit, seed, workspace, dataset, min_submitted, contact)
     with _connect(folder, url, remote=remote) as argilla, show_progress() as progress:
         pushed = push_items(argilla, artifact, options, progress)
     say(f"{artifact.reference}: {pushed.added} added, {pushed.there_before} were there before")
@@ -206,9 +206,9 @@ def _open(reference: str, root: Path | None) -> Artifact:
 
 def _connect(folder: Path | None, url: str | None, *, remote: bool) -> Argilla:
     check_extra()
-    from stairdata_review.rounds.client import Argilla, find_place
+    from stairdata_review.rounds.client import Argilla, find_access
 
-    return Argilla(find_place(folder, url, remote=remote))
+    return Argilla(find_access(folder, url, remote=remote))
 
 
 def _home(folder: Path | None) -> Path:
@@ -238,7 +238,7 @@ def _say_summary(artifact: Artifact) -> None:
 
 
 def _show_status(figures: dict[str, Any]) -> None:
-    from stairdata_schemas.card import agreement_rows
+    from stairdata_schemas.cards.card import agreement_rows
 
     progress, pace, found = figures["progress"], figures["pace"], figures["agreement"]
     per_answer = "unknown" if pace["seconds_an_answer"] is None else f"{pace['seconds_an_answer']:.0f} s an answer"

@@ -21,13 +21,13 @@ from stairdata.hub.client import README, FileListing, Repository, holds, manifes
 from stairdata.hub.policy import Gate
 from stairdata.hub.releases import changelog_line, manifest_at, parse_manifest, previous
 from stairdata.hub.secrets import check_secrets, own_secrets
-from stairdata_schemas import card as cards
+from stairdata_schemas.aliases import CountProgress
 from stairdata_schemas.artifacts import Artifact, parse_version
-from stairdata_schemas.card import Card, CardConfig, Plot
-from stairdata_schemas.croissant import CROISSANT_NAME, croissant
+from stairdata_schemas.cards import card as cards
+from stairdata_schemas.cards.card import Card, CardConfig, Plot
+from stairdata_schemas.cards.croissant import CROISSANT_NAME, croissant
 from stairdata_schemas.errors import HubError, PublishError, ReleaseConflictError, quote
 from stairdata_schemas.manifest import MANIFEST_NAME, Manifest
-from stairdata_schemas.progress import CountProgress
 
 SHOWN = 5
 

@@ -32,7 +32,7 @@ from stairdata.hub.client import (
     retried,
     tree,
 )
-from stairdata_schemas import card as cards
+from stairdata_schemas.aliases import CountProgress
 from stairdata_schemas.artifacts import (
     READERS,
     Artifact,
@@ -44,7 +44,8 @@ from stairdata_schemas.artifacts import (
     validate_file,
     validate_whole,
 )
-from stairdata_schemas.card import Card, CardConfig
+from stairdata_schemas.cards import card as cards
+from stairdata_schemas.cards.card import Card, CardConfig
 from stairdata_schemas.errors import ArtifactError, HubError, UsageError, quote
 from stairdata_schemas.files import sync_file, sync_folder, write_atomic
 from stairdata_schemas.kinds import KINDS, SCHEMA_VERSION
@@ -59,7 +60,6 @@ from stairdata_schemas.manifest import (
     sha256_of_file,
 )
 from stairdata_schemas.migrations import check_paths, migrate
-from stairdata_schemas.progress import CountProgress
 
 STORE = ".hub"
 STAGING = ".pull"

@@ -122,7 +122,7 @@ def make_plan(release: PreparedRelease) -> PushPlan:
 
 
 def _license(release: PreparedRelease, head: BranchHead | None, *, public: bool) -> str | None:
-    from stairdata_schemas.card import read_head as read_yaml
+    from stairdata_schemas.cards.card import read_head as read_yaml
 
     others = [manifest for name, manifest in head.manifests.items() if name != release.place.config] if head else []
     stated = read_yaml(head.readme).get("license") if head else None

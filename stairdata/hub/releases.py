@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from stairdata.hub.addresses import ConfigPath
 from stairdata.hub.client import Repository, read
 from stairdata_schemas.artifacts import Version, parse_version
-from stairdata_schemas.card import inline
+from stairdata_schemas.cards.card import inline
 from stairdata_schemas.errors import HubError, UsageError
 from stairdata_schemas.kinds import KINDS
 from stairdata_schemas.manifest import MANIFEST_NAME, Manifest

@@ -14,9 +14,10 @@ from stairdata.generators.prompts.known_datasets import published_prompt
 from stairdata.hub.pull import open_reference
 from stairdata.interop import thu_ml
 from stairdata.interop.json_list import Duplicates, read_list
-from stairdata.interop.thu_ml import BrokenError, Losses, Row
+from stairdata.interop.thu_ml import BrokenError, Losses
 from stairdata.runs.options import BuildOptions
 from stairdata_schemas import identity
+from stairdata_schemas.aliases import Row
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report, build_artifact
 from stairdata_schemas.errors import InputError, UsageError

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 from stairdata.interop.json_list import Duplicates
 from stairdata_schemas import grammar
+from stairdata_schemas.aliases import Row
 from stairdata_schemas.kinds import VALUE_TOLERANCE
 
-Row = dict[str, Any]
 ROOT = "0"
 SIZE = "tree_size"
 # What the published configuration ends answers with besides <|/Output|>, and the same of other model families.

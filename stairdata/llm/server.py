@@ -1,7 +1,7 @@
-"""A vLLM server of our own: started for the duration, watched, and gone with us, however we end.
+"""A vLLM server that this process starts and watches, and that ends with it, however it ends.
 
 It listens on 127.0.0.1 alone, wants a random key that it gets through its environment, and is a supervised process
-(`stairdata_schemas.processes`), which ends when this process is gone.
+(`stairdata_schemas.processes`).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Literal, Self
 
+from stairdata_schemas.aliases import WaitProgress
 from stairdata_schemas.errors import ModelError, ServerError, quote
 from stairdata_schemas.processes import GRACE, HOST, SupervisedProcess, free_port, log_tail, port_obstacle
-from stairdata_schemas.progress import WaitProgress
 from stairdata_schemas.rendering import check_model_folder
 
 PREFILL_TOKENS = 8192
@@ -163,7 +163,6 @@ class ManagedServer:
             self._process.stop()
 
     def is_alive(self) -> bool:
-        """Whether the process runs."""
         return self._process is not None and self._process.status is None
 
     def check(self) -> None:
@@ -173,7 +172,7 @@ class ManagedServer:
             ServerError: with the last words of its log.
         """
         if not self.is_alive():
-            raise ServerError(self._obituary("does not run any more"))
+            raise ServerError(self._failure("does not run any more"))
 
     def wait(self) -> None:
         """Wait until the server ends by itself, which it should not.
@@ -197,7 +196,7 @@ class ManagedServer:
         while not self._is_ready():
             elapsed = time.monotonic() - started
             if elapsed > self.options.startup_timeout:
-                raise ServerError(self._obituary(f"did not answer within {self.options.startup_timeout:g} s"))
+                raise ServerError(self._failure(f"did not answer within {self.options.startup_timeout:g} s"))
             on_progress(f"starting the server of {self.served_name}", elapsed)
             self._wait_for_end(POLL)
         on_progress(f"the server of {self.served_name} is ready", time.monotonic() - started)
@@ -208,7 +207,7 @@ class ManagedServer:
             return
         if self._stopped:
             raise ServerError("the server was stopped while it started")
-        raise ServerError(self._obituary("ended before it answered"))
+        raise ServerError(self._failure("ended before it answered"))
 
     def _is_ready(self) -> bool:
         # the list of models needs the key: another program on this port does not pass for ours
@@ -217,7 +216,7 @@ class ManagedServer:
         answer = _get(self.port, "/v1/models", self.api_key)
         return answer is not None and self.served_name in _model_names(answer)
 
-    def _obituary(self, what: str) -> str:
+    def _failure(self, what: str) -> str:
         status = self._process.status if self._process else None
         ended = "" if status is None else f" (exit status {status})"
         words = last_words(self.options.log)

@@ -14,9 +14,9 @@ from stairdata.llm.budget import Budget
 from stairdata.llm.client import Client
 from stairdata.recipe import Endpoint, Sampling
 from stairdata_schemas import rendering
+from stairdata_schemas.aliases import WaitProgress
 from stairdata_schemas.errors import RecipeError, ServerError, quote
 from stairdata_schemas.manifest import ModelIdentity
-from stairdata_schemas.progress import WaitProgress
 
 _log = logging.getLogger("stairdata")
 

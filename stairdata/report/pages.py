@@ -18,7 +18,8 @@ import numpy as np
 import polars as pl
 
 from stairdata.report.measures import Numbers, classes, figures
-from stairdata.report.trees import NodeFacts, Row, look, title_of, visits_of
+from stairdata.report.trees import NodeFacts, look, title_of, visits_of
+from stairdata_schemas.aliases import Row
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import UsageError, visible
 from stairdata_schemas.manifest import Manifest

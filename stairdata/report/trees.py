@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import polars as pl
 
 from stairdata.generators.pairs.forest import STRUCTURE, sound_trees
 from stairdata_schemas import grammar
+from stairdata_schemas.aliases import Row
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import ArtifactError, ArtifactNotFoundError, UsageError, quote
 from stairdata_schemas.writing import QuarantineRow
 
-Row = dict[str, Any]
 SHORTEST_PREFIX = 4
 TITLE_LENGTH = 60
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from stairdata.llm.budget import Budget
 from stairdata.runs.local_executor import LocalExecutor
 from stairdata.runs.units import Concurrency, Unit, UnitResult, WorkContext, Workload
-from stairdata_schemas.progress import WaitProgress
+from stairdata_schemas.aliases import WaitProgress
 
 if TYPE_CHECKING:
     from stairdata.runs.units import UnitFailure

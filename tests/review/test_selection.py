@@ -65,7 +65,7 @@ def test_disagreement_needs_the_trees(pairs: Artifact, tmp_path: Path) -> None:
     with pytest.raises(ArtifactNotFoundError, match="stand in the trees"):
         select(pairs, "disagreement", None, 42, tmp_path)
     trees = resolve("trees", pairs.folder.parent.parent)
-    with pytest.raises(UsageError, match="is for pairs"):
+    with pytest.raises(UsageError, match="is only for pairs"):
         select(trees, "margin", None, 42, tmp_path)
     with pytest.raises(UsageError, match="unknown selection"):
         select(pairs, "best", None, 42, tmp_path)

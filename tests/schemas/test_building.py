@@ -19,7 +19,7 @@ from stairdata_schemas.artifacts import Artifact, newest, open_artifact, resolve
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report, begin_build, build_artifact
 from stairdata_schemas.errors import ArtifactError, BuildError, BuildLockedError, QuarantineError, UsageError
 from stairdata_schemas.files import read_journal
-from stairdata_schemas.manifest import ModelIdentity, Parent, Usage, sha256_of_file
+from stairdata_schemas.manifest import BuildUsage, ModelIdentity, Parent, sha256_of_file
 from stairdata_schemas.writing import QuarantineRow
 
 Make = Callable[..., Artifact]
@@ -60,7 +60,7 @@ def test_the_manifest_says_how_the_rows_came_about(tmp_path: Path, begin: Begin,
         models=[ModelIdentity(role="actor", name="m", revision="r")],
         seeds={"sampling": 42},
     )
-    report = Report({"done": 2}, Usage(requests=3, prompt_tokens=5), ["a note"], {"mixture": {"a": 1}})
+    report = Report({"done": 2}, BuildUsage(requests=3, prompt_tokens=5), ["a note"], {"mixture": {"a": 1}})
     with begin(tmp_path, plan) as build:
         manifest = build.finish([prompts("a", "b")], [QuarantineRow("f", 1, "not_json", "{")], report, 0.5).manifest
     assert (manifest.kind, manifest.version) == ("prompts", "1.0.0")

@@ -10,8 +10,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stairdata_schemas import card
-from stairdata_schemas.card import render_card
+from stairdata_schemas.cards import card
+from stairdata_schemas.cards.card import render_card
 from stairdata_schemas.kinds import KINDS, row_schema
 from stairdata_schemas.manifest import Manifest, ModelIdentity, Parent
 

@@ -17,7 +17,7 @@ PAD_TOKEN = "<|pad|>"  # noqa: S105
 IGNORED = -100  # label that the loss skips
 _NOISE = 0.1
 
-Row = Mapping[str, Any]
+RowMapping = Mapping[str, Any]
 
 
 class SftIds(TypedDict):
@@ -115,7 +115,7 @@ def _word_ids(tokenizer: Any, token: int) -> list[int]:
     return ids
 
 
-def sft_row(tokenizer: Any, row: Row, max_length: int) -> SftIds:
+def sft_row(tokenizer: Any, row: RowMapping, max_length: int) -> SftIds:
     """Make the ids of a `structured_cot` row; an SFT completion always ends the turn.
 
     Raises:
@@ -132,7 +132,7 @@ def sft_row(tokenizer: Any, row: Row, max_length: int) -> SftIds:
     }
 
 
-def dpo_row(tokenizer: Any, row: Row, max_length: int) -> DpoIds:
+def dpo_row(tokenizer: Any, row: RowMapping, max_length: int) -> DpoIds:
     """Make the ids of a `preference_pairs` row: the shared prefix counts as prompt, only the rest is trained.
 
     Raises:
@@ -153,7 +153,7 @@ def dpo_row(tokenizer: Any, row: Row, max_length: int) -> DpoIds:
     return {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected, "length": length}
 
 
-def prm_row(tokenizer: Any, row: Row, max_length: int) -> PrmIds:
+def prm_row(tokenizer: Any, row: RowMapping, max_length: int) -> PrmIds:
     """Make the ids of a `prm_pairs` row: prompt and whole text on each side.
 
     Raises:
@@ -205,6 +205,6 @@ def _check_pair(where: str, chosen: list[int], rejected: list[int]) -> None:
         raise TrainingError(f"{where}: one side has no tokens after the shared prefix; build the pairs again")
 
 
-def _where(row: Row) -> str:
+def _where(row: RowMapping) -> str:
     name = "pair_id" if "pair_id" in row else "prompt_id"
     return f"row {name}={row.get(name)!r}"

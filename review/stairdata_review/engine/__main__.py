@@ -24,7 +24,6 @@ def load() -> None:
 
 
 def main() -> None:
-    """Parse the command line and run one process."""
     parser = argparse.ArgumentParser(prog="stairdata engine")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("prepare", help="migrate the database; the owner is in credentials.json")

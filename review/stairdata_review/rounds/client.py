@@ -19,6 +19,7 @@ import httpx
 
 from stairdata_review.server.folder import default_folder
 from stairdata_review.server.running_server import find_server
+from stairdata_schemas.aliases import Json
 from stairdata_schemas.errors import ReviewError, UsageError, quote
 
 LOCAL = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -29,18 +30,17 @@ WAITS = (0.5, 2.0, 8.0)
 """Seconds before a request is sent again."""
 PAGE = 500
 MAY_PASS = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""Statuses that may be gone when the request is sent again."""
 
-Json = dict[str, Any]
 
-
-class Place(NamedTuple):
+class ServerAccess(NamedTuple):
     """A server and the key for it."""
 
     url: str
     key: str
 
 
-def find_place(folder: Path | None, url: str | None, *, remote: bool) -> Place:
+def find_access(folder: Path | None, url: str | None, *, remote: bool) -> ServerAccess:
     """Find the server to talk to, and the key for it.
 
     Args:
@@ -62,16 +62,16 @@ def find_place(folder: Path | None, url: str | None, *, remote: bool) -> Place:
         raise ReviewError(f"set {KEY_VARIABLE} to the API key of an owner or admin; Argilla shows it under My settings")
     if not key.isascii() or not key.isprintable():
         raise ReviewError(f"{KEY_VARIABLE} holds characters that no API key has; copy it again")
-    return Place(url.rstrip("/"), key)
+    return ServerAccess(url.rstrip("/"), key)
 
 
-def _of_folder(folder: Path) -> Place:
+def _of_folder(folder: Path) -> ServerAccess:
     running = find_server(folder)
     if running is None:
         raise ReviewError(
             f"no server runs in {folder}: start one with `stairdata review serve --background`, or name one with --url"
         )
-    return Place(running.url, running.credentials().api_key)
+    return ServerAccess(running.url, running.credentials().api_key)
 
 
 def _check_url(url: str, *, remote: bool) -> None:
@@ -81,13 +81,13 @@ def _check_url(url: str, *, remote: bool) -> None:
     except ValueError:
         host = None
     if host is None or parts.scheme not in {"http", "https"}:
-        raise UsageError(f"--url {quote(url)} is no address; write https://argilla.example.org")
+        raise UsageError(f"--url {quote(url)} is not an address; write https://argilla.example.org")
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise UsageError(f"--url takes no name, password or query; the key belongs in {KEY_VARIABLE}")
     if host in LOCAL:
         return
     if parts.scheme != "https":
-        raise UsageError(f"{quote(host)} is another machine: use https, or the key and the texts travel in the open")
+        raise UsageError(f"{quote(host)} is another machine: use https, or the key and the texts are sent unencrypted")
     if not remote:
         raise UsageError(f"{quote(host)} is another machine: add --remote to send texts and answers there")
 
@@ -98,14 +98,14 @@ SPACE_TOKEN = "ARGILLA_HF_TOKEN"  # noqa: S105 - a name; not HF_TOKEN: that may 
 class Argilla:
     """A connection to a server, as its owner or an admin; use it as a context manager."""
 
-    def __init__(self, place: Place) -> None:
-        self.url = place.url
-        host = urlsplit(place.url).hostname or ""
-        headers = {"X-Argilla-Api-Key": place.key}
+    def __init__(self, access: ServerAccess) -> None:
+        self.url = access.url
+        host = urlsplit(access.url).hostname or ""
+        headers = {"X-Argilla-Api-Key": access.key}
         if host.endswith(SPACES) and os.environ.get(SPACE_TOKEN):  # a private Space asks for a token of the Hub as well
             headers["Authorization"] = f"Bearer {os.environ[SPACE_TOKEN]}"
         self._http = httpx.Client(
-            base_url=f"{place.url}/api/v1",
+            base_url=f"{access.url}/api/v1",
             headers=headers,
             timeout=TIMEOUT,
             trust_env=host not in LOCAL,  # no proxy between a machine and itself
@@ -134,23 +134,23 @@ class Argilla:
         return me
 
     def get(self, path: str, params: Json | None = None) -> Any:
-        """Ask for something; asked again if the server stumbles."""
+        """Ask for something; asked again if the server fails."""
         return self._send("GET", path, params=params)
 
     def put(self, path: str, body: Json | None = None) -> Any:
-        """Put something in its place; sent again if the server stumbles, so it has to be the same twice."""
+        """Store something; sent again if the server fails, so that sending it twice has to do no harm."""
         return self._send("PUT", path, body)
 
     def patch(self, path: str, body: Json) -> Any:
-        """Change something; sent again if the server stumbles."""
+        """Change something; sent again if the server fails."""
         return self._send("PATCH", path, body)
 
     def delete(self, path: str) -> Any:
-        """Delete something; sent again if the server stumbles."""
+        """Delete something; sent again if the server fails."""
         return self._send("DELETE", path)
 
     def post(self, path: str, body: Json) -> Any:
-        """Make something new; sent once, for a server that stumbled may have made it."""
+        """Make something new; sent once, because a server that failed may have made it."""
         return self._send("POST", path, body, waits=())
 
     def records(self, dataset_id: str, *, responses: bool = False) -> Iterator[list[Json]]:
@@ -174,7 +174,7 @@ class Argilla:
         # records are ordered by time alone: of equal times one could come twice, and another not at all
         if len(seen) != total and total:
             raise ReviewError(
-                f"the records of the dataset changed while they were read ({len(seen)} of {total}); again"
+                f"the records changed while they were read ({len(seen)} of {total}); run the command again"
             )
 
     def _send(
@@ -207,12 +207,14 @@ class Argilla:
             try:
                 return response.json()
             except ValueError:
-                raise ReviewError(f"{self.url} is no Argilla server: it answers {path} with something else") from None
-        raise _RefusedError(_explain(self.url, response, method, path), response.status_code)
+                raise ReviewError(
+                    f"{self.url} is not an Argilla server: it answers {path} with something else"
+                ) from None
+        raise _StatusError(_explain(self.url, response, method, path), response.status_code)
 
 
-class _RefusedError(ReviewError):
-    """The server said no."""
+class _StatusError(ReviewError):
+    """The server answered with an error status."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -224,7 +226,7 @@ def conflict(message: str) -> Iterator[None]:
     """Turn a conflict (409) into a message of its own."""
     try:
         yield
-    except _RefusedError as error:
+    except _StatusError as error:
         if error.status == httpx.codes.CONFLICT:
             raise ReviewError(message) from None
         raise
@@ -237,7 +239,7 @@ def _explain(url: str, response: httpx.Response, method: str, path: str) -> str:
     if status == httpx.codes.FORBIDDEN:
         return f"{url} doesn't allow {method} {path} with this key; use that of an owner or admin"
     if response.is_redirect:
-        return f"{url} sends elsewhere ({quote(response.headers.get('location', ''))}); give that address"
+        return f"{url} redirects to {quote(response.headers.get('location', ''))}; give that address"
     said = f"{url} answered {method} {path} with {status}: {quote(response.text, 300)}"
     if status in MAY_PASS:
         return f"{said}; nothing is lost: the same command goes on"

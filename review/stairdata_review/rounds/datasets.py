@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from time import sleep
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from stairdata_review.rounds.client import Argilla, conflict
 from stairdata_review.rounds.settings import OURS, Layout
+from stairdata_schemas.aliases import Json
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import ReviewError, UsageError, quote
 
@@ -19,19 +20,9 @@ FORMAT = 1
 MAKING_SECONDS = 5.0
 """What the making of a dataset takes at most, where nobody interrupts it."""
 
-Json = dict[str, Any]
-
-
-class Order(NamedTuple):
-    """What a push asks of a round that it begins."""
-
-    min_submitted: int | None
-    seed: int
-    """Of the order of A and B."""
-
 
 class Round(NamedTuple):
-    """A dataset of ours on a server."""
+    """A dataset on a server that `review push` made."""
 
     dataset_id: str
     name: str
@@ -43,7 +34,6 @@ class Round(NamedTuple):
 
 
 def default_name(artifact: Artifact) -> str:
-    """Return the name of an artifact's dataset."""
     return f"{artifact.kind.replace('_', '-')}-{artifact.manifest.version}"
 
 
@@ -53,13 +43,13 @@ def ensure_workspace(argilla: Argilla, name: str) -> str:
         found = [each["id"] for each in argilla.get("/me/workspaces")["items"] if each["name"] == name]
         if found:
             return str(found[0])
-        with conflict(f"the workspace {quote(name)} is another's; name one of yours with --workspace"):
+        with conflict(f"the workspace {quote(name)} belongs to somebody else; name one of yours with --workspace"):
             argilla.post("/workspaces", {"name": name})
-    raise ReviewError(f"the workspace {quote(name)} was made but is not there; is its name allowed? Name another")
+    raise ReviewError(f"the workspace {quote(name)} was made but can't be found; choose another name with --workspace")
 
 
 def list_rounds(argilla: Argilla, workspace: str) -> list[Round]:
-    """Return the datasets of ours in a workspace."""
+    """Return the review rounds in a workspace; it may hold datasets of other programs, too."""
     workspaces = {each["id"] for each in argilla.get("/me/workspaces")["items"] if each["name"] == workspace}
     found = [each for each in argilla.get("/me/datasets")["items"] if each["workspace_id"] in workspaces]
     return [_round(each) for each in found if each["status"] == "ready" and _about(each)]
@@ -87,9 +77,25 @@ def find_round(argilla: Argilla, workspace: str, name: str | None, artifact: Art
 
 
 def ensure_round(
-    argilla: Argilla, workspace_id: str, name: str, artifact: Artifact, layout: Layout, order: Order
+    argilla: Argilla,
+    workspace_id: str,
+    name: str,
+    artifact: Artifact,
+    layout: Layout,
+    *,
+    min_submitted: int | None,
+    seed: int,
 ) -> Round:
     """Return an artifact's dataset, which is made if it isn't there; one that is half made is made anew.
+
+    Args:
+        argilla: a connection.
+        workspace_id: where the dataset is.
+        name: of the dataset.
+        artifact: what it holds.
+        layout: its fields, questions and guidelines.
+        min_submitted: answers that complete an item; None takes the dataset's own number, which is 1 at first.
+        seed: decides which side of each pair is A, where the dataset is new.
 
     Raises:
         ReviewError: a dataset of that name holds something else.
@@ -103,14 +109,14 @@ def ensure_round(
         argilla.delete(f"/datasets/{found['id']}")  # a push was interrupted before the first record
         found = None
     if found is None:
-        _make(argilla, workspace_id, name, artifact, layout, order)
+        _make(argilla, workspace_id, name, artifact, layout, min_submitted=min_submitted or 1, seed=seed)
         found = _named(argilla, workspace_id, name)
     if found is None or _about(found).get("content_hash") != artifact.manifest.content_hash:
         raise ReviewError(
-            f"the dataset {quote(name)} holds something else than {artifact.reference}; name another --dataset"
+            f"the dataset {quote(name)} holds something other than {artifact.reference}; name another --dataset"
         )
     there = _round(found)
-    if order.min_submitted not in {None, there.min_submitted}:
+    if min_submitted not in {None, there.min_submitted}:
         raise UsageError(f"{quote(name)} asks for {there.min_submitted} answers an item; leave --min-submitted out")
     return there
 
@@ -126,28 +132,37 @@ def _wait_for_its_maker(dataset: Json) -> None:
     sleep(min(MAKING_SECONDS, max(0.0, MAKING_SECONDS - age)))
 
 
-def _make(argilla: Argilla, workspace_id: str, name: str, artifact: Artifact, layout: Layout, order: Order) -> None:
+def _make(
+    argilla: Argilla,
+    workspace_id: str,
+    name: str,
+    artifact: Artifact,
+    layout: Layout,
+    *,
+    min_submitted: int,
+    seed: int,
+) -> None:
     about = {
         "format": FORMAT,
         "item_kind": artifact.kind,
         "artifact": artifact.reference,
         "content_hash": artifact.manifest.content_hash,
         "guideline_version": layout.guideline_version,
-        "seed": order.seed,  # of the order of A and B: the same for all that is ever pushed to the round
+        "seed": seed,  # of the order of A and B: the same for all that is ever pushed to the round
     }
     body = {
         "name": name,
         "workspace_id": workspace_id,
         "guidelines": layout.guidelines,
         "allow_extra_metadata": False,
-        "distribution": {"strategy": "overlap", "min_submitted": order.min_submitted or 1},
+        "distribution": {"strategy": "overlap", "min_submitted": min_submitted},
         "metadata": {OURS: about},
     }
     with conflict(f"somebody else is making the dataset {quote(name)} just now; wait, and run the same command again"):
         dataset_id = argilla.post("/datasets", body)["id"]
-    for place, parts in (("fields", layout.fields), ("questions", layout.questions)):
+    for path, parts in (("fields", layout.fields), ("questions", layout.questions)):
         for part in parts:
-            argilla.post(f"/datasets/{dataset_id}/{place}", part)
+            argilla.post(f"/datasets/{dataset_id}/{path}", part)
     for part in layout.metadata:
         argilla.post(f"/datasets/{dataset_id}/metadata-properties", part)
     argilla.put(f"/datasets/{dataset_id}/publish")
@@ -167,7 +182,7 @@ def _round(dataset: Json) -> Round:
     about = _about(dataset)
     if about.get("format") != FORMAT:
         raise ReviewError(
-            f"the dataset {quote(dataset['name'])} was made by another release of stairdata; read it there"
+            f"the dataset {quote(dataset['name'])} was made by another release of stairdata; use that one to read it"
         )
     return Round(
         dataset["id"],

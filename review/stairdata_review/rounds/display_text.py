@@ -30,7 +30,7 @@ _TAGS = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class DisplayPiece:
     """Some characters of a text, as they are pushed."""
 
     html: str
@@ -43,10 +43,10 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class DisplayText:
     """A text as it is pushed."""
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[DisplayPiece, ...]
     left_out: int = 0
     """Characters that a limit cut off."""
 
@@ -71,7 +71,7 @@ class Shown:
         return (touched[0].start, touched[-1].end) if start < end and touched else None
 
 
-def show(text: str, limit: int, hidden: list[tuple[int, int]] | None = None) -> Shown:
+def show(text: str, limit: int, hidden: list[tuple[int, int]] | None = None) -> DisplayText:
     """Make a text fit for a browser.
 
     Args:
@@ -82,15 +82,15 @@ def show(text: str, limit: int, hidden: list[tuple[int, int]] | None = None) -> 
     pieces = _pieces(text, hidden or [])
     total = sum(len(piece.html) for piece in pieces)
     if total <= limit:
-        return Shown(tuple(pieces))
+        return DisplayText(tuple(pieces))
     room = limit - len(_cut_mark(len(text)).html)
     while pieces and total > room:
         total -= len(pieces.pop().html)
     left_out = len(text) - (pieces[-1].end if pieces else 0)
-    return Shown((*pieces, _cut_mark(left_out)), left_out)
+    return DisplayText((*pieces, _cut_mark(left_out)), left_out)
 
 
-def show_steps(text: str, limit: int, *, from_start: bool) -> Shown:
+def show_steps(text: str, limit: int, *, from_start: bool) -> DisplayText:
     """Make steps of an answer fit for a browser; the grammar's tags are hidden where the text keeps the grammar.
 
     Args:
@@ -110,8 +110,8 @@ def _is_grammatical(text: str, *, from_start: bool) -> bool:
     return bool(steps) and all(grammar.is_block(step, is_first=first[place]) for place, step in enumerate(steps))
 
 
-def _pieces(text: str, hidden: list[tuple[int, int]]) -> list[Piece]:
-    pieces: list[Piece] = []
+def _pieces(text: str, hidden: list[tuple[int, int]]) -> list[DisplayPiece]:
+    pieces: list[DisplayPiece] = []
     position = 0
     for start, end in [*hidden, (len(text), len(text))]:
         while position < start:
@@ -122,18 +122,18 @@ def _pieces(text: str, hidden: list[tuple[int, int]]) -> list[Piece]:
     return pieces
 
 
-def _piece(text: str, position: int) -> Piece:
+def _piece(text: str, position: int) -> DisplayPiece:
     character = text[position]
     if character == "\r":  # HTML knows one kind of line break
-        return Piece("\n", 1, position, position + (2 if text.startswith("\r\n", position) else 1))
+        return DisplayPiece("\n", 1, position, position + (2 if text.startswith("\r\n", position) else 1))
     if character in _ENTITIES:
-        return Piece(_ENTITIES[character], 1, position, position + 1)
+        return DisplayPiece(_ENTITIES[character], 1, position, position + 1)
     if character not in _KEPT and _is_unseen(character):
         escape = visible(character)
-        return Piece(escape, len(escape), position, position + 1)
+        return DisplayPiece(escape, len(escape), position, position + 1)
     if character > "\uffff":
-        return Piece(f"&#{ord(character)};", 2, position, position + 1)
-    return Piece(character, 1, position, position + 1)
+        return DisplayPiece(f"&#{ord(character)};", 2, position, position + 1)
+    return DisplayPiece(character, 1, position, position + 1)
 
 
 def _is_unseen(character: str) -> bool:
@@ -141,7 +141,7 @@ def _is_unseen(character: str) -> bool:
     return category.startswith("C") or category in {"Zl", "Zp"}
 
 
-def _cut_mark(left_out: int) -> Piece:
+def _cut_mark(left_out: int) -> DisplayPiece:
     """Say how much is missing; stands for nothing of the text, so that no span reaches into it."""
     mark = f"\n[… {left_out:,} more characters; the whole text is in the dataset]"
-    return Piece(mark, len(mark), 0, 0)
+    return DisplayPiece(mark, len(mark), 0, 0)

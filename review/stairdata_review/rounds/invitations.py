@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from stairdata_review.rounds.client import Argilla, conflict
 from stairdata_review.rounds.datasets import ensure_workspace
 from stairdata_review.server.credentials import generate_password
+from stairdata_schemas.aliases import Json
 from stairdata_schemas.errors import ReviewError, UsageError, quote
 
 ROLE = "annotator"
@@ -61,7 +62,7 @@ def invite(argilla: Argilla, name: str, workspace: str, *, new_password: bool = 
     return Invitation(argilla.url, name, password)
 
 
-def _let_in(argilla: Argilla, user: dict[str, Any], workspace_id: str) -> None:
+def _let_in(argilla: Argilla, user: Json, workspace_id: str) -> None:
     members = argilla.get(f"/workspaces/{workspace_id}/users")["items"]
     if user["id"] not in {each["id"] for each in members}:
         argilla.post(f"/workspaces/{workspace_id}/users", {"user_id": user["id"]})

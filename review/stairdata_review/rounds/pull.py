@@ -7,31 +7,30 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import polars as pl
 
 from stairdata_review.blinding import CHOSEN, REJECTED, other_side, unblind
-from stairdata_review.items import PAIR_KINDS, Item, item_ids, read_items
+from stairdata_review.items import PAIR_KINDS, ReviewItem, item_ids, read_items
 from stairdata_review.reviewers import hash_of
 from stairdata_review.reviews import Source, build_reviews, newest_of
 from stairdata_review.rounds.client import Argilla
 from stairdata_review.rounds.datasets import Round
 from stairdata_review.rounds.settings import SIDE_FIELDS, show_text
+from stairdata_schemas.aliases import Json, Row
 from stairdata_schemas.artifacts import Artifact, resolve, versions
 from stairdata_schemas.errors import ArtifactError, ArtifactNotFoundError, ReviewError, quote
 
-Json = dict[str, Any]
 
-
-class Answer(NamedTuple):
+class ReviewerAnswer(NamedTuple):
     """One response of one reviewer to one record."""
 
     item_id: str
     user_id: str
     status: str
     values: Json
-    """Answer by question."""
+    """What was answered, by question."""
     submitted_at: datetime
     first: str | None
     """The side that was shown as A."""
@@ -39,15 +38,15 @@ class Answer(NamedTuple):
     """What was shown."""
 
 
-class Collected(NamedTuple):
+class CollectedAnswers(NamedTuple):
     """Answers as rows of kind reviews."""
 
-    rows: list[Json]
+    rows: list[Row]
     left_out: dict[str, int]
 
 
 def pull(
-    argilla: Argilla, place: Round, reviewed: Artifact, salt: str, root: Path, version: str | None = None
+    argilla: Argilla, review_round: Round, reviewed: Artifact, salt: str, root: Path, version: str | None = None
 ) -> tuple[Artifact, bool]:
     """Bring the answers of a round into an artifact.
 
@@ -60,28 +59,34 @@ def pull(
     Raises:
         ReviewError: not one submitted answer, or the server can't be reached: nothing is written then.
     """
-    before = newest_of(root, place.dataset_id)
-    collected = collect(read_answers(argilla, place), place, reviewed, salt)
+    before = newest_of(root, review_round.dataset_id)
+    collected = collect(read_answers(argilla, review_round), review_round, reviewed, salt)
     source = Source(
-        place.dataset_id, place.name, place.about["guideline_version"], collected.left_out, place.last_activity_at
+        review_round.dataset_id,
+        review_round.name,
+        review_round.about["guideline_version"],
+        collected.left_out,
+        review_round.last_activity_at,
     )
     artifact = build_reviews(collected.rows, reviewed, source, root, version)
     return artifact, before is None or before.folder != artifact.folder
 
 
-def find_reviewed(place: Round, root: Path, named: Artifact | None = None) -> Artifact:
+def find_reviewed(review_round: Round, root: Path, named: Artifact | None = None) -> Artifact:
     """Open the artifact that a round is about.
 
     Raises:
         ReviewError: another one was named.
         ArtifactNotFoundError: it is not under the root.
     """
-    wanted = place.about["content_hash"]
+    about = review_round.about
+    wanted = about["content_hash"]
+    what = f"{quote(review_round.name)} is about {about['artifact']}"
     if named is not None:
         if named.manifest.content_hash != wanted:
-            raise ReviewError(f"{quote(place.name)} is about {place.about['artifact']} of other content; name that one")
+            raise ReviewError(f"{what} of other content; name that one")
         return named
-    kind = place.about["item_kind"]
+    kind = about["item_kind"]
     for version in reversed(versions(root, kind)):
         try:
             artifact = resolve(f"{kind}@{version}", root)
@@ -89,24 +94,21 @@ def find_reviewed(place: Round, root: Path, named: Artifact | None = None) -> Ar
             continue
         if artifact.manifest.content_hash == wanted:
             return artifact
-    raise ArtifactNotFoundError(
-        f"{quote(place.name)} is about {place.about['artifact']}, which is not under {root}; name its --root, or the "
-        "artifact itself"
-    )
+    raise ArtifactNotFoundError(f"{what}, which is not under {root}; name its --root, or the artifact itself")
 
 
-def read_answers(argilla: Argilla, place: Round) -> Iterator[Answer]:
+def read_answers(argilla: Argilla, review_round: Round) -> Iterator[ReviewerAnswer]:
     """Yield every response to every record, of whatever status."""
-    for page in argilla.records(place.dataset_id, responses=True):
+    for page in argilla.records(review_round.dataset_id, responses=True):
         for record in page:
             for response in record.get("responses") or []:
                 yield _answer(record, response)
 
 
-def _answer(record: Json, response: Json) -> Answer:
+def _answer(record: Json, response: Json) -> ReviewerAnswer:
     values = {name: each.get("value") for name, each in (response.get("values") or {}).items()}
     moment = datetime.fromisoformat(response["updated_at"])
-    return Answer(
+    return ReviewerAnswer(
         record["external_id"] or "",
         str(response["user_id"]),
         response["status"],
@@ -117,12 +119,12 @@ def _answer(record: Json, response: Json) -> Answer:
     )
 
 
-def collect(answers: Iterator[Answer], place: Round, reviewed: Artifact, salt: str) -> Collected:
+def collect(answers: Iterator[ReviewerAnswer], review_round: Round, reviewed: Artifact, salt: str) -> CollectedAnswers:
     """Make rows of what was submitted; count what was not."""
     ids = item_ids(reviewed)
     known = set(ids["item_id"])
     counts: Counter[str] = Counter()
-    kept: list[Answer] = []
+    kept: list[ReviewerAnswer] = []
     for answer in answers:
         if answer.status != "submitted":
             counts[answer.status] += 1
@@ -130,22 +132,25 @@ def collect(answers: Iterator[Answer], place: Round, reviewed: Artifact, salt: s
             counts["records_of_strangers"] += 1  # not pushed by us: what A is can't be told
         else:
             kept.append(answer)
-    marked = {answer.item_id for answer in kept if _marks(answer)}
+    questions = [f"spans_{name}" for name in (*SIDE_FIELDS, "answer")]
+    marked = {answer.item_id for answer in kept if any(answer.values.get(name) for name in questions)}
     items = {item.item_id: item for item in read_items(reviewed, ids.filter(pl.col("item_id").is_in(list(marked))))}
-    rows = [_row(answer, place, reviewed.kind, salt, items.get(answer.item_id), counts) for answer in kept]
-    return Collected(
+    rows = [_row(answer, review_round, reviewed.kind, salt, items.get(answer.item_id), counts) for answer in kept]
+    return CollectedAnswers(
         rows, {"draft": 0, "discarded": 0} | {name: count for name, count in sorted(counts.items()) if count}
     )
 
 
-def _row(answer: Answer, place: Round, kind: str, salt: str, item: Item | None, counts: Counter[str]) -> Json:
+def _row(
+    answer: ReviewerAnswer, review_round: Round, kind: str, salt: str, item: ReviewItem | None, counts: Counter[str]
+) -> Row:
     spans = list(_spans(answer, item, counts)) if item else []
-    row: Json = {
+    row: Row = {
         "item_kind": kind,
         "item_id": answer.item_id,
         "reviewer": hash_of(salt, answer.user_id),
         "comment": answer.values.get("comment") or None,
-        "guideline_version": place.about["guideline_version"],
+        "guideline_version": review_round.about["guideline_version"],
         "submitted_at": answer.submitted_at,
     }
     if kind in PAIR_KINDS:
@@ -158,11 +163,7 @@ def _row(answer: Answer, place: Round, kind: str, salt: str, item: Item | None, 
     return row | {"answers": json.dumps(other | ({"spans": marks} if marks else {}), sort_keys=True)}
 
 
-def _marks(answer: Answer) -> bool:
-    return any(answer.values.get(f"spans_{name}") for name in (*SIDE_FIELDS, "answer"))
-
-
-def _spans(answer: Answer, item: Item, counts: Counter[str]) -> Iterator[Json]:
+def _spans(answer: ReviewerAnswer, item: ReviewItem, counts: Counter[str]) -> Iterator[Json]:
     """Yield marked parts, in code points of the whole `chosen`, `rejected` or `completion`, as (side, start, end)."""
     for name in (*SIDE_FIELDS, "answer"):
         marked = answer.values.get(f"spans_{name}") or []

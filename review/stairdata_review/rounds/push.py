@@ -6,18 +6,18 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import polars as pl
 
 from stairdata_review.guidelines import CONTACT
 from stairdata_review.items import read_items
 from stairdata_review.rounds.client import Argilla
-from stairdata_review.rounds.datasets import WORKSPACE, Order, default_name, ensure_round, ensure_workspace
+from stairdata_review.rounds.datasets import WORKSPACE, default_name, ensure_round, ensure_workspace
 from stairdata_review.rounds.settings import layout_of, record_of
 from stairdata_review.selection import select
+from stairdata_schemas.aliases import CountProgress, Json
 from stairdata_schemas.artifacts import Artifact
-from stairdata_schemas.progress import CountProgress
 
 BATCH_RECORDS = 500
 BATCH_BYTES = 900_000
@@ -25,7 +25,7 @@ BATCH_BYTES = 900_000
 
 
 @dataclass(frozen=True, slots=True)
-class PushOptions:
+class RoundOptions:
     """What goes to reviewers, and how."""
 
     root: Path
@@ -38,7 +38,7 @@ class PushOptions:
     contact: str = CONTACT
 
 
-class Pushed(NamedTuple):
+class PushCounts(NamedTuple):
     """What a push did."""
 
     dataset: str
@@ -48,7 +48,7 @@ class Pushed(NamedTuple):
     """Items of which a text was too long to show."""
 
 
-def push(argilla: Argilla, artifact: Artifact, options: PushOptions, progress: CountProgress) -> Pushed:
+def push(argilla: Argilla, artifact: Artifact, options: RoundOptions, progress: CountProgress) -> PushCounts:
     """Bring the selected items of an artifact to a server; those that are there already stay as they are.
 
     Raises:
@@ -60,26 +60,29 @@ def push(argilla: Argilla, artifact: Artifact, options: PushOptions, progress: C
     workspace = ensure_workspace(argilla, options.workspace)
     layout = layout_of(artifact.kind, options.contact)
     name = options.dataset or default_name(artifact)
-    place = ensure_round(argilla, workspace, name, artifact, layout, Order(options.min_submitted, options.seed))
-    seed = int(place.about.get("seed", options.seed))  # two pushes must not turn a record round
-    there = {record["external_id"] for page in argilla.records(place.dataset_id) for record in page}
+    review_round = ensure_round(
+        argilla, workspace, name, artifact, layout, min_submitted=options.min_submitted, seed=options.seed
+    )
+    seed = int(review_round.about.get("seed", options.seed))  # two pushes must not turn a record round
+    there = {record["external_id"] for page in argilla.records(review_round.dataset_id) for record in page}
     missing = chosen.filter(~pl.col("item_id").is_in(pl.Series(list(there), dtype=pl.String).implode()))
     added = shortened = 0
     records = (record_of(item, artifact.kind, seed) for item in read_items(artifact, missing))
     for batch in batches(records):
-        argilla.put(f"/datasets/{place.dataset_id}/records/bulk", {"items": [record for record, _ in batch]})
+        argilla.put(f"/datasets/{review_round.dataset_id}/records/bulk", {"items": [record for record, _ in batch]})
         added += len(batch)
         shortened += sum(left_out > 0 for _, left_out in batch)
         progress(f"pushing to {name}", added, len(missing))
-    return Pushed(name, added, len(chosen) - len(missing), shortened)
+    return PushCounts(name, added, len(chosen) - len(missing), shortened)
 
 
-Sized = tuple[dict[str, Any], int]
+CutRecord = tuple[Json, int]
+"""A record, and how many characters were left out of it."""
 
 
-def batches(records: Iterable[Sized]) -> Iterator[list[Sized]]:
+def batches(records: Iterable[CutRecord]) -> Iterator[list[CutRecord]]:
     """Put records together, at most 500 and at most about 900 kB of JSON at a time."""
-    batch: list[Sized] = []
+    batch: list[CutRecord] = []
     size = 0
     for record in records:
         length = len(json.dumps(record[0]))

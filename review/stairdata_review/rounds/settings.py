@@ -6,14 +6,14 @@ No custom field: it runs what a model wrote. No suggestions: they anchor. Markdo
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from stairdata_review.blinding import first_side, other_side
 from stairdata_review.guidelines import guidelines_of
-from stairdata_review.items import PAIR_KINDS, Item
-from stairdata_review.rounds.display_text import CHAT_LIMIT, TEXT_LIMIT, Shown, show, show_steps
+from stairdata_review.items import PAIR_KINDS, ReviewItem
+from stairdata_review.rounds.display_text import CHAT_LIMIT, TEXT_LIMIT, DisplayText, show, show_steps
+from stairdata_schemas.aliases import Json
 
-Payload = dict[str, Any]
 SIDE_FIELDS = ("a", "b")
 WRONG = "wrong"
 OURS = "stairdata"
@@ -25,9 +25,9 @@ class Layout(NamedTuple):
 
     guideline_version: str
     guidelines: str
-    fields: list[Payload]
-    questions: list[Payload]
-    metadata: list[Payload]
+    fields: list[Json]
+    questions: list[Json]
+    metadata: list[Json]
 
 
 def layout_of(kind: str, contact: str) -> Layout:
@@ -38,7 +38,7 @@ def layout_of(kind: str, contact: str) -> Layout:
     return Layout(*guidelines, _ANSWER_FIELDS, _ANSWER_QUESTIONS, _ANSWER_METADATA)
 
 
-def record_of(item: Item, kind: str, seed: int) -> tuple[Payload, int]:
+def record_of(item: ReviewItem, kind: str, seed: int) -> tuple[Json, int]:
     """Return an item as a record of Argilla, and how many characters had to be left out of it."""
     if kind in PAIR_KINDS:
         first = first_side(seed, item.item_id)
@@ -49,7 +49,7 @@ def record_of(item: Item, kind: str, seed: int) -> tuple[Payload, int]:
     shown = {name: show_text(text, item) for name, text in texts.items()}
     if item.prefix:
         shown["prefix"] = show_steps(item.prefix, TEXT_LIMIT, from_start=True)
-    fields: Payload = {name: each.html for name, each in shown.items()}
+    fields: Json = {name: each.html for name, each in shown.items()}
     fields["prompt"] = [{"role": "user", "content": prompt.html}]
     facts = {**item.facts, "a_is": first}
     record = {
@@ -60,20 +60,20 @@ def record_of(item: Item, kind: str, seed: int) -> tuple[Payload, int]:
     return record, prompt.left_out + sum(each.left_out for each in shown.values())
 
 
-def show_text(text: str, item: Item) -> Shown:
+def show_text(text: str, item: ReviewItem) -> DisplayText:
     """Show a compared step or an answer."""
     return show_steps(text, TEXT_LIMIT, from_start=not item.prefix)
 
 
-def _chat(name: str, title: str) -> Payload:
+def _chat(name: str, title: str) -> Json:
     return {"name": name, "title": title, "required": True, "settings": {"type": "chat", "use_markdown": False}}
 
 
-def _text(name: str, title: str, *, required: bool = True) -> Payload:
+def _text(name: str, title: str, *, required: bool = True) -> Json:
     return {"name": name, "title": title, "required": required, "settings": {"type": "text", "use_markdown": False}}
 
 
-def _labels(name: str, title: str, description: str, options: dict[str, str]) -> Payload:
+def _labels(name: str, title: str, description: str, options: dict[str, str]) -> Json:
     listed = [{"value": value, "text": text, "description": None} for value, text in options.items()]
     return {
         "name": name,
@@ -84,7 +84,7 @@ def _labels(name: str, title: str, description: str, options: dict[str, str]) ->
     }
 
 
-def _spans(field: str, title: str) -> Payload:
+def _spans(field: str, title: str) -> Json:
     option = {"value": WRONG, "text": "Wrong or unsafe", "description": None}
     return {
         "name": f"spans_{field}",
@@ -95,11 +95,11 @@ def _spans(field: str, title: str) -> Payload:
     }
 
 
-def _fact(name: str, title: str, kind: str, *, hidden: bool = False) -> Payload:
+def _fact(name: str, title: str, kind: str, *, hidden: bool = False) -> Json:
     return {"name": name, "title": title, "settings": {"type": kind}, "visible_for_annotators": not hidden}
 
 
-_COMMENT: Payload = {
+_COMMENT: Json = {
     "name": "comment",
     "title": "Comment",
     "description": "What a colleague should know. No names, please.",

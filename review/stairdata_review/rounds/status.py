@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
 
 import polars as pl
 
@@ -13,16 +12,16 @@ from stairdata_review.reviewers import hash_of
 from stairdata_review.reviews import facts_of
 from stairdata_review.rounds.client import Argilla
 from stairdata_review.rounds.datasets import Round
-from stairdata_review.rounds.pull import Answer, collect, read_answers
+from stairdata_review.rounds.pull import ReviewerAnswer, collect, read_answers
+from stairdata_schemas.aliases import Json
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.kinds import polars_schema
 
-Json = dict[str, Any]
 SALT = ""
 """Nothing leaves this module but names, so hashes need no secret here."""
 
 
-def status(argilla: Argilla, place: Round, reviewed: Artifact) -> Json:
+def status(argilla: Argilla, review_round: Round, reviewed: Artifact) -> Json:
     """Say how a round goes.
 
     Returns:
@@ -31,53 +30,55 @@ def status(argilla: Argilla, place: Round, reviewed: Artifact) -> Json:
         24 hours, answers still needed, hours of work they take at that pace); agreement as
         `stairdata_review.agreement.agreement` gives it, reviewers by their names.
     """
-    progress = argilla.get(f"/datasets/{place.dataset_id}/progress")
-    names = _names(argilla, place)
-    answers = list(read_answers(argilla, place))
-    collected = collect(iter(answers), place, reviewed, SALT)
+    progress = argilla.get(f"/datasets/{review_round.dataset_id}/progress")
+    names = _names(argilla, review_round)
+    answers = list(read_answers(argilla, review_round))
+    collected = collect(iter(answers), review_round, reviewed, SALT)
     rows = [{name: row.get(name) for name in polars_schema("reviews")} for row in collected.rows]
     frame = pl.DataFrame(rows, schema=polars_schema("reviews"))
     figures = agreement(frame, facts_of(reviewed)) if len(frame) else {}
     if figures:
         figures["by_reviewer"] = _by_name(figures["by_reviewer"], answers, names)
     return {
-        "dataset": place.name,
-        "artifact": place.about["artifact"],
-        "min_submitted": place.min_submitted,
+        "dataset": review_round.name,
+        "artifact": review_round.about["artifact"],
+        "min_submitted": review_round.min_submitted,
         "progress": {name: progress[name] for name in ("total", "completed", "pending")},
         "answers": {"submitted": len(frame), **collected.left_out},
         "reviewers": {names.get(user, user): _one(part) for user, part in _by_user(answers)},
-        "pace": _pace(frame, answers, place, progress["total"]),
+        "pace": _pace(frame, answers, review_round, progress["total"]),
         "agreement": figures,
     }
 
 
-def _names(argilla: Argilla, place: Round) -> dict[str, str]:
+def _names(argilla: Argilla, review_round: Round) -> dict[str, str]:
     """Return user names by id; whoever is no member of the workspace goes by the id."""
     me = argilla.get("/me")
-    members = argilla.get(f"/workspaces/{place.workspace_id}/users")["items"]
+    members = argilla.get(f"/workspaces/{review_round.workspace_id}/users")["items"]
     return {str(each["id"]): each["username"] for each in [me, *members]}
 
 
-def _by_name(by_hash: Json, answers: list[Answer], names: dict[str, str]) -> Json:
+def _by_name(by_hash: Json, answers: list[ReviewerAnswer], names: dict[str, str]) -> Json:
     hashes = {hash_of(SALT, answer.user_id): names.get(answer.user_id, answer.user_id) for answer in answers}
     return {hashes[key]: value for key, value in by_hash.items()}
 
 
-def _by_user(answers: list[Answer]) -> Iterator[tuple[str, list[Answer]]]:
+def _by_user(answers: list[ReviewerAnswer]) -> Iterator[tuple[str, list[ReviewerAnswer]]]:
     for user in sorted({answer.user_id for answer in answers}):
         yield user, [answer for answer in answers if answer.user_id == user]
 
 
-def _one(answers: list[Answer]) -> Json:
+def _one(answers: list[ReviewerAnswer]) -> Json:
     statuses = [answer.status for answer in answers]
     counts = {name: statuses.count(name) for name in ("submitted", "draft", "discarded")}
     return {**counts, "last": max(answer.submitted_at for answer in answers).isoformat()}
 
 
-def _pace(frame: pl.DataFrame, answers: list[Answer], place: Round, total: int) -> Json:
+def _pace(frame: pl.DataFrame, answers: list[ReviewerAnswer], review_round: Round, total: int) -> Json:
     counts: dict[str, int] = dict(frame["item_id"].value_counts().iter_rows())
-    needed = total * place.min_submitted - sum(min(count, place.min_submitted) for count in counts.values())
+    needed = total * review_round.min_submitted - sum(
+        min(count, review_round.min_submitted) for count in counts.values()
+    )
     seconds = seconds_an_answer(frame)
     now = datetime.now(UTC)
     recent = [each for each in answers if each.status == "submitted" and (now - each.submitted_at).days < 1]

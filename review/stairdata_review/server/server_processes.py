@@ -291,7 +291,6 @@ def _stop_on_signals(stopping: threading.Event) -> Iterator[None]:
 
 
 def main() -> int:
-    """Run a server until it is told to stop; another process has started this one for it."""
     parser = argparse.ArgumentParser(prog="python -m stairdata_review.server.server_processes")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--port", type=int)

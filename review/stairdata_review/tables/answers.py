@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,11 +13,12 @@ import polars as pl
 
 from stairdata_review.blinding import CHOSEN, REJECTED, unblind
 from stairdata_review.guidelines import guidelines_of
-from stairdata_review.items import PAIR_KINDS, Item, item_ids, read_items
+from stairdata_review.items import PAIR_KINDS, ReviewItem, item_ids, read_items
 from stairdata_review.reviewers import hash_of
-from stairdata_review.reviews import Source, build_reviews, counted
+from stairdata_review.reviews import Source, build_reviews
 from stairdata_review.tables.cells import TextRow, read_rows
 from stairdata_review.tables.columns import choices_of, text_columns, texts_of
+from stairdata_schemas.aliases import Json, Row
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import InputError, quote
 from stairdata_schemas.writing import QuarantineRow
@@ -25,7 +27,7 @@ RULES = {
     "unknown_item": "no item has that item_id",
     "no_reviewer": "nobody is named as the reviewer",
     "text_changed": "a text is not what was exported: which side is A can't be told",
-    "unknown_answer": "an answer is none of those that can be chosen",
+    "unknown_answer": "an answer is not one of the choices",
     "incomplete": "some questions are answered, others are not",
     "answered_twice": "the reviewer answered the item in another row",
 }
@@ -57,22 +59,23 @@ def import_reviews(
         ReviewError: not one answer.
         QuarantineError: too many rows were refused.
     """
-    reader = _Reader(artifact, salt, reviewer)
+    reader = _AnswerReader(artifact, salt, reviewer)
     for path in files:
         reader.read(path)
     versions = sorted({row["guideline_version"] for row in reader.rows})
-    source = Source(artifact.manifest.content_hash, "tables", ", ".join(versions), counted(reader.left_out))
+    left_out = dict(sorted(Counter(reader.left_out).items()))
+    source = Source(artifact.manifest.content_hash, "tables", ", ".join(versions), left_out)
     return build_reviews(
         reader.rows, artifact, source, root, version, refused=reader.refused, max_quarantine=max_quarantine
     )
 
 
-class _Reader:
-    """Reads tables, and keeps apart what is an answer, what is none, and what is wrong."""
+class _AnswerReader:
+    """Reads tables, and separates answers from rows without one and from rows that break a rule."""
 
     def __init__(self, artifact: Artifact, salt: str, reviewer: str | None) -> None:
         self.kind = artifact.kind
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[Row] = []
         self.refused: list[QuarantineRow] = []
         self.left_out: list[str] = []
         self._artifact = artifact
@@ -82,7 +85,6 @@ class _Reader:
         self._seen: set[tuple[str, str]] = set()
 
     def read(self, path: Path) -> None:
-        """Read one file."""
         rows = read_rows(path)
         needed = ["item_id", *text_columns(self.kind), *choices_of(self.kind)]
         for number, row in enumerate(rows):
@@ -96,7 +98,7 @@ class _Reader:
         for number, row in enumerate(rows):
             self._take(path, number, row, items.get(row["item_id"].strip()), moment)
 
-    def _take(self, path: Path, number: int, row: TextRow, item: Item | None, moment: datetime) -> None:
+    def _take(self, path: Path, number: int, row: TextRow, item: ReviewItem | None, moment: datetime) -> None:
         answers = {name: row[name].strip() for name in choices_of(self.kind)}
         if not any(answers.values()):
             self.left_out.append("unanswered")
@@ -120,8 +122,8 @@ class _Reader:
         self._seen.add((item.item_id, who))
         self.rows.append(self._review(row, item, sides[0], who, known) | {"submitted_at": moment})
 
-    def _review(self, row: TextRow, item: Item, first: str | None, who: str, known: dict[str, Any]) -> dict[str, Any]:
-        review: dict[str, Any] = {
+    def _review(self, row: TextRow, item: ReviewItem, first: str | None, who: str, known: Json) -> Row:
+        review: Row = {
             "item_kind": self.kind,
             "item_id": item.item_id,
             "reviewer": hash_of(self._salt, who),
@@ -133,7 +135,7 @@ class _Reader:
         return review | {name: unblind(said, first) for name, said in known.items()} | {"shown_first": first}
 
 
-def _sides(row: TextRow, item: Item, kind: str, suffix: str) -> Iterator[str | None]:
+def _sides(row: TextRow, item: ReviewItem, kind: str, suffix: str) -> Iterator[str | None]:
     """Yield what A may be, by its text; spreadsheets change line breaks, and nothing else may be changed."""
     for first in (CHOSEN, REJECTED) if kind in PAIR_KINDS else (None,):
         texts = texts_of(item, kind, first or CHOSEN, suffix)

@@ -180,7 +180,7 @@ def _read_jsonl(path: Path) -> list[TextRow]:
             try:
                 row: Any = json.loads(line)
             except ValueError as error:
-                raise InputError(f"{path}, line {number} is no JSON: {error}") from error
+                raise InputError(f"{path}, line {number} is not JSON: {error}") from error
             if not isinstance(row, dict):
                 raise InputError(f"{path}, line {number} has to be an object, found {quote(row)}")
             rows.append({str(name): "" if cell is None else str(cell) for name, cell in row.items()})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stairdata_review.blinding import other_side
-from stairdata_review.items import PAIR_KINDS, Item
+from stairdata_review.items import PAIR_KINDS, ReviewItem
 from stairdata_review.tables.cells import TextRow, shorten
 
 PAIR_CHOICES = {"verdict": ["A", "B", "tie", "both_bad"], "safe": ["A", "B", "both", "neither"]}
@@ -24,7 +24,7 @@ def text_columns(kind: str) -> list[str]:
     return ["prompt", "answer_so_far", "a", "b"] if kind in PAIR_KINDS else ["prompt", "answer"]
 
 
-def texts_of(item: Item, kind: str, first: str, suffix: str) -> TextRow:
+def texts_of(item: ReviewItem, kind: str, first: str, suffix: str) -> TextRow:
     """Return an item's texts by column, each cut to what a cell of the format holds; `first` is the side shown as A."""
     texts = {"prompt": item.prompt}
     if kind in PAIR_KINDS:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from stairdata.generators.prompts.decontamination import EvaluationSet, evaluation_sets, files_hash, read_contamination
-from stairdata.generators.prompts.files import Row
 from stairdata.generators.prompts.filters import BY_DESIGN, Filter, filters_of, first_verdict
 from stairdata.generators.prompts.mapping import PinnedSource, SourcePrompt, pin, sound_rows
 from stairdata.generators.prompts.near_duplicates import NearDuplicates
@@ -16,6 +15,7 @@ from stairdata.recipe import PromptSource, Recipe
 from stairdata.runs.build import build_as_told
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.sampling import BottomSample
+from stairdata_schemas.aliases import Row
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
 from stairdata_schemas.errors import RecipeError

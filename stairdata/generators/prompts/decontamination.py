@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from stairdata.generators.prompts.files import BrokenRow, Row, files_of
+from stairdata.generators.prompts.files import BrokenRow, files_of
 from stairdata.generators.prompts.mapping import MISSING, PinnedSource, pin, raw_rows, value_at
 from stairdata.generators.prompts.near_duplicates import Contamination
 from stairdata.hub.pull import open_reference
 from stairdata.recipe import ContaminationSection, PromptSource
+from stairdata_schemas.aliases import Row
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import InputError, StairDataError, quote
 from stairdata_schemas.manifest import sha256_of_file, sha256_of_json

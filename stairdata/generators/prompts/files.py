@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from stairdata_schemas.aliases import Row
 from stairdata_schemas.artifacts import iterate_frames
 from stairdata_schemas.errors import InputError, quote
 
-Row = dict[str, Any]
 LONGEST_FIELD = 2**31 - 1
 _OPENERS: dict[str, Callable[..., IO[str]]] = {".gz": gzip.open, ".xz": lzma.open}
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from stairdata.generators.prompts.known_datasets import known_source
 from stairdata.hub.client import ATTEMPTS, LONGEST_WAIT, api, explain, is_transient, redact, retried
+from stairdata_schemas.aliases import Row
 from stairdata_schemas.errors import InputError, quote
 
-Row = dict[str, Any]
 _SHA = re.compile(r"[0-9a-f]{40}")
 
 

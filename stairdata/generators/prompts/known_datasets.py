@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from stairdata_schemas.aliases import Row
 from stairdata_schemas.errors import RecipeError, quote, suggest
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,12 @@ import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from stairdata.generators.prompts.files import BrokenRow, Row, files_of, read_rows
+from stairdata.generators.prompts.files import BrokenRow, files_of, read_rows
 from stairdata.generators.prompts.hub_datasets import HubRows, hub_license, hub_revision, read_hub
 from stairdata.generators.prompts.known_datasets import KnownSource, known_source, source_like
 from stairdata.recipe import PromptSource
 from stairdata_schemas import identity
+from stairdata_schemas.aliases import Row
 from stairdata_schemas.errors import InputError
 from stairdata_schemas.kinds import TASKS
 from stairdata_schemas.writing import QuarantineRow

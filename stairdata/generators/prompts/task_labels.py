@@ -20,12 +20,12 @@ from stairdata.runs.options import BuildOptions
 from stairdata.runs.progress import report_waiting
 from stairdata.runs.runner import RunResult, open_budget, run_units, usage_of
 from stairdata.runs.templates import find_template
-from stairdata.runs.units import Row, Unit, UnitResult, WorkContext, Workload
+from stairdata.runs.units import Unit, UnitResult, WorkContext, Workload
 from stairdata_schemas import identity
+from stairdata_schemas.aliases import Row, WaitProgress
 from stairdata_schemas.building import Build, Report
 from stairdata_schemas.errors import quote
 from stairdata_schemas.kinds import TASKS
-from stairdata_schemas.progress import WaitProgress
 
 TEMPLATE_VERSION = 1
 _MARKS = r"[*_`\"'(\[]*"

@@ -19,13 +19,13 @@ from stairdata.runs.inputs import Inputs, input_rows
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.progress import report_waiting
 from stairdata.runs.runner import open_budget, run_units, table_of_outcomes, usage_of
-from stairdata.runs.units import Row, Unit, UnitResult, WorkContext, Workload
+from stairdata.runs.units import Unit, UnitResult, WorkContext, Workload
 from stairdata_schemas import identity
+from stairdata_schemas.aliases import Row, WaitProgress
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
 from stairdata_schemas.fingerprints import counted
 from stairdata_schemas.manifest import ModelIdentity
-from stairdata_schemas.progress import WaitProgress
 
 GENERATOR = "responses/1"
 ScoreFunction = Callable[[Sequence[tuple[str, str, bool]]], list[float]]

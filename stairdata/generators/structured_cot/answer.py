@@ -7,8 +7,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from stairdata.generators.structured_cot.quality_gate import check_answer
 from stairdata.llm.client import Generation
 from stairdata.recipe import GateSection, Teacher
-from stairdata.runs.units import Row, UnitFailedError
+from stairdata.runs.units import UnitFailedError
 from stairdata_schemas import grammar, identity
+from stairdata_schemas.aliases import Row
 from stairdata_schemas.errors import GrammarError
 
 

@@ -19,10 +19,10 @@ from stairdata.llm.outcomes import RequestFailedError
 from stairdata.llm.session import open_client
 from stairdata.recipe import Endpoint
 from stairdata.runs.answer_journal import AnswerJournal
-from stairdata.runs.units import Row, Unit, UnitFailedError, UnitResult, WorkContext, Workload
+from stairdata.runs.units import Unit, UnitFailedError, UnitResult, WorkContext, Workload
 from stairdata.search.reward import is_refusal
+from stairdata_schemas.aliases import Row, WaitProgress
 from stairdata_schemas.building import Build
-from stairdata_schemas.progress import WaitProgress
 
 T = TypeVar("T")
 Ask = Callable[[TeacherPrompt], Awaitable[Generation]]

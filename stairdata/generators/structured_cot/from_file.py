@@ -11,7 +11,8 @@ from stairdata.generators.structured_cot.answer import make_row, parse_answer
 from stairdata.recipe import Recipe
 from stairdata.runs.build import build_as_told
 from stairdata.runs.options import BuildOptions
-from stairdata.runs.units import Row, UnitFailedError
+from stairdata.runs.units import UnitFailedError
+from stairdata_schemas.aliases import Row
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
 from stairdata_schemas.errors import InputError

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 import polars as pl
 
 from stairdata.generators.prompts.decontamination import files_hash
-from stairdata.generators.prompts.files import BrokenRow, Row
+from stairdata.generators.prompts.files import BrokenRow
 from stairdata.generators.prompts.mapping import InvalidRow, PinnedSource, pin, prompt_row, raw_rows
 from stairdata.recipe import PromptSource, Recipe
 from stairdata.runs.build import build_as_told
 from stairdata.runs.options import BuildOptions
 from stairdata_schemas import grammar
+from stairdata_schemas.aliases import Row
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
 from stairdata_schemas.errors import GrammarError, InputError, RecipeError, quote

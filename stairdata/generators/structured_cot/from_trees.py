@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -21,6 +20,7 @@ from stairdata.runs.inputs import Inputs
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.row_spool import RowSpool
 from stairdata_schemas import grammar
+from stairdata_schemas.aliases import Row
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
 from stairdata_schemas.errors import BuildError, GrammarError
@@ -34,8 +34,6 @@ NOTES = [
     "taken out of search trees, the actor as teacher; only whole answers that parse in the step grammar (the published "
     "code takes partial answers, too)",
 ]
-
-Row = dict[str, Any]
 
 
 def takes_trees(recipe: Recipe, inputs: Inputs) -> bool:

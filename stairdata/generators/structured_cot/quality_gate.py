@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 from stairdata.recipe import GateSection
-from stairdata.runs.units import Row, UnitFailedError
+from stairdata.runs.units import UnitFailedError
+from stairdata_schemas.aliases import Row
 from stairdata_schemas.grammar import RULES as GRAMMAR_RULES
 
 RULES = {

@@ -18,8 +18,8 @@ from stairdata.llm.session import make_actor, open_client
 from stairdata.llm.window import Window
 from stairdata.recipe import Endpoint, Recipe
 from stairdata.runs.units import UnitResult
+from stairdata_schemas.aliases import WaitProgress
 from stairdata_schemas.errors import ServerError
-from stairdata_schemas.progress import WaitProgress
 
 _log = logging.getLogger("stairdata")
 

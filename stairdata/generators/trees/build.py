@@ -21,11 +21,11 @@ from stairdata.runs.progress import report_waiting
 from stairdata.runs.runner import RunResult, open_budget, run_units, table_of_outcomes, usage_of
 from stairdata.runs.units import Unit, WorkContext, Workload
 from stairdata_schemas import identity
+from stairdata_schemas.aliases import WaitProgress
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
 from stairdata_schemas.errors import UsageError
 from stairdata_schemas.fingerprints import counted
-from stairdata_schemas.progress import WaitProgress
 
 GENERATOR = "trees/2"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from stairdata.recipe import Recipe
-from stairdata.runs.units import Row
 from stairdata.search import mcts
+from stairdata_schemas.aliases import Row
 
 
 class Prompt(NamedTuple):

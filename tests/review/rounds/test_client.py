@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from stairdata_review.rounds import client
-from stairdata_review.rounds.client import Argilla, Place, find_place
+from stairdata_review.rounds.client import Argilla, ServerAccess, find_access
 from stairdata_schemas.errors import ReviewError, UsageError
 
 KEY = "secret-key-that-nobody-may-see"
@@ -22,7 +22,7 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def argilla(answer: Callable[[httpx.Request], httpx.Response], url: str = "http://127.0.0.1:1") -> Argilla:
-    made = Argilla(Place(url, KEY))
+    made = Argilla(ServerAccess(url, KEY))
     made._http._transport = httpx.MockTransport(answer)
     return made
 
@@ -35,31 +35,31 @@ def argilla(answer: Callable[[httpx.Request], httpx.Response], url: str = "http:
         ("http://127.0.0.1.example.org", True, "use https"),
         ("http://localhost@evil.example", True, "no name"),
         ("https://user:word@argilla.example.org", True, "no name, password or query"),
-        ("ftp://127.0.0.1", True, "no address"),
-        ("argilla.example.org", True, "no address"),
-        ("http://[::1", True, "no address"),
+        ("ftp://127.0.0.1", True, "is not an address"),
+        ("argilla.example.org", True, "is not an address"),
+        ("http://[::1", True, "is not an address"),
     ],
 )
 def test_places_that_are_not_talked_to(url: str, remote: bool, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        find_place(None, url, remote=remote)
+        find_access(None, url, remote=remote)
 
 
 def test_places_that_are_talked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for url in ("http://127.0.0.1:6900", "http://localhost:6900/", "http://[::1]:6900"):
-        assert find_place(None, url, remote=False) == Place(url.rstrip("/"), KEY)
-    assert find_place(None, "https://a.example.org", remote=True).key == KEY
+        assert find_access(None, url, remote=False) == ServerAccess(url.rstrip("/"), KEY)
+    assert find_access(None, "https://a.example.org", remote=True).key == KEY
     with pytest.raises(UsageError, match="not both"):
-        find_place(tmp_path, "http://127.0.0.1", remote=False)
+        find_access(tmp_path, "http://127.0.0.1", remote=False)
     with pytest.raises(ReviewError, match="review serve --background"):
-        find_place(tmp_path, None, remote=False)
+        find_access(tmp_path, None, remote=False)
     monkeypatch.setenv("ARGILLA_API_KEY", "line\nbreak")
     with pytest.raises(ReviewError, match="no API key has") as raised:
-        find_place(None, "http://127.0.0.1", remote=False)
+        find_access(None, "http://127.0.0.1", remote=False)
     assert "break" not in str(raised.value)
     monkeypatch.delenv("ARGILLA_API_KEY")
     with pytest.raises(ReviewError, match="set ARGILLA_API_KEY"):
-        find_place(None, "http://127.0.0.1", remote=False)
+        find_access(None, "http://127.0.0.1", remote=False)
 
 
 @pytest.mark.parametrize(
@@ -67,10 +67,10 @@ def test_places_that_are_talked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     [
         (401, "{}", "doesn't know the API key"),
         (403, "{}", "that of an owner or admin"),
-        (302, "", "sends elsewhere"),
+        (302, "", "redirects to"),
         (422, '{"detail": "bad"}', "422"),
         (503, KEY[:3], "the same command goes on"),
-        (200, "<html>", "no Argilla server"),
+        (200, "<html>", "is not an Argilla server"),
         (200, '{"role": "annotator"}', "an annotator's"),
         (200, "[]", "this is no Argilla"),
     ],
@@ -87,9 +87,11 @@ def test_what_a_server_may_say(status: int, body: str, message: str) -> None:
 
 def test_the_hubs_token_goes_to_spaces_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARGILLA_HF_TOKEN", "hf_secret")
-    assert Argilla(Place("https://me-argilla.hf.space", KEY))._http.headers["authorization"] == "Bearer hf_secret"
+    assert (
+        Argilla(ServerAccess("https://me-argilla.hf.space", KEY))._http.headers["authorization"] == "Bearer hf_secret"
+    )
     for url in ("http://127.0.0.1", "https://a.example.org", "https://hf.space.example.org"):
-        assert "authorization" not in Argilla(Place(url, KEY))._http.headers
+        assert "authorization" not in Argilla(ServerAccess(url, KEY))._http.headers
 
 
 def test_what_makes_something_new_is_sent_once() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stairdata_review.rounds.display_text import TEXT_LIMIT, Shown, show, show_steps
+from stairdata_review.rounds.display_text import TEXT_LIMIT, DisplayText, show, show_steps
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 STEP = "<|Reasoning_step|>\nTitle: Look <b>\nbody & more\n<|/Reasoning_step|>"
@@ -21,7 +21,7 @@ def units(text: str) -> int:
     return len(text.encode("utf-16-le")) // 2
 
 
-def on_page(shown: Shown, start: int, end: int) -> tuple[int, int]:
+def on_page(shown: DisplayText, start: int, end: int) -> tuple[int, int]:
     """Where a page shows code points of the text, counted as a browser does."""
     touched = [place for place, piece in enumerate(shown.pieces) if piece.start < end and piece.end > start]
     ends = [0, *accumulate(piece.units for piece in shown.pieces)]

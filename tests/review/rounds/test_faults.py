@@ -14,10 +14,10 @@ import pytest
 
 from stairdata_review.rounds import client, datasets
 from stairdata_review.rounds import push as push_module
-from stairdata_review.rounds.client import Argilla, Place
+from stairdata_review.rounds.client import Argilla, ServerAccess
 from stairdata_review.rounds.datasets import Round, find_round
 from stairdata_review.rounds.pull import pull
-from stairdata_review.rounds.push import Pushed, PushOptions, push
+from stairdata_review.rounds.push import PushCounts, RoundOptions, push
 from stairdata_review.server.background import start_server, stop_server
 from stairdata_review.server.running_server import RunningServer
 from stairdata_schemas.artifacts import Artifact, validate_artifact, versions
@@ -68,19 +68,19 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 @pytest.fixture
 def owner(argilla_server: RunningServer) -> Iterator[Argilla]:
-    with Argilla(Place(argilla_server.url, argilla_server.credentials().api_key)) as argilla:
+    with Argilla(ServerAccess(argilla_server.url, argilla_server.credentials().api_key)) as argilla:
         yield argilla
 
 
 def flaky(owner: Argilla, at: int, mode: str, *, once: bool = False) -> tuple[Argilla, Flaky]:
-    argilla = Argilla(Place(owner.url, str(owner._http.headers["X-Argilla-Api-Key"])))
+    argilla = Argilla(ServerAccess(owner.url, str(owner._http.headers["X-Argilla-Api-Key"])))
     transport = Flaky(argilla._http._transport, at, mode, once=once)
     argilla._http._transport = transport
     return argilla, transport
 
 
-def push_to(argilla: Argilla, pairs: Artifact, name: str) -> Pushed:
-    options = PushOptions(pairs.folder.parent.parent, workspace=WORKSPACE, dataset=name)
+def push_to(argilla: Argilla, pairs: Artifact, name: str) -> PushCounts:
+    options = RoundOptions(pairs.folder.parent.parent, workspace=WORKSPACE, dataset=name)
     return push(argilla, pairs, options, lambda *_: None)
 
 
@@ -140,7 +140,7 @@ def test_two_pushes_that_begin_a_round_at_the_same_time(
     push_to(owner, pairs, "before")  # so that the workspace is there
     slow, _ = flaky(owner, 10**6, "unsent")
     waiting = slow._http._transport = Waiting(slow._http._transport, 8)
-    pushed: list[Pushed] = []
+    pushed: list[PushCounts] = []
     first = threading.Thread(target=lambda: pushed.append(push_to(slow, pairs, "both")))
     first.start()
     assert waiting.is_there.wait(60)
@@ -221,7 +221,7 @@ def test_a_second_pull_is_the_first_until_somebody_answers(owner: Argilla, pairs
 def test_a_server_killed_in_the_middle_of_a_push(pairs: Artifact, tmp_path: Path) -> None:
     folder = tmp_path / "server"
     running = start_server(folder, port=0)
-    options = PushOptions(pairs.folder.parent.parent, workspace=WORKSPACE)
+    options = RoundOptions(pairs.folder.parent.parent, workspace=WORKSPACE)
 
     def kill(what: str, done: int, total: int) -> None:
         os.kill(running.pid, signal.SIGKILL)
@@ -236,12 +236,12 @@ def test_a_server_killed_in_the_middle_of_a_push(pairs: Artifact, tmp_path: Path
 
     try:
         with (
-            Argilla(Place(running.url, running.credentials().api_key)) as argilla,
+            Argilla(ServerAccess(running.url, running.credentials().api_key)) as argilla,
             pytest.raises(ReviewError, match="doesn't answer"),
         ):
             push(argilla, pairs, options, kill)
         running = start_server(folder, port=0)
-        with Argilla(Place(running.url, running.credentials().api_key)) as argilla:
+        with Argilla(ServerAccess(running.url, running.credentials().api_key)) as argilla:
             pushed = push(argilla, pairs, options, lambda *_: None)
             assert (pushed.added, pushed.there_before) == (5, 3)
             is_whole(argilla, pairs, pushed.dataset)

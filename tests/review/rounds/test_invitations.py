@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from stairdata_review.rounds import client
-from stairdata_review.rounds.client import Argilla, Place
+from stairdata_review.rounds.client import Argilla, ServerAccess
 from stairdata_review.rounds.invitations import Invitation, invite
 from stairdata_review.server.running_server import RunningServer
 from stairdata_schemas.errors import ReviewError
@@ -34,7 +34,7 @@ class GoneAfter(httpx.BaseTransport):
 @pytest.fixture
 def owner(argilla_server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Argilla]:
     monkeypatch.setattr(client, "WAITS", ())
-    with Argilla(Place(argilla_server.url, argilla_server.credentials().api_key)) as argilla:
+    with Argilla(ServerAccess(argilla_server.url, argilla_server.credentials().api_key)) as argilla:
         yield argilla
 
 
@@ -55,7 +55,7 @@ def test_an_invitation_that_was_cut_off_is_finished_by_the_next_one(
     cut = 0
     while True:
         name = f"cut-{cut}"
-        with Argilla(Place(owner.url, argilla_server.credentials().api_key)) as argilla:
+        with Argilla(ServerAccess(owner.url, argilla_server.credentials().api_key)) as argilla:
             argilla._http._transport = GoneAfter(argilla._http._transport, cut)
             try:
                 invitation = invite(argilla, name, WORKSPACE)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from stairdata_review.blinding import other_side
-from stairdata_review.items import Item, item_ids, read_items
-from stairdata_review.rounds.client import Argilla, Place
+from stairdata_review.items import ReviewItem, item_ids, read_items
+from stairdata_review.rounds.client import Argilla, ServerAccess
 from stairdata_review.rounds.datasets import list_rounds
 from stairdata_review.server.running_server import RunningServer
 from stairdata_schemas.artifacts import Artifact, resolve, validate_artifact
@@ -56,7 +56,7 @@ def run(running: RunningServer, root: Path, *arguments: str, status: int = 0) ->
 
 @pytest.fixture
 def owner(argilla_server: RunningServer) -> Iterator[Argilla]:
-    with Argilla(Place(argilla_server.url, argilla_server.credentials().api_key)) as argilla:
+    with Argilla(ServerAccess(argilla_server.url, argilla_server.credentials().api_key)) as argilla:
         yield argilla
 
 
@@ -344,7 +344,7 @@ def test_answers_about_trees_and_records_of_strangers(
         assert row["verdict"] is row["safe"] is row["spans"] is row["shown_first"] is None
 
 
-def _items(artifact: Artifact) -> list[Item]:
+def _items(artifact: Artifact) -> list[ReviewItem]:
     return list(read_items(artifact, item_ids(artifact)))
 
 
@@ -354,7 +354,7 @@ def test_a_dataset_belongs_to_one_artifact(argilla_server: RunningServer, tmp_pa
     push = ("review", "push", "preference-pairs", "--workspace", "one")
     run(argilla_server, tmp_path / "1", *push)
     said = run(argilla_server, tmp_path / "2", *push, status=1)
-    assert "holds something else than preference_pairs@1.0.0" in said
+    assert "holds something other than preference_pairs@1.0.0" in said
     said = run(argilla_server, tmp_path / "1", *push, "--min-submitted", "3", status=2)
     assert "asks for 1 answers an item" in said
     said = run(argilla_server, tmp_path / "2", "review", "pull", "--workspace", "one", status=1)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stairdata_review.blinding import other_side
-from stairdata_review.items import Item, item_ids, read_items
+from stairdata_review.items import ReviewItem, item_ids, read_items
 from stairdata_review.rounds.display_text import CHAT_LIMIT, TEXT_LIMIT
 from stairdata_review.rounds.settings import layout_of, record_of
 from stairdata_schemas.artifacts import Artifact
@@ -39,7 +39,9 @@ def test_a_record_is_blind_and_whole(pairs: Artifact) -> None:
 @settings(max_examples=8)
 def test_long_texts_are_cut_to_what_argilla_takes(piece: str, more: int) -> None:
     text = piece * (60_000 // len(piece) + more)
-    record, left_out = record_of(Item("i", text, "", {"chosen": text, "rejected": "b"}, FACTS), "preference_pairs", 1)
+    record, left_out = record_of(
+        ReviewItem("i", text, "", {"chosen": text, "rejected": "b"}, FACTS), "preference_pairs", 1
+    )
     assert len(record["fields"]["prompt"][0]["content"]) <= CHAT_LIMIT
     assert all(len(record["fields"][name]) <= TEXT_LIMIT for name in ("a", "b"))
     assert left_out > 0

@@ -100,7 +100,7 @@ def test_a_spreadsheet_offers_the_answers(tmp_path: Path) -> None:
         ("t.csv", b"item_id\r\n\xff\xfe", "UTF-8"),
         ("t.xlsx", b"no zip", "can't be read"),
         ("t.jsonl", b"[1]\n", "has to be an object"),
-        ("t.jsonl", b"{\n", "no JSON"),
+        ("t.jsonl", b"{\n", "is not JSON"),
         ("missing.csv", None, "does not exist"),
         ("missing.xlsx", None, "does not exist"),
     ],

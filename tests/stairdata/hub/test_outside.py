@@ -16,9 +16,9 @@ from stairdata.hub import plots
 from stairdata.hub.client import read
 from stairdata.hub.content import PushOptions
 from stairdata.hub.push import push
-from stairdata_schemas import card as cards
 from stairdata_schemas.artifacts import Artifact
-from stairdata_schemas.croissant import croissant
+from stairdata_schemas.cards import card as cards
+from stairdata_schemas.cards.croissant import croissant
 from stairdata_schemas.errors import ReleaseConflictError
 from stairdata_schemas.kinds import KINDS, features, polars_schema, row_schema
 from stairdata_schemas.manifest import FileEntry, Manifest

@@ -16,8 +16,8 @@ from stairdata.hub.content import PushOptions, prepare
 from stairdata.hub.policy import Gate
 from stairdata.hub.push import make_plan, push
 from stairdata.hub.secrets import PATTERNS, scan_texts
-from stairdata_schemas import card as cards
 from stairdata_schemas.artifacts import Artifact
+from stairdata_schemas.cards import card as cards
 from stairdata_schemas.errors import HubError, PublishError, UsageError
 from stairdata_schemas.manifest import Parent
 from tests.stairdata.hub.conftest import pair_rows, prompt_rows

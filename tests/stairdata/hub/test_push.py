@@ -16,8 +16,8 @@ from stairdata.hub.addresses import Address
 from stairdata.hub.content import PushOptions, prepare
 from stairdata.hub.pull import pull
 from stairdata.hub.push import make_plan, publish, push
-from stairdata_schemas import card as cards
 from stairdata_schemas.artifacts import Artifact, validate_artifact
+from stairdata_schemas.cards import card as cards
 from stairdata_schemas.errors import HubError, PublishError, ReleaseConflictError
 from stairdata_schemas.manifest import sha256_of_file
 from tests.stairdata.hub.conftest import pair_rows

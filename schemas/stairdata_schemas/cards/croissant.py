@@ -10,7 +10,8 @@ from typing import Any
 
 import polars as pl
 
-from stairdata_schemas.card import DESCRIPTIONS
+from stairdata_schemas.aliases import Json
+from stairdata_schemas.cards.card import DESCRIPTIONS
 from stairdata_schemas.kinds import row_schema
 from stairdata_schemas.manifest import FileEntry, Manifest
 
@@ -31,7 +32,7 @@ _SHARDS = {
     "encodingFormat": "application/x-parquet",
     "includes": "data/*.parquet",
 }
-_CONTEXT: dict[str, Any] = {
+_CONTEXT: Json = {
     "@language": "en",
     "@vocab": "https://schema.org/",
     "arrayShape": "cr:arrayShape",
@@ -77,7 +78,7 @@ _CONTEXT: dict[str, Any] = {
 }
 
 
-def croissant(manifest: Manifest, name: str, url: str, license: str | None = None) -> dict[str, Any]:
+def croissant(manifest: Manifest, name: str, url: str, license: str | None = None) -> Json:
     """Describe an artifact's files and columns as Croissant 1.1 JSON-LD.
 
     Args:
@@ -103,7 +104,7 @@ def croissant(manifest: Manifest, name: str, url: str, license: str | None = Non
     }
 
 
-def _file(entry: FileEntry) -> dict[str, Any]:
+def _file(entry: FileEntry) -> Json:
     return {
         "@type": "cr:FileObject",
         "@id": entry.path,
@@ -115,7 +116,7 @@ def _file(entry: FileEntry) -> dict[str, Any]:
     }
 
 
-def _record_set(kind: str) -> dict[str, Any]:
+def _record_set(kind: str) -> Json:
     schema = row_schema(kind)
     columns = {name: (column.dtype, column.description or name) for name, column in schema.columns().items()}
     return {
@@ -128,14 +129,14 @@ def _record_set(kind: str) -> dict[str, Any]:
     }
 
 
-def _field(identity: str, dtype: Any, description: str, path: list[str]) -> dict[str, Any]:
+def _field(identity: str, dtype: Any, description: str, path: list[str]) -> Json:
     """Describe a column; a list of structs becomes a repeated field with sub-fields, found by JSON path below it."""
     repeated = isinstance(dtype, pl.List)
     inner = dtype.inner if repeated else dtype
-    source: dict[str, Any] = {"fileSet": {"@id": "shards"}, "extract": {"column": path[0]}}
+    source: Json = {"fileSet": {"@id": "shards"}, "extract": {"column": path[0]}}
     if path[1:]:
         source["transform"] = [{"jsonPath": name} for name in path[1:]]
-    field: dict[str, Any] = {
+    field: Json = {
         "@type": "cr:Field",
         "@id": identity,
         "name": identity,

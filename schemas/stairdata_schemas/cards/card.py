@@ -17,6 +17,7 @@ import jinja2
 import polars as pl
 import yaml
 
+from stairdata_schemas.aliases import Json
 from stairdata_schemas.kinds import polars_schema, row_schema
 from stairdata_schemas.manifest import Manifest
 
@@ -120,7 +121,7 @@ class Card:
     """Keys of the YAML head that are a user's own."""
 
 
-class _Verbatim:
+class _VerbatimText:
     """Text that goes into the card as it is."""
 
     def __init__(self, text: str) -> None:
@@ -136,15 +137,14 @@ def render_card(manifest: Manifest) -> str:
 
 
 def render(card: Card) -> str:
-    """Render a card."""
     return (
         _environment()
         .get_template("card.md.jinja")
         .render(
             card=card,
-            head=_Verbatim(yaml.safe_dump(_head(card), sort_keys=False, allow_unicode=True, width=110)),
-            kept={name: _Verbatim(_marked(name, card.kept.get(name, ""))) for name in SECTIONS},
-            changelog=[_Verbatim(line) for line in card.changelog.values()],
+            head=_VerbatimText(yaml.safe_dump(_head(card), sort_keys=False, allow_unicode=True, width=110)),
+            kept={name: _VerbatimText(_marked(name, card.kept.get(name, ""))) for name in SECTIONS},
+            changelog=[_VerbatimText(line) for line in card.changelog.values()],
             title=card.repo or f"{card.configs[0].manifest.kind} {card.configs[0].manifest.version}",
             settings={config.name: list(_figures(config.manifest.configuration)) for config in card.configs},
             details={config.name: list(_figures(_counts(config.manifest.details))) for config in card.configs},
@@ -211,7 +211,7 @@ def _figures(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{key}", str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _head(card: Card) -> dict[str, Any]:
+def _head(card: Card) -> Json:
     """Return the YAML head; keys of the user's own come last."""
     kinds = sorted({config.manifest.kind for config in card.configs})
     return {
@@ -226,7 +226,7 @@ def _head(card: Card) -> dict[str, Any]:
     }
 
 
-def _config(config: CardConfig, *, default: bool) -> dict[str, Any]:
+def _config(config: CardConfig, *, default: bool) -> Json:
     data_files = [{"split": "train", "path": f"{config.prefix}data/*.parquet"}]
     return {"config_name": config.name, **({"default": True} if default else {}), "data_files": data_files}
 
@@ -236,12 +236,12 @@ def size_category(rows: int) -> str:
     return next((name for limit, name in SIZES if rows < limit), "10M<n<100M")
 
 
-def yaml_features(kind: str) -> list[dict[str, Any]]:
+def yaml_features(kind: str) -> list[Json]:
     """Return the `features` of `dataset_info` as `datasets` writes them, without importing it."""
     return [_feature(name, dtype) for name, dtype in polars_schema(kind).items()]
 
 
-def _feature(name: str, dtype: Any) -> dict[str, Any]:
+def _feature(name: str, dtype: Any) -> Json:
     if isinstance(dtype, pl.List):
         inner: Any = dtype.inner
         below = [_feature(part.name, part.dtype) for part in inner.fields] if isinstance(inner, pl.Struct) else None
@@ -252,7 +252,7 @@ def _feature(name: str, dtype: Any) -> dict[str, Any]:
 # -- reading a card -------------------------------------------------------------------------------------------
 
 
-def read_head(card: str) -> dict[str, Any]:
+def read_head(card: str) -> Json:
     """Return the YAML head of a card; {} where there is none that can be read."""
     match = re.match(r"\A---\s*\n(.*?)\n---\s*\n", card, re.DOTALL)
     try:
@@ -262,7 +262,7 @@ def read_head(card: str) -> dict[str, Any]:
     return head if isinstance(head, dict) else {}
 
 
-def user_keys(card: str) -> dict[str, Any]:
+def user_keys(card: str) -> Json:
     """Return the keys of the YAML head that are the user's own."""
     return {key: value for key, value in read_head(card).items() if key not in _OURS}
 
@@ -323,7 +323,7 @@ def _finalize(value: Any) -> Any:
 @cache
 def _environment() -> jinja2.Environment:
     return jinja2.Environment(
-        loader=jinja2.PackageLoader("stairdata_schemas"),
+        loader=jinja2.PackageLoader("stairdata_schemas.cards"),
         undefined=jinja2.StrictUndefined,
         autoescape=False,  # markdown, and no text of prompts or models is in it
         finalize=_finalize,
