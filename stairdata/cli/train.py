@@ -29,7 +29,7 @@ def train(
     output: Annotated[Path | None, typer.Option("--output", help="Folder to write; default: the recipe's.")] = None,
 ) -> None:
     """Train on an artifact; a finished model of the same data and settings is returned as it is."""
-    from stairdata.generators.options import BuildOptions
+    from stairdata.generators.inputs import open_inputs
     from stairdata_schemas.errors import UsageError, quote, suggest
 
     if stage not in KIND_OF:
@@ -40,7 +40,7 @@ def train(
     if start is None or target is None:
         what = ("model", "model to start from") if start is None else ("output", "folder to write")
         raise UsageError(f"train {stage} needs a {what[1]}: give --{what[0]}, or {stage}.{what[0]} in the recipe")
-    artifact = BuildOptions(root_folder(root), inputs=tuple(input_ or ())).parent(KIND_OF[stage])
+    artifact = open_inputs(root_folder(root), input_ or ()).of_kind(KIND_OF[stage])
     if artifact.manifest.configuration.get("part") == "held_out":
         raise UsageError(
             f"{artifact.reference} is held out for evaluation; name the pairs to train on with --input "

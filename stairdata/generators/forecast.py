@@ -10,6 +10,7 @@ import random
 from typing import NamedTuple
 
 from stairdata.generators.growing import search_config
+from stairdata.generators.inputs import open_inputs
 from stairdata.generators.options import BuildOptions
 from stairdata.generators.prompts import rows_without_task
 from stairdata.generators.published_cot import is_published
@@ -17,7 +18,7 @@ from stairdata.generators.runner import open_budget
 from stairdata.generators.sft import takes_trees
 from stairdata.generators.task_labels import template
 from stairdata.generators.teaching_forecast import forecast_teachers
-from stairdata.generators.trees import begin_trees, grow_trees, plan_trees, units_of
+from stairdata.generators.trees import begin_trees, check_endpoints, grow_trees, plan_trees, units_of
 from stairdata.generators.unfinished import find_before, rows_in, words_on
 from stairdata.llm.budget import Budget, unpriced
 from stairdata.recipe import Recipe
@@ -81,17 +82,25 @@ def forecast_build(kind: str, recipe: Recipe, options: BuildOptions) -> str:
         return _assumed_prompts(kind, recipe, options, recipe.actor.name, answer)
     if kind == "prompts" and recipe.prompts.task_judge is not None:
         return _assumed_labels(recipe, options, recipe.prompts.task_judge.name)
-    by_hand = recipe.structured_cot.path is not None or is_published(recipe)
-    if kind == "structured_cot" and not by_hand and not takes_trees(recipe, options):
-        return forecast_teachers(recipe, options)
+    section = recipe.structured_cot
+    has_a_source = section.path is not None or section.from_trees is not None or is_published(recipe)
+    if kind == "structured_cot" and not has_a_source:
+        inputs = open_inputs(options.root, options.inputs)
+        if not takes_trees(recipe, inputs):
+            return forecast_teachers(recipe, options, inputs)
     return f"{kind}: asks no model"
 
 
+def _prompts(options: BuildOptions) -> Artifact:
+    return open_inputs(options.root, options.inputs).of_kind("prompts")
+
+
 def _assumed_trees(recipe: Recipe, options: BuildOptions) -> str:
-    there = find_before("trees", lambda: plan_trees(recipe, options), options)
+    parent = _prompts(options)
+    there = find_before("trees", lambda: plan_trees(recipe, options, parent), options)
     if isinstance(there, Artifact):
         return f"{there.reference} is finished; there is nothing left to ask"
-    units, prompts = units_of(recipe, options)
+    units, prompts = units_of(recipe, options, parent)
     grown = rows_in(there)
     units = [unit for unit in units if unit.key not in grown]
     total = Work(Load(), Load())
@@ -177,7 +186,7 @@ def _ratings_of(recipe: Recipe, task: str) -> int:
 
 
 def _assumed_prompts(kind: str, recipe: Recipe, options: BuildOptions, model: str, written: int) -> str:
-    prompts = [row["prompt"] for row in options.rows(options.parent("prompts"), ["prompt"])]
+    prompts = [row["prompt"] for row in options.rows(_prompts(options), ["prompt"])]
     read = sum(len(prompt.encode()) for prompt in prompts) / BYTES_PER_TOKEN
     load = Load(len(prompts), read, len(prompts) * written)
     head = (
@@ -196,13 +205,15 @@ def _assumed_labels(recipe: Recipe, options: BuildOptions, judge: str) -> str:
 
 
 def _measured(recipe: Recipe, options: BuildOptions) -> str:
-    begun = begin_trees(recipe, options)
+    check_endpoints(recipe, options)
+    prompts = _prompts(options)
+    begun = begin_trees(recipe, options, prompts)
     if isinstance(begun, Artifact):
         return f"{begun.reference} is finished; there is nothing left to ask"
     with begun as build:
         budget = open_budget(build, recipe, options)
-        result = grow_trees(build, recipe, options, budget)
-        grown, total = result.outcomes["ok"], len(units_of(recipe, options)[0])
+        result = grow_trees(build, recipe, options, prompts, budget)
+        grown, total = result.outcomes["ok"], len(units_of(recipe, options, prompts)[0])
         if not grown:
             raise BuildError(f"{build.reference}: the pilot grew no tree ({result.outcomes}); see its outcomes")
         return _reckon(build, budget, Load(*result.usage.model_dump(exclude={"cost"}).values()), grown, total)

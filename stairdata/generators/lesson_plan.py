@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from stairdata.generators.batch_actions import BATCH_ACTIONS
 from stairdata.generators.classroom import Class
+from stairdata.generators.inputs import Inputs
 from stairdata.generators.options import BuildOptions
 from stairdata.generators.quality import is_of_the_answer
 from stairdata.generators.second_opinion import TEMPLATE_VERSION as JUDGE_TEMPLATE_VERSION
@@ -55,7 +56,7 @@ def choose_teachers(recipe: Recipe, names: Sequence[str]) -> list[Teacher]:
     return [section.teachers.get(name) or section.teacher.model_copy(update={"model": name}) for name in names]
 
 
-def gather_class(recipe: Recipe, options: BuildOptions) -> Class:
+def gather_class(recipe: Recipe, options: BuildOptions, inputs: Inputs) -> Class:
     """Find teachers, templates and prompts.
 
     Raises:
@@ -72,7 +73,7 @@ def gather_class(recipe: Recipe, options: BuildOptions) -> Class:
     if len(set(called)) < len(called):  # of one model, with other settings or on other servers
         called = list(options.teachers)
     templates = Templates(recipe.structured_cot.templates)
-    return Class(recipe, teachers, called, models, templates, options.parent("prompts"))
+    return Class(recipe, teachers, called, models, templates, inputs.of_kind("prompts"))
 
 
 def _check_batch(options: BuildOptions, teachers: list[Teacher]) -> None:

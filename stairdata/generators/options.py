@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from stairdata.generators.progress import Progress, quiet
-from stairdata.hub.pull import open_reference
 from stairdata.llm.budget import Limits
-from stairdata_schemas.artifacts import Artifact, resolve
-from stairdata_schemas.errors import UsageError
+from stairdata_schemas.artifacts import Artifact
 
 __all__ = ["BuildOptions", "Progress", "quiet"]
 
@@ -23,6 +21,7 @@ class BuildOptions:
     root: Path = Path("artifacts")
     version: str | None = None
     inputs: tuple[str, ...] = ()
+    """References of artifacts to build from; `open_inputs` looks them up, once a build."""
     limit: int | None = None
     fresh: bool = False
     max_quarantine: float = 0.05
@@ -46,21 +45,6 @@ class BuildOptions:
     """Ask teachers again about what they failed at, and say why."""
     tell: Callable[[str], None] = lambda _: None
     """Called with words for the user: the table of outcomes."""
-
-    def parent(self, kind: str) -> Artifact:
-        """Open the input of a kind: the one named by --input, else the newest local one."""
-        named = [open_reference(reference, self.root) for reference in self.inputs]
-        of_kind = [artifact for artifact in named if artifact.kind == kind]
-        if len(of_kind) > 1:
-            raise UsageError(f"more than one --input of kind {kind}: {', '.join(self.inputs)}")
-        if named and not of_kind:
-            kinds = ", ".join(artifact.reference for artifact in named)
-            raise UsageError(f"this build needs an input of kind {kind}; --input gave {kinds}")
-        return of_kind[0] if of_kind else resolve(kind, self.root)
-
-    def names(self, kind: str) -> bool:
-        """Tell whether --input names an artifact of a kind."""
-        return any(open_reference(reference, self.root).kind == kind for reference in self.inputs)
 
     def waiting(self, what: str, seconds: float) -> None:
         """Report that something takes its time, such as the start of a server."""

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from stairdata.generators.candidates import comparable_nodes, siblings, trajectories
+from stairdata.generators.inputs import open_inputs
 from stairdata.generators.lengths import Ruler, tokenizer_identity, tokenizer_of
 from stairdata.generators.nodes import (
     Forest,
@@ -27,7 +28,6 @@ from stairdata.generators.nodes import (
 from stairdata.generators.options import BuildOptions
 from stairdata.generators.reviewed import DECISIONS, apply_reviews, read_verdicts, turned_ids
 from stairdata.generators.selection import across_trees, in_part, inside_trees
-from stairdata.hub.pull import open_reference
 from stairdata.recipe import PairsSection, PreferencePairsSection, PrmPairsSection, Recipe
 from stairdata_schemas import identity
 from stairdata_schemas.artifacts import Artifact
@@ -60,9 +60,9 @@ def build_prm_pairs(recipe: Recipe, options: BuildOptions) -> Artifact:
 
 
 def _build(kind: str, section: Section, recipe: Recipe, options: BuildOptions) -> Artifact:
-    trees = options.parent("trees")
+    inputs = open_inputs(options.root, options.inputs, options.reviews)
+    trees, reviews = inputs.of_kind("trees"), inputs.reviews
     tokenizer = tokenizer_of(section.tokenizer, recipe) if lacks_tokens(trees) else None
-    reviews = open_reference(options.reviews, options.root) if options.reviews else None
     unused = {"tokenizer"} if reviews else {"tokenizer", "reviews"}
     plan = BuildPlan(
         kind,

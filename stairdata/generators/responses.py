@@ -9,6 +9,7 @@ from functools import partial
 
 import polars as pl
 
+from stairdata.generators.inputs import open_inputs
 from stairdata.generators.options import BuildOptions
 from stairdata.generators.runner import (
     Done,
@@ -52,7 +53,7 @@ def build_responses(
         ServerError: the server can't be started or has gone; what is finished is kept.
     """
     section = recipe.responses
-    parent = options.parent("prompts")
+    parent = open_inputs(options.root, options.inputs).of_kind("prompts")
     actor = identify(recipe.actor, "actor")
     plan = BuildPlan(
         "responses",

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from stairdata.generators.inputs import Inputs
 from stairdata.generators.lengths import Ruler, tokenizer_identity, tokenizer_of
 from stairdata.generators.nodes import Forest, Indices, lacks_tokens, path_texts, sound_frames, unfold
 from stairdata.generators.options import BuildOptions
@@ -34,12 +35,12 @@ NOTES = [
 Row = dict[str, Any]
 
 
-def takes_trees(recipe: Recipe, options: BuildOptions) -> bool:
+def takes_trees(recipe: Recipe, inputs: Inputs) -> bool:
     """Tell whether rows of structured_cot are to come out of trees: the recipe says so, or --input names some."""
-    return recipe.structured_cot.from_trees is not None or options.names("trees")
+    return recipe.structured_cot.from_trees is not None or inputs.has("trees")
 
 
-def build_from_trees(recipe: Recipe, options: BuildOptions) -> Artifact:
+def build_from_trees(recipe: Recipe, options: BuildOptions, trees: Artifact) -> Artifact:
     """Take SFT rows out of trees.
 
     Raises:
@@ -47,7 +48,6 @@ def build_from_trees(recipe: Recipe, options: BuildOptions) -> Artifact:
             measure.
     """
     section = recipe.structured_cot.from_trees or FromTreesSection()
-    trees = options.parent("trees")
     tokenizer = tokenizer_of(section.tokenizer, recipe) if lacks_tokens(trees) else None
     plan = BuildPlan(
         "structured_cot",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stairdata.generators.by_hand import build_from_file
+from stairdata.generators.inputs import open_inputs
 from stairdata.generators.options import BuildOptions
 from stairdata.generators.published_cot import build_published, is_published
 from stairdata.generators.sft import build_from_trees, takes_trees
@@ -23,10 +24,11 @@ def build_structured_cot(recipe: Recipe, options: BuildOptions) -> Artifact | No
         ServerError: a teacher can't be reached.
         UsageError: options that go with teachers alone.
     """
-    from_trees = takes_trees(recipe, options)
+    inputs = open_inputs(options.root, options.inputs)
+    from_trees = takes_trees(recipe, inputs)
     published = not from_trees and is_published(recipe)
     if not from_trees and not published and recipe.structured_cot.path is None:
-        return build_from_teachers(recipe, options)
+        return build_from_teachers(recipe, options, inputs)
     if options.teachers or options.batch or options.retry_quarantined:
         source = "trees" if from_trees else "a file or a dataset"
         raise UsageError(
@@ -34,4 +36,6 @@ def build_structured_cot(recipe: Recipe, options: BuildOptions) -> Artifact | No
         )
     if published:
         return build_published(recipe, options)
-    return build_from_trees(recipe, options) if from_trees else build_from_file(recipe, options)
+    if from_trees:
+        return build_from_trees(recipe, options, inputs.of_kind("trees"))
+    return build_from_file(recipe, options)

@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from stairdata.generators.classroom import Ask, Class, open_classroom
+from stairdata.generators.inputs import Inputs
 from stairdata.generators.lesson_plan import (
     BATCHES,
     begin,
@@ -38,14 +39,14 @@ Known = Callable[[int, Lesson], Generation | None]
 """The answer of a teacher that came in a batch."""
 
 
-def build_from_teachers(recipe: Recipe, options: BuildOptions) -> Artifact | None:
+def build_from_teachers(recipe: Recipe, options: BuildOptions, inputs: Inputs) -> Artifact | None:
     """Build a structured_cot artifact by asking teachers, at once or in batches.
 
     Raises:
         RecipeError: no teacher, a template that is none, or two teachers without a judge.
         ServerError: a server can't be reached; what is finished is kept.
     """
-    pupils = gather_class(recipe, options)
+    pupils = gather_class(recipe, options, inputs)
     begun = begin(pupils, options)
     if isinstance(begun.build, Artifact):
         if options.batch is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import NamedTuple
 
+from stairdata.generators.inputs import Inputs
 from stairdata.generators.lesson_plan import (
     Tries,
     choose_teachers,
@@ -28,13 +29,13 @@ JUDGEMENT_TOKENS = 60
 JUDGE_TEMPLATE_TOKENS = 250
 
 
-def forecast_teachers(recipe: Recipe, options: BuildOptions) -> str:
+def forecast_teachers(recipe: Recipe, options: BuildOptions, inputs: Inputs) -> str:
     """Count what teachers and judge would be asked, and say what that costs.
 
     Prompt tokens are counted with the models' tokenizers where they can be had; the lengths of answers are assumed.
     """
     section, templates = recipe.structured_cot, Templates(recipe.structured_cot.templates)
-    left = _what_is_left(recipe, options)
+    left = _what_is_left(recipe, options, inputs)
     if isinstance(left, Artifact):
         return f"{left.reference} is finished; there is nothing left to ask"
     blocks = [f"structured_cot: {len(left.lessons):,} prompts{left.words}"]
@@ -55,13 +56,13 @@ class Left(NamedTuple):
     words: str = ""
 
 
-def _what_is_left(recipe: Recipe, options: BuildOptions) -> Left | Artifact:
+def _what_is_left(recipe: Recipe, options: BuildOptions, inputs: Inputs) -> Left | Artifact:
     teachers = choose_teachers(recipe, options.teachers)
-    prompts = options.parent("prompts")
+    prompts = inputs.of_kind("prompts")
     if all(teacher.path is None and teacher.base_url is None for teacher in teachers):  # a forecast needs none
         lessons = list(make_lessons(prompts, options, Tries(), 0).values())
         return Left(lessons, [lessons] * len(teachers))
-    pupils = gather_class(recipe, options)
+    pupils = gather_class(recipe, options, inputs)
     there, pupils.wanted = look_ahead(pupils, options)
     if isinstance(there, Artifact):
         return there

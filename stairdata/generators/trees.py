@@ -8,6 +8,7 @@ from typing import Any
 
 from stairdata.generators.fleet import open_fleet
 from stairdata.generators.growing import Prompt
+from stairdata.generators.inputs import open_inputs
 from stairdata.generators.judges import TEMPLATE_VERSION
 from stairdata.generators.options import BuildOptions
 from stairdata.generators.runner import (
@@ -36,37 +37,43 @@ def build_trees(recipe: Recipe, options: BuildOptions) -> Artifact:
     """Grow a tree from each prompt.
 
     Raises:
+        UsageError: servers are given for an actor that is to be served here.
         ServerError: the server can't be started or has gone; what is finished is kept.
         BudgetError: a limit is reached; what is finished is kept.
         QuarantineError: too many trees could not be finished.
     """
-    begun = begin_trees(recipe, options)
+    check_endpoints(recipe, options)
+    prompts = open_inputs(options.root, options.inputs).of_kind("prompts")
+    begun = begin_trees(recipe, options, prompts)
     if isinstance(begun, Artifact):
         return begun
     with begun as build:
         budget = open_budget(build, recipe, options)
-        result = grow_trees(build, recipe, options, budget)
+        result = grow_trees(build, recipe, options, prompts, budget)
         options.tell(table_of_outcomes(result))
         report = _report(build, recipe, result, budget)
         return build.finish(result.frames(), result.refused, report, max_quarantine=options.max_quarantine)
 
 
-def begin_trees(recipe: Recipe, options: BuildOptions) -> Artifact | Build:
-    """Find or make the folder of a build of trees.
+def check_endpoints(recipe: Recipe, options: BuildOptions) -> None:
+    """Check --endpoints, before anything is fetched or read.
 
     Raises:
         UsageError: servers are given for an actor that is to be served here.
     """
     if options.endpoints and (recipe.actor.path or recipe.actor.model is None or recipe.actor.tokenizer is None):
         raise UsageError("--endpoints needs actor.model and actor.tokenizer in the recipe, and no actor.path")
-    return begin_build(plan_trees(recipe, options), options.root, options.version, fresh=options.fresh)
 
 
-def plan_trees(recipe: Recipe, options: BuildOptions) -> BuildPlan:
+def begin_trees(recipe: Recipe, options: BuildOptions, prompts: Artifact) -> Artifact | Build:
+    """Find or make the folder of a build of trees."""
+    return begin_build(plan_trees(recipe, options, prompts), options.root, options.version, fresh=options.fresh)
+
+
+def plan_trees(recipe: Recipe, options: BuildOptions, prompts: Artifact) -> BuildPlan:
     """Say what decides the rows."""
     if options.endpoints:
         recipe = recipe.model_copy(update={"actor": recipe.actor.model_copy(update={"base_url": options.endpoints[0]})})
-    parent = options.parent("prompts")
     models = [identify(recipe.actor, "actor")]
     judge_endpoint = recipe.trees.judge.endpoint
     if judge_endpoint is not None:
@@ -81,15 +88,15 @@ def plan_trees(recipe: Recipe, options: BuildOptions) -> BuildPlan:
             "limit": options.limit,
         },
         settings={"actor": recipe.actor.model_dump(mode="json"), "executor": options.executor},
-        parents=[parent.as_parent()],
+        parents=[prompts.as_parent()],
         models=models,
         seeds={"search": recipe.seed},
     )
 
 
-def grow_trees(build: Build, recipe: Recipe, options: BuildOptions, budget: Budget) -> RunResult:
-    """Grow what is still missing of a build."""
-    units, prompts = units_of(recipe, options)
+def grow_trees(build: Build, recipe: Recipe, options: BuildOptions, parent: Artifact, budget: Budget) -> RunResult:
+    """Grow what is still missing of a build from its prompts."""
+    units, prompts = units_of(recipe, options, parent)
     concurrency = recipe.trees.concurrency
     if options.executor == "ray":
         from stairdata.generators.ray_trees import run_on_ray
@@ -98,10 +105,10 @@ def grow_trees(build: Build, recipe: Recipe, options: BuildOptions, budget: Budg
     return run_units(build, units, _opener(build, recipe, prompts, options, budget), budget, options, concurrency)
 
 
-def units_of(recipe: Recipe, options: BuildOptions) -> tuple[list[Unit], dict[str, Prompt]]:
-    """Return the trees to be grown, and the prompt of each."""
+def units_of(recipe: Recipe, options: BuildOptions, parent: Artifact) -> tuple[list[Unit], dict[str, Prompt]]:
+    """Return the trees to be grown from an artifact of prompts, and the prompt of each."""
     units, prompts = [], {}
-    for number, row in enumerate(options.rows(options.parent("prompts"), list(Prompt._fields))):
+    for number, row in enumerate(options.rows(parent, list(Prompt._fields))):
         prompt = Prompt(**row)
         for ordinal in range(recipe.trees.trees_per_prompt):
             key = identity.tree_id(prompt.prompt_id, recipe.seed, ordinal)

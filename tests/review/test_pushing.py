@@ -155,8 +155,8 @@ def test_answers_of_one_prompt_have_ids_of_their_own(tmp_path: Path) -> None:
         (2, 1, answer("one"), True, 2.0, 4),
         (3, 1, answer("two"), True, 2.0, 4),
     ]
-    artifact_of(tmp_path, [tree_of(shape, 0), tree_of(shape[:2], 1)])
-    rows = build_from_trees(Recipe(), BuildOptions(root=tmp_path))
+    trees = artifact_of(tmp_path, [tree_of(shape, 0), tree_of(shape[:2], 1)])
+    rows = build_from_trees(Recipe(), BuildOptions(root=tmp_path), trees)
     found = item_ids(rows)["item_id"].to_list()
     assert sorted("/" in item_id for item_id in found) == [False, True, True]
     assert len(set(found)) == 3

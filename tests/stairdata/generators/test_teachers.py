@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 
 from stairdata.generators.by_hand import WrittenAnswer
+from stairdata.generators.forecast import forecast_build
 from stairdata.generators.options import BuildOptions
 from stairdata.generators.prompts import build_prompts
 from stairdata.generators.quality import RULES, check_answer, explain_rule
@@ -23,7 +24,6 @@ from stairdata.generators.runner import UnitFailedError
 from stairdata.generators.second_opinion import read_choice
 from stairdata.generators.structured_cot import build_structured_cot
 from stairdata.generators.teacher import Lesson, Templates, make_request, read_row
-from stairdata.generators.teaching_forecast import forecast_teachers
 from stairdata.llm.budget import Limits
 from stairdata.llm.client import Generation, Sample
 from stairdata.llm.server import vllm_missing
@@ -393,7 +393,7 @@ def forecast(model: str, prompts: Artifact, **section: Any) -> str:
     teacher = {"base_url": "http://127.0.0.1:9/v1", "model": model, "max_tokens": 1000}
     price = {model: {"input": 2.5, "output": 10.0}}
     recipe = Recipe.model_validate({"structured_cot": {"teacher": teacher, **section}, "prices": price})
-    return forecast_teachers(recipe, BuildOptions(root=prompts.folder.parent.parent))
+    return forecast_build("structured_cot", recipe, BuildOptions(root=prompts.folder.parent.parent))
 
 
 def test_a_forecast_with_tiktoken(make_prompts: Callable[[int], Artifact], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -487,11 +487,13 @@ def test_a_forecast_of_a_retry_counts_what_is_asked_again(
     teacher = {"base_url": stub_llm.base_url, "model": "actor", "retries": 2}
     recipe = Recipe.model_validate({"structured_cot": {"teacher": teacher, "concurrency": 1}})
     options = BuildOptions(root=prompts.folder.parent.parent, inputs=(str(prompts.folder),))
-    assert forecast_teachers(recipe, options).startswith("structured_cot@1.0.0 is finished; there is nothing left")
+    assert forecast_build("structured_cot", recipe, options).startswith(
+        "structured_cot@1.0.0 is finished; there is nothing left"
+    )
     anew = dataclasses.replace(options, fresh=True)
-    assert forecast_teachers(recipe, anew).startswith("structured_cot: 5 prompts\n")
+    assert forecast_build("structured_cot", recipe, anew).startswith("structured_cot: 5 prompts\n")
     again = dataclasses.replace(options, retry_quarantined=True)
-    assert forecast_teachers(recipe, again).startswith("structured_cot: 2 prompts")
+    assert forecast_build("structured_cot", recipe, again).startswith("structured_cot: 2 prompts")
 
 
 def test_a_forecast_leaves_out_what_an_unfinished_build_has(
@@ -506,7 +508,7 @@ def test_a_forecast_leaves_out_what_an_unfinished_build_has(
     teacher = {"base_url": stub_llm.base_url, "model": "actor", "retries": 2}
     recipe = Recipe.model_validate({"structured_cot": {"teacher": teacher}})
     options = BuildOptions(root=tmp_path / "artifacts", inputs=(str(prompts.folder),))
-    said = forecast_teachers(recipe, options)
+    said = forecast_build("structured_cot", recipe, options)
     assert said.startswith(
         f"structured_cot: {7 - rows} prompts left; structured_cot@1.0.0 is unfinished and has {rows} already\n"
     )
@@ -516,7 +518,7 @@ def test_a_forecast_leaves_out_what_an_unfinished_build_has(
         teach(7, prompts=prompts, batch="submit", limits=Limits(total_tokens=11_000))
     under_way = sum(stub_llm.stats()["sent_in_batches"].values())
     assert 0 < under_way < 7 - rows
-    said = forecast_teachers(recipe, options)
+    said = forecast_build("structured_cot", recipe, options)
     assert f"; {under_way} requests are answered or under way\n" in said
     assert re.search(rf"requests +{7 - rows - under_way}\n", said)
 

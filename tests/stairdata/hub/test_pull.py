@@ -201,11 +201,11 @@ def test_another_artifact_of_that_version_is_never_overwritten(hub: HubServer, m
 
 
 def test_a_hub_reference_is_an_input_and_its_commit_is_recorded(hub: HubServer, make: Make, tmp_path: Path) -> None:
-    from stairdata.generators.options import BuildOptions
+    from stairdata.generators.inputs import open_inputs
 
     done = push(make(), PushOptions(REPO))
     root = tmp_path / "work"
-    artifact = BuildOptions(root=root, inputs=(f"{REPO}@v1.0.0",)).parent("prompts")
+    artifact = open_inputs(root, [f"{REPO}@v1.0.0"]).of_kind("prompts")
     assert not (root / "prompts").exists()
     parent = artifact.as_parent()
     assert (parent.repo, parent.commit, parent.license) == (REPO, done.commit, "mit")
