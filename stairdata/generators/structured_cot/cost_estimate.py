@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from stairdata.generators.structured_cot.batches import TeacherBatches
+from stairdata.generators.structured_cot.from_hub import is_published
 from stairdata.generators.structured_cot.plan import (
     ASK_ONE,
     KIND,
@@ -39,6 +40,8 @@ def forecast_structured_cot(recipe: Recipe, options: BuildOptions, asking: Teach
 
     Prompt tokens are counted with the models' tokenizers where they can be had; the lengths of answers are assumed.
     """
+    if recipe.structured_cot.path is not None or is_published(recipe):
+        return Forecast(KIND)  # nothing is asked, whatever the inputs are
     inputs = Inputs(options.inputs, options.root)
     if source_of(recipe, inputs) != "teachers":
         return Forecast(KIND)
