@@ -51,7 +51,7 @@ def _read(path: Path) -> dict[str, str]:
             f"{path} can't be read ({type(error).__name__}); without it reviewers get other hashes"
         ) from None
     if mode & 0o077:
-        raise ReviewError(f"{path} can be read by others, and it tells who the reviewers are: chmod 600 {path}")
+        raise ReviewError(f"{path} can be read by others, and it reveals who the reviewers are: chmod 600 {path}")
     if not isinstance(known, dict):
         raise ReviewError(f"{path} is damaged; without it reviewers get other hashes")
     return known

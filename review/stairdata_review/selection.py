@@ -40,7 +40,7 @@ def select(artifact: Artifact, selection: str, limit: int | None, seed: int, roo
         ArtifactNotFoundError: `disagreement` without the trees.
     """
     if selection not in SELECTIONS:
-        raise UsageError(f"unknown selection {quote(selection)}; known are {', '.join(SELECTIONS)}")
+        raise UsageError(f"unknown selection {quote(selection)}; use one of {', '.join(SELECTIONS)}")
     if selection in FOR_PAIRS and artifact.kind not in PAIR_KINDS:
         raise UsageError(
             f"selection {selection} is only for pairs; for {artifact.reference} choose all, random or stratified"
@@ -113,6 +113,6 @@ def parent_trees(artifact: Artifact, root: Path) -> Artifact:
             return trees
     named = ", ".join(f"trees@{parent.version}" for parent in parents) or "no trees"
     raise ArtifactNotFoundError(
-        f"selection disagreement compares values with the judge's ratings, which stand in the trees of "
-        f"{artifact.reference} ({named}); they are not under {root}: pull or build them, or select otherwise"
+        f"selection disagreement compares values with the judge's ratings, which are in the trees of "
+        f"{artifact.reference} ({named}); they are not under {root}: pull or build them, or use another --select"
     )

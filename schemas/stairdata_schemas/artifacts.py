@@ -128,7 +128,7 @@ def open_artifact(folder: Path) -> Artifact:
 
 def _check_entry(folder: Path, entry: FileEntry) -> None:
     if not _DATA_FILE.fullmatch(entry.path):
-        raise ArtifactError(f"{folder / MANIFEST_NAME}: {quote(entry.path)} is no path of a data file")
+        raise ArtifactError(f"{folder / MANIFEST_NAME}: {quote(entry.path)} is not a valid path of a data file")
     path = folder / entry.path
     if not path.is_file():
         raise ArtifactError(f"{path} is missing although the manifest lists it; build or pull the artifact again")

@@ -123,7 +123,7 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
 def suggest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Say which known name was probably meant, else all of them."""
     close = nearest(name, known, cutoff)
-    return f"did you mean {close!r}?" if close else f"known are {', '.join(known)}"
+    return f"did you mean {close!r}?" if close else f"use one of {', '.join(known)}"
 
 
 def quote(text: object, limit: int = TEXT_LIMIT) -> str:

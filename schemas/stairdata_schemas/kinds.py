@@ -116,7 +116,7 @@ class Trees(dy.Schema):
     prompt = _not_blank(_PROMPT)
     task = _task()
     actor = dy.String(nullable=True, description="the model that wrote the steps")
-    round = _count("iteration of the self-improvement loop, from 1", nullable=True)
+    round = _count("round of trees, pairs and DPO, from 1", nullable=True)
     nodes = dy.List(
         dy.Struct(
             {
@@ -168,11 +168,11 @@ class Trees(dy.Schema):
                     description="index among the node's rollouts; null for a terminal node's reward",
                 ),
                 "aspect": _one_of(TASKS, nullable=False, description="helpfulness or safety"),
-                "text": dy.String(description="what the judge said"),
+                "text": dy.String(description="what the judge wrote"),
             }
         ),
         nullable=True,
-        description="the judge's words, where judge.keep_text is set",
+        description="what the judge wrote, if judge.keep_text is set",
     )
 
     @dy.rule()
@@ -212,14 +212,14 @@ class PreferencePairs(dy.Schema):
     prompt_id = _id(_PROMPT_ID)
     prompt = _not_blank(_PROMPT)
     task = _task()
-    round = _count("iteration of the self-improvement loop, from 1", nullable=True)
+    round = _count("round of trees, pairs and DPO, from 1", nullable=True)
     chosen = _not_blank("assistant text from its start up to and including the better step")
     rejected = _not_blank("the same for the worse step")
     prefix_length = _count("length of the shared prefix, in Unicode code points")
     depth = _count("depth of the chosen node")
     chosen_value = dy.Float64(description="V of the chosen node")
     rejected_value = dy.Float64(description="V of the rejected node")
-    margin = dy.Float64(description="chosen_value - rejected_value; below zero where reviewers turned the pair round")
+    margin = dy.Float64(description="chosen_value - rejected_value; below zero if reviewers flipped the pair")
     chosen_visits = _count("visits of the chosen node")
     rejected_visits = _count("visits of the rejected node")
     chosen_is_terminal = dy.Bool(description="the chosen step ends the answer: end-of-turn belongs after it")

@@ -34,7 +34,7 @@ def check_paths(manifest: Manifest, where: str) -> None:
     paths = [entry.path for entry in manifest.files]
     wrong = next((path for path in paths if not _DATA_FILE.fullmatch(path)), None)
     if wrong is not None:
-        raise ArtifactError(f"{where}: its manifest lists {quote(wrong)}, which is no path of a data file")
+        raise ArtifactError(f"{where}: its manifest lists {quote(wrong)}, which is not a valid path of a data file")
     if not paths or len(set(paths)) != len(paths):
         raise ArtifactError(f"{where}: its manifest lists {'a file twice' if paths else 'no data file'}")
 

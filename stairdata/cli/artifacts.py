@@ -34,7 +34,7 @@ def list_(
         emit(json.dumps({"root": str(folder), "artifacts": rows}))
         return
     if not rows:
-        say(f"no artifacts under {folder}; make one with `stairdata build prompts`, or name another --root")
+        say(f"no artifacts under {folder}; build one with `stairdata build prompts`, or name another --root")
         return
     print_table(["artifact", "rows", "refused", "created", "state"], [_cells(row) for row in rows])
 
@@ -82,7 +82,7 @@ def validate(reference: Reference, root: RootOption = None, json_: JsonOption = 
 
 
 def schema(kind: Annotated[str, typer.Argument(metavar="KIND", help=KIND_HELP)]) -> None:
-    """Print the JSON Schema of a kind's rows; docs/schema.md has all columns to read."""
+    """Print the JSON Schema of a kind's rows; docs/schema.md lists all columns."""
     from stairdata_schemas.kinds import json_schema
 
     emit(json.dumps(json_schema(kind), indent=2))

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 def diff(
     a: Annotated[str, typer.Argument(metavar="A", help="KIND, KIND@X.Y.Z, a folder, or org/name@TAG.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The other one, of the same kind.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another artifact of the same kind.")],
     root: RootOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Say what differs from A to B: rows by key, distributions, and how they were made."""
+    """Compare two artifacts: rows by key, distributions, and recipes."""
     from stairdata.hub.pull import open_reference
     from stairdata.report.differences import compare
 

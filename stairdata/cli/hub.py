@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from stairdata_schemas.artifacts import Artifact
 
 ConfigOption = Annotated[
-    str | None, typer.Option("--config", metavar="NAME", help="Config, where a repository holds several kinds.")
+    str | None, typer.Option("--config", metavar="NAME", help="Config, if the repository holds several kinds.")
 ]
 
 
@@ -33,34 +33,34 @@ def push(
     repo: Annotated[str, typer.Option("--repo", metavar="ORG/NAME", help="Repository on the Hub.")],
     root: RootOption = None,
     config: ConfigOption = None,
-    default: Annotated[bool, typer.Option("--default", help="Make this config the one that loads by itself.")] = False,
-    public: Annotated[bool, typer.Option("--public", help="Make it public; the gate stays.")] = False,
+    default: Annotated[bool, typer.Option("--default", help="Make this config the default one.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Make the repository public; the gate stays.")] = False,
     gated: Annotated[
         str | None,
         typer.Option(
             "--gated",
             metavar="manual|auto|no",
-            help="Who lets people in; default: manual, and no where every row is helpfulness.",
+            help="How access is approved; default: manual, or no if every row is helpfulness.",
         ),
     ] = None,
     license_: Annotated[
-        str | None, typer.Option("--license", metavar="ID", help="Licence, where the parents' is unknown.")
+        str | None, typer.Option("--license", metavar="ID", help="Licence, if that of the parents is unknown.")
     ] = None,
     allow_secret: Annotated[
         list[str] | None,
         typer.Option(
             "--allow-secret",
             metavar="ROW",
-            help="A row, field or file that holds none, although it looks so; can be repeated.",
+            help="Row, field or file that only looks like a secret; can be repeated.",
         ),
     ] = None,
     max_quarantine: Annotated[
-        float, typer.Option("--max-quarantine", min=0, max=1, help="Largest share of refused rows.")
+        float, typer.Option("--max-quarantine", min=0, max=1, help="Fail if a larger share was refused.")
     ] = 0.05,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change; change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would change; change nothing.")] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Publish an artifact on the Hub: private and gated first, in one commit, with a tag of its version."""
+    """Publish an artifact on the Hub: private and gated by default, as one commit with a version tag."""
     _let_the_client_show_progress()
     from stairdata.hub.addresses import parse_config, parse_repo
     from stairdata.hub.content import PushOptions, prepare
@@ -93,8 +93,8 @@ def push(
         emit(json.dumps(done._asdict()))
         return
     if done.was_there and default:
-        say("--default goes with the commit of a new version; this one is there already")
-    say(f"{done.tag} is there already, with the same content" if done.was_there else f"published {done.tag}")
+        say("--default takes effect with a new version; this one already exists")
+    say(f"{done.tag} already exists, with the same content" if done.was_there else f"published {done.tag}")
     emit(f"{done.repo}@{done.tag}")
 
 
@@ -134,10 +134,10 @@ def _print_plan(plan: PushPlan, *, json_: bool) -> None:
     now = f"{'private' if found.private else 'public'}, gated {found.gated or 'no'}" if found else "not there"
     will = f"{'private' if access.private else 'public'}, gated {access.gate}"
     rows = [["repository", f"{now} -> {will}"], ["licence", plan.license or "unknown"]]
-    rows.append(["tag", f"{plan.release.tag} ({'there, with the same content' if plan.is_done else 'new'})"])
+    rows.append(["tag", f"{plan.release.tag} ({'exists, with the same content' if plan.is_done else 'new'})"])
     print_table(["", str(facts["repo"])], rows)
     if plan.is_done:
-        say("dry run: the release is there already, nothing would change")
+        say("dry run: the release already exists, nothing would change")
         return
     files = [[change.path, f"{change.bytes:,}" if change.bytes else "", change.change] for change in plan.changes]
     print_table(["file", "bytes", "change"], files)
@@ -146,11 +146,11 @@ def _print_plan(plan: PushPlan, *, json_: bool) -> None:
 
 def pull(
     reference: Annotated[
-        str, typer.Argument(metavar="ORG/NAME[@REV]", help="Tag, commit or branch; default: highest.")
+        str, typer.Argument(metavar="ORG/NAME[@REV]", help="Tag, commit or branch; default: highest version.")
     ],
     root: RootOption = None,
     config: ConfigOption = None,
-    migrate: Annotated[bool, typer.Option("--migrate", help="Bring an older schema version to the current.")] = False,
+    migrate: Annotated[bool, typer.Option("--migrate", help="Convert an older schema version.")] = False,
     json_: JsonOption = False,
 ) -> None:
     """Fetch an artifact from the Hub and check every hash and row of it."""
@@ -162,7 +162,7 @@ def pull(
     address = parse_address(reference)
     if address is None:
         raise UsageError(
-            f"{quote(reference)} is no dataset on the Hub; write org/name, org/name@v1.0.0 or org/name@SHA"
+            f"{quote(reference)} is not a dataset on the Hub; write org/name, org/name@v1.0.0 or org/name@SHA"
         )
 
     def progress(what: str, done: int, total: int) -> None:

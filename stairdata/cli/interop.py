@@ -16,19 +16,17 @@ FORMATS = ("thu-ml",)
 
 def import_(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files of the published code, JSON.")],
-    from_: Annotated[str, typer.Option("--from", help="Form of the files: thu-ml.")],
-    kind: Annotated[str, typer.Option("--kind", help="What is in them: trees or prompts.")],
+    from_: Annotated[str, typer.Option("--from", help="Format of the files: thu-ml.")],
+    kind: Annotated[str, typer.Option("--kind", help="What the files contain: trees or prompts.")],
     prompts: Annotated[
         str | None,
-        typer.Option(
-            "--prompts", metavar="REF", help="Prompts of the trees; they say the tasks, which the files don't."
-        ),
+        typer.Option("--prompts", metavar="REF", help="Prompts of the trees, for the tasks that the files lack."),
     ] = None,
     root: RootOption = None,
     version: VersionOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of continuing.")] = False,
     max_quarantine: Annotated[
-        float, typer.Option("--max-quarantine", min=0, max=1, help="Largest share of refused elements.")
+        float, typer.Option("--max-quarantine", min=0, max=1, help="Fail if a larger share is refused.")
     ] = 0.05,
     json_: JsonOption = False,
 ) -> None:
@@ -53,10 +51,10 @@ def import_(
 def export(
     reference: Annotated[str, typer.Argument(metavar="REF", help="KIND, KIND@X.Y.Z, a folder, or org/name@TAG.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")],
-    to: Annotated[str, typer.Option("--to", help="Form of the file: thu-ml.")],
+    to: Annotated[str, typer.Option("--to", help="Format of the file: thu-ml.")],
     root: RootOption = None,
 ) -> None:
-    """Export an artifact in the published code's form: trees and prompts as JSON, pairs as JSONL."""
+    """Export an artifact in the published code's format: trees and prompts as JSON, pairs as JSONL."""
     from stairdata.hub.pull import open_reference
     from stairdata.interop.exporting import export_thu_ml
 
@@ -72,4 +70,4 @@ def _check_format(name: str) -> None:
     from stairdata_schemas.errors import UsageError, quote
 
     if name not in FORMATS:
-        raise UsageError(f"unknown form {quote(name)}; known is {', '.join(FORMATS)}")
+        raise UsageError(f"unknown format {quote(name)}; use {', '.join(FORMATS)}")

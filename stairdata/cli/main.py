@@ -33,7 +33,7 @@ ENVIRONMENT = {
 
 app = typer.Typer(
     name="stairdata",
-    help="STAIR's data as versioned datasets: build, check, train on them.",
+    help="STAIR's data as versioned datasets: build them, check them, train on them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -84,7 +84,7 @@ def main() -> None:
     except SystemExit as ended:
         if ended.code == INTERRUPTED:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever presses it often gets no traceback
-            say("interrupted; finished work is kept: run the same command again to go on")
+            say("interrupted; finished work is kept: run the same command again to continue")
         raise
     except Exception as error:
         from stairdata_schemas.errors import StairDataError

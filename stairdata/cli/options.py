@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from stairdata.stages import FullRecipe
 
-RECIPE_HELP = "Recipe in YAML: a file, or stair-50k or stair-20k, which come along; docs/recipe.md has all keys."
+RECIPE_HELP = "Recipe in YAML: a file, or the included stair-50k or stair-20k; docs/recipe.md lists all keys."
 RecipeOption = Annotated[
     Path | None,
     typer.Option(
@@ -26,7 +26,7 @@ SetOption = Annotated[
 ]
 InputOption = Annotated[
     list[str] | None,
-    typer.Option("--input", metavar="REF", help="Input artifact; default: the newest of the kind that is needed."),
+    typer.Option("--input", metavar="REF", help="Input artifact; default: the newest of the kind needed."),
 ]
 RootOption = Annotated[
     Path | None, typer.Option("--root", help="Folder of the artifacts; default: STAIRDATA_ROOT, else artifacts.")
@@ -37,7 +37,7 @@ VersionOption = Annotated[
 Reference = Annotated[
     str, typer.Argument(metavar="REF", help="KIND, KIND@X.Y.Z, a folder, or org/name@TAG on the Hub.")
 ]
-LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Take that many input rows at most.")]
+LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Take at most this many input rows.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 

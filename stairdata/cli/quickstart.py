@@ -16,15 +16,15 @@ from stairdata.cli.options import JsonOption
 def quickstart(
     folder: Annotated[Path, typer.Option("--folder", help="Where everything goes.")] = Path("quickstart"),
     smoke: Annotated[
-        bool, typer.Option("--smoke", help="Fewer rows, trees and answers, to see quickly that all runs.")
+        bool, typer.Option("--smoke", help="Fewer rows, trees and answers, for a quick check that everything runs.")
     ] = False,
-    prompts: Annotated[int | None, typer.Option("--prompts", min=2, max=48, help="Prompts that grow trees.")] = None,
-    iterations: Annotated[int | None, typer.Option("--iterations", min=2, help="Iterations a tree.")] = None,
+    prompts: Annotated[int | None, typer.Option("--prompts", min=2, max=48, help="Prompts to grow trees from.")] = None,
+    iterations: Annotated[int | None, typer.Option("--iterations", min=2, help="Iterations per tree.")] = None,
     pairs: Annotated[int | None, typer.Option("--pairs", min=2, help="Pairs for DPO, and for the PRM.")] = None,
     teacher_url: Annotated[
         str | None, typer.Option("--teacher-url", help="OpenAI-compatible server that writes the reasoning.")
     ] = None,
-    teacher_model: Annotated[str, typer.Option("--teacher-model", help="The teacher's name there.")] = "gpt-4o",
+    teacher_model: Annotated[str, typer.Option("--teacher-model", help="The teacher's model name.")] = "gpt-4o",
     json_: JsonOption = False,
 ) -> None:
     """Run every stage of STAIR on SmolLM2-135M and show what changed."""

@@ -13,9 +13,7 @@ from stairdata.cli.review_round import FolderOption, RemoteOption, UrlOption, Wo
 if TYPE_CHECKING:
     from stairdata_review.server.running_server import RunningServer
 
-app = typer.Typer(
-    help="People look at pairs in Argilla; their verdicts come back as an artifact.", no_args_is_help=True
-)
+app = typer.Typer(help="People compare pairs in Argilla; their verdicts become an artifact.", no_args_is_help=True)
 
 
 @app.command("serve")
@@ -27,10 +25,10 @@ def serve(
     background: Annotated[bool, typer.Option("--background", help="Return when the server is ready.")] = False,
     redis_url: Annotated[
         str | None,
-        typer.Option("--redis-url", envvar="STAIRDATA_REDIS_URL", help="Use this Redis instead of one of our own."),
+        typer.Option("--redis-url", envvar="STAIRDATA_REDIS_URL", help="Use this Redis instead of starting one."),
     ] = None,
 ) -> None:
-    """Run an Argilla server on 127.0.0.1 with all that it needs; Ctrl-C or `review stop` ends it."""
+    """Run an Argilla server on 127.0.0.1 with all it needs; Ctrl-C or `review stop` stops it."""
     from stairdata_review.server.background import start_server
     from stairdata_review.server.folder import default_folder
     from stairdata_review.server.running_server import find_server
@@ -49,7 +47,7 @@ def serve(
 
 @app.command("stop")
 def stop(folder: FolderOption = None) -> None:
-    """End the server of a folder; its data stays."""
+    """Stop the server of a folder; its data stays."""
     from stairdata_review.server.background import stop_server
     from stairdata_review.server.folder import default_folder
 
@@ -59,16 +57,16 @@ def stop(folder: FolderOption = None) -> None:
 
 @app.command("invite")
 def invite(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What the reviewer signs in with.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name the reviewer signs in with.")],
     workspace: WorkspaceOption = "stairdata",
     new_password: Annotated[
-        bool, typer.Option("--new-password", help="For a reviewer who is there already and lost theirs.")
+        bool, typer.Option("--new-password", help="Make a new password for an existing reviewer.")
     ] = False,
     folder: FolderOption = None,
     url: UrlOption = None,
     remote: RemoteOption = False,
 ) -> None:
-    """Let a reviewer in: an annotator of the workspace, never an owner; the password is shown once."""
+    """Give a reviewer access, as an annotator, never an owner; the password is shown once."""
     review_round.check_extra()
     from stairdata_review.rounds import invitations
     from stairdata_review.rounds.client import Argilla, find_access
@@ -80,7 +78,7 @@ def invite(
         say(f"{name} may see {workspace} and signs in as before; --new-password makes a new password")
     else:
         emit(f"password: {invitation.password}")
-        say("the password is shown once and kept nowhere: pass it on")
+        say("the password is shown only now and not stored: pass it on")
 
 
 app.command("push")(review_round.push)
@@ -95,8 +93,8 @@ def _show(running: RunningServer, *, found: bool, wait: bool = False) -> None:
     if running.new_owner and not found:
         owner = running.credentials()
         emit(f"username: {owner.username}\npassword: {owner.password}\napi_key: {owner.api_key}")
-        say(f"the owner's password and key are shown once; they stand in {running.credentials_file}")
+        say(f"the owner's password and key are shown once; they are kept in {running.credentials_file}")
     elif found:
-        say("it ran already")
+        say("it was already running")
     if wait:
-        say("Ctrl-C ends it")
+        say("Ctrl-C stops it")

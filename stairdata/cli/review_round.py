@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 FolderOption = Annotated[
     Path | None,
-    typer.Option("--folder", help="The server's data; default: STAIRDATA_HOME or the user's data folder."),
+    typer.Option("--folder", help="Folder of the server's data; default: STAIRDATA_HOME, else the user's data folder."),
 ]
 UrlOption = Annotated[
     str | None, typer.Option("--url", help="Another Argilla server; its API key is in ARGILLA_API_KEY.")
 ]
 RemoteOption = Annotated[
-    bool, typer.Option("--remote", help="The server may be another machine: texts and answers travel there.")
+    bool, typer.Option("--remote", help="Allow another machine as the server: texts and answers are sent there.")
 ]
 WorkspaceOption = Annotated[str, typer.Option("--workspace", help="Argilla's workspace.")]
 DatasetOption = Annotated[
@@ -37,24 +37,26 @@ SelectOption = Annotated[
         "--select", help="all, random, margin (smallest first), disagreement (of judge and value), stratified."
     ),
 ]
-LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Items at most, in the order of --select.")]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Fixes the random orders, that of A and B too.")]
-ContactOption = Annotated[str, typer.Option("--contact", help="Whom reviewers may talk to, in the guidelines.")]
+ItemLimitOption = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Take at most this many items, in the order of --select.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the random orders, also of A and B.")]
+ContactOption = Annotated[str, typer.Option("--contact", help="Person the guidelines tell reviewers to talk to.")]
 EXTRA = ("httpx", "krippendorff", "fastexcel", "xlsxwriter")
 AGREEMENT = ["agreement of", "question", "items", "answers", "alpha", "pairwise", "with the values"]
-Reference = Annotated[
+ReviewedReference = Annotated[
     str,
     typer.Argument(metavar="REF", help="preference-pairs, prm-pairs, trees or structured-cot, as KIND or KIND@X.Y.Z."),
 ]
 OptionalReference = Annotated[
-    str | None, typer.Argument(metavar="[REF]", help="What was pushed; default: the only round there.")
+    str | None, typer.Argument(metavar="[REF]", help="What was pushed; default: the only review round there.")
 ]
 
 
 def push(
-    reference: Reference,
+    reference: ReviewedReference,
     select: SelectOption = "all",
-    limit: LimitOption = None,
+    limit: ItemLimitOption = None,
     min_submitted: Annotated[
         int | None, typer.Option("--min-submitted", min=1, help="Answers that complete an item; default: 1.")
     ] = None,
@@ -67,7 +69,7 @@ def push(
     remote: RemoteOption = False,
     root: RootOption = None,
 ) -> None:
-    """Bring items to reviewers; those that are there already stay as they are."""
+    """Push items to reviewers; items that are already there stay as they are."""
     from stairdata_review.rounds.push import RoundOptions
     from stairdata_review.rounds.push import push as push_items
 
@@ -77,8 +79,8 @@ def push(
         pushed = push_items(argilla, artifact, options, progress)
     say(f"{artifact.reference}: {pushed.added} added, {pushed.there_before} were there before")
     if pushed.shortened:
-        say(f"{pushed.shortened} have a text that is too long to show; it says so where it was cut")
-    say(f"reviewers are made with `stairdata review invite NAME` and sign in at {argilla.url}")
+        say(f"{pushed.shortened} have text that is too long to show; a note marks where it was cut")
+    say(f"add reviewers with `stairdata review invite NAME`; they sign in at {argilla.url}")
     emit(pushed.dataset)
 
 
@@ -92,7 +94,7 @@ def status(
     root: RootOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Show how a round goes: progress, reviewers, pace, agreement so far."""
+    """Show the state of a review round: progress, reviewers, pace, agreement so far."""
     from stairdata_review.rounds.pull import find_reviewed
     from stairdata_review.rounds.status import status as status_of
 
@@ -115,7 +117,7 @@ def pull(
     root: RootOption = None,
     version: VersionOption = None,
 ) -> None:
-    """Bring all submitted answers into an artifact of kind reviews."""
+    """Put all submitted answers into an artifact of kind reviews."""
     from stairdata_review.reviewers import salt_of
     from stairdata_review.rounds.pull import find_reviewed
     from stairdata_review.rounds.pull import pull as pull_answers
@@ -126,18 +128,18 @@ def pull(
         salt = salt_of(_home(folder), place.dataset_id)
         artifact, is_new = pull_answers(argilla, place, reviewed, salt, root_folder(root), version)
     if not is_new:
-        say(f"nobody answered since {artifact.reference}")
+        say(f"no new answers since {artifact.reference}")
     _say_summary(artifact)
     emit(artifact.reference)
 
 
 def export(
-    reference: Reference,
+    reference: ReviewedReference,
     file: Annotated[Path, typer.Option("--file", help="Table to write: .csv, .xlsx or .jsonl.")],
     select: SelectOption = "all",
-    limit: LimitOption = None,
+    limit: ItemLimitOption = None,
     seed: SeedOption = 42,
-    force: Annotated[bool, typer.Option("--force", help="Write over a table that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing table.")] = False,
     reviewer: Annotated[str, typer.Option("--reviewer", help="Name to fill in as the reviewer.")] = "",
     contact: ContactOption = "the person who invited you",
     root: RootOption = None,
@@ -149,7 +151,7 @@ def export(
 
     if file.exists() and not force:
         raise UsageError(
-            f"{file} is there already, and may hold answers; name another --file, or write over it with --force"
+            f"{file} already exists, and may contain answers; name another --file, or overwrite it with --force"
         )
     artifact = _open(reference, root)
     chosen = select_items(artifact, select, limit, seed, root_folder(root))
@@ -162,7 +164,7 @@ def import_(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Tables of `review export`, filled in.")],
     input_: Annotated[str, typer.Option("--input", metavar="REF", help="What was exported.")] = "preference-pairs",
     reviewer: Annotated[
-        str | None, typer.Option("--reviewer", help="Whose answers they are, where a row doesn't say so.")
+        str | None, typer.Option("--reviewer", help="The reviewer, for rows that don't name one.")
     ] = None,
     folder: FolderOption = None,
     root: RootOption = None,
@@ -171,7 +173,7 @@ def import_(
         float, typer.Option("--max-quarantine", min=0, max=1, help="Largest share of refused rows.")
     ] = 0.05,
 ) -> None:
-    """Read answers out of tables into an artifact of kind reviews."""
+    """Read answers from tables into an artifact of kind reviews."""
     from stairdata_review.reviewers import salt_of
     from stairdata_review.tables.answers import RULES, import_reviews
 

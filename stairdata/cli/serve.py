@@ -12,10 +12,10 @@ from stairdata.cli.console import emit, say, show_progress
 
 def serve(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder or Hub id.")],
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     name: Annotated[str, typer.Option("--name", help="The name clients ask for.")] = "actor",
     max_model_len: Annotated[int, typer.Option("--max-model-len", min=64, help="Context length in tokens.")] = 4096,
-    log: Annotated[Path, typer.Option("--log", help="Where the server's own words go.")] = Path("stairdata-serve.log"),
+    log: Annotated[Path, typer.Option("--log", help="File for the server's output.")] = Path("stairdata-serve.log"),
 ) -> None:
     """Serve a model with vLLM on 127.0.0.1 until Ctrl-C; prints its URL and a generated key."""
     from stairdata.llm.server import ManagedServer, ServerOptions
@@ -27,7 +27,7 @@ def serve(
         emit(f"base_url: {server.base_url}")
         emit(f"model: {name}")
         emit(f"api_key: {server.api_key}")
-        say("give clients the key as OPENAI_API_KEY; Ctrl-C ends the server")
+        say("give clients the key as OPENAI_API_KEY; Ctrl-C stops the server")
         server.wait()
     finally:
         server.stop()

@@ -30,11 +30,11 @@ LABEL = 40  # columns that a node is to have at least
 def show(
     reference: Reference,
     tree_id: Annotated[
-        str | None, typer.Argument(metavar="[TREE_ID]", help="Draw this tree, or show the pairs of it alone.")
+        str | None, typer.Argument(metavar="[TREE_ID]", help="Draw this tree, or show only its pairs.")
     ] = None,
     root: RootOption = None,
-    rows: Annotated[int, typer.Option("--rows", min=0, help="Show that many rows, text cut short.")] = 0,
-    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page to look at.")] = None,
+    rows: Annotated[int, typer.Option("--rows", min=0, help="Show this many rows, with long text shortened.")] = 0,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write an HTML page.")] = None,
     lineage: Annotated[bool, typer.Option("--lineage", help="Draw its whole ancestry.")] = False,
     json_: JsonOption = False,
 ) -> None:
@@ -105,7 +105,7 @@ def write_page(artifact: Artifact, tree_id: str | None, path: Path) -> None:
         raise UsageError(f"the folder {path.parent} does not exist; make it, or name another file")
     page = tree_page(artifact, find_tree(artifact, tree_id)) if tree_id else artifact_page(artifact)
     write_atomic(path, page)
-    say(f"a page of {artifact.reference}; text in it is behind a click")
+    say(f"wrote a page of {artifact.reference}; it shows text after a click")
     emit(str(path))
 
 

@@ -201,7 +201,7 @@ def _measured(recipe: Recipe, prompts: Artifact, options: BuildOptions, executio
         result = grow_trees(build, recipe, units, options, budget, execution, pilot=pilot)
         grown = result.outcomes["ok"]
         if not grown:
-            raise BuildError(f"{build.reference}: the pilot grew no tree ({result.outcomes}); see its outcomes")
+            raise BuildError(f"{build.reference}: the pilot grew no tree; its outcomes: {result.outcomes}")
         load = Load(*result.usage.model_dump(exclude={"cost"}).values())
         return _extrapolated(build, budget, load, grown, len(units))
 

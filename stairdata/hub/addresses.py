@@ -73,7 +73,7 @@ def parse_repo(text: str) -> str:
     """
     address = parse_address(text)
     if address is None or address.revision is not None:
-        raise UsageError(f"{quote(text)} is no repository; write --repo org/name")
+        raise UsageError(f"{quote(text)} is not a repository name; write --repo org/name")
     return address.repo
 
 

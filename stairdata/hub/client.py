@@ -237,7 +237,7 @@ def hub_errors(repo: str) -> Iterator[None]:
             if _is_token_fit():
                 raise
             raise HubError(
-                "the Hub token holds characters that no token has; run `hf auth login`, or set HF_TOKEN to a valid one"
+                "the Hub token holds invalid characters; run `hf auth login`, or set HF_TOKEN to a valid one"
             ) from None
         raise HubError(explain(error, repo)) from None
 

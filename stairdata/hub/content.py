@@ -153,7 +153,7 @@ def _check_quarantine(artifact: Artifact, limit: float) -> None:
         rules = ", ".join(f"{rule} {count}" for rule, count in manifest.quarantine.items())
         raise PublishError(
             f"{artifact.reference} was built with {refused} of {manifest.rows + refused} rows refused ({rules}), more "
-            f"than {limit:.0%}; mend its input and build again, or raise --max-quarantine"
+            f"than {limit:.0%}; fix its input and build again, or raise --max-quarantine"
         )
 
 
@@ -209,7 +209,7 @@ def read_head(repo: str, commit: str) -> BranchHead:
     for config, path in manifests(files).items():
         manifest = parse_manifest(read(repo, path, commit))
         if manifest is None:
-            raise HubError(f"{repo} holds {path}, which is no manifest that this release reads; use another --repo")
+            raise HubError(f"{repo} holds {path}, which is not a manifest that this release reads; use another --repo")
         found[config] = manifest
     readme = read(repo, README, commit).decode("utf-8", "replace") if README in files else ""
     return BranchHead(commit, files, found, readme)
@@ -227,7 +227,7 @@ def check_layout(release: PreparedRelease, head: BranchHead) -> None:
         raise PublishError(f"{repo} holds several configs ({', '.join(configs)}); name one with --config")
     if place.config is not None and None in head.manifests:
         kind = head.manifests[None].kind
-        raise PublishError(f"{repo} holds {kind} at its root, where no config goes beside it; use another --repo")
+        raise PublishError(f"{repo} holds {kind} at its root, so it can't have configs; use another --repo")
     there = head.manifests.get(place.config)
     if there is not None and there.kind != release.artifact.kind:
         raise PublishError(
@@ -237,8 +237,8 @@ def check_layout(release: PreparedRelease, head: BranchHead) -> None:
     foreign = [path for path in head.files if place.holds(path) and there is None]
     if foreign:
         raise PublishError(
-            f"{repo} holds files that are no release of stairdata ({', '.join(map(quote, foreign[:SHOWN]))}); use "
-            "another --repo, or take them away there first"
+            f"{repo} holds files that stairdata did not publish ({', '.join(map(quote, foreign[:SHOWN]))}); use "
+            "another --repo, or remove them there first"
         )
 
 

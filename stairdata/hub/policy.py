@@ -64,12 +64,12 @@ def decide_access(
         return Access(not public, gate, None if gate == "no" else gate, open_last=public, ungate_last=False)
     if not found.private and not public:
         raise PublishError(
-            f"{found.name} is public; type --public to publish into it, or make it private on the Hub, or name another "
+            f"{found.name} is public; pass --public to publish into it, or make it private on the Hub, or name another "
             "--repo"
         )
     if not found.is_gated and must and gated is None:
         raise PublishError(
-            f"{found.name} is not gated, and {artifact.reference} holds rows that are not helpfulness; type --gated no "
+            f"{found.name} is not gated, and {artifact.reference} holds rows that are not helpfulness; pass --gated no "
             "to publish them ungated, or --gated manual to gate the repository first"
         )
     current: Gate = "no" if not found.is_gated else "auto" if found.gated == "auto" else "manual"
@@ -109,7 +109,7 @@ def decide_license(
         why = f"the licence of {unknown} is unknown" if unknown else "its licences can't be compared"
         raise PublishError(
             f"{reference} can't be public: {why}; give --license ID (such as cc-by-nc-4.0) if you know it, or set "
-            "`license:` at the prompts' source and build again, or publish it privately"
+            "`license:` in the prompts' source and build again, or publish it privately"
         )
     return found
 
@@ -120,9 +120,9 @@ def _own_license(own: Manifest, typed: str | None) -> str | None:
         return known
     given = normal(typed)
     if given is None or not is_identifier(given):
-        raise UsageError(f"--license {quote(typed)} is no licence's identifier; write one of the Hub's, such as mit")
+        raise UsageError(f"--license {quote(typed)} is not a licence identifier; use one of the Hub's, such as mit")
     stated = [license for license in (known, *(normal(parent.license) for parent in own.parents)) if license]
     laxer = next((license for license in stated if is_laxer(given, license)), None)
     if laxer is not None:
-        raise PublishError(f"--license {given} asks less than {laxer}, the licence of what the rows were made from")
+        raise PublishError(f"--license {given} is less strict than {laxer}, the licence of what the rows come from")
     return given

@@ -153,13 +153,13 @@ def resolve_address(address: Address, config: str | None = None) -> RemoteReleas
     tag = _tag_for(address.revision, found, config)
     commit = found.tags[tag] if tag else _commit_for(str(address.revision), found)
     if not _SHA.fullmatch(commit):
-        raise HubError(f"{found.name} has {quote(commit)} for a commit, which is none")
+        raise HubError(f"{found.name} has {quote(commit)} as a commit, which is invalid")
     files = tree(address.repo, commit)
     name = parse_tag(tag) if tag else None
     place = name.place if name and not config else _place(address, files, config)
     if place.prefix + MANIFEST_NAME not in files:
         raise HubError(
-            f"{address} has no {place.prefix}{MANIFEST_NAME}: it is a plain dataset, no artifact of stairdata; its "
+            f"{address} has no {place.prefix}{MANIFEST_NAME}: it is a plain dataset, not an artifact; its "
             f"rows can become prompts: stairdata build prompts --set 'prompts.sources=[{{hub: {address.repo}}}]'"
         )
     return RemoteRelease(address.repo, commit, place, tag, files)
@@ -188,7 +188,7 @@ def _highest(found: Repository, releases: dict[str, TagName], config: str | None
     if not releases:
         files = tree(found.name, found.head)
         place = _place(Address(found.name), files, config)
-        what = "holds files but no release" if place.prefix + MANIFEST_NAME in files else "is no artifact of stairdata"
+        what = "holds files but no release" if place.prefix + MANIFEST_NAME in files else "is not an artifact"
         raise HubError(
             f"{found.name} {what}; name a revision (a plain dataset's rows can become prompts: stairdata build prompts "
             f"--set 'prompts.sources=[{{hub: {found.name}}}]')"
@@ -434,12 +434,12 @@ def _already_there(home: Path, manifest: Manifest, target: RemoteRelease) -> Art
         return None
     if not (home / MANIFEST_NAME).is_file():
         raise ArtifactError(
-            f"{home} holds an unfinished build; finish it, take it away, or pull into another folder with --root"
+            f"{home} holds an unfinished build; finish it, delete it, or pull into another folder with --root"
         )
     there = read_manifest(home)
     if (there.content_hash, there.fingerprint) != (manifest.content_hash, manifest.fingerprint):
         raise ArtifactError(
-            f"{home} is another {manifest.kind}@{manifest.version} than {target.repo} has; a finished version is never "
+            f"{home} is not the {manifest.kind}@{manifest.version} of {target.repo}; a finished version is never "
             "overwritten: pull into another folder with --root"
         )
     return open_artifact(home) if there.schema_version == SCHEMA_VERSION else Artifact(home, there)
@@ -452,7 +452,7 @@ def _move(fetched: Artifact, home: Path) -> Artifact:
     home.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(home.parent / ".lock"):
         if home.exists():
-            raise ArtifactError(f"{home} appeared meanwhile; run the same command again")
+            raise ArtifactError(f"{home} was created by another process; run the same command again")
         (fetched.folder / ".lock").unlink(missing_ok=True)
         fetched.folder.rename(home)
         sync_folder(home.parent)

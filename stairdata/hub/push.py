@@ -272,9 +272,9 @@ class _Publisher:
         if found is None:
             raise HubError(f"{self.repo} is gone from the Hub, or this token may no longer see it")
         if not found.private and not self.release.options.public:
-            raise PublishError(f"{self.repo} was made public meanwhile; type --public if the release may be there")
+            raise PublishError(f"{self.repo} was made public meanwhile; pass --public if the release may be public")
         if not found.is_gated and self.plan.access.gate != "no":
-            raise PublishError(f"{self.repo} lost its gate meanwhile; gate it on the Hub, or type --gated no")
+            raise PublishError(f"{self.repo} lost its gate meanwhile; gate it on the Hub, or pass --gated no")
         return found
 
     def _branch(self, found: Repository) -> tuple[str, BranchHead]:
@@ -315,7 +315,7 @@ class _Publisher:
         if strange:
             raise ReleaseConflictError(
                 f"somebody else changed {', '.join(map(quote, strange[:8]))} in {self.repo} meanwhile; look at it, and "
-                "push again if that is fine"
+                "push again if the change is fine"
             )
         place = self.release.place.config
         if place in released and head.manifests[place].version == self.release.manifest.version:
@@ -325,7 +325,7 @@ class _Publisher:
                 f"somebody else is publishing {self.release.tag} to {self.repo} with other content; build another "
                 "version"
             )
-        self.say(f"{self.repo} changed meanwhile; the release goes on top of that")
+        self.say(f"{self.repo} changed meanwhile; the release is added on top")
 
     def _has_landed(self, head: BranchHead) -> bool:
         """Tell whether the head is this release already: an earlier run was killed, or its answer got lost."""

@@ -97,7 +97,7 @@ def check_secrets(
         more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
         raise PublishError(
             f"{artifact.reference} holds what looks like a secret in {'; '.join(lines)}{more}; take it out and build "
-            f"again, or, if it is none, repeat with --allow-secret {left[0].allow}"
+            f"again, or, if it is not a secret, repeat with --allow-secret {left[0].allow}"
         )
 
 

@@ -35,7 +35,7 @@ def export_thu_ml(artifact: Artifact, path: Path, progress: Progress = quiet) ->
         UsageError: a kind that has no published form, or a path in a folder that does not exist.
     """
     if artifact.kind not in EXPORTED_KINDS:
-        raise UsageError(f"{artifact.kind} has no thu-ml form; exported are {', '.join(EXPORTED_KINDS)}")
+        raise UsageError(f"{artifact.kind} has no thu-ml format; what can be exported: {', '.join(EXPORTED_KINDS)}")
     if not path.parent.is_dir():
         raise UsageError(f"the folder {path.parent} does not exist; make it, or name another file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

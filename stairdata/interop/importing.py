@@ -174,7 +174,7 @@ class _PromptImporter:
         mapped = published_prompt(element)
         answer, category = mapped["reference_answer"], mapped["category"]
         if answer is not None and not isinstance(answer, str):
-            self._losses["ground_truth that is no text (prompts)"] += 1
+            self._losses["ground_truth that is not text (prompts)"] += 1
             answer = None
         for field in element.keys() - _PROMPT_FIELDS:
             self._losses[f"field {field[:40]!r} (prompts)"] += 1

@@ -135,7 +135,7 @@ class _Reader:
         how = f"ends in the middle of the list, at byte {size}" if is_cut else f"is not JSON at byte {at} of {size}"
         where = f" (byte {at})" if is_cut else ""
         return InputError(
-            f"{self._path} {how}: {what[:1].lower()}{what[1:]}{where}; nothing was written; get the file again, whole"
+            f"{self._path} {how}: {what[:1].lower()}{what[1:]}{where}; nothing was written; get a complete file"
         )
 
 

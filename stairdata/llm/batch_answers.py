@@ -103,7 +103,7 @@ class BatchResults:
         is_short = job.state is BatchState.COMPLETED and len(found) < job.requests
         if is_short and shared_refusal(paths) is None:
             # what a completed batch leaves out counts as tried: it would be submitted without end
-            left_out = RequestFailedError([Outcome.MALFORMED], "the batch is completed and does not answer it")
+            left_out = RequestFailedError([Outcome.MALFORMED], "the batch is completed without an answer to it")
             for id_ in self._ledger.ids(job):
                 found.setdefault(id_, left_out)
         return found
@@ -199,5 +199,5 @@ def _is_for_all(status: int | None, code: str | None, message: str) -> bool:
 
 def _generation(body: Any) -> Generation:
     if not isinstance(body, dict):
-        raise MalformedAnswerError("the answer is no chat completion")
+        raise MalformedAnswerError("the answer is not a chat completion")
     return read_chat(ChatCompletion.construct(**body))  # unchecked, as the openai package makes live answers

@@ -151,7 +151,7 @@ class BatchApi:
             raise ServerError(
                 f"the Batch API at {client.base_url} failed or refused ({error.outcomes[-1]}: "
                 f"{quote(client.redact(error.detail))}); nothing is lost: run the same command again, or leave --batch "
-                "out where the server has no Batch API"
+                "out if the server has no Batch API"
             ) from error
         except openai.OpenAIError as error:
             raise ServerError(f"the Batch API at {client.base_url}: {quote(client.redact(error))}") from error

@@ -196,7 +196,7 @@ class Ledger:
                 return [json.loads(line)["custom_id"] for line in file]
         except (OSError, ValueError, KeyError) as error:
             raise ArtifactError(
-                f"what batch {job.batch_id or job.key} asked can't be told: {error}; put back a copy of the file, or "
+                f"batch {job.batch_id or job.key}: requests can't be read: {error}; put back a copy of the file, or "
                 f"cancel the batches at the provider and remove the folder {self.folder}"
             ) from error
 

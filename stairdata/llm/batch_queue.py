@@ -143,7 +143,7 @@ class BatchQueue:
         if failed:
             others = f" (and {len(failed) - 1} others)" if len(failed) > 1 else ""
             raise ServerError(
-                f"batch {failed[0].batch_id}{others} was refused as a whole: {quote(failed[0].error)}; mend what it "
+                f"batch {failed[0].batch_id}{others} was rejected as a whole: {quote(failed[0].error)}; fix what it "
                 "says, then `--batch` submits its requests again"
             )
 
@@ -177,8 +177,8 @@ class BatchQueue:
                 await self._send(job)
             if broken:
                 raise BudgetError(
-                    f"{broken[0]}; {len(self.pending)} requests are submitted, the others are not: raise it "
-                    "and run the same command again, or collect"
+                    f"{broken[0]}; {len(self.pending)} requests are submitted, the others are not: raise "
+                    "the limit and run the same command again, or collect"
                 )
             waiting = chain([left] if left else [], waiting)
         return True

@@ -82,7 +82,7 @@ class Budget:
         unknown = [name for name in models if name not in self.prices]
         if self.limits.cost is not None and unknown:
             raise RecipeError(
-                f"--max-cost needs the price of {unknown[0]!r}; add it to the recipe, in any currency for a million "
+                f"--max-cost needs the price of {unknown[0]!r}; add it to the recipe, in any currency per million "
                 f"tokens: prices: {{{unknown[0]}: {{input: 0.5, output: 1.5}}}}; or leave --max-cost out"
             )
 
@@ -120,7 +120,9 @@ class Budget:
                 self._set_aside[self._tickets] = most
                 return self._tickets
             if not self._set_aside:
-                self.stop(BudgetError(f"{broken}; finished work is kept: raise it and run the same command again"))
+                self.stop(
+                    BudgetError(f"{broken}; finished work is kept: raise the limit and run the same command again")
+                )
                 raise StoppedError
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)
@@ -164,7 +166,7 @@ class Budget:
         self.check_running()
         broken = self.broken_by(Spent())
         if broken is not None:
-            self.stop(BudgetError(f"{broken}; finished work is kept: raise it and run the same command again"))
+            self.stop(BudgetError(f"{broken}; finished work is kept: raise the limit and run the same command again"))
             raise StoppedError
 
     def check_running(self) -> None:
@@ -175,7 +177,7 @@ class Budget:
         """
         seconds = self.limits.seconds
         if self.reason is None and seconds is not None and time.monotonic() - self._began >= seconds:
-            over = f"--max-seconds {seconds:g} is over; finished work is kept: run the same command again"
+            over = f"--max-seconds {seconds:g} has passed; finished work is kept: run the same command again"
             self.stop(BudgetError(over))
         if self.reason is not None:
             raise StoppedError
@@ -188,7 +190,7 @@ class Budget:
         parts = [so_far, most, *self._set_aside.values()]
         tokens, cost = sum(part.tokens for part in parts), sum(part.cost for part in parts)
         if self.limits.total_tokens is not None and tokens > self.limits.total_tokens:
-            more = f" and {what} may take {most.tokens}" if most.tokens else ""
+            more = f" and {what} may use {most.tokens}" if most.tokens else ""
             return f"{so_far.tokens} tokens are spent{more}: more than --max-total-tokens {self.limits.total_tokens}"
         if self.limits.cost is not None and cost > self.limits.cost:
             more = f" and {what} may cost {most.cost:.4f}" if most.cost else ""

@@ -105,7 +105,7 @@ class Client:
         budget: admits each request, and is charged for it.
 
     Raises:
-        ServerError: the key can't be sent, or the URL is none.
+        ServerError: the key can't be sent, or the URL is invalid.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Client:
         budget: Budget | None = None,
     ) -> None:
         if not (api_key and api_key.isascii() and api_key.isprintable() and " " not in api_key):
-            raise ServerError(f"the key in the environment variable {endpoint.api_key_env} is empty or no key")
+            raise ServerError(f"the key in the environment variable {endpoint.api_key_env} is empty or not a valid key")
         self.model = model
         self.base_url = base_url
         self.tally = Tally()
@@ -143,7 +143,7 @@ class Client:
                 http_client=openai.DefaultAsyncHttpxClient(trust_env=urlsplit(base_url).hostname not in LOOPBACK),
             )
         except Exception as error:
-            raise ServerError(f"base_url {quote(base_url)} is no URL: {error}") from error
+            raise ServerError(f"base_url {quote(base_url)} is not a valid URL: {error}") from error
 
     async def complete(
         self, prompt: str, *, n: int, max_tokens: int, seed: int, prompt_tokens: int | None = None, **sampling: Any
@@ -279,8 +279,8 @@ class Client:
         def note(failure: AttemptFailedError) -> None:
             if failure.is_final_for_all or (failure.is_forbidden and not self._has_answered):
                 raise ServerError(
-                    f"the LLM server at {self.base_url} refuses to work: {quote(self.redact(failure.detail))}; "
-                    "finished work is kept: mend the key or the account and run the same command again"
+                    f"the LLM server at {self.base_url} rejects all requests: {quote(self.redact(failure.detail))}; "
+                    "finished work is kept: fix the key or the account and run the same command again"
                 ) from failure
             if failure.is_overload:
                 self.window.overloaded(sent_at)
@@ -305,7 +305,7 @@ class Client:
         if usage is None and isinstance(getattr(answer, "choices", None), list) and self.budget.counts_tokens:
             raise ServerError(
                 f"the LLM server at {self.base_url} does not say how many tokens an answer took, so a limit on tokens "
-                "or cost can't be kept; finished work is kept: leave the limit out, or take another server"
+                "or cost can't be enforced; finished work is kept: leave the limit out, or use another server"
             )
         return _usage_of(usage)
 
@@ -318,7 +318,7 @@ class Client:
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= DEAD_AFTER or not await self._is_there():
             raise ServerError(
-                f"the LLM server at {self.base_url} does not answer any more ({quote(error.detail)}); "
+                f"the LLM server at {self.base_url} no longer answers ({quote(error.detail)}); "
                 "finished work is kept: start the server and run the same command again"
             ) from error
 

@@ -169,7 +169,7 @@ def _check_wait(failure: AttemptFailedError, limits: RetryLimits) -> None:
     if failure.retry_after is not None and failure.retry_after >= limits.seconds:
         raise ServerError(
             f"the LLM server asks to wait {failure.retry_after:.0f} s, longer than retry_seconds "
-            f"({limits.seconds:g}), and says {quote(failure.detail)}; finished work is kept: run the same command then"
+            f"({limits.seconds:g}), and says {quote(failure.detail)}; finished work is kept: try again after that"
         )
 
 

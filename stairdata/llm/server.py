@@ -172,7 +172,7 @@ class ManagedServer:
             ServerError: with the last words of its log.
         """
         if not self.is_alive():
-            raise ServerError(self._failure("does not run any more"))
+            raise ServerError(self._failure("is no longer running"))
 
     def wait(self) -> None:
         """Wait until the server ends by itself, which it should not.
@@ -325,7 +325,7 @@ def _advice(status: int | None) -> str:
     lacking = _lacking()
     if lacking and status is not None:
         return f"this processor has no {lacking}, which may be the reason: give the base_url of a server elsewhere"
-    return "mend what it complains of and run the same command again"
+    return "fix what it reports and run the same command again"
 
 
 def _obstacle() -> str | None:

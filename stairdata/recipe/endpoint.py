@@ -15,7 +15,7 @@ class Endpoint(Section):
     """A model: by folder or Hub id, served by vLLM for the duration of a build, or by the URL of a server."""
 
     path: Annotated[str | None, NotInFingerprint] = None
-    """A model folder or Hub id, served for the duration."""
+    """A model folder or Hub id, served for the duration of the build."""
     base_url: Annotated[str | None, NotInFingerprint] = None
     """An OpenAI-compatible server instead, such as http://127.0.0.1:8000/v1."""
     model: Annotated[str | None, NotInFingerprint] = None
@@ -25,8 +25,8 @@ class Endpoint(Section):
     api_key_env: Annotated[str, NotInFingerprint] = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; the key itself is never in a recipe."""
     concurrency: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], NotInFingerprint] = "auto"
-    """Requests in flight at most. auto: as many as make the server faster, up to 512. Either way fewer while it says
-    that it is overloaded."""
+    """Requests in flight at most. auto: as many as make the server faster, up to 512. Either way fewer while it
+    reports that it is overloaded."""
     timeout: Annotated[float, NotInFingerprint] = Field(600, gt=0)
     """Seconds a request may take."""
     retries: Annotated[int, NotInFingerprint] = Field(8, ge=0)

@@ -27,7 +27,7 @@ def packaged_recipe(path: Path | None) -> Path | None:
     names = sorted(file.stem for file in PACKAGED.glob("*.yaml"))
     if path.name not in names:
         raise RecipeError(
-            f"there is no recipe {quote(path.name)}: no such file, and those that come along are {', '.join(names)}"
+            f"there is no recipe {quote(path.name)}: no such file, and the included ones are {', '.join(names)}"
         )
     return PACKAGED / f"{path.name}.yaml"
 

@@ -11,32 +11,32 @@ from stairdata_schemas.fingerprints import NotInFingerprint
 
 
 class PairsSection(Section):
-    """Stages `preference_pairs` and `prm_pairs`; thresholds as published, selection beyond that off."""
+    """Stages `preference_pairs` and `prm_pairs`; thresholds as published, further selection off by default."""
 
     min_margin: float = Field(0.5, ge=0)
     """The chosen value has to exceed the rejected one by more than this."""
     min_chosen_value: float = 0.8
     """The chosen value has to be at least this."""
     min_visits: int = Field(4, ge=1, le=MOST)
-    """Each side is terminal or visited at least that often."""
+    """Each side is terminal or visited at least this often."""
     max_tokens: int = Field(2048, ge=1)
-    """Rendered prompt plus path may have at most that many tokens; a node too long is in no pair, nor is any below."""
+    """Rendered prompt plus path may have at most this many tokens; longer nodes, and those below, are in no pair."""
     tokenizer: Annotated[str | None, NotInFingerprint] = None
-    """Folder or Hub id of the tokenizer that measures what has no `tokens` in the trees and more UTF-8 bytes than
+    """Folder or Hub id of the tokenizer that counts where trees have no `tokens` and a path has more UTF-8 bytes than
     max_tokens; default: the actor's."""
     min_margin_by_depth: dict[Annotated[int, Field(ge=1)], Annotated[float, Field(ge=0)]] = {}
     """min_margin for some depths of the chosen node: {1: 0.8, 2: 0.6}."""
     grammatical: bool = False
-    """Drop pairs whose chosen step is no block of the step grammar."""
+    """Drop pairs whose chosen step is not a valid block of the step grammar."""
     max_similarity: float | None = Field(None, gt=0, le=1)
-    """Drop near duplicates inside a tree: a pair of which both compared steps share at least this part of their words
-    (Jaccard index) with those of a pair of larger margin."""
+    """Drop near duplicates inside a tree: a pair whose compared steps both have at least this Jaccard
+    index of words with those of a pair with a larger margin."""
     max_per_depth: int | None = Field(None, ge=1)
-    """Pairs of one depth (and granularity) of a tree at most; more are sampled."""
+    """At most this many pairs per depth (and granularity) of a tree; a sample if there are more."""
     max_per_tree: int | None = Field(None, ge=1)
-    """Pairs of a tree at most; more are sampled."""
+    """At most this many pairs per tree; a sample if there are more."""
     max_per_prompt: int | None = Field(None, ge=1)
-    """Pairs of a prompt at most, over all its trees; more are sampled."""
+    """At most this many pairs per prompt, over all its trees; a sample if there are more."""
     balance: bool = False
     """Sample as many pairs of safety prompts as of helpfulness prompts; pairs without a task are dropped."""
     hold_out: float = Field(0.0, ge=0, lt=1)
@@ -56,13 +56,13 @@ class ReviewsSection(Section):
 
     policy: Literal["majority", "unanimous", "any_veto"] = "majority"
     """Who decides on a pair. majority: more than half of its verdicts. unanimous: all of them. any_veto: a single
-    `rejected` or `both_bad` overrules it. Whatever has no decision is a tie, and ties are dropped, as is what is
+    `rejected` or `both_bad` overrules it. A pair without a decision is a tie; ties are dropped, and so are pairs
     decided to be both bad."""
     overruled: Literal["flip", "drop"] = "drop"
-    """What becomes of a pair that reviewers decide the other way. flip: the other side is the chosen one (after a veto
-    only where more verdicts say so than say chosen or both_bad)."""
+    """What happens to a pair that reviewers decide the other way. flip: the other side becomes the chosen one (after a
+    veto only if more verdicts say so than say chosen or both_bad)."""
     unreviewed: Literal["keep", "drop"] = "keep"
-    """What becomes of a pair with fewer verdicts than min_reviews."""
+    """What happens to a pair with fewer verdicts than min_reviews."""
     min_reviews: int = Field(1, ge=1)
     """Verdicts that a pair needs before they decide."""
 
@@ -76,20 +76,20 @@ class PreferencePairsSection(PairsSection):
     """Stage `preference_pairs`: which pairs are taken from trees. Thresholds are the published code's."""
 
     reviews: ReviewsSection = ReviewsSection()
-    """How verdicts decide, where --reviews names some."""
+    """How verdicts decide, if --reviews names reviews."""
 
     granularity: Literal["step", "trajectory"] = "step"
     """step: siblings of one parent. trajectory: whole answers, good ones against bad ones (the paper's ablation)."""
     max_repeats: int = Field(4, ge=1)
-    """trajectory: of a tree's good and bad answers the fewer are repeated, at most that often."""
+    """trajectory: the shorter list of a tree's good and bad answers is repeated, at most this often."""
 
 
 class PrmPairsSection(PairsSection):
-    """Stage `prm_pairs`; pairs grow with the square of a tree's width, so a tree gives a sample of them."""
+    """Stage `prm_pairs`; the number of pairs grows with the square of a tree's width, so each tree gives a sample."""
 
     granularity: Literal["step"] = "step"
     """step: any nodes of equal depth, and whole answers."""
     max_per_depth: int | None = Field(250, ge=1)
-    """Pairs of one depth (and granularity) of a tree at most; more are sampled. null: all."""
+    """At most this many pairs per depth (and granularity) of a tree; a sample if there are more. null: all."""
     max_per_tree: int | None = Field(1000, ge=1)
-    """Pairs of a tree at most; more are sampled. null: all."""
+    """At most this many pairs per tree; a sample if there are more. null: all."""

@@ -32,8 +32,8 @@ class PromptSource(Section):
     split: str | None = None
     """The Hub dataset's split; default: a known one's own, else train."""
     columns: dict[PromptColumn, str] = {}
-    """Our column name to the source's, where they differ: {prompt: question, task: type}. Dots lead into what is
-    nested: {prompt: conversations.0.value}."""
+    """Our column name to the source's, where they differ: {prompt: question, task: type}. Dots reach into nested
+    values: {prompt: conversations.0.value}."""
     where: dict[str, bool | int | float | str | list[bool | int | float | str]] = {}
     """Take only rows whose columns have these values (or one of them): {language: English}. Case does not matter."""
     task: Task | None = None
@@ -41,13 +41,13 @@ class PromptSource(Section):
     name: str | None = None
     """Value of the `source` column; default: the source's own column, else the file's name or the Hub id."""
     license: Annotated[str | None, NotInFingerprint] = None
-    """The source's licence as the Hub names it, such as cc-by-nc-4.0; a Hub dataset's own card says it otherwise."""
+    """The source's licence as the Hub names it, such as cc-by-nc-4.0; default: what a Hub dataset's card says."""
     near_duplicates: bool | None = None
-    """false: keep prompts that resemble each other. Default true, but for known sources of many prompts in one form."""
+    """false: keep prompts that resemble each other. Default true, except known sources of many prompts in one form."""
     skip: int = Field(0, ge=0)
-    """Leave out that many rows at the start."""
+    """Skip this many rows at the start."""
     count: int | None = Field(None, ge=1)
-    """Take that many prompts, sampled with the recipe's seed after all filters; default all."""
+    """Take this many prompts, sampled with the recipe's seed after all filters; default: all."""
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
@@ -60,9 +60,9 @@ class NearDuplicatesSection(Section):
     """How alike two prompts may be."""
 
     threshold: float = Field(0.8, gt=0, le=1)
-    """Jaccard index of their character n-grams from which on the later one is refused."""
+    """Refuse a prompt if the Jaccard index of its character n-grams with an earlier one is at least this."""
     ngram: int = Field(5, ge=1)
-    """Characters of an n-gram, case and punctuation left out."""
+    """Characters in an n-gram, ignoring case and punctuation."""
     permutations: int = Field(128, ge=16, le=1024)
     """Hash functions of the MinHash that finds the candidates; their index is then computed exactly."""
 
@@ -71,11 +71,11 @@ class ContaminationSection(Section):
     """What counts as an overlap with evaluation prompts, besides the same words in the same order."""
 
     ngram: int = Field(13, ge=1)
-    """So many words in a row that both have; shorter evaluation prompts count as a whole."""
+    """This many words in a row in common; shorter evaluation prompts count as a whole."""
     min_words: int = Field(5, ge=1)
-    """An evaluation prompt of fewer words counts only where the whole prompt is the same."""
+    """An evaluation prompt with fewer words counts only if the whole prompt is the same."""
     threshold: float = Field(0.8, gt=0, le=1)
-    """Near duplicates count from this Jaccard index of character 5-grams on."""
+    """A Jaccard index of character 5-grams of at least this counts as a near duplicate."""
 
 
 class TaskJudge(Endpoint):
@@ -86,7 +86,7 @@ class TaskJudge(Endpoint):
     temperature: float = Field(0, ge=0)
     """Sampling temperature."""
     reasks: int = Field(2, ge=0)
-    """How often an answer that can't be read is asked again before the row is refused."""
+    """How often the model is asked again after an unreadable answer before the row is refused."""
 
 
 class PromptsSection(Section):
@@ -95,14 +95,14 @@ class PromptsSection(Section):
     sources: Annotated[list[PromptSource], NotInFingerprint] = []
     """Where prompts come from, in order; of duplicates the first is kept, the others go to quarantine."""
     near_duplicates: NearDuplicatesSection | None = None
-    """Refuse prompts that are nearly those of an earlier row ({} for the defaults); off by default, since prompts in
+    """Refuse prompts that nearly repeat an earlier row ({} for the defaults); off by default, since prompts in
     one form, such as jailbreaks, are alike on purpose."""
     decontaminate: Annotated[list[str | PromptSource], NotInFingerprint] = []
     """Evaluation prompts that must not be in the data: files, prompts artifacts, or sources with columns."""
     contamination: ContaminationSection = ContaminationSection()
     """What counts as an overlap with them."""
     languages: list[str] = []
-    """Keep prompts in these languages alone, as ISO 639 codes: [en, zh]; empty keeps all."""
+    """Keep only prompts in these languages, as ISO 639 codes: [en, zh]; empty keeps all."""
     min_language_probability: float = Field(0.2, ge=0, le=1)
     """Refuse a prompt where these languages have less than this share of the probability that they and the likeliest
     other one have; text without a language, such as a formula, is kept."""
@@ -117,4 +117,4 @@ class PromptsSection(Section):
     task_judge: Annotated[TaskJudge | None, NotInFingerprint] = None
     """The model that labels rows without a task; without it such rows are refused."""
     concurrency: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], NotInFingerprint] = "auto"
-    """Prompts at the judge at a time; auto: one is begun whenever the server could take one more request."""
+    """Prompts labelled at a time; auto: one is started whenever the server could take one more request."""

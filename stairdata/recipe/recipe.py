@@ -17,18 +17,18 @@ class Price(Section):
     """What a model costs, in any one currency."""
 
     input: float = Field(0, ge=0)
-    """Of a million prompt tokens; 0 is free."""
+    """Price of a million prompt tokens; 0 is free."""
     output: float = Field(0, ge=0)
-    """Of a million completion tokens; 0 is free."""
+    """Price of a million completion tokens; 0 is free."""
     batch: Share = 0.5
-    """Share of it that the Batch API charges."""
+    """Share of these prices that the Batch API charges."""
 
 
 class Recipe(Section):
     """All sections of the data stages."""
 
     seed: int = Field(42, ge=0, le=MOST)
-    """Fixes all randomness of ours."""
+    """Fixes all randomness in stairdata."""
     prompts: PromptsSection = PromptsSection()
     structured_cot: StructuredCotSection = StructuredCotSection()
     actor: Endpoint = Endpoint()

@@ -14,9 +14,9 @@ class ResponsesSection(Sampling):
     """Stage `responses`: answers of the actor, and test-time search."""
 
     method: Literal["sample", "best_of_n"] = "sample"
-    """sample: one answer. best_of_n: n answers, the PRM's favourite is kept."""
+    """sample: one answer. best_of_n: n answers, of which the one with the best PRM score is kept."""
     n: int = Field(1, ge=1)
-    """Answers a prompt."""
+    """Answers per prompt."""
     prm: Annotated[str | None, NotInFingerprint] = None
     """Folder of the process reward model that scores."""
     max_tokens: int = Field(2048, ge=1)

@@ -18,36 +18,36 @@ class Teacher(Endpoint):
     max_tokens: int = Field(1500, ge=1)
     """Tokens of one answer."""
     temperature: float | None = Field(0.7, ge=0)
-    """Sampling temperature; null sends none, for models that take none."""
+    """Sampling temperature; null sends none, for models that don't accept one."""
     format: Literal["json", "text"] = "json"
     """json: structured outputs, rendered here, so that the grammar always holds. text: the teacher writes the step
-    grammar itself, for servers without structured outputs; what does not parse is refused."""
+    grammar itself, for servers without structured outputs; answers that don't parse are refused."""
 
 
 class CotJudge(Endpoint):
-    """Who compares teachers, and tells whether an answer complies with a harmful request."""
+    """The model that compares teachers, and says whether an answer complies with a harmful request."""
 
     max_tokens: int = Field(512, ge=1)
     """Tokens of one judgement."""
     temperature: float | None = Field(0.0, ge=0)
     """Sampling temperature; null sends none."""
     reasks: int = Field(2, ge=0)
-    """How often a judgement that can't be read is asked again before the judge counts as failed."""
+    """How often the judge is asked again after an unreadable judgement before it counts as failed."""
 
 
 class GateSection(Section):
-    """What an answer of a teacher has to be, beyond the step grammar; what fails goes to quarantine with its rule."""
+    """What a teacher's answer has to satisfy beyond the step grammar; what fails goes to quarantine with the rule."""
 
     min_steps: int = Field(1, ge=1)
-    """Reasoning steps at least."""
+    """Minimum number of reasoning steps."""
     max_steps: int = Field(12, ge=1)
-    """Reasoning steps at most."""
+    """Maximum number of reasoning steps."""
     min_characters: int = Field(40, ge=0)
-    """Characters of all titles, bodies and the final answer at least."""
+    """Minimum number of characters of all titles, bodies and the final answer."""
     max_characters: int = Field(12_000, ge=1)
-    """Characters of all titles, bodies and the final answer at most."""
+    """Maximum number of characters of all titles, bodies and the final answer."""
     compliance: bool = True
-    """With a judge: refuse answers that comply on safety prompts whose reference answer is unsafe."""
+    """With a judge: refuse answers that comply with safety prompts whose reference answer is unsafe."""
 
     @model_validator(mode="after")
     def _something_passes(self) -> Self:
@@ -59,7 +59,7 @@ class GateSection(Section):
 
 
 class TemplatesSection(Section):
-    """Files with jinja templates in place of the project's own."""
+    """Files with jinja templates that replace the built-in ones."""
 
     safety: Path | None = None
     """What a teacher is asked on safety prompts."""
@@ -71,54 +71,54 @@ class BatchSection(Section):
     """How `--batch` splits requests; the defaults are the limits of OpenAI's Batch API."""
 
     max_requests: int = Field(50_000, ge=1)
-    """Requests of one batch at most."""
+    """Maximum number of requests in a batch."""
     max_bytes: int = Field(200_000_000, ge=1000)
-    """Bytes of one batch's file at most."""
+    """Maximum bytes of a batch's file."""
     max_enqueued_tokens: int | None = Field(None, ge=1)
-    """Prompt tokens of all batches under way at most: the account's batch queue limit for the model. What exceeds it
-    waits for the next `--batch`."""
+    """Maximum prompt tokens of all batches in progress: the account's batch queue limit for the model. Requests that
+    exceed it wait for the next `--batch`."""
 
 
 class FromTreesSection(Section):
-    """SFT rows out of trees: good answers of the actor's own."""
+    """SFT rows from trees: the actor's own good answers."""
 
     min_value: float = 0.8
-    """An answer has to be worth at least this."""
+    """An answer's value has to be at least this."""
     max_tokens: int = Field(2048, ge=1)
-    """Rendered prompt plus answer may have at most that many tokens."""
+    """Rendered prompt plus answer may have at most this many tokens."""
     tokenizer: Annotated[str | None, NotInFingerprint] = None
-    """Folder or Hub id of the tokenizer that measures what has no `tokens`; default: the actor's."""
+    """Folder or Hub id of the tokenizer that counts where trees have no `tokens`; default: the actor's."""
     max_per_prompt: int = Field(8, ge=1)
-    """Answers of a prompt at most; more are sampled."""
+    """At most this many answers per prompt; a sample if there are more."""
     task: Task | None = None
-    """Task of trees that don't say theirs, such as imported ones."""
+    """Task of trees without one, such as imported trees."""
 
 
 class StructuredCotSection(Section):
-    """Stage `structured_cot`: reasoning by a teacher, from a file, or out of trees."""
+    """Stage `structured_cot`: reasoning from a teacher, a file, a Hub dataset, or trees."""
 
     from_trees: Annotated[FromTreesSection | None, NotInFingerprint] = None
-    """Take the rows out of trees ({} for the defaults); `--input trees@X.Y.Z` does so, too."""
+    """Take the rows from trees ({} for the defaults); `--input trees@X.Y.Z` does the same."""
     path: Annotated[Path | None, NotInFingerprint] = None
     """Rows written by hand: JSONL with prompt, task, steps, output. Without it a teacher is asked."""
     hub: Annotated[str | None, NotInFingerprint] = None
-    """A published set of such rows on the Hub: thu-ml/STAIR-SFT."""
+    """A published dataset of such rows on the Hub: thu-ml/STAIR-SFT."""
     like: Annotated[str | None, NotInFingerprint] = None
-    """Read `path` as a file of that set."""
+    """Read `path` as a file of that dataset."""
     revision: Annotated[str | None, NotInFingerprint] = None
-    """Commit, tag or branch of the published set; default: its head."""
+    """Commit, tag or branch of the published dataset; default: its head."""
     license: Annotated[str | None, NotInFingerprint] = None
-    """Licence of the rows written by hand, or of the published set, as the Hub names it."""
+    """Licence of the hand-written rows, or of the published dataset, as the Hub names it."""
     teacher: Annotated[Teacher, NotInFingerprint] = Teacher()
     """The model that writes the reasoning."""
     teachers: Annotated[dict[str, Teacher], NotInFingerprint] = {}
-    """More of them by name, for `--teachers a,b`; a name that is not here is a model at the server of `teacher`."""
+    """More teachers by name, for `--teachers a,b`; a name that is not here is a model at the server of `teacher`."""
     judge: Annotated[CotJudge | None, InFingerprintIfSet] = None
-    """Who keeps the better of two candidates, and finds answers that comply with harmful requests."""
+    """The model that picks the better of two candidates, and finds answers that comply with harmful requests."""
     gate: GateSection = GateSection()
-    """What an answer has to be."""
+    """What an answer has to satisfy."""
     templates: Annotated[TemplatesSection, NotInFingerprint] = TemplatesSection()
-    """Other words for the teacher."""
+    """Your own templates for the teacher."""
     batch: Annotated[BatchSection, NotInFingerprint] = BatchSection()
     """How `--batch` splits requests."""
     concurrency: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], NotInFingerprint] = "auto"

@@ -24,7 +24,7 @@ class JudgeSection(Section):
     cache: bool = True
     """Judge equal answers of one tree once (the paper asks each time)."""
     keep_text: bool = False
-    """Keep what the judge said, in the column `judgements`."""
+    """Keep what the judge wrote, in the column `judgements`."""
     temperature: float = Field(0.6, ge=0)
     """Sampling temperature of the rating."""
     top_p: float = Field(0.9, gt=0, le=1)
@@ -32,14 +32,14 @@ class JudgeSection(Section):
     max_tokens: int = Field(256, ge=1)
     """Tokens of one rating."""
     reasks: int = Field(3, ge=0)
-    """How often a rating that can't be read is asked again before the judge counts as failed."""
+    """How often the judge is asked again after an unreadable rating before it counts as failed."""
     endpoint: Annotated[Endpoint | None, InFingerprintIfSet] = None
     """The judge's server, for kind endpoint."""
 
     @model_validator(mode="after")
     def _endpoint_is_named(self) -> Self:
         if (self.kind == "endpoint") != (self.endpoint is not None):
-            raise ValueError("judge.endpoint goes with kind endpoint, and only with it")
+            raise ValueError("judge.endpoint is needed with kind endpoint, and only then")
         return self
 
 
@@ -51,7 +51,7 @@ class TreesSection(Sampling):
     samples: int = Field(4, ge=1)
     """Steps sampled at one expansion (m)."""
     max_depth: int = Field(7, ge=1)
-    """Depth at which nodes are not expanded any more."""
+    """Depth at which nodes are no longer expanded."""
     c: float = Field(1.5, ge=0)
     """Exploration constant."""
     score: Literal["ucb", "pucb"] = "ucb"
@@ -61,9 +61,9 @@ class TreesSection(Sampling):
     """Which mean of the token probabilities p is."""
     parallel: int = Field(1, ge=1)
     """Rollouts of one tree at a time, kept apart by a virtual loss; more than 1 changes the search (a deviation from
-    the paper) and helps only where there are fewer prompts than the server could answer at once."""
+    the paper) and helps only if there are fewer prompts than the server could answer at a time."""
     virtual_loss: float = Field(1.0, ge=0)
-    """With parallel rollouts: reward taken from the nodes above a rollout under way."""
+    """With parallel rollouts: reward subtracted from the nodes above a rollout in progress."""
     max_tokens: int = Field(2048, ge=1)
     """Tokens of one step; a step cut there is dropped and counted."""
     rollout_tokens: int = Field(2048, ge=1)
@@ -81,8 +81,8 @@ class TreesSection(Sampling):
     k2: float = Field(1.0, gt=0, le=1)
     """Extra weight of safety in R."""
     trees_per_prompt: int = Field(1, ge=1)
-    """Trees grown from each prompt, each with randomness of its own."""
+    """Trees grown from each prompt, each with its own randomness."""
     round: int = Field(1, ge=0, le=MOST)
-    """Iteration of the self-improvement loop, written into the rows."""
+    """Round of trees, pairs and DPO, written into the rows."""
     concurrency: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], NotInFingerprint] = "auto"
-    """Trees in flight at most; auto: a tree is begun whenever the actor could take one more request."""
+    """Trees in flight at most; auto: a tree is started whenever the actor could take one more request."""

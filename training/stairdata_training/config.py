@@ -38,15 +38,15 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
 
     model: Annotated[str | None, NotInFingerprint] = None  # counted by its content
-    """Model folder or Hub id to start from; without it the caller names one."""
+    """Model folder or Hub id to start from; without it, pass --model."""
     output: Annotated[str | None, NotInFingerprint] = None
-    """Folder the finished model is written to; without it the caller names one."""
+    """Folder for the finished model; without it, pass --output."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the rows."""
     max_steps: int | None = Field(default=None, ge=1)
-    """Stop after so many optimizer steps, whatever `epochs` says."""
+    """Stop after this many optimizer steps, whatever `epochs` says."""
     max_rows: int | None = Field(default=None, ge=1)
-    """Train on a seeded sample of so many rows; all of them if unset."""
+    """Train on a seeded sample of this many rows; all of them if unset."""
     learning_rate: float = Field(default=5e-6, gt=0)
     """Highest learning rate of AdamW."""
     batch_size: int = Field(default=4, ge=1)
@@ -70,7 +70,7 @@ class TrainingConfig(BaseModel):
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: less memory, about a quarter more time."""
     checkpoint_steps: Annotated[int, NotInFingerprint] = Field(default=500, ge=1)
-    """Steps between checkpoints, from which a killed run goes on."""
+    """Steps between checkpoints, from which a killed run continues."""
     lora: LoraConfig | None = None
     """Train adapters instead of all weights."""
 
@@ -88,7 +88,7 @@ class DpoConfig(TrainingConfig):
     learning_rate: float = Field(default=5e-7, gt=0)
     """Highest learning rate of AdamW."""
     beta: float = Field(default=0.1, gt=0)
-    """How strongly the policy is held to the reference."""
+    """How strongly the policy is held close to the reference model."""
 
 
 class PrmConfig(TrainingConfig):

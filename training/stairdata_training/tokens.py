@@ -191,7 +191,7 @@ def _check_length(where: str, length: int, max_length: int) -> None:
     if length > max_length:
         raise TrainingError(
             f"{where} has {length} tokens, prompt included; max_length is {max_length}. Nothing is cut: raise "
-            "max_length, or build the artifact with fewer tokens a row"
+            "max_length, or build the artifact with fewer tokens per row"
         )
 
 

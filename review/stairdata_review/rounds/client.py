@@ -49,7 +49,7 @@ def find_access(folder: Path | None, url: str | None, *, remote: bool) -> Server
         remote: the server may be another machine.
 
     Raises:
-        UsageError: folder and url, a url that is none, or another machine without `remote` or https.
+        UsageError: folder and url, an invalid url, or another machine without `remote` or https.
         ReviewError: no server runs there, or there is no key for it.
     """
     if url is None:
@@ -61,7 +61,7 @@ def find_access(folder: Path | None, url: str | None, *, remote: bool) -> Server
     if not key:
         raise ReviewError(f"set {KEY_VARIABLE} to the API key of an owner or admin; Argilla shows it under My settings")
     if not key.isascii() or not key.isprintable():
-        raise ReviewError(f"{KEY_VARIABLE} holds characters that no API key has; copy it again")
+        raise ReviewError(f"{KEY_VARIABLE} contains characters that no API key can have; copy it again")
     return ServerAccess(url.rstrip("/"), key)
 
 
@@ -83,7 +83,7 @@ def _check_url(url: str, *, remote: bool) -> None:
     if host is None or parts.scheme not in {"http", "https"}:
         raise UsageError(f"--url {quote(url)} is not an address; write https://argilla.example.org")
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-        raise UsageError(f"--url takes no name, password or query; the key belongs in {KEY_VARIABLE}")
+        raise UsageError(f"--url must not contain a name, password or query; the key belongs in {KEY_VARIABLE}")
     if host in LOCAL:
         return
     if parts.scheme != "https":
@@ -128,8 +128,8 @@ class Argilla:
         me = self.get("/me")
         if not isinstance(me, dict) or me.get("role") not in {"owner", "admin"}:
             raise ReviewError(
-                f"{self.url}: the key is an annotator's, or this is no Argilla; a round is made and read by an "
-                "owner or admin"
+                f"{self.url}: the key is an annotator's, or this is not Argilla; only an owner or admin can make and "
+                "read a review round"
             )
         return me
 
@@ -192,7 +192,7 @@ class Argilla:
                 if wait is None:
                     raise ReviewError(
                         f"{self.url} doesn't answer ({type(error).__name__}); nothing is lost: once the server runs, "
-                        "the same command goes on"
+                        "the same command continues"
                     ) from None
             else:
                 if wait is None or response.status_code not in MAY_PASS:

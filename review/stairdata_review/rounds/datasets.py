@@ -117,7 +117,7 @@ def ensure_round(
         )
     there = _round(found)
     if min_submitted not in {None, there.min_submitted}:
-        raise UsageError(f"{quote(name)} asks for {there.min_submitted} answers an item; leave --min-submitted out")
+        raise UsageError(f"{quote(name)} asks for {there.min_submitted} answers per item; leave --min-submitted out")
     return there
 
 

@@ -41,7 +41,7 @@ def invite(argilla: Argilla, name: str, workspace: str, *, new_password: bool = 
     """
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"{quote(name)} can't be a name to sign in with: letters, digits, dot, dash, underscore and @, up to 64"
+            f"{quote(name)} is not a valid user name: use letters, digits, dot, dash, underscore and @, up to 64"
         )
     workspace_id = ensure_workspace(argilla, workspace)
     user = next((each for each in argilla.get("/users")["items"] if each["username"] == name), None)

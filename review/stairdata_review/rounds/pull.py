@@ -84,7 +84,7 @@ def find_reviewed(review_round: Round, root: Path, named: Artifact | None = None
     what = f"{quote(review_round.name)} is about {about['artifact']}"
     if named is not None:
         if named.manifest.content_hash != wanted:
-            raise ReviewError(f"{what} of other content; name that one")
+            raise ReviewError(f"{what} with other content; name that one")
         return named
     kind = about["item_kind"]
     for version in reversed(versions(root, kind)):

@@ -95,7 +95,7 @@ def stop_server(folder: Path | None = None) -> bool:
         if found is not None and not signalled:
             if started_at(found.pid) != found.started:
                 raise ReviewError(
-                    f"the server in {str(folder)!r} is kept by a process that can't be found (on another machine?): "
+                    f"the server in {str(folder)!r} is managed by a process that can't be found (on another machine?): "
                     "end it there"
                 )
             os.kill(found.pid, signal.SIGTERM)

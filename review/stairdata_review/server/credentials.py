@@ -42,7 +42,7 @@ def read_credentials(folder: Path) -> Credentials:
         text = path.read_text(encoding="utf-8")
         mode = path.stat().st_mode
     except FileNotFoundError:
-        raise ReviewError(f"{str(path)!r} is missing: `stairdata review serve` makes it") from None
+        raise ReviewError(f"{str(path)!r} is missing: `stairdata review serve` creates it") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ReviewError(f"{str(path)!r} can't be read: {error}") from None
     if mode & 0o077:

@@ -109,5 +109,5 @@ def _run(command: list[str], what: str) -> None:
     words = ", ".join(quote(line.strip(), 300) for line in errors[-3:]) or "nothing"
     raise ReviewError(
         f"Argilla's server can't be installed: {what} ended with status {done.returncode} and said {words}; "
-        "it needs the package index (or PIP_INDEX_URL) once, and 600 MB; or use somebody's Argilla with --url"
+        "it needs the package index (or PIP_INDEX_URL) once, and 600 MB; or use an existing Argilla with --url"
     )

@@ -26,7 +26,7 @@ from stairdata_schemas.writing import QuarantineRow
 RULES = {
     "unknown_item": "no item has that item_id",
     "no_reviewer": "nobody is named as the reviewer",
-    "text_changed": "a text is not what was exported: which side is A can't be told",
+    "text_changed": "a text differs from the export, so it is unknown which side is A",
     "unknown_answer": "an answer is not one of the choices",
     "incomplete": "some questions are answered, others are not",
     "answered_twice": "the reviewer answered the item in another row",

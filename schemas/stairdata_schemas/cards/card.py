@@ -23,12 +23,12 @@ from stairdata_schemas.manifest import Manifest
 
 DESCRIPTIONS = {
     "prompts": "Prompts for safety alignment, each with its task and source.",
-    "structured_cot": "Step-by-step reasoning in a fixed grammar, one completion a prompt.",
+    "structured_cot": "Step-by-step reasoning in a fixed grammar, one completion per row.",
     "trees": "Search trees grown by SI-MCTS: steps, visit counts, values, rollouts and their rewards.",
     "preference_pairs": "Pairs of sibling steps (or trajectories) for step-level DPO, taken from search trees.",
-    "prm_pairs": "Pairs of partial solutions for a process reward model, taken from search trees.",
+    "prm_pairs": "Pairs of partial or whole answers for a process reward model, taken from search trees.",
     "responses": "Answers of a model to prompts, with all candidates and their scores.",
-    "evaluations": "Answers to benchmark prompts, with what a judge said of them.",
+    "evaluations": "Answers to benchmark prompts, with a judge's assessment.",
     "reviews": "Verdicts of human reviewers, their names replaced by salted hashes.",
 }
 USES = {

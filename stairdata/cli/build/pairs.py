@@ -13,7 +13,7 @@ from stairdata.cli.build.shared import SharedOptions, takes_shared_options
 def build_preference_pairs(
     shared: SharedOptions,
     reviews: Annotated[
-        str | None, typer.Option("--reviews", metavar="REF", help="Reviews that decide which pairs train.")
+        str | None, typer.Option("--reviews", metavar="REF", help="Reviews that decide which pairs are kept.")
     ] = None,
 ) -> None:
     """Build pairs for DPO out of trees: siblings far enough apart in value, or whole answers."""

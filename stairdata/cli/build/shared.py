@@ -58,17 +58,17 @@ class SharedOptions:
     max_total_tokens: Annotated[
         int | None,
         typer.Option(
-            "--max-total-tokens", min=1, help="Stop before the build takes more tokens.", rich_help_panel=COSTS
+            "--max-total-tokens", min=1, help="Stop before the build uses more tokens.", rich_help_panel=COSTS
         ),
     ] = None
     max_cost: Annotated[
         float | None,
         typer.Option(
-            "--max-cost", min=0, help="Stop before it costs more, by the recipe's prices.", rich_help_panel=COSTS
+            "--max-cost", min=0, help="Stop before it costs more, at the recipe's prices.", rich_help_panel=COSTS
         ),
     ] = None
     max_seconds: Annotated[
-        float | None, typer.Option("--max-seconds", min=0, help="Stop this run after that time.", rich_help_panel=COSTS)
+        float | None, typer.Option("--max-seconds", min=0, help="Stop this run after this time.", rich_help_panel=COSTS)
     ] = None
     max_quarantine: Annotated[
         float, typer.Option("--max-quarantine", min=0, max=1, help="Fail if a larger share of the rows is refused.")

@@ -48,7 +48,7 @@ def build(
     from stairdata_schemas.errors import UsageError
 
     if pilot and not shared.dry_run:
-        raise UsageError("--pilot goes with --dry-run; --limit builds an artifact of the first rows")
+        raise UsageError("--pilot needs --dry-run; --limit builds an artifact from the first rows")
     recipe = shared.read_recipe()
     execution = Execution(executor.value, address, comma_separated(endpoints))
     shared.run(

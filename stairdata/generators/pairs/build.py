@@ -157,7 +157,7 @@ class _PairExtractor:
 def _notes(section: PairsSection, *, flipped: int) -> list[str]:
     notes = []
     if flipped:
-        notes.append(f"{flipped} pairs were turned round by reviewers: their margin is below zero")
+        notes.append(f"{flipped} pairs were flipped by reviewers: their margin is below zero")
     if section.hold_out:
         what = "held out for evaluation" if section.part == "held_out" else "to train on"
         notes.append(f"prompts {what}; hold_out sets {section.hold_out:.1%} of the prompts aside")
@@ -245,7 +245,7 @@ def _no_pairs(
         f" {len(refused)} trees were refused ({', '.join(sorted({each.rule for each in refused}))})." if refused else ""
     )
     return (
-        f"not one pair for {kind} in {trees.reference} ({trees.manifest.rows} trees, {funnel['nodes']} nodes below "
+        f"no pair for {kind} in {trees.reference} ({trees.manifest.rows} trees, {funnel['nodes']} nodes below "
         f"their roots, {funnel['candidates']} candidates).{broken} Removed: {counts}. Lower {kind}.min_margin "
         f"({section.min_margin}), {kind}.min_chosen_value ({section.min_chosen_value}) or {kind}.min_visits "
         f"({section.min_visits}), or grow trees with more iterations"

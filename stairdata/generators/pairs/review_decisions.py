@@ -35,7 +35,7 @@ def read_verdicts(reviews: Artifact, trees: Artifact) -> pl.DataFrame:
     if trees.manifest.content_hash not in {parent["content_hash"] for parent in parents}:
         raise UsageError(
             f"{reviews.reference} is about pairs of other trees than {trees.reference}; name those trees with --input, "
-            "or reviews of pairs of these"
+            "or use reviews of pairs of these"
         )
     verdicts = reviews.scan().filter((pl.col("item_kind") == KIND) & pl.col("verdict").is_not_null())
     counts = verdicts.group_by(pair_id="item_id").agg(
@@ -44,7 +44,7 @@ def read_verdicts(reviews: Artifact, trees: Artifact) -> pl.DataFrame:
     )
     collected = counts.collect()
     if collected.is_empty():
-        raise BuildError(f"{reviews.reference} holds no verdict on {KIND}")
+        raise BuildError(f"{reviews.reference} contains no verdict on {KIND}")
     return collected
 
 

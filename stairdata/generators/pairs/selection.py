@@ -153,7 +153,7 @@ def _balanced(pairs: pl.DataFrame, funnel: Counter[str]) -> pl.DataFrame:
     counts = dict(pairs.filter(pl.col("task").is_not_null())["task"].value_counts().iter_rows())
     if missing := [task for task in TASKS if task not in counts]:
         raise BuildError(
-            f"balance can't be had: no pair has the task {' or '.join(missing)} ({len(pairs)} pairs in all); build "
+            f"balance is impossible: no pair has the task {' or '.join(missing)} ({len(pairs)} pairs in all); build "
             "from trees of both tasks, or leave balance out"
         )
     place = pairs.select(pl.col("key").rank("ordinal").over("task")).to_series()

@@ -103,13 +103,13 @@ def _prompts_of(evaluation: EvaluationSet) -> Iterator[tuple[str, str]]:
     for place, number, raw in raw_rows(evaluation.place):
         where = f"{place} row {number}"
         if isinstance(raw, BrokenRow):
-            raise InputError(f"{where} can't be read ({raw.rule}): {quote(raw.raw)}; mend it or leave it out")
+            raise InputError(f"{where} can't be read ({raw.rule}): {quote(raw.raw)}; fix it or leave it out")
         column = column or _column(raw, evaluation.place, place)
         mapped = evaluation.place.known.mapped(raw) if evaluation.place.known else {}
         prompt = mapped.get("prompt") if mapped else value_at(raw, column)
         if not isinstance(prompt, str) or not prompt.strip():
             shown = "nothing" if prompt is MISSING else quote(prompt)
-            raise InputError(f"{where} has no text in its column {column!r}, found {shown}; mend or leave out the row")
+            raise InputError(f"{where} has no text in its column {column!r}, found {shown}; fix or leave out the row")
         yield f"{Path(place).name} row {number}", prompt
     if column is None:
         raise InputError(f"{evaluation.name} has no evaluation prompts")
@@ -124,7 +124,7 @@ def _column(raw: Row, pinned: PinnedSource, place: str) -> str:
     found = next((lower[name] for name in USUAL_NAMES if name in lower), None)
     if found is None:
         raise InputError(
-            f"{place} has no column of evaluation prompts that is known by its name ({', '.join(USUAL_NAMES)}); its "
+            f"{place} has no column of evaluation prompts with a known name ({', '.join(USUAL_NAMES)}); its "
             f"columns are {', '.join(map(str, raw))}: name one in the recipe, "
             f"`prompts.decontaminate: [{{path: {place}, columns: {{prompt: NAME}}}}]`"
         )

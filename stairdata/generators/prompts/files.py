@@ -34,7 +34,7 @@ def read_rows(path: Path) -> Iterator[Row | BrokenRow]:
     """
     reader = _READERS.get(_ending(path))
     if reader is None:
-        raise InputError(f"{path}: unknown ending {path.suffix!r}; known are {', '.join(_READERS)}")
+        raise InputError(f"{path}: unknown file extension {path.suffix!r}; use one of {', '.join(_READERS)}")
     if not path.is_file():
         raise InputError(f"{path} does not exist or is not a file")
     if path.stat().st_size == 0:
@@ -61,7 +61,7 @@ def files_of(path: Path, patterns: tuple[str, ...] = ()) -> list[Path]:
     found = sorted({file for pattern in patterns for file in path.glob(pattern)}) or sorted(known)
     if not found:
         wanted = ", ".join(patterns or (f"*{ending}" for ending in _READERS))
-        raise InputError(f"{path} can't be read: Is a directory, and has none of {wanted}")
+        raise InputError(f"{path} can't be read: it is a folder without any of {wanted}")
     return found
 
 

@@ -108,6 +108,6 @@ def _identifier(wanted: list[str]) -> Any:
     known = list(identifier.labels)
     unknown = [language for language in wanted if language not in known]
     if unknown:
-        raise RecipeError(f"prompts.languages: {quote(unknown[0])} is none of {', '.join(sorted(known))}")
+        raise RecipeError(f"prompts.languages: {quote(unknown[0])} is not one of {', '.join(sorted(known))}")
     identifier.set_languages([label for label in known if label in wanted or label not in _RARELY_MEANT])
     return identifier

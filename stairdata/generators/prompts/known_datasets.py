@@ -171,5 +171,5 @@ def source_like(name: str) -> KnownSource:
     """
     known = known_source(name)
     if known is None:
-        raise RecipeError(f"like: {quote(name)} is no dataset that this release knows; {suggest(name, KNOWN, 0.3)}")
+        raise RecipeError(f"like: {quote(name)} is not a dataset that this release knows; {suggest(name, KNOWN, 0.3)}")
     return known

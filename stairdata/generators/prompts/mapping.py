@@ -171,7 +171,7 @@ def _check_layout(raw: Row, pinned: PinnedSource, known: KnownSource) -> None:
     if missing:
         names = " or ".join(missing[0].split("|"))
         raise InputError(
-            f"{pinned.name} has no column {names} (its columns: {_names(raw)}), so it is not in the form of "
+            f"{pinned.name} has no column {names} (its columns: {_names(raw)}), so its layout is not that of "
             f"{known.hub}; name the columns: `columns: {{prompt: NAME, task: NAME}}`"
         )
 

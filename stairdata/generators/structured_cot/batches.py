@@ -134,9 +134,9 @@ class TeacherBatches:
         refusals = await self.queue.collect()
         if refusals:
             raise ServerError(
-                f"the server refused requests of a batch for a reason that all share ({quote(refusals[0])}); they "
-                "count as missing: mend the key or the account, or set structured_cot.teacher.format to text where it "
-                "has no structured outputs, then `--batch` submits them again"
+                f"the server rejected requests of a batch for a reason that affects all ({quote(refusals[0])}); they "
+                "count as missing: fix the key or the account, or set structured_cot.teacher.format to text if it "
+                "has no structured outputs; then `--batch` submits them again"
             )
 
     def _missing(self, teacher: int) -> Iterator[BatchRequest]:
@@ -172,7 +172,7 @@ class TeacherBatches:
         missing = sum(1 for id_ in asked if id_ not in pending and not self.is_over(id_))
         lines.append(
             f"  {len(self._rows):,} rows made, {len(self.decided()):,} prompts answered and not yet rows, "
-            f"{len(pending):,} requests under way, {missing:,} missing"
+            f"{len(pending):,} requests in progress, {missing:,} missing"
         )
         failures = self.queue.results.failures
         if failures:
@@ -182,11 +182,11 @@ class TeacherBatches:
                 f"{quote(last.detail)}"
             )
         if self._is_waiting:
-            lines.append("  the missing wait for room in the queue (max_enqueued_tokens): run `--batch` again later")
+            lines.append("  the rest waits for room in the queue (max_enqueued_tokens): run `--batch` again later")
         elif missing:
-            lines.append("  `--batch` submits the missing")
+            lines.append("  `--batch` submits the missing ones")
         if any(not job.is_closed and job.state in ENDED for job in self.queue.jobs):
-            lines.append("  `--batch collect` makes rows of what has ended")
+            lines.append("  `--batch collect` makes rows from the batches that have ended")
         return "\n".join(["batches:", *lines])
 
 

@@ -124,7 +124,7 @@ def _finish(
     try:
         return build.finish(_frames(earlier, result), result.refused, report, options.max_quarantine)
     except QuarantineError as error:
-        raise QuarantineError(f"{error}; --retry-quarantined asks them again and says what was wrong") from error
+        raise QuarantineError(f"{error}; --retry-quarantined asks about them again and says what was wrong") from error
 
 
 def _frames(earlier: Artifact | None, result: RunResult) -> Iterator[pl.DataFrame]:
@@ -149,7 +149,7 @@ def batch_answers(build: Build, job: TeacherJob, budget: Budget) -> BatchAnswer:
     pending = batches.queue.pending
     if pending:
         raise UsageError(
-            f"{len(pending)} requests of {build.reference} are under way in batches; collect them with `--batch "
+            f"{len(pending)} requests of {build.reference} are in progress in batches; collect them with `--batch "
             "collect`, or cancel them with `--batch cancel` and then collect"
         )
     return batches.known

@@ -90,7 +90,9 @@ def _what_is_left(
         unasked = [list(batches.unasked(number, left)) for number in range(len(teachers))]
     words = words_on("structured_cot", there, len(rows))
     spared = len(left) * len(teachers) - sum(map(len, unasked))
-    return RemainingWork(left, unasked, words + (f"; {spared:,} requests are answered or under way" if spared else ""))
+    return RemainingWork(
+        left, unasked, words + (f"; {spared:,} requests are answered or in progress" if spared else "")
+    )
 
 
 def _of_teacher(

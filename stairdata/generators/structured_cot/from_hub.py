@@ -72,9 +72,9 @@ def _pinned(recipe: Recipe) -> PinnedSource:
     named = section.like or section.hub or ""
     if named.lower() != STAIR_SFT.lower():
         key = "like" if section.like else "hub"
-        raise RecipeError(f"structured_cot.{key}: {quote(named)} is not known; the published set is {STAIR_SFT}")
+        raise RecipeError(f"structured_cot.{key}: {quote(named)} is not known; the published dataset is {STAIR_SFT}")
     if section.path is None and section.hub is None:
-        raise RecipeError(f"structured_cot.like goes with structured_cot.path; from the Hub it is `hub: {STAIR_SFT}`")
+        raise RecipeError(f"structured_cot.like needs structured_cot.path; for the Hub write `hub: {STAIR_SFT}`")
     source = PromptSource(
         path=section.path, hub=section.hub, revision=section.revision, license=section.license, like=STAIR_SFT
     )

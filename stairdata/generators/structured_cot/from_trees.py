@@ -90,7 +90,7 @@ def answers_of(
         task = tree["task"] or section.task
         if task is None:
             raise BuildError(
-                f"tree {tree['tree_id']} has no task, and rows of structured_cot need one; say it with "
+                f"tree {tree['tree_id']} has no task, and rows of structured_cot need one; set it with "
                 f"`--set {OPTION}.task=safety` (or helpfulness)"
             )
         row = _row(tree, task, text, seed)

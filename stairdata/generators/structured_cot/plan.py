@@ -51,15 +51,15 @@ def choose_teachers(recipe: Recipe, names: Sequence[str]) -> list[Teacher]:
     if not names:
         return [section.teacher]
     if len(set(names)) < len(names):
-        raise UsageError(f"--teachers {quote(','.join(names))}: a name stands there twice")
+        raise UsageError(f"--teachers {quote(','.join(names))}: a name is given twice")
     if len(names) > 1 and section.judge is None:
         raise RecipeError("--teachers with several names needs structured_cot.judge: it keeps the better answer")
     unknown = [name for name in names if name not in section.teachers]
     if unknown and section.teacher.base_url is None:
         known = ", ".join(section.teachers) or "none"
         raise RecipeError(
-            f"--teachers: no teacher {quote(unknown[0])} in structured_cot.teachers (there: {known}), and no server "
-            "structured_cot.teacher.base_url that could have a model of that name"
+            f"--teachers: no teacher {quote(unknown[0])} in structured_cot.teachers (there: {known}), and no "
+            "structured_cot.teacher.base_url that could serve a model of that name"
         )
     return [section.teachers.get(name) or section.teacher.model_copy(update={"model": name}) for name in names]
 
@@ -138,7 +138,7 @@ def make_panel(recipe: Recipe, prompts: Artifact, options: BuildOptions, asking:
 
     Raises:
         RecipeError: no teacher, a template that can't be used, or two teachers without a judge.
-        UsageError: options that don't go together.
+        UsageError: options that can't be combined.
     """
     teachers = choose_teachers(recipe, asking.teachers)
     if asking.batch is not None:
@@ -219,7 +219,7 @@ def _check_nothing_under_way(plan: BuildPlan, options: BuildOptions) -> None:
     requests = _under_way(begun) if begun else 0
     if begun and requests:
         raise UsageError(
-            f"--fresh would forget {requests} requests that {KIND}@{begun.name} has under way in batches; run "
+            f"--fresh would forget {requests} requests that {KIND}@{begun.name} has in progress in batches; run "
             "`--batch cancel` first, then `--batch collect`"
         )
 
@@ -240,7 +240,7 @@ def under_way_elsewhere(own: Path) -> str:
     for folder in sorted(own.parent.glob("*")):
         with contextlib.suppress(ArtifactError):  # a damaged ledger of another build is told where that is built
             if folder != own and (requests := _under_way(folder)):
-                others.append(f"{KIND}@{folder.name} has {requests} requests under way")
+                others.append(f"{KIND}@{folder.name} has {requests} requests in progress")
     if not others:
         return ""
     return f" (but {', '.join(others)}: with another --limit, recipe, template or input, or with --retry-quarantined)"

@@ -173,7 +173,7 @@ class RequestHandler:
         if prior is None and piece.text:
             raise ServerError(
                 "the actor's server gives no log-probabilities, which trees.score pucb needs for its priors; "
-                "take another server, or trees.score ucb"
+                "use another server, or trees.score ucb"
             )
         return prior
 
