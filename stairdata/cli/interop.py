@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -53,6 +54,7 @@ def export(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")],
     to: Annotated[str, typer.Option("--to", help="Format of the file: thu-ml.")],
     root: RootOption = None,
+    json_: JsonOption = False,
 ) -> None:
     """Export an artifact in the published code's format: trees and prompts as JSON, pairs as JSONL."""
     from stairdata.hub.pull import open_reference
@@ -63,7 +65,7 @@ def export(
     with show_progress() as progress:
         count = export_thu_ml(artifact, file, progress)
     say(f"{artifact.reference}: {count} written")
-    emit(str(file))
+    emit(json.dumps({"file": str(file), "artifact": artifact.reference, "rows": count}) if json_ else str(file))
 
 
 def _check_format(name: str) -> None:

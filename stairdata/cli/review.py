@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stairdata.cli import review_round
 from stairdata.cli.console import emit, say
+from stairdata.cli.options import JsonOption
 from stairdata.cli.review_round import FolderOption, RemoteOption, UrlOption, WorkspaceOption
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ def serve(
         str | None,
         typer.Option("--redis-url", envvar="STAIRDATA_REDIS_URL", help="Use this Redis instead of starting one."),
     ] = None,
+    json_: JsonOption = False,
 ) -> None:
     """Run an Argilla server on 127.0.0.1 with all it needs; Ctrl-C or `review stop` stops it."""
     from stairdata_review.server.background import start_server
@@ -38,11 +41,13 @@ def serve(
     if background:
         already = find_server(place)
         running = start_server(place, port, redis_url, say)
-        _show(running, found=already is not None and already.pid == running.pid)
+        _show(running, found=already is not None and already.pid == running.pid, json_=json_)
         return
-    ours = run_server(place, port, redis_url, say, on_ready=lambda running: _show(running, found=False, wait=True))
+    ours = run_server(
+        place, port, redis_url, say, on_ready=lambda running: _show(running, found=False, wait=True, json_=json_)
+    )
     if not ours:
-        _show(start_server(place, port, redis_url, say), found=True)
+        _show(start_server(place, port, redis_url, say), found=True, json_=json_)
 
 
 @app.command("stop")
@@ -65,6 +70,7 @@ def invite(
     folder: FolderOption = None,
     url: UrlOption = None,
     remote: RemoteOption = False,
+    json_: JsonOption = False,
 ) -> None:
     """Give a reviewer access, as an annotator, never an owner; the password is shown once."""
     review_round.check_extra()
@@ -73,11 +79,15 @@ def invite(
 
     with Argilla(find_access(folder, url, remote=remote)) as argilla:
         invitation = invitations.invite(argilla, name, workspace, new_password=new_password)
-    emit(f"url: {invitation.url}\nusername: {invitation.username}")
+    if json_:
+        emit(json.dumps({name: getattr(invitation, name) for name in ("url", "username", "password")}))
+    else:
+        emit(f"url: {invitation.url}\nusername: {invitation.username}")
     if invitation.password is None:
         say(f"{name} may see {workspace} and signs in as before; --new-password makes a new password")
     else:
-        emit(f"password: {invitation.password}")
+        if not json_:
+            emit(f"password: {invitation.password}")
         say("the password is shown only now and not stored: pass it on")
 
 
@@ -88,11 +98,13 @@ app.command("export")(review_round.export)
 app.command("import")(review_round.import_)
 
 
-def _show(running: RunningServer, *, found: bool, wait: bool = False) -> None:
-    emit(f"url: {running.url}")
+def _show(running: RunningServer, *, found: bool, wait: bool = False, json_: bool = False) -> None:
+    facts = {"url": running.url}
     if running.new_owner and not found:
         owner = running.credentials()
-        emit(f"username: {owner.username}\npassword: {owner.password}\napi_key: {owner.api_key}")
+        facts |= {"username": owner.username, "password": owner.password, "api_key": owner.api_key}
+    emit(json.dumps(facts) if json_ else "\n".join(f"{name}: {value}" for name, value in facts.items()))
+    if len(facts) > 1:
         say(f"the owner's password and key are shown once; they are kept in {running.credentials_file}")
     elif found:
         say("it was already running")

@@ -10,7 +10,7 @@ import typer
 
 from stairdata.cli.console import emit, print_table, say, show_progress
 from stairdata.cli.options import JsonOption, RootOption, VersionOption, root_folder
-from stairdata.cli.results import summary
+from stairdata.cli.results import print_artifact
 
 if TYPE_CHECKING:
     from stairdata_review.rounds.client import Argilla
@@ -68,6 +68,7 @@ def push(
     url: UrlOption = None,
     remote: RemoteOption = False,
     root: RootOption = None,
+    json_: JsonOption = False,
 ) -> None:
     """Push items to reviewers; items that are already there stay as they are."""
     from stairdata_review.rounds.push import RoundOptions
@@ -81,7 +82,8 @@ def push(
     if pushed.shortened:
         say(f"{pushed.shortened} have text that is too long to show; a note marks where it was cut")
     say(f"add reviewers with `stairdata review invite NAME`; they sign in at {argilla.url}")
-    emit(pushed.dataset)
+    facts = {"artifact": artifact.reference, "url": argilla.url} | pushed._asdict()
+    emit(json.dumps(facts) if json_ else pushed.dataset)
 
 
 def status(
@@ -116,6 +118,7 @@ def pull(
     remote: RemoteOption = False,
     root: RootOption = None,
     version: VersionOption = None,
+    json_: JsonOption = False,
 ) -> None:
     """Put all submitted answers into an artifact of kind reviews."""
     from stairdata_review.reviewers import salt_of
@@ -129,8 +132,7 @@ def pull(
         artifact, is_new = pull_answers(argilla, place, reviewed, salt, root_folder(root), version)
     if not is_new:
         say(f"no new answers since {artifact.reference}")
-    _say_summary(artifact)
-    emit(artifact.reference)
+    _print_reviews(artifact, json_=json_)
 
 
 def export(
@@ -143,6 +145,7 @@ def export(
     reviewer: Annotated[str, typer.Option("--reviewer", help="Name to fill in as the reviewer.")] = "",
     contact: ContactOption = "the person who invited you",
     root: RootOption = None,
+    json_: JsonOption = False,
 ) -> None:
     """Write items to review as a table, for reviewers without Argilla."""
     from stairdata_review.selection import select as select_items
@@ -157,7 +160,8 @@ def export(
     chosen = select_items(artifact, select, limit, seed, root_folder(root))
     export_items(artifact, file, chosen, seed, reviewer=reviewer, contact=contact)
     say(f"{artifact.reference}: {len(chosen)} items; fill in the empty columns, then `stairdata review import`")
-    emit(str(file))
+    facts = {"file": str(file), "artifact": artifact.reference, "items": len(chosen)}
+    emit(json.dumps(facts) if json_ else str(file))
 
 
 def import_(
@@ -172,6 +176,7 @@ def import_(
     max_quarantine: Annotated[
         float, typer.Option("--max-quarantine", min=0, max=1, help="Largest share of refused rows.")
     ] = 0.05,
+    json_: JsonOption = False,
 ) -> None:
     """Read answers from tables into an artifact of kind reviews."""
     from stairdata_review.reviewers import salt_of
@@ -182,10 +187,9 @@ def import_(
     artifact = import_reviews(
         files, reviewed, salt, root_folder(root), reviewer=reviewer, version=version, max_quarantine=max_quarantine
     )
-    _say_summary(artifact)
     for rule in artifact.manifest.quarantine:
         say(f"{rule}: {RULES.get(rule, 'a rule of the schema')}; the rows are in {artifact.folder / 'quarantine'}")
-    emit(artifact.reference)
+    _print_reviews(artifact, json_=json_)
 
 
 def check_extra() -> None:
@@ -229,14 +233,14 @@ def _find(
     return find_round(argilla, workspace, dataset, named), named
 
 
-def _say_summary(artifact: Artifact) -> None:
-    say(summary(artifact))
+def _print_reviews(artifact: Artifact, *, json_: bool) -> None:
     left_out = {name: count for name, count in artifact.manifest.details.get("left_out", {}).items() if count}
     if left_out:
         say("left out: " + ", ".join(f"{name} {count}" for name, count in left_out.items()))
     figures = artifact.manifest.details.get("agreement", {})
     if figures:
         say(_agreement_line("agreement", figures))
+    print_artifact(artifact, json_=json_)
 
 
 def _show_status(figures: dict[str, Any]) -> None:

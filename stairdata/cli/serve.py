@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from stairdata.cli.console import emit, say, show_progress
+from stairdata.cli.options import JsonOption
 
 
 def serve(
@@ -16,6 +18,7 @@ def serve(
     name: Annotated[str, typer.Option("--name", help="The name clients ask for.")] = "actor",
     max_model_len: Annotated[int, typer.Option("--max-model-len", min=64, help="Context length in tokens.")] = 4096,
     log: Annotated[Path, typer.Option("--log", help="File for the server's output.")] = Path("stairdata-serve.log"),
+    json_: JsonOption = False,
 ) -> None:
     """Serve a model with vLLM on 127.0.0.1 until Ctrl-C; prints its URL and a generated key."""
     from stairdata.llm.server import ManagedServer, ServerOptions
@@ -24,9 +27,8 @@ def serve(
     try:
         with show_progress() as progress:
             server.start(lambda message, seconds: progress(f"{message} ({seconds:.0f} s)", 0, 0))
-        emit(f"base_url: {server.base_url}")
-        emit(f"model: {name}")
-        emit(f"api_key: {server.api_key}")
+        facts = {"base_url": server.base_url, "model": name, "api_key": server.api_key}
+        emit(json.dumps(facts) if json_ else "\n".join(f"{key}: {value}" for key, value in facts.items()))
         say("give clients the key as OPENAI_API_KEY; Ctrl-C stops the server")
         server.wait()
     finally:

@@ -18,12 +18,20 @@ class BuildGroup(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # of a click that typer carries inside
         """Put the kind first."""
+        return list(super().parse_args(ctx, self.kind_first(args)))
+
+    def kind_first(self, args: list[str]) -> list[str]:
+        """Return the arguments with the kind, spelt with dashes, in front of all others.
+
+        Raises:
+            UsageError: there is no such kind.
+        """
         position = next(self._positions(args), None)
-        if position is not None:
-            kind = args[position].replace("_", "-")
-            self._check_kind(kind, args[position])
-            args = [kind, *args[:position], *args[position + 1 :]]
-        return list(super().parse_args(ctx, args))
+        if position is None:
+            return args
+        kind = args[position].replace("_", "-")
+        self._check_kind(kind, args[position])
+        return [kind, *args[:position], *args[position + 1 :]]
 
     def _positions(self, args: list[str]) -> Iterator[int]:
         """Yield where arguments are that are neither options nor their values."""
