@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def _advice(error: Exception) -> str:
-    """Say what to do about a disk that is full or a folder that can't be written; our own errors say it already."""
+    """Return what to do about a disk that is full or a folder that can't be written; our own errors say it already."""
     if not isinstance(error, OSError):
         return ""
     return "; finished work is kept: make room or name another folder, and run the same command again"

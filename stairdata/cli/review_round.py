@@ -193,7 +193,7 @@ def import_(
 
 
 def check_extra() -> None:
-    """Say what to install where the extra `review` is missing."""
+    """Raise an error that names what to install, if the extra `review` is missing."""
     from importlib.util import find_spec
 
     from stairdata_schemas.errors import UsageError

@@ -43,7 +43,7 @@ class ConfigPath(NamedTuple):
         return f"{self.config}-v{version}" if self.config else f"v{version}"
 
     def holds(self, path: str) -> bool:
-        """Tell whether a file of a repository belongs to this place."""
+        """Return whether a file of a repository belongs to this place."""
         inside = path.removeprefix(self.prefix)
         if self.config:
             return path.startswith(self.prefix)
@@ -91,7 +91,7 @@ def parse_config(text: str) -> str:
 
 
 def is_config(name: str) -> bool:
-    """Tell whether a name can be a config: it becomes a folder, here and on the Hub."""
+    """Return whether a name can be a config: it becomes a folder, here and on the Hub."""
     return _CONFIG.fullmatch(name) is not None and name not in _RESERVED and len(name) <= 60
 
 

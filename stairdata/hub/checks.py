@@ -52,7 +52,7 @@ class CheckNote(BaseModel):
 
 
 def is_large(artifact: Artifact) -> bool:
-    """Tell whether an artifact's check is worth a note."""
+    """Return whether an artifact's check is worth a note."""
     return sum(entry.bytes for entry in artifact.manifest.files) >= NOTEWORTHY_BYTES
 
 
@@ -73,7 +73,7 @@ def check(artifact: Artifact, own: Sequence[str]) -> CheckResult:
 
 
 def is_noted(artifact: Artifact, own: Iterable[str]) -> bool:
-    """Tell whether a note says that these bytes were checked by these rules and for these secrets."""
+    """Return whether a note says that these bytes were checked by these rules and for these secrets."""
     path = _note_path(artifact)
     try:
         state = path.stat()

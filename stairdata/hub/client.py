@@ -148,7 +148,7 @@ def manifests(files: FileListing) -> dict[str | None, str]:
 
 
 def holds(remote: RemoteFile | None, local: Path | bytes, sha256: str | None = None) -> bool:
-    """Tell whether a file on the Hub has the content of a local one, whose sha256 may be known."""
+    """Return whether a file on the Hub has the content of a local one, whose sha256 may be known."""
     if remote is None:
         return False
     size = local.stat().st_size if isinstance(local, Path) else len(local)
@@ -184,7 +184,7 @@ def retried(call: Callable[[], T]) -> T:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Tell whether an exception may be gone the next time, and whether what it interrupted may have happened."""
+    """Return whether an exception may be gone the next time, and whether what it interrupted may have happened."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -243,14 +243,14 @@ def hub_errors(repo: str) -> Iterator[None]:
 
 
 def _is_token_fit() -> bool:
-    """Tell whether the token can be sent at all."""
+    """Return whether the token can be sent at all."""
     from huggingface_hub import get_token
 
     return (get_token() or "").isascii()
 
 
 def explain(error: BaseException, repo: str) -> str:
-    """Say what the Hub's refusal means and what to do about it, without a token in it."""
+    """Return what the Hub's refusal means and what to do about it, without a token in it."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     said, status = quote(redact(" ".join(str(error).split())), 200), status_of(error)

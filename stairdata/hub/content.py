@@ -243,7 +243,7 @@ def check_layout(release: PreparedRelease, head: BranchHead) -> None:
 
 
 def is_older(release: PreparedRelease, head: BranchHead) -> bool:
-    """Tell whether a higher version stands at the head already."""
+    """Return whether a higher version stands at the head already."""
     there = head.manifests.get(release.place.config)
     return there is not None and parse_version(there.version) > parse_version(release.manifest.version)
 

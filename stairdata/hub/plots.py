@@ -41,7 +41,7 @@ class Distribution(NamedTuple):
 
 
 def available() -> bool:
-    """Tell whether plots can be drawn here."""
+    """Return whether plots can be drawn here."""
     from importlib.util import find_spec
 
     return find_spec("matplotlib") is not None

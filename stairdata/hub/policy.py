@@ -36,7 +36,7 @@ class Access(NamedTuple):
 
 
 def needs_gate(artifact: Artifact) -> bool:
-    """Tell whether a dataset has to be gated: not unless every row's task is helpfulness."""
+    """Return whether a dataset has to be gated: not unless every row's task is helpfulness."""
     if "task" not in artifact.scan().collect_schema().names():
         return True
     others = artifact.scan().select((pl.col("task") != "helpfulness").fill_null(value=True).any())

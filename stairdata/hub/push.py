@@ -131,7 +131,7 @@ def _license(release: PreparedRelease, head: BranchHead | None, *, public: bool)
 
 
 def _is_released(release: PreparedRelease, found: Repository) -> bool:
-    """Tell whether the tag is there, with the same content.
+    """Return whether the tag is there, with the same content.
 
     Raises:
         ReleaseConflictError: with other content.
@@ -328,7 +328,7 @@ class _Publisher:
         self.say(f"{self.repo} changed meanwhile; the release is added on top")
 
     def _has_landed(self, head: BranchHead) -> bool:
-        """Tell whether the head is this release already: an earlier run was killed, or its answer got lost."""
+        """Return whether the head is this release already: an earlier run was killed, or its answer got lost."""
         return not self.release.differing(head.files)
 
     def _attempt(self, call: Callable[[], str]) -> str | None:
@@ -414,7 +414,7 @@ class _Publisher:
 
 
 def _is_hubs(error: Exception) -> bool:
-    """Tell whether an exception comes from the Hub's client or its connection rather than from a fault of ours."""
+    """Return whether an exception comes from the Hub's client or its connection rather than from a fault of ours."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
 

@@ -96,7 +96,7 @@ class _Reader:
             position = self._grow(position)
 
     def _may_be_cut(self, error: JSONDecodeError) -> bool:
-        """Tell whether more text could mend the error: it is at the window's end, or in a string without end."""
+        """Return whether more text could mend the error: it is at the window's end, or in a string without end."""
         return error.pos >= len(self._window) - _LONGEST_TOKEN or error.msg.startswith("Unterminated string")
 
     def _next(self, position: int) -> int:

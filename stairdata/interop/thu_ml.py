@@ -160,7 +160,7 @@ def _check_types(tag: str, node: Row) -> None:
 
 
 def is_storable(*texts: str) -> bool:
-    """Tell whether texts are whole Unicode: JSON escapes may bring in lone surrogates, which no file can hold."""
+    """Return whether texts are whole Unicode: JSON escapes may bring in lone surrogates, which no file can hold."""
     return all(text.isascii() or not any("\ud800" <= each <= "\udfff" for each in text) for text in texts)
 
 

@@ -29,7 +29,7 @@ class NodeFacts(NamedTuple):
 
     @property
     def safety(self) -> str:
-        """Say whether what was evaluated at and below the node is safe."""
+        """Return whether what was evaluated at and below the node is safe."""
         if not self.safe + self.unsafe:
             return "unknown"
         if self.safe and self.unsafe:
@@ -94,7 +94,7 @@ def _own_verdicts(node: Row) -> tuple[int, int]:
 
 
 def visits_of(node: Row) -> str:
-    """Say how often a node was visited."""
+    """Return how often a node was visited."""
     return "1 visit" if node["visits"] == 1 else f"{node['visits']} visits"
 
 

@@ -73,7 +73,6 @@ class AnswerJournal:
             self._journal.append({"unit": unit, "name": None})
 
     def close(self) -> None:
-        """Close the file."""
         if self._journal is not None:
             self._journal.close()
 

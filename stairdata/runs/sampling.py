@@ -72,7 +72,7 @@ class BottomSample(Generic[T]):
         return self._items[item_id]
 
     def would_take(self, item_id: str) -> bool:
-        """Tell whether `add` would keep an item of this id, given what came so far."""
+        """Return whether `add` would keep an item of this id, given what came so far."""
         return len(self._heap) < self._size or self._key(item_id) < -self._heap[0][0]
 
     def add(self, item_id: str, item: T) -> None:

@@ -48,7 +48,7 @@ def is_short_refusal(text: str) -> bool:
 
 
 def is_refusal(text: str) -> bool:
-    """Tell whether an answer declines, by its words; a rough measure for tables, not for rewards."""
+    """Return whether an answer declines, by its words; a rough measure for tables, not for rewards."""
     return _REFUSAL.search(final_answer(text)) is not None
 
 

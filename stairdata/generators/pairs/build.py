@@ -147,7 +147,7 @@ class _PairExtractor:
             yield frame
 
     def report(self) -> Report:
-        """Say what the manifest keeps; it fills up while frames pass."""
+        """Return what the manifest keeps; it fills up while frames pass."""
         details: dict[str, Any] = {"funnel": self.funnel, "mixture": self.mixture}
         if self.decisions:
             details["reviews"] = self.decisions

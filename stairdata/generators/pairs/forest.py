@@ -280,6 +280,6 @@ def _sum_rules(nodes: pl.DataFrame, *, grown: bool) -> Iterator[tuple[str, Mask]
 
 
 def is_close(one: Any, other: Any) -> Any:
-    """Tell whether values agree to 1e-6 of the larger, or to 1e-9 where both are next to nothing."""
+    """Return whether values agree to 1e-6 of the larger, or to 1e-9 where both are next to nothing."""
     size = np.maximum(np.abs(one), np.abs(other))
     return np.abs(one - other) <= np.maximum(VALUE_TOLERANCE * size, _ABSOLUTE_TOLERANCE)

@@ -31,7 +31,7 @@ def tokenizer_of(named: str | None, recipe: Recipe) -> str | None:
 
 
 def tokenizer_identity(tokenizer: str) -> ModelIdentity:
-    """Say which tokenizer may decide about rows; a folder counts by its files, which need not be there yet."""
+    """Return which tokenizer may decide about rows; a folder counts by its files, which need not be there yet."""
     folder = Path(tokenizer)
     if not folder.is_dir():
         return ModelIdentity(role="tokenizer", name=tokenizer)
@@ -52,7 +52,7 @@ class LengthLimit:
         self._loaded: Any = None
 
     def fits(self, forest: Forest, candidates: Indices) -> Mask:
-        """Tell which of the candidate nodes have a rendered prompt plus path of at most max_tokens tokens.
+        """Return which of the candidate nodes have a rendered prompt plus path of at most max_tokens tokens.
 
         Raises:
             BuildError: only a tokenizer can tell, and none is named.

@@ -106,7 +106,7 @@ def _of_either_direction(pairs: pl.DataFrame, verdicts: pl.DataFrame) -> pl.Data
 
 
 def _flippable(pairs: pl.DataFrame, decisions: pl.Series, verdicts: pl.DataFrame) -> pl.Series:
-    """Tell which overruled pairs may be turned round: more reviewers want the other side than this one or neither."""
+    """Return which overruled pairs may be turned round: more reviewers want the other side than this one or neither."""
     joined = pairs.select("pair_id").join(verdicts, on="pair_id", how="left", maintain_order="left").fill_null(0)
     other = joined["says_rejected"] > joined["says_chosen"] + joined["says_both_bad"]
     return (decisions == "overruled") & other

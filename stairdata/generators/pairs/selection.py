@@ -82,7 +82,7 @@ def _is_grammatical(forest: Forest, pairs: pl.DataFrame) -> Mask:
 
 
 def _near_duplicates(forest: Forest, pairs: pl.DataFrame, limit: float) -> Mask:
-    """Tell which pairs are near one of larger margin in their tree; of equal margins the first one counts as larger.
+    """Return which pairs are near one of larger margin in their tree; of equal margins the first one counts as larger.
 
     Whether that other pair is dropped itself makes no difference, so the result needs no order of removal.
     """

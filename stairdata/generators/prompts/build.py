@@ -237,7 +237,7 @@ def _labelled(
 
 
 def _notes(given: PromptInputs, chosen: PromptSelection, limit: int | None) -> list[str]:
-    """Say where fewer rows were taken than were asked for."""
+    """Return where fewer rows were taken than were asked for."""
     if limit is not None:
         return []
     asked = [(pinned, pinned.source.count, chosen.taken[pinned.number]) for pinned in given.sources]
@@ -249,7 +249,7 @@ def _notes(given: PromptInputs, chosen: PromptSelection, limit: int | None) -> l
 
 
 def _details(given: PromptInputs, chosen: PromptSelection) -> dict[str, Any]:
-    """Say what each source is and gave."""
+    """Return what each source is and gave."""
     sources = [
         {
             "source": _shown(pinned),

@@ -75,7 +75,7 @@ def _sleep(seconds: float) -> None:
 
 
 def _is_passing(error: BaseException) -> bool:
-    """Tell whether anything in the chain of causes is a hiccup, and nothing of it a refusal."""
+    """Return whether anything in the chain of causes is a hiccup, and nothing of it a refusal."""
     from huggingface_hub.errors import HfHubHTTPError
 
     chain = list(_chain(error))
@@ -119,7 +119,7 @@ def _info(dataset: str, revision: str | None, like: str | None = None) -> Any:
 
 
 def _refusal(error: BaseException, dataset: str, revision: str | None, like: str | None) -> str:
-    """Say why a dataset can't be read, and what to do: terms, a token, other names, or files by hand."""
+    """Return why a dataset can't be read, and what to do: terms, a token, other names, or files by hand."""
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -149,7 +149,7 @@ def _is_offline(chain: list[BaseException]) -> bool:
 
 
 def _by_hand(dataset: str, revision: str | None, like: str | None) -> str:
-    """Say which files to bring here, and the recipe's line that reads them."""
+    """Return which files to bring here, and the recipe's line that reads them."""
     known = known_source(like or dataset)
     folder = f"data/{dataset.rpartition('/')[2]}"
     include = "".join(f" --include '{pattern}'" for pattern in known.files) if known else ""

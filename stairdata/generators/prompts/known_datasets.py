@@ -95,7 +95,7 @@ def published_prompt(raw: Row) -> Row:
 
 
 def task_of(source: Any) -> str | None:
-    """Say which task a prompt of STAIR's is by the dataset it was taken from; None where it can't be told."""
+    """Return which task a prompt of STAIR's is by the dataset it was taken from; None where it can't be told."""
     name = source.lower() if isinstance(source, str) else ""
     if "saferlhf" in name or "jailbreak" in name:
         return "safety"

@@ -181,7 +181,7 @@ def _names(raw: Row) -> str:
 
 
 def is_wanted(raw: Row, source: PromptSource) -> bool:
-    """Tell whether a row has the values of `where`; text, numbers and booleans compare by how they are written."""
+    """Return whether a row has the values of `where`; text, numbers and booleans compare by how they are written."""
     for column, wanted in source.where.items():
         values = wanted if isinstance(wanted, list) else [wanted]
         if str(value_at(raw, column)).lower() not in {str(value).lower() for value in values}:
@@ -241,7 +241,7 @@ def _first_fault(row: Row, *, judged: bool) -> InvalidRow | None:
 
 
 def _is_conversation(value: Any) -> bool:
-    """Tell whether a prompt is a list of turns; a prompt is one turn, so `columns:` has to say which."""
+    """Return whether a prompt is a list of turns; a prompt is one turn, so `columns:` has to say which."""
     return isinstance(value, list) and any(isinstance(turn, dict) and turn.keys() & CONVERSATION_KEYS for turn in value)
 
 

@@ -121,7 +121,7 @@ class Contamination:
         self._near.find_or_add(label, text)
 
     def find(self, text: str) -> str | None:
-        """Say which evaluation prompt a text overlaps with, and how; None if with none."""
+        """Return which evaluation prompt a text overlaps with, and how; None if with none."""
         plain = normalised(text) or text
         if plain in self._exact:
             return f"the same as {self._exact[plain]}"

@@ -85,7 +85,7 @@ class TeacherBatches:
         return self.queue.results.answer(self.request_id(teacher, prompt))
 
     def failure(self, teacher: int, prompt: TeacherPrompt) -> RequestFailedError:
-        """Say why there is no answer, and will be none."""
+        """Return why there is no answer, and will be none."""
         failure = self.queue.results.failures[self.request_id(teacher, prompt)]
         return RequestFailedError(failure.outcomes, failure.detail)
 

@@ -31,7 +31,7 @@ _CLOSING = re.compile(rf"\s*\n[ \t]*({'|'.join(map(re.escape, grammar.CLOSING_TA
 
 
 def is_published(recipe: Recipe) -> bool:
-    """Tell whether the recipe takes rows of the published set."""
+    """Return whether the recipe takes rows of the published set."""
     return recipe.structured_cot.hub is not None or recipe.structured_cot.like is not None
 
 

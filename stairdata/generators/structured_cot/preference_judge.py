@@ -60,7 +60,7 @@ class PreferenceJudge:
         self._answers = answers
 
     async def complies(self, prompt: TeacherPrompt, answer: str) -> bool:
-        """Tell whether an answer, its reasoning included, helps with harm.
+        """Return whether an answer, its reasoning included, helps with harm.
 
         Raises:
             JudgeFailedError: the judge said nothing readable in all its asks.

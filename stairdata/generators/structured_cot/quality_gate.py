@@ -37,7 +37,7 @@ def check_answer(row: Row, gate: GateSection) -> None:
 
 
 def is_of_the_answer(rule: str) -> bool:
-    """Tell whether a rule of the quarantine is about what a teacher wrote, not about how a request went."""
+    """Return whether a rule of the quarantine is about what a teacher wrote, not about how a request went."""
     return rule in RULES or rule.startswith("grammar_")
 
 
