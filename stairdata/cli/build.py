@@ -171,7 +171,7 @@ def build(
 ) -> None:
     """Build an artifact; a finished one of the same recipe and inputs is returned as it is."""
     from stairdata.generators.options import BuildOptions
-    from stairdata.llm.budget import Limits
+    from stairdata.llm.budget import BudgetLimits
     from stairdata_schemas.errors import UsageError, quote, suggest
 
     if kind.replace("_", "-") not in BUILT_KINDS:
@@ -197,7 +197,7 @@ def build(
             fresh=fresh,
             max_quarantine=max_quarantine,
             progress=progress,
-            limits=Limits(max_total_tokens, max_cost, max_seconds),
+            limits=BudgetLimits(max_total_tokens, max_cost, max_seconds),
             endpoints=_names(endpoints),
             executor=executor.value,
             address=address,

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from stairdata.generators.judges import Judge as JudgeModel
 from stairdata.generators.judges import Verdict
 from stairdata.generators.runner import Done, Row
-from stairdata.llm.actor import Actor, Piece, Usage, step_prior
+from stairdata.llm.actor import Actor, Continuation, RequestUsage, step_prior
 from stairdata.llm.outcomes import RequestFailedError
 from stairdata.recipe import Recipe, TreesSection
 from stairdata.search import mcts
@@ -53,7 +53,7 @@ class Answered(NamedTuple):
     """A result and what it used up."""
 
     result: Result
-    usage: Usage
+    usage: RequestUsage
 
 
 class Memory:
@@ -62,7 +62,7 @@ class Memory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._answered: dict[int, Answered] = {}
-        self._ratings: dict[tuple[int, str], tuple[Verdict, Usage]] = {}
+        self._ratings: dict[tuple[int, str], tuple[Verdict, RequestUsage]] = {}
         for record in read_journal(path):
             self._remember(record)
         self._journal = Journal(path)
@@ -76,11 +76,11 @@ class Memory:
         kind, value = _to_json(answered.result)
         self._journal.append({"call": call, "kind": kind, "value": value, "usage": list(answered.usage)})
 
-    def rating(self, call: int, aspect: str) -> tuple[Verdict, Usage] | None:
+    def rating(self, call: int, aspect: str) -> tuple[Verdict, RequestUsage] | None:
         """Return one rating of a judgement, if it was given in an earlier run."""
         return self._ratings.get((call, aspect))
 
-    def keep_rating(self, call: int, aspect: str, verdict: Verdict, usage: Usage) -> None:
+    def keep_rating(self, call: int, aspect: str, verdict: Verdict, usage: RequestUsage) -> None:
         """Write one rating down."""
         self._journal.append({"call": call, "kind": "rating", "value": [aspect, *verdict], "usage": list(usage)})
 
@@ -90,7 +90,7 @@ class Memory:
 
     def _remember(self, record: dict[str, Any]) -> None:
         requests, read, written, outcomes = record["usage"]
-        usage, value = Usage(requests, read, written, tuple(outcomes)), record["value"]
+        usage, value = RequestUsage(requests, read, written, tuple(outcomes)), record["value"]
         if record["kind"] == "rating":
             self._ratings[record["call"], value[0]] = (Verdict(*value[1:]), usage)
         else:
@@ -205,7 +205,7 @@ class Fetch:
         self._rendered = actor.render(prompt.prompt)
         self._on_judged = on_judged
         self._judged: dict[str, asyncio.Future[Answered]] = {}
-        self.used = Usage()
+        self.used = RequestUsage()
         """By all answered requests so far."""
 
     @property
@@ -244,7 +244,7 @@ class Fetch:
         pieces, usage = await self._actor.answers(text, n=1, max_tokens=section.rollout_tokens, seed=seed)
         return Answered(RestSample(pieces[0].text), usage)
 
-    def _prior(self, piece: Piece) -> float | None:
+    def _prior(self, piece: Continuation) -> float | None:
         if self._section.score != "pucb":
             return None
         prior = step_prior(piece.logprobs, self._section.prior)
@@ -255,11 +255,11 @@ class Fetch:
             )
         return prior
 
-    def _step(self, piece: Piece) -> StepSample:
+    def _step(self, piece: Continuation) -> StepSample:
         tokens = self._actor.count_tokens(piece.text)
         return StepSample(piece.text, tokens, piece.is_terminal, piece.is_cut, self._prior(piece))
 
-    def _split(self, piece: Piece) -> AnswerSample:
+    def _split(self, piece: Continuation) -> AnswerSample:
         """Cut an answer behind its first step."""
         steps = split_steps(piece.text)
         first = steps[0] if steps else ""
@@ -279,7 +279,7 @@ class Fetch:
             rating.add_done_callback(_look)  # nobody waits for it once its tree is given up
             self._judged[request.answer] = rating
         answered = await asyncio.shield(self._judged[request.answer])
-        return answered if first else Answered(answered.result, Usage())
+        return answered if first else Answered(answered.result, RequestUsage())
 
     async def _rate(self, request: Judge) -> Answered:
         call = request.call
@@ -306,11 +306,11 @@ class Asks:
         """Return the seed of the ask-th time a rating is asked for."""
         return identity.request_seed(self._seed, self._tree_id, self._call, ask)
 
-    def known(self, aspect: str) -> tuple[Verdict, Usage] | None:
+    def known(self, aspect: str) -> tuple[Verdict, RequestUsage] | None:
         """Return a rating given before."""
         return self._memory.rating(self._call, aspect)
 
-    def keep(self, aspect: str, verdict: Verdict, usage: Usage) -> None:
+    def keep(self, aspect: str, verdict: Verdict, usage: RequestUsage) -> None:
         """Write a rating down."""
         self._memory.keep_rating(self._call, aspect, verdict, usage)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from stairdata.generators.progress import Progress, quiet
 from stairdata.hub.pull import open_reference
-from stairdata.llm.budget import Limits
+from stairdata.llm.budget import BudgetLimits
 from stairdata_schemas.artifacts import Artifact, resolve
 from stairdata_schemas.errors import UsageError
 
@@ -27,7 +27,7 @@ class BuildOptions:
     fresh: bool = False
     max_quarantine: float = 0.05
     progress: Progress = quiet
-    limits: Limits = field(default_factory=Limits)
+    limits: BudgetLimits = field(default_factory=BudgetLimits)
     endpoints: tuple[str, ...] = ()
     """Servers of the actor, in place of the recipe's one."""
     executor: str = "local"

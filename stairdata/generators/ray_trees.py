@@ -27,7 +27,7 @@ from stairdata.generators.fleet import Fleet, open_fleet
 from stairdata.generators.growing import Prompt
 from stairdata.generators.options import BuildOptions
 from stairdata.generators.runner import Done, Record, Run, RunResult, Unit
-from stairdata.llm.budget import Budget, Spent, StoppedError
+from stairdata.llm.budget import Budget, Expense, StoppedError
 from stairdata.llm.outcomes import JudgeFailedError, Outcome, RequestFailedError
 from stairdata.recipe import Recipe
 from stairdata_schemas.building import Build
@@ -101,7 +101,7 @@ class TreeWorker:
             self._urls = (job.urls[seat % len(job.urls)],)
         self._work = Path(job.work) if Path(job.work).is_dir() else Path(tempfile.mkdtemp(prefix="stairdata-"))
         self._budget = Budget(prices=self._recipe.prices)
-        self._reported = Spent()
+        self._reported = Expense()
         self._stack = AsyncExitStack()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
@@ -186,7 +186,7 @@ def run_on_ray(
 
 
 def _take(run: Run, unit: Unit, result: dict[str, Any], budget: Budget, gone: list[str], leftovers: Leftovers) -> None:
-    budget.charge(Spent(*result["spent"]))
+    budget.charge(Expense(*result["spent"]))
     if "done" in result:
         row, counts, outcomes, leftover = result["done"]
         run.keep(unit, Done(row, counts, outcomes))

@@ -20,7 +20,7 @@ from stairdata.generators.runner import (
     table_of_outcomes,
     usage_of,
 )
-from stairdata.llm.actor import Actor, Piece
+from stairdata.llm.actor import Actor, Continuation
 from stairdata.llm.budget import Budget
 from stairdata.llm.session import identify, make_actor, open_client
 from stairdata.recipe import Recipe, ResponsesSection
@@ -106,7 +106,7 @@ async def _open_work(
         yield Opened(work, client.window.room, [client])
 
 
-def _response_row(prompt: Row, model: str, recipe: Recipe, pieces: list[Piece], actor: Actor) -> Row:
+def _response_row(prompt: Row, model: str, recipe: Recipe, pieces: list[Continuation], actor: Actor) -> Row:
     """Make the row before it is scored: the first candidate counts as chosen."""
     section = recipe.responses
     return prompt | {
@@ -122,7 +122,7 @@ def _response_row(prompt: Row, model: str, recipe: Recipe, pieces: list[Piece], 
     }
 
 
-def _candidate(piece: Piece, tokens: int) -> Row:
+def _candidate(piece: Continuation, tokens: int) -> Row:
     return {"text": piece.text, "score": None, "is_complete": not piece.is_cut, "tokens": tokens}
 
 

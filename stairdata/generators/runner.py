@@ -22,7 +22,7 @@ import polars as pl
 
 from stairdata.generators.options import BuildOptions
 from stairdata.generators.progress import Meter
-from stairdata.llm.budget import Budget, Spent, StoppedError
+from stairdata.llm.budget import Budget, Expense, StoppedError
 from stairdata.llm.client import Client
 from stairdata.llm.outcomes import RequestFailedError
 from stairdata.recipe import Recipe
@@ -209,7 +209,7 @@ def open_budget(build: Build, recipe: Recipe, options: BuildOptions, models: Seq
     budget = Budget(options.limits, recipe.prices)
     budget.check_prices([*models] or [model.name for model in build.plan.models])
     with contextlib.suppress(FileNotFoundError, ValueError):  # empty, if the machine went down as it was made
-        budget.charge(Spent(*json.loads((build.work / SPENT).read_text(encoding="utf-8"))))
+        budget.charge(Expense(*json.loads((build.work / SPENT).read_text(encoding="utf-8"))))
     return budget
 
 

@@ -21,7 +21,7 @@ MILLION = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class BudgetLimits:
     """The most that a build may use up; None is no limit."""
 
     total_tokens: int | None = None
@@ -32,15 +32,15 @@ class Limits:
     """Of this run."""
 
 
-class Spent(NamedTuple):
+class Expense(NamedTuple):
     """Tokens and what they cost."""
 
     tokens: int = 0
     cost: float = 0.0
 
-    def plus(self, other: Spent) -> Spent:
+    def plus(self, other: Expense) -> Expense:
         """Add up."""
-        return Spent(self.tokens + other.tokens, self.cost + other.cost)
+        return Expense(self.tokens + other.tokens, self.cost + other.cost)
 
 
 class StoppedError(Exception):
@@ -56,10 +56,10 @@ class Budget:
         prices: by model name.
     """
 
-    limits: Limits = field(default_factory=Limits)
+    limits: BudgetLimits = field(default_factory=BudgetLimits)
     prices: Mapping[str, Price] = field(default_factory=dict)
-    spent: Spent = field(default_factory=Spent)
-    elsewhere: Spent = field(default_factory=Spent)
+    spent: Expense = field(default_factory=Expense)
+    elsewhere: Expense = field(default_factory=Expense)
     """What counts against the limits and is written down by somebody else: batches, spent or under way."""
     reason: BaseException | None = None
     """Why it was stopped."""
@@ -67,7 +67,7 @@ class Budget:
     """Called when it is stopped."""
     on_charge: Callable[[], None] = lambda: None
     """Called when something was spent."""
-    _set_aside: dict[int, Spent] = field(default_factory=dict)
+    _set_aside: dict[int, Expense] = field(default_factory=dict)
     _waiting: list[asyncio.Future[None]] = field(default_factory=list)
     _sleeping: list[asyncio.Future[None]] = field(default_factory=list)
     _tickets: int = 0
@@ -91,11 +91,11 @@ class Budget:
         """Whether a limit depends on what answers take."""
         return self.limits.total_tokens is not None or self.limits.cost is not None
 
-    def price(self, model: str, prompt_tokens: int, completion_tokens: int) -> Spent:
+    def price(self, model: str, prompt_tokens: int, completion_tokens: int) -> Expense:
         """Say what some tokens cost; nothing where the price is unknown."""
         price = self.prices.get(model)
         cost = (prompt_tokens * price.input + completion_tokens * price.output) / MILLION if price else 0.0
-        return Spent(prompt_tokens + completion_tokens, cost)
+        return Expense(prompt_tokens + completion_tokens, cost)
 
     async def admit(self, model: str, prompt_tokens: int, completion_tokens: int) -> int:
         """Let a request through, or wait until the others' answers make room for it.
@@ -132,7 +132,7 @@ class Budget:
         self.charge(self.price(model, prompt_tokens, completion_tokens))
         self._wake()
 
-    def charge(self, spent: Spent) -> None:
+    def charge(self, spent: Expense) -> None:
         """Count what was spent elsewhere, in an earlier run say."""
         self.spent = self.spent.plus(spent)
         self.on_charge()
@@ -162,7 +162,7 @@ class Budget:
             StoppedError: it is, or the build was stopped before.
         """
         self.check_running()
-        broken = self.broken_by(Spent())
+        broken = self.broken_by(Expense())
         if broken is not None:
             self.stop(BudgetError(f"{broken}; finished work is kept: raise it and run the same command again"))
             raise StoppedError
@@ -180,7 +180,7 @@ class Budget:
         if self.reason is not None:
             raise StoppedError
 
-    def broken_by(self, most: Spent, what: str = "the next request") -> str | None:
+    def broken_by(self, most: Expense, what: str = "the next request") -> str | None:
         """Name the limit that a request (or several) could break, with what is in flight."""
         if self.limits.total_tokens is None and self.limits.cost is None:
             return None

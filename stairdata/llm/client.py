@@ -86,8 +86,8 @@ class Tally:
     outcomes: Counter[str] = field(default_factory=Counter)
 
 
-class Most(NamedTuple):
-    """The most tokens that a request can take."""
+class RequestTokens(NamedTuple):
+    """The tokens of one request: the most that it can take, or what its answer says it took."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -165,7 +165,7 @@ class Client:
             StoppedError: the build sends nothing more.
             ServerError: the server is gone.
         """
-        most = Most(prompt_tokens if prompt_tokens is not None else len(prompt.encode()), max_tokens)
+        most = RequestTokens(prompt_tokens if prompt_tokens is not None else len(prompt.encode()), max_tokens)
         parts: list[Generation] = []
         if n == 1 or self._takes_n is not False:
             try:
@@ -179,7 +179,9 @@ class Client:
         singles = (self._complete(prompt, 1, most, seed + index, sampling) for index in range(got, n))
         return _joined([*parts, *await asyncio.gather(*singles)])
 
-    async def _complete(self, prompt: str, n: int, most: Most, seed: int, sampling: dict[str, Any]) -> Generation:
+    async def _complete(
+        self, prompt: str, n: int, most: RequestTokens, seed: int, sampling: dict[str, Any]
+    ) -> Generation:
         extra = {
             "skip_special_tokens": False,  # the tags are special tokens
             "include_stop_str_in_output": True,
@@ -219,7 +221,7 @@ class Client:
         async def ask() -> Any:
             return await self.openai.chat.completions.create(**body)
 
-        return await self._send(ask, read_chat, Most(most_read(body), max_tokens))
+        return await self._send(ask, read_chat, RequestTokens(most_read(body), max_tokens))
 
     async def models(self) -> list[str]:
         """List the server's models: the health check of a server that isn't ours.
@@ -240,7 +242,7 @@ class Client:
         await self.openai.close()
 
     async def _send(
-        self, ask: Callable[[], Awaitable[Any]], read: Callable[[Any], Generation], most: Most
+        self, ask: Callable[[], Awaitable[Any]], read: Callable[[Any], Generation], most: RequestTokens
     ) -> Generation:
         try:
             generation = await self._retried(ask, read, most)
@@ -256,7 +258,7 @@ class Client:
         return generation
 
     async def _retried(
-        self, ask: Callable[[], Awaitable[Any]], read: Callable[[Any], Generation], most: Most
+        self, ask: Callable[[], Awaitable[Any]], read: Callable[[Any], Generation], most: RequestTokens
     ) -> Generation:
         sent_at = 0.0
 
@@ -291,16 +293,16 @@ class Client:
         return replace(generation, outcomes=(*failures, *generation.outcomes))
 
     @asynccontextmanager
-    async def _paid(self, most: Most) -> AsyncIterator[list[Most]]:
+    async def _paid(self, most: RequestTokens) -> AsyncIterator[list[RequestTokens]]:
         """Set aside what an attempt can take, and charge what its answer says it took, read or not."""
         ticket = await self.budget.admit(self._name, *most)
-        paid: list[Most] = []
+        paid: list[RequestTokens] = []
         try:
             yield paid
         finally:
-            self.budget.settle(ticket, self._name, *(paid[0] if paid else Most(0, 0)))
+            self.budget.settle(ticket, self._name, *(paid[0] if paid else RequestTokens(0, 0)))
 
-    def _usage(self, answer: Any) -> Most:
+    def _usage(self, answer: Any) -> RequestTokens:
         usage = getattr(answer, "usage", None)
         if usage is None and isinstance(getattr(answer, "choices", None), list) and self.budget.counts_tokens:
             raise ServerError(
@@ -397,8 +399,8 @@ def _generation(answer: Any, wanted: int, read: Callable[[Any], Sample], *, may_
     return Generation(samples, *used, outcomes=(Outcome.LENGTH if is_cut else Outcome.OK,))
 
 
-def _usage_of(usage: Any) -> Most:
-    return Most(*(whole_number(getattr(usage, name, None)) for name in Most._fields))
+def _usage_of(usage: Any) -> RequestTokens:
+    return RequestTokens(*(whole_number(getattr(usage, name, None)) for name in RequestTokens._fields))
 
 
 def whole_number(value: Any) -> int:

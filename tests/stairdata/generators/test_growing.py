@@ -10,7 +10,7 @@ from typing import Any
 
 from stairdata.generators.growing import Fetch, Memory, Prompt
 from stairdata.generators.judges import Verdict
-from stairdata.llm.actor import Usage
+from stairdata.llm.actor import RequestUsage
 from stairdata.recipe import Recipe
 from stairdata.search.mcts import Judge
 from stairdata_schemas.errors import ServerError
@@ -60,11 +60,11 @@ def test_a_rating_that_fails_after_its_tree_was_given_up_is_not_printed(tmp_path
 def test_a_memory_gives_back_what_it_was_told(tmp_path: Path) -> None:
     path = tmp_path / "tree.jsonl"
     memory = Memory(path)
-    memory.keep_rating(3, "helpfulness", Verdict(0.5, "words"), Usage(1, 2, 3, ("timeout",)))
+    memory.keep_rating(3, "helpfulness", Verdict(0.5, "words"), RequestUsage(1, 2, 3, ("timeout",)))
     memory.close()
     path.write_bytes(path.read_bytes() + b"cut by a ki")
     again = Memory(path)
-    assert again.rating(3, "helpfulness") == (Verdict(0.5, "words"), Usage(1, 2, 3, ("timeout",)))
+    assert again.rating(3, "helpfulness") == (Verdict(0.5, "words"), RequestUsage(1, 2, 3, ("timeout",)))
     assert again.rating(3, "safety") is None
     assert again.get(3) is None
     again.close()

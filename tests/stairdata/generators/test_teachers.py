@@ -24,7 +24,7 @@ from stairdata.generators.second_opinion import read_choice
 from stairdata.generators.structured_cot import build_structured_cot
 from stairdata.generators.teacher import Lesson, Templates, make_request, read_row
 from stairdata.generators.teaching_forecast import forecast_teachers
-from stairdata.llm.budget import Limits
+from stairdata.llm.budget import BudgetLimits
 from stairdata.llm.client import Generation, Sample
 from stairdata.llm.server import vllm_missing
 from stairdata.recipe import GateSection, Recipe, Teacher, TemplatesSection
@@ -362,8 +362,8 @@ def test_names_of_teachers(teach: Teach, stub_llm: StubServer) -> None:
 def test_a_limit_on_cost(teach: Teach, stub_llm: StubServer) -> None:
     prices = {"actor": {"input": 1.0, "output": 10.0}}
     with pytest.raises(BudgetError, match=r"--max-cost 0\.03"):
-        teach(60, prices=prices, limits=Limits(cost=0.03))
-    artifact = built(teach(60, prices=prices, limits=Limits(cost=1.0)))
+        teach(60, prices=prices, limits=BudgetLimits(cost=0.03))
+    artifact = built(teach(60, prices=prices, limits=BudgetLimits(cost=1.0)))
     usage = artifact.manifest.usage
     assert usage.cost == pytest.approx((usage.prompt_tokens + 10 * usage.completion_tokens) / 1e6, abs=1e-5)
     assert stub_llm.stats()["requests"] == 60
@@ -500,7 +500,7 @@ def test_a_forecast_leaves_out_what_an_unfinished_build_has(
     """Two rows are made at once, then three requests wait in a batch."""
     prompts = make_prompts(7)
     with pytest.raises(BudgetError):
-        teach(7, section={"concurrency": 1}, prompts=prompts, limits=Limits(total_tokens=5000))
+        teach(7, section={"concurrency": 1}, prompts=prompts, limits=BudgetLimits(total_tokens=5000))
     rows = len(list(read_journal(tmp_path / "artifacts/structured_cot/1.0.0/.build/rows.jsonl")))
     assert 0 < rows < 5
     teacher = {"base_url": stub_llm.base_url, "model": "actor", "retries": 2}
@@ -513,7 +513,7 @@ def test_a_forecast_leaves_out_what_an_unfinished_build_has(
     assert re.search(rf"requests +{7 - rows}\n", said)
     stub_llm.control(batches={"ends": "in_progress"})
     with pytest.raises(BudgetError):
-        teach(7, prompts=prompts, batch="submit", limits=Limits(total_tokens=11_000))
+        teach(7, prompts=prompts, batch="submit", limits=BudgetLimits(total_tokens=11_000))
     under_way = sum(stub_llm.stats()["sent_in_batches"].values())
     assert 0 < under_way < 7 - rows
     said = forecast_teachers(recipe, options)
