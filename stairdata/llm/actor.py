@@ -33,7 +33,7 @@ class Continuation(NamedTuple):
 
 
 class RequestUsage(NamedTuple):
-    """What calls used up."""
+    """What requests used up."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -42,7 +42,6 @@ class RequestUsage(NamedTuple):
     """How each attempt ended."""
 
     def plus(self, other: RequestUsage) -> RequestUsage:
-        """Add up."""
         return RequestUsage(
             self.requests + other.requests,
             self.prompt_tokens + other.prompt_tokens,
@@ -52,7 +51,6 @@ class RequestUsage(NamedTuple):
 
     @classmethod
     def of(cls, generation: Generation) -> RequestUsage:
-        """Return what one answer used up."""
         return cls(
             generation.requests,
             generation.prompt_tokens,

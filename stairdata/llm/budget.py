@@ -1,8 +1,9 @@
 """What a build may spend, and the one place that stops it.
 
-Every request is admitted first. Where there is a limit, the most that the request can cost is set aside until its
-answer says what it did cost, so that a limit is never exceeded; near its end requests wait for one another. A build
-that is stopped, by its budget or by Ctrl-C, sends nothing new and lets what is in flight come home.
+The invariant: a request is sent only if what is spent and the most that it and all others in flight can cost are within
+the limits. It is admitted first, and the most that it can cost is set aside until its answer says what it did cost;
+close to a limit, requests wait for the answers of others. A build that is stopped, by its budget or by
+Ctrl-C, sends nothing new and waits for the answers to what is in flight, since they have to be paid for.
 """
 
 from __future__ import annotations
@@ -39,7 +40,6 @@ class Expense(NamedTuple):
     cost: float = 0.0
 
     def plus(self, other: Expense) -> Expense:
-        """Add up."""
         return Expense(self.tokens + other.tokens, self.cost + other.cost)
 
 
@@ -119,7 +119,7 @@ class Budget:
                 self._tickets += 1
                 self._set_aside[self._tickets] = most
                 return self._tickets
-            if not self._set_aside:
+            if not self._set_aside:  # nobody whose answer could cost less than was set aside for it
                 self.stop(BudgetError(f"{broken}; finished work is kept: raise it and run the same command again"))
                 raise StoppedError
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -133,12 +133,12 @@ class Budget:
         self._wake()
 
     def charge(self, spent: Expense) -> None:
-        """Count what was spent elsewhere, in an earlier run say."""
+        """Count what was spent, in an earlier run say, or on another machine."""
         self.spent = self.spent.plus(spent)
         self.on_charge()
 
     def stop(self, reason: BaseException) -> None:
-        """Send nothing more; the first reason counts."""
+        """Send nothing more; the first reason counts. Whoever waits or sleeps goes on, and is told to stop."""
         self.reason = self.reason or reason
         self._wake()
         for turn in self._sleeping:
@@ -148,7 +148,7 @@ class Budget:
             act()
 
     async def sleep(self, seconds: float) -> None:
-        """Wait, at most until the build is stopped."""
+        """Wait, but not longer than the build runs: a stopped one need not sit out a retry."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._sleeping.append(turn)
         with contextlib.suppress(TimeoutError):
@@ -181,7 +181,7 @@ class Budget:
             raise StoppedError
 
     def broken_by(self, most: Expense, what: str = "the next request") -> str | None:
-        """Name the limit that a request (or several) could break, with what is in flight."""
+        """Name the limit that a request (or several) could break together with those in flight; None if it is safe."""
         if self.limits.total_tokens is None and self.limits.cost is None:
             return None
         so_far = self.spent.plus(self.elsewhere)

@@ -1,4 +1,10 @@
-"""An async client for any OpenAI-compatible server: completions and chat, with typed outcomes and usage."""
+"""An async client for any OpenAI-compatible server: completions and chat, with typed outcomes and usage.
+
+The invariant: each attempt is admitted by the budget, then waits for a place in the window, and gives both back however
+it ends; what its answer took is charged, whether the answer can be read or not. A request ends in a `Generation`; in
+RequestFailedError, which counts against its prompt; or in an error that ends the build and costs no prompt, which is
+StoppedError if nothing more is to be sent, ServerError if the server is gone or refuses everybody.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +24,6 @@ from openai.types.chat import ChatCompletionMessageParam
 from openai.types.chat.chat_completion import Choice as ChatChoice
 
 from stairdata.llm.budget import Budget
-from stairdata.llm.concurrency import MOST, START
 from stairdata.llm.outcomes import (
     UNREACHABLE,
     AttemptFailedError,
@@ -32,9 +37,13 @@ from stairdata.llm.window import Window
 from stairdata.recipe import Endpoint
 from stairdata_schemas.errors import ServerError, quote
 
-DEAD_AFTER = 3  # failed requests in a row, each after all its retries, until the server counts as gone
+DEAD_AFTER = 3
+"""Requests in a row that did not reach the server, each after all its retries, until it counts as gone even though it
+answers a probe."""
 PROBE_SECONDS = 10.0
-TEMPLATE_TOKENS = 64  # what a chat template may add to a message
+"""Listing models takes no computing; a server that can't do it in that time does not answer anybody."""
+TEMPLATE_TOKENS = 64
+"""What a chat template may add to a message."""
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
@@ -105,7 +114,7 @@ class Client:
         budget: admits each request, and is charged for it.
 
     Raises:
-        ServerError: the key can't be sent, or the URL is none.
+        ServerError: the key can't be sent, or the URL is invalid.
     """
 
     def __init__(
@@ -118,13 +127,14 @@ class Client:
         budget: Budget | None = None,
     ) -> None:
         if not (api_key and api_key.isascii() and api_key.isprintable() and " " not in api_key):
-            raise ServerError(f"the key in the environment variable {endpoint.api_key_env} is empty or no key")
+            raise ServerError(f"the key in the environment variable {endpoint.api_key_env} is empty or invalid")
         self.model = model
         self.base_url = base_url
         self.tally = Tally()
         self.budget = budget or Budget()
-        self.window = _window(endpoint)
-        self.budget.on_stop.append(self.window.open)
+        fixed = endpoint.concurrency
+        self.window = Window() if fixed == "auto" else Window(fixed, fixed)
+        self.budget.on_stop.append(self.window.open)  # else those in line would wait for ever
         self._name = endpoint.name
         self._api_key = api_key
         self._key_name = endpoint.api_key_env
@@ -133,6 +143,7 @@ class Client:
         self._failed_in_a_row = 0
         self._has_answered = False
         self._takes_n: bool | None = None
+        """Whether it gives several samples for one request; None until it was asked for some."""
         try:
             self.openai = openai.AsyncOpenAI(
                 base_url=base_url,
@@ -143,7 +154,7 @@ class Client:
                 http_client=openai.DefaultAsyncHttpxClient(trust_env=urlsplit(base_url).hostname not in LOOPBACK),
             )
         except Exception as error:
-            raise ServerError(f"base_url {quote(base_url)} is no URL: {error}") from error
+            raise ServerError(f"base_url {quote(base_url)} is not a URL: {error}") from error
 
     async def complete(
         self, prompt: str, *, n: int, max_tokens: int, seed: int, prompt_tokens: int | None = None, **sampling: Any
@@ -165,15 +176,18 @@ class Client:
             StoppedError: the build sends nothing more.
             ServerError: the server is gone.
         """
+        # a token has at least one byte
         most = RequestTokens(prompt_tokens if prompt_tokens is not None else len(prompt.encode()), max_tokens)
         parts: list[Generation] = []
         if n == 1 or self._takes_n is not False:
             try:
                 parts = [await self._complete(prompt, n, most, seed, sampling)]
             except RequestFailedError as error:
-                if n == 1 or self._takes_n or not _refuses_n(error):
+                is_invalid = error.outcomes[-1] is Outcome.INVALID_REQUEST
+                is_about_n = is_invalid and re.search(r"\bn\b", error.detail) is not None
+                if n == 1 or self._takes_n or not is_about_n:
                     raise
-        got = sum(len(part.samples) for part in parts)
+        got = sum(len(part.samples) for part in parts)  # a server may also ignore n, and give one
         if n > 1:
             self._takes_n = got == n
         singles = (self._complete(prompt, 1, most, seed + index, sampling) for index in range(got, n))
@@ -238,7 +252,6 @@ class Client:
             ) from error
 
     async def close(self) -> None:
-        """Close the connections."""
         await self.openai.close()
 
     async def _send(
@@ -264,21 +277,24 @@ class Client:
 
         async def once() -> Generation:
             nonlocal sent_at
+            # the budget first: a request that waits for it must not take up a place in the window meanwhile
             async with self._paid(most) as paid, self.window.slot() as slot:
-                self.budget.check_running()
+                self.budget.check_running()  # it may have been stopped while this one was in line
                 sent_at = slot.sent_at
                 self.tally.requests += 1
                 try:
                     answer = await ask()
                 except openai.APIConnectionError:
+                    # if a server that was started here has died, that is the error, and no retry will help
                     await asyncio.to_thread(self._check)
                     raise
-                paid.append(self._usage(answer))
+                paid.append(self._usage(answer))  # before it is read: what can't be read has to be paid, too
                 generation = read(answer)
-                slot.work = generation.completion_tokens + 1
+                slot.work = generation.completion_tokens + 1  # an answer without tokens was work, too
                 return generation
 
         def note(failure: AttemptFailedError) -> None:
+            # a 403 to one prompt may be about what it asks; before any answer it is about the key
             if failure.is_final_for_all or (failure.is_forbidden and not self._has_answered):
                 raise ServerError(
                     f"the LLM server at {self.base_url} refuses to work: {quote(self.redact(failure.detail))}; "
@@ -286,6 +302,7 @@ class Client:
                 ) from failure
             if failure.is_overload:
                 self.window.overloaded(sent_at)
+            # what the server asks of one request it would ask of the others, too; a longer wait ends the build
             if failure.retry_after is not None and failure.retry_after < self.limits.seconds:
                 self.window.pause(failure.retry_after)
 
@@ -312,7 +329,7 @@ class Client:
         return _usage_of(usage)
 
     async def _note_failure(self, error: RequestFailedError) -> None:
-        """Tell a request that failed from a server that is gone: a prompt must not be lost to the latter."""
+        """Find out whether the server is gone, which must not cost a prompt, or only this request has failed."""
         self.tally.outcomes[error.outcomes[-1]] += 1
         if error.outcomes[-1] not in UNREACHABLE:
             self._failed_in_a_row = 0
@@ -341,7 +358,7 @@ class Client:
 def chat_body(
     model: str, messages: list[ChatCompletionMessageParam], *, max_tokens: int, seed: int, **options: Any
 ) -> dict[str, Any]:
-    """Return the body of a chat request, sent at once or in a batch."""
+    """Return the body of a chat request, live or in a batch."""
     return {"model": model, "messages": messages, "max_completion_tokens": max_tokens, "seed": seed, **options}
 
 
@@ -359,16 +376,6 @@ def read_chat(answer: Any) -> Generation:
         RequestFailedError: the model refused, or a filter withheld it.
     """
     return _generation(answer, 1, _chat_sample)
-
-
-def _window(endpoint: Endpoint) -> Window:
-    if endpoint.concurrency == "auto":
-        return Window(MOST, START)
-    return Window(endpoint.concurrency, endpoint.concurrency)
-
-
-def _refuses_n(error: RequestFailedError) -> bool:
-    return error.outcomes[-1] is Outcome.INVALID_REQUEST and re.search(r"\bn\b", error.detail) is not None
 
 
 def _joined(parts: list[Generation]) -> Generation:
@@ -404,7 +411,7 @@ def _usage_of(usage: Any) -> RequestTokens:
 
 
 def whole_number(value: Any) -> int:
-    """Return a count that a server gave; 0 for what is none."""
+    """Return a count that a server gave; 0 for anything that is not a count."""
     return value if isinstance(value, int) and value > 0 else 0
 
 
