@@ -38,7 +38,7 @@ import openai
 from stairdata.generators.prompts.build import build_prompts
 from stairdata.generators.trees import judges
 from stairdata.generators.trees.build import build_trees
-from stairdata.llm.client import Client, Generation, Most
+from stairdata.llm.client import Client, Generation, RequestTokens
 from stairdata.llm.server import ManagedServer, ServerOptions
 from stairdata.recipe import Recipe
 from stairdata.runs.options import BuildOptions
@@ -248,7 +248,7 @@ def watching(watch: Watch) -> Iterator[None]:
     send, run_all, keep = Client._send, Run.all, Run.keep
 
     async def noted(
-        self: Client, ask: Callable[[], Awaitable[Any]], read: Callable[[Any], Generation], most: Most
+        self: Client, ask: Callable[[], Awaitable[Any]], read: Callable[[Any], Generation], most: RequestTokens
     ) -> Generation:
         async def again() -> Generation:
             return read(await ask())

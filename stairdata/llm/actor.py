@@ -19,7 +19,7 @@ from stairdata_schemas.grammar import (
 )
 
 
-class Piece(NamedTuple):
+class Continuation(NamedTuple):
     """A sampled step or rest of an answer."""
 
     text: str
@@ -32,8 +32,8 @@ class Piece(NamedTuple):
     """Of its tokens, where asked for."""
 
 
-class Usage(NamedTuple):
-    """What calls used up."""
+class RequestUsage(NamedTuple):
+    """What requests used up."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -41,9 +41,8 @@ class Usage(NamedTuple):
     outcomes: tuple[str, ...] = ()
     """How each attempt ended."""
 
-    def plus(self, other: Usage) -> Usage:
-        """Add up."""
-        return Usage(
+    def plus(self, other: RequestUsage) -> RequestUsage:
+        return RequestUsage(
             self.requests + other.requests,
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
@@ -51,8 +50,7 @@ class Usage(NamedTuple):
         )
 
     @classmethod
-    def of(cls, generation: Generation) -> Usage:
-        """Return what one answer used up."""
+    def of(cls, generation: Generation) -> RequestUsage:
         return cls(
             generation.requests,
             generation.prompt_tokens,
@@ -98,39 +96,39 @@ class Actor:
 
     async def steps(
         self, rendered: str, *, n: int, max_tokens: int, seed: int, with_logprobs: bool = False
-    ) -> tuple[list[Piece], Usage]:
+    ) -> tuple[list[Continuation], RequestUsage]:
         """Sample n next steps: each up to and including the next closing tag, or to the end of the turn."""
         stop = [*CLOSING_TAGS, self.end_of_turn]
         return await self._sample(rendered, n, max_tokens, seed, stop, with_logprobs=with_logprobs)
 
     async def answers(
         self, rendered: str, *, n: int, max_tokens: int, seed: int, with_logprobs: bool = False
-    ) -> tuple[list[Piece], Usage]:
+    ) -> tuple[list[Continuation], RequestUsage]:
         """Sample n times to the end of the answer."""
         stop = [OUTPUT_CLOSE, self.end_of_turn]
         return await self._sample(rendered, n, max_tokens, seed, stop, with_logprobs=with_logprobs)
 
     async def _sample(
         self, rendered: str, n: int, max_tokens: int, seed: int, stop: list[str], *, with_logprobs: bool
-    ) -> tuple[list[Piece], Usage]:
+    ) -> tuple[list[Continuation], RequestUsage]:
         read = self.count_tokens(rendered)
         room = min(max_tokens, self._context - read)
         if room < 1:
-            return [Piece("", is_terminal=False, is_cut=True)] * n, Usage()
+            return [Continuation("", is_terminal=False, is_cut=True)] * n, RequestUsage()
         sampling = self._sampling | {"stop": stop} | ({"logprobs": 1} if with_logprobs else {})
         generation = await self.client.complete(
             rendered, n=n, max_tokens=room, seed=seed, prompt_tokens=read, **sampling
         )
-        return [self._piece(sample, stop) for sample in generation.samples], Usage.of(generation)
+        return [self._continuation(sample, stop) for sample in generation.samples], RequestUsage.of(generation)
 
-    def _piece(self, sample: Sample, stop: list[str]) -> Piece:
+    def _continuation(self, sample: Sample, stop: list[str]) -> Continuation:
         text, ended, _ = sample.text.partition(self.end_of_turn)
         if not ended and sample.finish == "stop":
             text = _restore_stop(text, stop)
         is_step = text.endswith(STEP_CLOSE) and not ended
         is_cut = sample.finish == "length" and not ended
         is_terminal = not (is_step or is_cut) or closes_output(text)
-        return Piece(text, is_terminal, is_cut, sample.logprobs)
+        return Continuation(text, is_terminal, is_cut, sample.logprobs)
 
 
 def step_prior(logprobs: tuple[TokenLogprob, ...], mean: Literal["arithmetic", "geometric"]) -> float | None:

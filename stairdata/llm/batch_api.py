@@ -173,7 +173,7 @@ class BatchApi:
 
 
 async def _unless_gone(answer: Awaitable[T]) -> T | None:
-    """Wait for an answer; None where the server knows the thing no more."""
+    """Wait for an answer; None where the server says that there is no such thing."""
     try:
         return await answer
     except openai.NotFoundError:

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from stairdata.llm.batch_states import ANSWERED, QUEUED, BatchEvent, BatchStanding, BatchState
-from stairdata.llm.budget import Spent
+from stairdata.llm.budget import Expense
 from stairdata_schemas.errors import ArtifactError
 from stairdata_schemas.files import sync_file, write_atomic
 
@@ -100,11 +100,11 @@ class BatchJob(BaseModel):
         return BatchStanding(self.state, self.is_closed).is_open
 
     @property
-    def counts_as(self) -> Spent:
+    def counts_as(self) -> Expense:
         """What it has cost, or can cost."""
         if self.is_open:
-            return Spent(self.most_tokens, self.most_cost)
-        return Spent(self.spent_tokens, self.spent_cost)
+            return Expense(self.most_tokens, self.most_cost)
+        return Expense(self.spent_tokens, self.spent_cost)
 
     def apply(self, event: BatchState | BatchEvent) -> None:
         """Stand as the table of transitions says after an event.
@@ -163,9 +163,9 @@ class Ledger:
         job.output_file_id, job.error_file_id, job.error = report.output_file_id, report.error_file_id, report.error
         self.save()
 
-    def spent(self) -> Spent:
+    def spent(self) -> Expense:
         """Return what closed batches have cost, and the most that open ones can cost."""
-        total = Spent()
+        total = Expense()
         for job in self.jobs:
             total = total.plus(job.counts_as)
         return total
@@ -209,8 +209,8 @@ class Ledger:
         return self.folder / f"{job.key}.output.jsonl", self.folder / f"{job.key}.errors.jsonl"
 
     def prepare(
-        self, endpoint: int, requests: Iterable[tuple[BatchRequest, Spent]], limits: BatchLimits
-    ) -> tuple[BatchJob | None, tuple[BatchRequest, Spent] | None]:
+        self, endpoint: int, requests: Iterable[tuple[BatchRequest, Expense]], limits: BatchLimits
+    ) -> tuple[BatchJob | None, tuple[BatchRequest, Expense] | None]:
         """Write as many requests as one batch may hold, then the batch into the ledger.
 
         The order counts: a kill in between leaves files that no ledger names, which the next batch overwrites.

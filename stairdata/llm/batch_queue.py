@@ -17,7 +17,7 @@ from stairdata.llm.batch_answers import BatchResults, shared_refusal, tokens_use
 from stairdata.llm.batch_api import BatchApi
 from stairdata.llm.batch_ledger import BatchJob, BatchLimits, BatchRequest, Ledger
 from stairdata.llm.batch_states import ANSWERED, ENDED, BatchEvent, BatchState
-from stairdata.llm.budget import Budget, Spent
+from stairdata.llm.budget import Budget, Expense
 from stairdata.llm.client import most_read
 from stairdata.llm.session import open_client
 from stairdata.recipe import Endpoint
@@ -165,7 +165,7 @@ class BatchQueue:
         for prepared in self.jobs:
             if prepared.endpoint == endpoint and prepared.state is BatchState.PREPARED:
                 await self._send(prepared)
-        waiting: Iterator[tuple[BatchRequest, Spent]] = ((each, self._most(endpoint, each)) for each in requests)
+        waiting: Iterator[tuple[BatchRequest, Expense]] = ((each, self._most(endpoint, each)) for each in requests)
         while (first := next(waiting, None)) is not None:
             room = self._room(endpoint, first[0])
             if room is not None and first[0].prompt_tokens > room:
@@ -219,7 +219,7 @@ class BatchQueue:
         for file_id, path in zip((job.output_file_id, job.error_file_id), paths, strict=True):
             if file_id is not None and not await api.fetch(file_id, path):
                 is_gone = True  # what the other file holds counts all the same
-        total = Spent()
+        total = Expense()
         for read, written in tokens_used(paths):
             total = total.plus(self._price(job.endpoint, read, written))
         job.spent_tokens, job.spent_cost = total
@@ -227,13 +227,13 @@ class BatchQueue:
 
     # -- room and money ------------------------------------------------------------------------------------------
 
-    def _price(self, endpoint: int, prompt_tokens: int, completion_tokens: int) -> Spent:
+    def _price(self, endpoint: int, prompt_tokens: int, completion_tokens: int) -> Expense:
         name = self._endpoints[endpoint].name
         full = self._budget.price(name, prompt_tokens, completion_tokens)
         price = self._budget.prices.get(name)
         return full._replace(cost=full.cost * (price.batch if price else 1))
 
-    def _most(self, endpoint: int, request: BatchRequest) -> Spent:
+    def _most(self, endpoint: int, request: BatchRequest) -> Expense:
         return self._price(endpoint, most_read(request.body), request.body["max_completion_tokens"])
 
     def _room(self, endpoint: int, request: BatchRequest) -> int | None:
@@ -252,13 +252,13 @@ class BatchQueue:
         return most - self._ledger.enqueued(sharing)
 
     def _within_budget(
-        self, requests: Iterable[tuple[BatchRequest, Spent]]
-    ) -> tuple[Iterator[tuple[BatchRequest, Spent]], list[str]]:
+        self, requests: Iterable[tuple[BatchRequest, Expense]]
+    ) -> tuple[Iterator[tuple[BatchRequest, Expense]], list[str]]:
         """Let requests through as long as the limits hold them all; the list says which one broke."""
         broken: list[str] = []
 
-        def allowed() -> Iterator[tuple[BatchRequest, Spent]]:
-            total = Spent()
+        def allowed() -> Iterator[tuple[BatchRequest, Expense]]:
+            total = Expense()
             for request, most in requests:
                 total = total.plus(most)
                 reason = self._budget.broken_by(total, "the next requests")

@@ -1,8 +1,9 @@
 """What a build may spend, and the one place that stops it.
 
-Every request is admitted first. Where there is a limit, the most that the request can cost is set aside until its
-answer says what it did cost, so that a limit is never exceeded; near its end requests wait for one another. A build
-that is stopped, by its budget or by Ctrl-C, sends nothing new and lets what is in flight come home.
+The invariant: a request is sent only if what is spent and the most that it and all others in flight can cost are within
+the limits. It is admitted first, and the most that it can cost is set aside until its answer says what it did cost;
+close to a limit, requests wait for the answers of others. A build that is stopped, by its budget or by
+Ctrl-C, sends nothing new and waits for the answers to what is in flight, since they have to be paid for.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ MILLION = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class BudgetLimits:
     """The most that a build may use up; None is no limit."""
 
     total_tokens: int | None = None
@@ -32,15 +33,14 @@ class Limits:
     """Of this run."""
 
 
-class Spent(NamedTuple):
+class Expense(NamedTuple):
     """Tokens and what they cost."""
 
     tokens: int = 0
     cost: float = 0.0
 
-    def plus(self, other: Spent) -> Spent:
-        """Add up."""
-        return Spent(self.tokens + other.tokens, self.cost + other.cost)
+    def plus(self, other: Expense) -> Expense:
+        return Expense(self.tokens + other.tokens, self.cost + other.cost)
 
 
 class StoppedError(Exception):
@@ -56,10 +56,10 @@ class Budget:
         prices: by model name.
     """
 
-    limits: Limits = field(default_factory=Limits)
+    limits: BudgetLimits = field(default_factory=BudgetLimits)
     prices: Mapping[str, Price] = field(default_factory=dict)
-    spent: Spent = field(default_factory=Spent)
-    elsewhere: Spent = field(default_factory=Spent)
+    spent: Expense = field(default_factory=Expense)
+    elsewhere: Expense = field(default_factory=Expense)
     """What counts against the limits and is written down by somebody else: batches, spent or under way."""
     reason: BaseException | None = None
     """Why it was stopped."""
@@ -67,7 +67,7 @@ class Budget:
     """Called when it is stopped."""
     on_charge: Callable[[], None] = lambda: None
     """Called when something was spent."""
-    _set_aside: dict[int, Spent] = field(default_factory=dict)
+    _set_aside: dict[int, Expense] = field(default_factory=dict)
     _waiting: list[asyncio.Future[None]] = field(default_factory=list)
     _sleeping: list[asyncio.Future[None]] = field(default_factory=list)
     _tickets: int = 0
@@ -91,11 +91,11 @@ class Budget:
         """Whether a limit depends on what answers take."""
         return self.limits.total_tokens is not None or self.limits.cost is not None
 
-    def price(self, model: str, prompt_tokens: int, completion_tokens: int) -> Spent:
+    def price(self, model: str, prompt_tokens: int, completion_tokens: int) -> Expense:
         """Say what some tokens cost; nothing where the price is unknown."""
         price = self.prices.get(model)
         cost = (prompt_tokens * price.input + completion_tokens * price.output) / MILLION if price else 0.0
-        return Spent(prompt_tokens + completion_tokens, cost)
+        return Expense(prompt_tokens + completion_tokens, cost)
 
     async def admit(self, model: str, prompt_tokens: int, completion_tokens: int) -> int:
         """Let a request through, or wait until the others' answers make room for it.
@@ -119,7 +119,7 @@ class Budget:
                 self._tickets += 1
                 self._set_aside[self._tickets] = most
                 return self._tickets
-            if not self._set_aside:
+            if not self._set_aside:  # nobody whose answer could cost less than was set aside for it
                 self.stop(
                     BudgetError(f"{broken}; finished work is kept: raise the limit and run the same command again")
                 )
@@ -134,13 +134,13 @@ class Budget:
         self.charge(self.price(model, prompt_tokens, completion_tokens))
         self._wake()
 
-    def charge(self, spent: Spent) -> None:
-        """Count what was spent elsewhere, in an earlier run say."""
+    def charge(self, spent: Expense) -> None:
+        """Count what was spent, in an earlier run say, or on another machine."""
         self.spent = self.spent.plus(spent)
         self.on_charge()
 
     def stop(self, reason: BaseException) -> None:
-        """Send nothing more; the first reason counts."""
+        """Send nothing more; the first reason counts. Whoever waits or sleeps goes on, and is told to stop."""
         self.reason = self.reason or reason
         self._wake()
         for turn in self._sleeping:
@@ -150,7 +150,7 @@ class Budget:
             act()
 
     async def sleep(self, seconds: float) -> None:
-        """Wait, at most until the build is stopped."""
+        """Wait, but not longer than the build runs: a stopped one need not sit out a retry."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._sleeping.append(turn)
         with contextlib.suppress(TimeoutError):
@@ -164,7 +164,7 @@ class Budget:
             StoppedError: it is, or the build was stopped before.
         """
         self.check_running()
-        broken = self.broken_by(Spent())
+        broken = self.broken_by(Expense())
         if broken is not None:
             self.stop(BudgetError(f"{broken}; finished work is kept: raise the limit and run the same command again"))
             raise StoppedError
@@ -182,8 +182,8 @@ class Budget:
         if self.reason is not None:
             raise StoppedError
 
-    def broken_by(self, most: Spent, what: str = "the next request") -> str | None:
-        """Name the limit that a request (or several) could break, with what is in flight."""
+    def broken_by(self, most: Expense, what: str = "the next request") -> str | None:
+        """Name the limit that a request (or several) could break together with those in flight; None if it is safe."""
         if self.limits.total_tokens is None and self.limits.cost is None:
             return None
         so_far = self.spent.plus(self.elsewhere)

@@ -1,4 +1,10 @@
-"""An async client for any OpenAI-compatible server: completions and chat, with typed outcomes and usage."""
+"""An async client for any OpenAI-compatible server: completions and chat, with typed outcomes and usage.
+
+The invariant: each attempt is admitted by the budget, then waits for a place in the window, and gives both back however
+it ends; what its answer took is charged, whether the answer can be read or not. A request ends in a `Generation`; in
+RequestFailedError, which counts against its prompt; or in an error that ends the build and costs no prompt, which is
+StoppedError if nothing more is to be sent, ServerError if the server is gone or refuses everybody.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +24,6 @@ from openai.types.chat import ChatCompletionMessageParam
 from openai.types.chat.chat_completion import Choice as ChatChoice
 
 from stairdata.llm.budget import Budget
-from stairdata.llm.concurrency import MOST, START
 from stairdata.llm.outcomes import (
     UNREACHABLE,
     AttemptFailedError,
@@ -32,9 +37,13 @@ from stairdata.llm.window import Window
 from stairdata.recipe import Endpoint
 from stairdata_schemas.errors import ServerError, quote
 
-DEAD_AFTER = 3  # failed requests in a row, each after all its retries, until the server counts as gone
+DEAD_AFTER = 3
+"""Requests in a row that did not reach the server, each after all its retries, until it counts as gone even though it
+answers a probe."""
 PROBE_SECONDS = 10.0
-TEMPLATE_TOKENS = 64  # what a chat template may add to a message
+"""Listing models takes no computing; a server that can't do it in that time does not answer anybody."""
+TEMPLATE_TOKENS = 64
+"""What a chat template may add to a message."""
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
@@ -86,8 +95,8 @@ class Tally:
     outcomes: Counter[str] = field(default_factory=Counter)
 
 
-class Most(NamedTuple):
-    """The most tokens that a request can take."""
+class RequestTokens(NamedTuple):
+    """The tokens of one request: the most that it can take, or what its answer says it took."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -123,8 +132,9 @@ class Client:
         self.base_url = base_url
         self.tally = Tally()
         self.budget = budget or Budget()
-        self.window = _window(endpoint)
-        self.budget.on_stop.append(self.window.open)
+        fixed = endpoint.concurrency
+        self.window = Window() if fixed == "auto" else Window(fixed, fixed)
+        self.budget.on_stop.append(self.window.open)  # else those in line would wait for ever
         self._name = endpoint.name
         self._api_key = api_key
         self._key_name = endpoint.api_key_env
@@ -133,6 +143,7 @@ class Client:
         self._failed_in_a_row = 0
         self._has_answered = False
         self._takes_n: bool | None = None
+        """Whether it gives several samples for one request; None until it was asked for some."""
         try:
             self.openai = openai.AsyncOpenAI(
                 base_url=base_url,
@@ -165,21 +176,26 @@ class Client:
             StoppedError: the build sends nothing more.
             ServerError: the server is gone.
         """
-        most = Most(prompt_tokens if prompt_tokens is not None else len(prompt.encode()), max_tokens)
+        # a token has at least one byte
+        most = RequestTokens(prompt_tokens if prompt_tokens is not None else len(prompt.encode()), max_tokens)
         parts: list[Generation] = []
         if n == 1 or self._takes_n is not False:
             try:
                 parts = [await self._complete(prompt, n, most, seed, sampling)]
             except RequestFailedError as error:
-                if n == 1 or self._takes_n or not _refuses_n(error):
+                is_invalid = error.outcomes[-1] is Outcome.INVALID_REQUEST
+                is_about_n = is_invalid and re.search(r"\bn\b", error.detail) is not None
+                if n == 1 or self._takes_n or not is_about_n:
                     raise
-        got = sum(len(part.samples) for part in parts)
+        got = sum(len(part.samples) for part in parts)  # a server may also ignore n, and give one
         if n > 1:
             self._takes_n = got == n
         singles = (self._complete(prompt, 1, most, seed + index, sampling) for index in range(got, n))
         return _joined([*parts, *await asyncio.gather(*singles)])
 
-    async def _complete(self, prompt: str, n: int, most: Most, seed: int, sampling: dict[str, Any]) -> Generation:
+    async def _complete(
+        self, prompt: str, n: int, most: RequestTokens, seed: int, sampling: dict[str, Any]
+    ) -> Generation:
         extra = {
             "skip_special_tokens": False,  # the tags are special tokens
             "include_stop_str_in_output": True,
@@ -219,7 +235,7 @@ class Client:
         async def ask() -> Any:
             return await self.openai.chat.completions.create(**body)
 
-        return await self._send(ask, read_chat, Most(most_read(body), max_tokens))
+        return await self._send(ask, read_chat, RequestTokens(most_read(body), max_tokens))
 
     async def models(self) -> list[str]:
         """List the server's models: the health check of a server that isn't ours.
@@ -236,11 +252,10 @@ class Client:
             ) from error
 
     async def close(self) -> None:
-        """Close the connections."""
         await self.openai.close()
 
     async def _send(
-        self, ask: Callable[[], Awaitable[Any]], read: Callable[[Any], Generation], most: Most
+        self, ask: Callable[[], Awaitable[Any]], read: Callable[[Any], Generation], most: RequestTokens
     ) -> Generation:
         try:
             generation = await self._retried(ask, read, most)
@@ -256,27 +271,30 @@ class Client:
         return generation
 
     async def _retried(
-        self, ask: Callable[[], Awaitable[Any]], read: Callable[[Any], Generation], most: Most
+        self, ask: Callable[[], Awaitable[Any]], read: Callable[[Any], Generation], most: RequestTokens
     ) -> Generation:
         sent_at = 0.0
 
         async def once() -> Generation:
             nonlocal sent_at
+            # the budget first: a request that waits for it must not take up a place in the window meanwhile
             async with self._paid(most) as paid, self.window.slot() as slot:
-                self.budget.check_running()
+                self.budget.check_running()  # it may have been stopped while this one was in line
                 sent_at = slot.sent_at
                 self.tally.requests += 1
                 try:
                     answer = await ask()
                 except openai.APIConnectionError:
+                    # if a server that was started here has died, that is the error, and no retry will help
                     await asyncio.to_thread(self._check)
                     raise
-                paid.append(self._usage(answer))
+                paid.append(self._usage(answer))  # before it is read: what can't be read has to be paid, too
                 generation = read(answer)
-                slot.work = generation.completion_tokens + 1
+                slot.work = generation.completion_tokens + 1  # an answer without tokens was work, too
                 return generation
 
         def note(failure: AttemptFailedError) -> None:
+            # a 403 to one prompt may be about what it asks; before any answer it is about the key
             if failure.is_final_for_all or (failure.is_forbidden and not self._has_answered):
                 raise ServerError(
                     f"the LLM server at {self.base_url} rejects all requests: {quote(self.redact(failure.detail))}; "
@@ -284,6 +302,7 @@ class Client:
                 ) from failure
             if failure.is_overload:
                 self.window.overloaded(sent_at)
+            # what the server asks of one request it would ask of the others, too; a longer wait ends the build
             if failure.retry_after is not None and failure.retry_after < self.limits.seconds:
                 self.window.pause(failure.retry_after)
 
@@ -291,16 +310,16 @@ class Client:
         return replace(generation, outcomes=(*failures, *generation.outcomes))
 
     @asynccontextmanager
-    async def _paid(self, most: Most) -> AsyncIterator[list[Most]]:
+    async def _paid(self, most: RequestTokens) -> AsyncIterator[list[RequestTokens]]:
         """Set aside what an attempt can take, and charge what its answer says it took, read or not."""
         ticket = await self.budget.admit(self._name, *most)
-        paid: list[Most] = []
+        paid: list[RequestTokens] = []
         try:
             yield paid
         finally:
-            self.budget.settle(ticket, self._name, *(paid[0] if paid else Most(0, 0)))
+            self.budget.settle(ticket, self._name, *(paid[0] if paid else RequestTokens(0, 0)))
 
-    def _usage(self, answer: Any) -> Most:
+    def _usage(self, answer: Any) -> RequestTokens:
         usage = getattr(answer, "usage", None)
         if usage is None and isinstance(getattr(answer, "choices", None), list) and self.budget.counts_tokens:
             raise ServerError(
@@ -310,7 +329,7 @@ class Client:
         return _usage_of(usage)
 
     async def _note_failure(self, error: RequestFailedError) -> None:
-        """Tell a request that failed from a server that is gone: a prompt must not be lost to the latter."""
+        """Find out whether the server is gone, which must not cost a prompt, or only this request has failed."""
         self.tally.outcomes[error.outcomes[-1]] += 1
         if error.outcomes[-1] not in UNREACHABLE:
             self._failed_in_a_row = 0
@@ -339,7 +358,7 @@ class Client:
 def chat_body(
     model: str, messages: list[ChatCompletionMessageParam], *, max_tokens: int, seed: int, **options: Any
 ) -> dict[str, Any]:
-    """Return the body of a chat request, sent at once or in a batch."""
+    """Return the body of a chat request, live or in a batch."""
     return {"model": model, "messages": messages, "max_completion_tokens": max_tokens, "seed": seed, **options}
 
 
@@ -357,16 +376,6 @@ def read_chat(answer: Any) -> Generation:
         RequestFailedError: the model refused, or a filter withheld it.
     """
     return _generation(answer, 1, _chat_sample)
-
-
-def _window(endpoint: Endpoint) -> Window:
-    if endpoint.concurrency == "auto":
-        return Window(MOST, START)
-    return Window(endpoint.concurrency, endpoint.concurrency)
-
-
-def _refuses_n(error: RequestFailedError) -> bool:
-    return error.outcomes[-1] is Outcome.INVALID_REQUEST and re.search(r"\bn\b", error.detail) is not None
 
 
 def _joined(parts: list[Generation]) -> Generation:
@@ -397,12 +406,12 @@ def _generation(answer: Any, wanted: int, read: Callable[[Any], Sample], *, may_
     return Generation(samples, *used, outcomes=(Outcome.LENGTH if is_cut else Outcome.OK,))
 
 
-def _usage_of(usage: Any) -> Most:
-    return Most(*(whole_number(getattr(usage, name, None)) for name in Most._fields))
+def _usage_of(usage: Any) -> RequestTokens:
+    return RequestTokens(*(whole_number(getattr(usage, name, None)) for name in RequestTokens._fields))
 
 
 def whole_number(value: Any) -> int:
-    """Return a count that a server gave; 0 for what is none."""
+    """Return a count that a server gave; 0 for anything that is not a count."""
     return value if isinstance(value, int) and value > 0 else 0
 
 

@@ -42,7 +42,7 @@ ended and whose work has not sent the next one yet, so that all of it is hardly 
 TELLING = 0.9
 """Share of an epoch's requests that have to end with a full window; otherwise too little work was there, and the epoch
 says nothing about the size."""
-OVERLOADED = 0.2
+OVERLOAD_SHARE = 0.2
 """Share of a block's requests; more signs of overload (429, 503, a time-out) than that shrink the window. Any server
 loses a request now and then, which is retried; a window that shrank for each would starve it."""
 BLOCK = 20
@@ -115,7 +115,7 @@ class ConcurrencyPolicy:
             now: the time.
         """
         self._signs += sent_at > self._shrunk_at
-        if self._signs > OVERLOADED * max(BLOCK, self.size):
+        if self._signs > OVERLOAD_SHARE * max(BLOCK, self.size):
             self._shrink(now)
 
     def _decide(self, speed: float) -> None:

@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 FIRST_WAIT = 0.5
 LONGEST_WAIT = 30.0
+"""Seconds. A retry waits for a random time of up to FIRST_WAIT, and the bound doubles with each up to LONGEST_WAIT."""
 
 
 class Outcome(StrEnum):
@@ -36,11 +37,16 @@ class Outcome(StrEnum):
 
 
 RETRIED = {Outcome.RATE_LIMITED, Outcome.TIMEOUT, Outcome.CONNECTION, Outcome.SERVER_ERROR, Outcome.MALFORMED}
+"""The same request may go better next time."""
 UNREACHABLE = {Outcome.TIMEOUT, Outcome.CONNECTION}
+"""Perhaps there is no server any more."""
 OVERLOADED = {408, 429, 503, 529}
+"""Statuses of a server with too much to do; 529 is Anthropic's."""
 REFUSED_KEY = 401
+FORBIDDEN = 403
+"""A key without rights, or one prompt that a provider does not take."""
 WITHOUT_FORMAT = ("response_format", "json_schema", "structured output", "guided")
-FORBIDDEN = 403  # a key without rights, or one prompt that a provider does not take
+"""What servers without structured outputs call them when they refuse a request for them."""
 
 
 class RequestFailedError(Exception):
@@ -182,7 +188,7 @@ def _wait(state: RetryCallState) -> float:
 
 
 def classify(error: Exception) -> AttemptFailedError:
-    """Tell how an attempt ended from what the openai package raised."""
+    """Say how an attempt ended, from what the openai package raised."""
     # most special first: a time-out is a connection error to the openai package
     if isinstance(error, openai.APITimeoutError):
         return AttemptFailedError(Outcome.TIMEOUT, "the server did not answer in time", is_overload=True)
@@ -207,12 +213,12 @@ def _from_status(error: openai.APIStatusError) -> AttemptFailedError:
 
 
 def has_no_format(detail: str) -> bool:
-    """Tell whether a refused request says that the server has no structured outputs."""
+    """Return whether a server's words on a refused request mean that it has no structured outputs."""
     return any(word in detail for word in WITHOUT_FORMAT)
 
 
 def outcome_of_status(status: int, code: str | None) -> Outcome:
-    """Tell how a request ended from the HTTP status and the error's code."""
+    """Say how a request ended, from the HTTP status and the error's code."""
     if status == 429:
         return Outcome.INVALID_REQUEST if code == "insufficient_quota" else Outcome.RATE_LIMITED
     if status == 408:

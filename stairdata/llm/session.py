@@ -1,4 +1,4 @@
-"""From an endpoint in a recipe to a client that answers: by URL, or by a server of ours for the duration."""
+"""From an endpoint in a recipe to a client that answers: at its URL, or on a server started for it."""
 
 from __future__ import annotations
 

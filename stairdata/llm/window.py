@@ -57,8 +57,8 @@ class Window:
     async def room(self) -> None:
         """Wait until one more request would be sent without waiting.
 
-        Who begins work only then has no more of it begun than the server can take. No place is held: another one may
-        take it first.
+        Those who begin a unit of work only then never begin more than the server can take. No place is held: another
+        request may take it first.
         """
         while not self.has_room:  # which may be over before this coroutine runs
             watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()

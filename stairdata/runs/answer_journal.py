@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from stairdata.llm.actor import Usage
+from stairdata.llm.actor import RequestUsage
 from stairdata.llm.client import Generation, Sample
 from stairdata.llm.outcomes import Outcome
 from stairdata.runs.row_journal import JOURNAL as ROWS
@@ -50,11 +50,11 @@ class AnswerJournal:
             self._journal.append(record, durable=True)
         return generation
 
-    def usage(self, unit: str) -> Usage:
+    def usage(self, unit: str) -> RequestUsage:
         """Sum up the answers of a unit."""
-        total = Usage()
+        total = RequestUsage()
         for generation in self._known.get(unit, {}).values():
-            total = total.plus(Usage.of(generation))
+            total = total.plus(RequestUsage.of(generation))
         return total
 
     def drop(self, unit: str, names: list[str]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stairdata.llm.budget import Limits
+from stairdata.llm.budget import BudgetLimits
 from stairdata.runs.progress import Progress, quiet
 
 
@@ -26,6 +26,6 @@ class BuildOptions:
     max_quarantine: float = 0.05
     """Largest share of refused rows."""
     progress: Progress = quiet
-    limits: Limits = field(default_factory=Limits)
+    limits: BudgetLimits = field(default_factory=BudgetLimits)
     tell: Callable[[str], None] = lambda _: None
     """Called with text for the user: the table of outcomes, say."""

@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from stairdata.llm.budget import Budget, Spent, StoppedError
+from stairdata.llm.budget import Budget, Expense, StoppedError
 from stairdata.llm.outcomes import JudgeFailedError, Outcome, RequestFailedError
 from stairdata.recipe import Recipe
 from stairdata.runs.units import Concurrency, Unit, UnitFailedError, UnitResult, WorkContext, Workload
@@ -89,7 +89,7 @@ class ReplicaWorker:
             number = ray.get(servers.take.remote(ray.get_runtime_context().get_actor_id()))
             self._workload = self._workload.at((workload.urls[number % len(workload.urls)],))
         self._budget = Budget(prices=workload.recipe.prices)
-        self._reported = Spent()
+        self._reported = Expense()
         self._stack = AsyncExitStack()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
@@ -170,7 +170,7 @@ class RayExecutor:
             replicas, gpus = self._size()
             with KeptJournals(HANDED_OUT * self._in_flight * replicas) as journals:
                 async for key, result in _from_thread(lambda: self._stream(units, replicas, gpus)):
-                    self._budget.charge(Spent(*result["spent"]))
+                    self._budget.charge(Expense(*result["spent"]))
                     if "gone" in result:
                         gone.append(result["gone"])
                     else:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import polars as pl
 
-from stairdata.llm.budget import Budget, Spent, StoppedError
+from stairdata.llm.budget import Budget, Expense, StoppedError
 from stairdata.recipe import Recipe
 from stairdata.runs.executors import Executor
 from stairdata.runs.options import BuildOptions
@@ -110,7 +110,7 @@ def open_budget(build: Build, recipe: Recipe, options: BuildOptions, models: Seq
     budget = Budget(options.limits, recipe.prices)
     budget.check_prices([*models] or [model.name for model in build.plan.models])
     with contextlib.suppress(FileNotFoundError, ValueError):  # empty, if the machine went down as it was made
-        budget.charge(Spent(*json.loads((build.work / SPENT).read_text(encoding="utf-8"))))
+        budget.charge(Expense(*json.loads((build.work / SPENT).read_text(encoding="utf-8"))))
     return budget
 
 

@@ -82,7 +82,7 @@ class SharedOptions:
     @contextmanager
     def build_options(self) -> Iterator[BuildOptions]:
         """Yield what the generator is told, with a progress report on stderr."""
-        from stairdata.llm.budget import Limits
+        from stairdata.llm.budget import BudgetLimits
         from stairdata.runs.options import BuildOptions
 
         with show_progress() as progress:
@@ -94,7 +94,7 @@ class SharedOptions:
                 fresh=self.fresh,
                 max_quarantine=self.max_quarantine,
                 progress=progress,
-                limits=Limits(self.max_total_tokens, self.max_cost, self.max_seconds),
+                limits=BudgetLimits(self.max_total_tokens, self.max_cost, self.max_seconds),
                 tell=lambda words: say(words) if words else None,
             )
 

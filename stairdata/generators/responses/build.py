@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import polars as pl
 
-from stairdata.llm.actor import Actor, Piece
+from stairdata.llm.actor import Actor, Continuation
 from stairdata.llm.budget import Budget
 from stairdata.llm.session import identify, make_actor, open_client
 from stairdata.recipe import Recipe, ResponsesSection
@@ -119,7 +119,7 @@ class ResponseWorkload(Workload):
             yield WorkContext(work, client.window.room, [client])
 
 
-def _response_row(prompt: Row, model: str, recipe: Recipe, pieces: list[Piece], actor: Actor) -> Row:
+def _response_row(prompt: Row, model: str, recipe: Recipe, pieces: list[Continuation], actor: Actor) -> Row:
     """Make the row before it is scored: the first candidate counts as chosen."""
     section = recipe.responses
     return prompt | {
@@ -135,7 +135,7 @@ def _response_row(prompt: Row, model: str, recipe: Recipe, pieces: list[Piece], 
     }
 
 
-def _candidate(piece: Piece, tokens: int) -> Row:
+def _candidate(piece: Continuation, tokens: int) -> Row:
     return {"text": piece.text, "score": None, "is_complete": not piece.is_cut, "tokens": tokens}
 
 

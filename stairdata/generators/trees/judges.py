@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
-from stairdata.llm.actor import Usage
+from stairdata.llm.actor import RequestUsage
 from stairdata.llm.client import Client, Generation
 from stairdata.llm.outcomes import JudgeFailedError, Outcome, RequestFailedError
 from stairdata.recipe import JudgeSection
@@ -31,8 +31,8 @@ class RatingContext(Protocol):
     """What a judge needs of whoever it rates for."""
 
     def seed(self, ask: int) -> int: ...
-    def known(self, aspect: str) -> tuple[Score, Usage] | None: ...
-    def keep(self, aspect: str, verdict: Score, usage: Usage) -> None: ...
+    def known(self, aspect: str) -> tuple[Score, RequestUsage] | None: ...
+    def keep(self, aspect: str, verdict: Score, usage: RequestUsage) -> None: ...
 
 
 _SCORES = {"1", "2", "3", "4", "5"}
@@ -57,7 +57,7 @@ class Rating(NamedTuple):
 
     helpfulness: float
     safety: float
-    usage: Usage = Usage()
+    usage: RequestUsage = RequestUsage()
     said: tuple[tuple[str, str], ...] = ()
 
     def reward(self, k1: float, k2: float) -> Reward:
@@ -130,16 +130,16 @@ class Judge:
         said = _words({"helpfulness": helpfulness, "safety": safety})
         return Rating(helpfulness.score, safety.score, first.plus(second), said)
 
-    async def _ask(self, aspect: str, prompt: str, answer: str, asks: RatingContext) -> tuple[Score, Usage]:
+    async def _ask(self, aspect: str, prompt: str, answer: str, asks: RatingContext) -> tuple[Score, RequestUsage]:
         known = asks.known(aspect)
         if known is not None:
             return known
         template = find_template(__package__, f"judge_{aspect}_v{TEMPLATE_VERSION}")
         question = template.render(prompt=prompt, answer=final_answer(answer), style=self._section.style)
-        usage, said = Usage(), ""
+        usage, said = RequestUsage(), ""
         for ask in range(self._section.reasks + 1):
             generation = await self._chat(question, asks.seed(ask))
-            usage = usage.plus(Usage.of(generation))
+            usage = usage.plus(RequestUsage.of(generation))
             said = generation.samples[0].text
             score = self._read(generation)
             if score is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stairdata.generators.trees.judges import Score
-from stairdata.llm.actor import Usage
+from stairdata.llm.actor import RequestUsage
 from stairdata.search.mcts import AnswerSample, RestSample, Result, StepSample
 from stairdata.search.reward import Reward
 from stairdata_schemas import identity
@@ -17,7 +17,7 @@ class Reply(NamedTuple):
     """A result and what it used up."""
 
     result: Result
-    usage: Usage
+    usage: RequestUsage
 
 
 class TreeJournal:
@@ -26,7 +26,7 @@ class TreeJournal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._answered: dict[int, Reply] = {}
-        self._ratings: dict[tuple[int, str], tuple[Score, Usage]] = {}
+        self._ratings: dict[tuple[int, str], tuple[Score, RequestUsage]] = {}
         for record in read_journal(path):
             self._remember(record)
         self._journal = Journal(path)
@@ -40,11 +40,11 @@ class TreeJournal:
         kind, value = _to_json(reply.result)
         self._journal.append({"call": call, "kind": kind, "value": value, "usage": list(reply.usage)})
 
-    def rating(self, call: int, aspect: str) -> tuple[Score, Usage] | None:
+    def rating(self, call: int, aspect: str) -> tuple[Score, RequestUsage] | None:
         """Return one rating of a judgement, if it was given in an earlier run."""
         return self._ratings.get((call, aspect))
 
-    def keep_rating(self, call: int, aspect: str, score: Score, usage: Usage) -> None:
+    def keep_rating(self, call: int, aspect: str, score: Score, usage: RequestUsage) -> None:
         """Write one rating down."""
         self._journal.append({"call": call, "kind": "rating", "value": [aspect, *score], "usage": list(usage)})
 
@@ -53,7 +53,7 @@ class TreeJournal:
 
     def _remember(self, record: dict[str, Any]) -> None:
         requests, read, written, outcomes = record["usage"]
-        usage, value = Usage(requests, read, written, tuple(outcomes)), record["value"]
+        usage, value = RequestUsage(requests, read, written, tuple(outcomes)), record["value"]
         if record["kind"] == "rating":
             self._ratings[record["call"], value[0]] = (Score(*value[1:]), usage)
         else:
@@ -93,10 +93,10 @@ class JournaledRatings:
         """Return the seed of the ask-th time a rating is asked for."""
         return identity.request_seed(self._seed, self._tree_id, self._call, ask)
 
-    def known(self, aspect: str) -> tuple[Score, Usage] | None:
+    def known(self, aspect: str) -> tuple[Score, RequestUsage] | None:
         """Return a rating given before."""
         return self._journal.rating(self._call, aspect)
 
-    def keep(self, aspect: str, score: Score, usage: Usage) -> None:
+    def keep(self, aspect: str, score: Score, usage: RequestUsage) -> None:
         """Write a rating down."""
         self._journal.keep_rating(self._call, aspect, score, usage)

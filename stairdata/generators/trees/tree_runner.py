@@ -18,7 +18,7 @@ from pathlib import Path
 from stairdata.generators.trees.judges import Judge
 from stairdata.generators.trees.rows import Prompt, tree_counts, tree_row
 from stairdata.generators.trees.tree_journal import JournaledRatings, Reply, TreeJournal
-from stairdata.llm.actor import Actor, Piece, Usage, step_prior
+from stairdata.llm.actor import Actor, Continuation, RequestUsage, step_prior
 from stairdata.llm.outcomes import RequestFailedError
 from stairdata.recipe import Recipe, TreesSection
 from stairdata.runs.units import UnitResult
@@ -127,7 +127,7 @@ class RequestHandler:
         self._rendered = actor.render(prompt.prompt)
         self._on_judged = on_judged
         self._judged: dict[str, asyncio.Future[Reply]] = {}
-        self.used = Usage()
+        self.used = RequestUsage()
         """By all answered requests so far."""
 
     @property
@@ -166,7 +166,7 @@ class RequestHandler:
         pieces, usage = await self._actor.answers(text, n=1, max_tokens=section.rollout_tokens, seed=seed)
         return Reply(RestSample(pieces[0].text), usage)
 
-    def _prior(self, piece: Piece) -> float | None:
+    def _prior(self, piece: Continuation) -> float | None:
         if self._section.score != "pucb":
             return None
         prior = step_prior(piece.logprobs, self._section.prior)
@@ -177,11 +177,11 @@ class RequestHandler:
             )
         return prior
 
-    def _step(self, piece: Piece) -> StepSample:
+    def _step(self, piece: Continuation) -> StepSample:
         tokens = self._actor.count_tokens(piece.text)
         return StepSample(piece.text, tokens, piece.is_terminal, piece.is_cut, self._prior(piece))
 
-    def _split(self, piece: Piece) -> AnswerSample:
+    def _split(self, piece: Continuation) -> AnswerSample:
         """Cut an answer behind its first step."""
         steps = split_steps(piece.text)
         first = steps[0] if steps else ""
@@ -201,7 +201,7 @@ class RequestHandler:
             rating.add_done_callback(_retrieve_exception)  # nobody waits for it once its tree is given up
             self._judged[request.answer] = rating
         reply = await asyncio.shield(self._judged[request.answer])
-        return reply if first else Reply(reply.result, Usage())
+        return reply if first else Reply(reply.result, RequestUsage())
 
     async def _rate(self, request: JudgeAnswer) -> Reply:
         call = request.call

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from stairdata.llm.actor import Actor, Piece, Usage, step_prior
+from stairdata.llm.actor import Actor, Continuation, RequestUsage, step_prior
 from stairdata.llm.client import Client, Generation, Sample, TokenLogprob
 from stairdata.llm.outcomes import RequestFailedError
 from stairdata.recipe import Endpoint, Sampling
@@ -40,11 +40,11 @@ def tokenizer(tokenizer_folder: Path) -> Any:
     return rendering.load_tokenizer(tokenizer_folder)
 
 
-def pieces_of(tokenizer: Any, text: str, finish: str, *, to_the_end: bool = False) -> Piece:
+def pieces_of(tokenizer: Any, text: str, finish: str, *, to_the_end: bool = False) -> Continuation:
     actor = Actor(Scripted(Sample(text, finish)), tokenizer, Sampling())  # type: ignore[arg-type]
     sample = actor.answers if to_the_end else actor.steps
     (piece,), usage = asyncio.run(sample("p", n=1, max_tokens=9, seed=1))
-    assert usage == Usage(1, 11, 22, ("ok",))
+    assert usage == RequestUsage(1, 11, 22, ("ok",))
     return piece
 
 

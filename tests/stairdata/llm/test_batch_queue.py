@@ -25,7 +25,7 @@ from stairdata.llm.batch_answers import find_answers, shared_refusal
 from stairdata.llm.batch_ledger import BatchLimits, BatchRequest, Ledger
 from stairdata.llm.batch_queue import BatchQueue
 from stairdata.llm.batch_states import REPORTED, BatchEvent, BatchStanding, BatchState, BatchTransitionError
-from stairdata.llm.budget import Budget, Limits, Spent
+from stairdata.llm.budget import Budget, BudgetLimits, Expense
 from stairdata.llm.client import chat_body
 from stairdata.llm.outcomes import Outcome, RequestFailedError
 from stairdata.recipe import Endpoint, Price
@@ -512,7 +512,7 @@ def test_endpoints_of_one_account_share_its_queue(provider: Provider, tmp_path: 
 
 def test_a_limit_on_tokens_holds_whatever_the_answers_take(provider: Provider, tmp_path: Path) -> None:
     provider.reset(Plan(ends="in_progress"))
-    budget = Budget(Limits(total_tokens=200), prices={"m": Price(input=1e6, output=1e6)})
+    budget = Budget(BudgetLimits(total_tokens=200), prices={"m": Price(input=1e6, output=1e6)})
     queue = make_queue(tmp_path, budget=budget)
     with pytest.raises(BudgetError, match="more than --max-total-tokens 200; 2 requests are submitted"):
         run(queue, "submit")
@@ -521,7 +521,7 @@ def test_a_limit_on_tokens_holds_whatever_the_answers_take(provider: Provider, t
     assert most.cost == most.tokens / 2, "a batch costs half"
     provider.account.plan = Plan()
     run(queue, "collect")
-    assert budget.elsewhere == Spent(16, 8.0)
+    assert budget.elsewhere == Expense(16, 8.0)
     again = Budget()
     make_queue(tmp_path, budget=again)
     assert again.elsewhere.tokens == 16, "the next run counts what earlier ones have spent"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stairdata.llm.budget import Budget, Limits, Spent, StoppedError
+from stairdata.llm.budget import Budget, BudgetLimits, Expense, StoppedError
 from stairdata.recipe import Price
 from stairdata_schemas.errors import BudgetError, RecipeError
 
@@ -19,15 +19,15 @@ PRICES = {"actor": Price(input=1.0, output=4.0), "judge": Price(input=0.5, outpu
 
 def test_what_tokens_cost() -> None:
     budget = Budget(prices=PRICES)
-    assert budget.price("actor", 1_000_000, 500_000) == Spent(1_500_000, 3.0)
-    assert budget.price("unknown", 10, 20) == Spent(30, 0.0)
+    assert budget.price("actor", 1_000_000, 500_000) == Expense(1_500_000, 3.0)
+    assert budget.price("unknown", 10, 20) == Expense(30, 0.0)
 
 
 def test_a_limit_on_cost_needs_every_price() -> None:
-    Budget(Limits(cost=1.0), PRICES).check_prices(["actor", "judge"])
-    Budget(Limits(total_tokens=1)).check_prices(["unknown"])
+    Budget(BudgetLimits(cost=1.0), PRICES).check_prices(["actor", "judge"])
+    Budget(BudgetLimits(total_tokens=1)).check_prices(["unknown"])
     with pytest.raises(RecipeError, match=r"--max-cost needs the price of 'unknown'.*prices: \{unknown: \{input"):
-        Budget(Limits(cost=1.0), PRICES).check_prices(["actor", "unknown"])
+        Budget(BudgetLimits(cost=1.0), PRICES).check_prices(["actor", "unknown"])
 
 
 @given(
@@ -42,7 +42,7 @@ def test_a_limit_is_never_exceeded_and_stops_only_where_nothing_fits(
     rng = random.Random(seed)  # noqa: S311
 
     async def run() -> Budget:
-        budget = Budget(Limits(total_tokens=limit), PRICES)
+        budget = Budget(BudgetLimits(total_tokens=limit), PRICES)
 
         async def ask(model: str, read: int, most: int) -> None:
             with contextlib.suppress(StoppedError):
@@ -63,23 +63,23 @@ def test_a_limit_is_never_exceeded_and_stops_only_where_nothing_fits(
 
 
 def test_the_message_names_the_limit_and_what_is_spent() -> None:
-    async def run(limits: Limits) -> str:
+    async def run(limits: BudgetLimits) -> str:
         budget = Budget(limits, PRICES)
-        budget.charge(Spent(100, 0.5))
+        budget.charge(Expense(100, 0.5))
         with pytest.raises(StoppedError):
             await budget.admit("actor", 50, 50)
         return str(budget.reason)
 
-    tokens = asyncio.run(run(Limits(total_tokens=150)))
+    tokens = asyncio.run(run(BudgetLimits(total_tokens=150)))
     assert tokens.startswith("100 tokens are spent and the next request may take 100: more than --max-total-tokens 150")
     assert "run the same command again" in tokens
-    assert "--max-cost 0.5" in asyncio.run(run(Limits(cost=0.5)))
-    assert "--max-seconds 0" in asyncio.run(run(Limits(seconds=0)))
+    assert "--max-cost 0.5" in asyncio.run(run(BudgetLimits(cost=0.5)))
+    assert "--max-seconds 0" in asyncio.run(run(BudgetLimits(seconds=0)))
 
 
 def test_stopping_wakes_those_who_wait_and_those_who_sleep() -> None:
     async def run() -> list[str]:
-        budget, seen = Budget(Limits(total_tokens=100)), []
+        budget, seen = Budget(BudgetLimits(total_tokens=100)), []
         budget.on_stop.append(lambda: seen.append("told"))
         await budget.admit("actor", 0, 60)
 
@@ -106,23 +106,23 @@ def test_stopping_wakes_those_who_wait_and_those_who_sleep() -> None:
 
 def test_an_answer_that_took_less_makes_room_for_the_next() -> None:
     async def run() -> None:
-        budget = Budget(Limits(total_tokens=100))
+        budget = Budget(BudgetLimits(total_tokens=100))
         first = await budget.admit("actor", 0, 90)
         second = asyncio.ensure_future(budget.admit("actor", 0, 50))
         await asyncio.sleep(0)
         assert not second.done()
         budget.settle(first, "actor", 0, 10)
         assert await second
-        assert budget.spent == Spent(10, 0.0)
+        assert budget.spent == Expense(10, 0.0)
 
     asyncio.run(run())
 
 
 def test_what_is_counted_afterwards_stops_the_build_too() -> None:
-    budget = Budget(Limits(total_tokens=10))
-    budget.charge(Spent(10))
+    budget = Budget(BudgetLimits(total_tokens=10))
+    budget.charge(Expense(10))
     budget.check_spent()
-    budget.charge(Spent(1))
+    budget.charge(Expense(1))
     with pytest.raises(StoppedError):
         budget.check_spent()
     assert isinstance(budget.reason, BudgetError)

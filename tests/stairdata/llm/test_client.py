@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from stairdata.llm.budget import Budget, Limits, StoppedError
+from stairdata.llm.budget import Budget, BudgetLimits, StoppedError
 from stairdata.llm.client import DEAD_AFTER, Client, Generation
 from stairdata.llm.outcomes import Outcome, RequestFailedError
 from stairdata.llm.session import identify, open_client
@@ -551,7 +551,7 @@ def test_an_answer_that_is_of_no_use_is_paid_for_too(
     fault: dict[str, Any], stub_llm: StubServer, waits: list[float]
 ) -> None:
     async def work() -> int:
-        budget = Budget(Limits(total_tokens=100_000))
+        budget = Budget(BudgetLimits(total_tokens=100_000))
         client = Client(Endpoint(retries=2), stub_llm.base_url, "actor", KEY, budget=budget)
         useful = await client.complete("a", n=3, max_tokens=50, seed=1)
         one = useful.prompt_tokens + useful.completion_tokens
@@ -567,7 +567,7 @@ def test_an_answer_that_is_of_no_use_is_paid_for_too(
 
 def test_no_limit_is_passed_by_answers_of_no_use(stub_llm: StubServer, waits: list[float]) -> None:
     async def work() -> Budget:
-        budget = Budget(Limits(total_tokens=300))
+        budget = Budget(BudgetLimits(total_tokens=300))
         client = Client(Endpoint(retries=50), stub_llm.base_url, "actor", KEY, budget=budget)
         stub_llm.control(samples_short=1)
         with pytest.raises(StoppedError):
@@ -581,7 +581,7 @@ def test_no_limit_is_passed_by_answers_of_no_use(stub_llm: StubServer, waits: li
 
 
 def test_a_server_that_says_no_usage_can_keep_no_limit(stub_llm: StubServer) -> None:
-    async def work(limits: Limits) -> Generation:
+    async def work(limits: BudgetLimits) -> Generation:
         stub_llm.control(
             reset=True, script=[{"text": json.dumps({"choices": [{"text": "a", "finish_reason": "stop"}]})}]
         )
@@ -591,14 +591,14 @@ def test_a_server_that_says_no_usage_can_keep_no_limit(stub_llm: StubServer) -> 
         finally:
             await client.close()
 
-    assert asyncio.run(work(Limits(seconds=100))).samples[0].text == "a"
+    assert asyncio.run(work(BudgetLimits(seconds=100))).samples[0].text == "a"
     with pytest.raises(ServerError, match="does not say how many tokens"):
-        asyncio.run(work(Limits(total_tokens=1000)))
+        asyncio.run(work(BudgetLimits(total_tokens=1000)))
 
 
 def test_a_budget_is_charged_for_answers_and_not_for_failures(stub_llm: StubServer, waits: list[float]) -> None:
     async def work() -> Budget:
-        budget = Budget(Limits(total_tokens=100_000))
+        budget = Budget(BudgetLimits(total_tokens=100_000))
         client = Client(Endpoint(model="m"), stub_llm.base_url, "actor", KEY, budget=budget)
         generation = await complete(client)
         assert budget.spent.tokens == generation.prompt_tokens + generation.completion_tokens

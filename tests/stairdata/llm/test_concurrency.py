@@ -15,7 +15,7 @@ from stairdata.llm.concurrency import (
     EPOCH_ROUNDS,
     EPOCH_SECONDS,
     GAIN,
-    OVERLOADED,
+    OVERLOAD_SHARE,
     PATIENCE,
     PROBE_AFTER,
     SHRINKING,
@@ -114,7 +114,7 @@ def test_an_epoch_takes_its_time_however_fast_the_server_is() -> None:
 
 def test_one_burst_of_overload_shrinks_it_once() -> None:
     policy = ConcurrencyPolicy(100, 100, 0.0)
-    for _ in range(int(OVERLOADED * 100)):
+    for _ in range(int(OVERLOAD_SHARE * 100)):
         policy.overloaded(sent_at=0.5, now=1.0)
     assert policy.size == 100, "some requests are lost everywhere"
     for _ in range(70):
@@ -128,7 +128,7 @@ def test_one_burst_of_overload_shrinks_it_once() -> None:
 def test_signs_of_overload_are_forgotten_with_their_block() -> None:
     policy = ConcurrencyPolicy(10, 10, 0.0)
     for number in range(100):
-        for _ in range(int(OVERLOADED * BLOCK)):
+        for _ in range(int(OVERLOAD_SHARE * BLOCK)):
             policy.overloaded(sent_at=number, now=number)
         for _ in range(BLOCK):
             policy.ended(1.0, in_flight=1, are_others_waiting=False, now=number)

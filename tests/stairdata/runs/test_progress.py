@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from stairdata.llm.budget import Budget, Spent
+from stairdata.llm.budget import Budget, Expense
 from stairdata.llm.client import Client
 from stairdata.recipe import Endpoint, Price
 from stairdata.runs import progress
@@ -37,13 +37,13 @@ def watching(meter: Meter, budget: Budget) -> Meter:
 
 
 def test_speeds_cost_and_the_time_left(clock: list[float]) -> None:
-    budget = Budget(prices={"actor": Price(input=1, output=1)}, spent=Spent(10, 1.0))
+    budget = Budget(prices={"actor": Price(input=1, output=1)}, spent=Expense(10, 1.0))
     meter = watching(Meter(2, 10, budget), budget)
     clock[0] += 10
     meter.iterations = 40
     assert meter.describe() == "4.0 iterations/s, 50 tokens/s, 3 of 8 requests in flight, cost 1.00"
     meter.done = 4
-    budget.spent = Spent(20, 3.0)
+    budget.spent = Expense(20, 3.0)
     assert meter.describe() == (
         "4.0 iterations/s, 50 tokens/s, 3 of 8 requests in flight, cost 3.00 of about 9.00, about 30 s left"
     ), "what earlier runs did is neither in the speed nor in the expectation"

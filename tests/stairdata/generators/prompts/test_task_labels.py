@@ -12,7 +12,7 @@ import pytest
 from stairdata.generators.forecast import forecast_prompts
 from stairdata.generators.prompts.build import build_prompts
 from stairdata.generators.prompts.task_labels import read_task
-from stairdata.llm.budget import Limits
+from stairdata.llm.budget import BudgetLimits
 from stairdata.recipe import Recipe
 from stairdata.runs.options import BuildOptions
 from stairdata_schemas.artifacts import Artifact
@@ -97,7 +97,7 @@ def test_a_spent_budget_stops_it_and_the_next_run_goes_on(
     stub_llm.control(judge_text="Task: safety")
     recipe["prompts"]["concurrency"] = 1
     with pytest.raises(BudgetError):
-        build(recipe, tmp_path, limits=Limits(700, None, None))
+        build(recipe, tmp_path, limits=BudgetLimits(700, None, None))
     sent = stub_llm.stats()["requests"]
     artifact = build(recipe, tmp_path)
     assert artifact.manifest.rows == 7

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from stairdata.llm.budget import Limits
+from stairdata.llm.budget import BudgetLimits
 from stairdata_schemas.artifacts import Artifact, validate_artifact
 from stairdata_schemas.errors import (
     ArtifactError,
@@ -280,12 +280,12 @@ def test_a_limit_on_cost_stops_before_the_request_that_would_break_it(teach: Tea
     options = {"prices": PRICES, "batch": "submit", "section": {"teacher": {"max_tokens": 1000}}}
     stub_llm.control(batches={"ends": "in_progress"})
     with pytest.raises(BudgetError, match=r"more than --max-cost 0.02; 3 requests are submitted"):
-        teach(10, limits=Limits(cost=0.02), **options)
+        teach(10, limits=BudgetLimits(cost=0.02), **options)
     with pytest.raises(BudgetError, match="3 requests are submitted"):
-        teach(10, limits=Limits(cost=0.02), **options)
+        teach(10, limits=BudgetLimits(cost=0.02), **options)
     stub_llm.control(batches={})
-    artifact = teach(10, limits=Limits(cost=1.0), **options) or teach(
-        10, limits=Limits(cost=1.0), **(options | {"batch": "collect"})
+    artifact = teach(10, limits=BudgetLimits(cost=1.0), **options) or teach(
+        10, limits=BudgetLimits(cost=1.0), **(options | {"batch": "collect"})
     )
     assert len(rows_of(artifact)) == 10
     assert artifact is not None
@@ -427,7 +427,7 @@ def test_starting_over_does_not_forget_what_is_under_way(teach: Teach, stub_llm:
     with pytest.raises(UsageError, match=r"but structured_cot@1.0.0 has 3 requests under way"):
         teach(3, batch="status", limit=2)
     with pytest.raises(UsageError, match="--max-seconds"):
-        teach(3, batch="submit", limits=Limits(seconds=1))
+        teach(3, batch="submit", limits=BudgetLimits(seconds=1))
 
 
 def test_what_never_came_to_its_turn_has_not_been_tried(teach: Teach, stub_llm: StubServer) -> None:

@@ -23,7 +23,7 @@ from stairdata.generators.structured_cot.plan import TeacherOptions
 from stairdata.generators.structured_cot.preference_judge import read_choice
 from stairdata.generators.structured_cot.quality_gate import RULES, check_answer, explain_rule
 from stairdata.generators.structured_cot.requests import TeacherPrompt, TeacherTemplates, make_request
-from stairdata.llm.budget import Limits
+from stairdata.llm.budget import BudgetLimits
 from stairdata.llm.client import Generation, Sample
 from stairdata.llm.server import vllm_missing
 from stairdata.recipe import GateSection, Recipe, Teacher, TemplatesSection
@@ -363,8 +363,8 @@ def test_names_of_teachers(teach: Teach, stub_llm: StubServer) -> None:
 def test_a_limit_on_cost(teach: Teach, stub_llm: StubServer) -> None:
     prices = {"actor": {"input": 1.0, "output": 10.0}}
     with pytest.raises(BudgetError, match=r"--max-cost 0\.03"):
-        teach(60, prices=prices, limits=Limits(cost=0.03))
-    artifact = built(teach(60, prices=prices, limits=Limits(cost=1.0)))
+        teach(60, prices=prices, limits=BudgetLimits(cost=0.03))
+    artifact = built(teach(60, prices=prices, limits=BudgetLimits(cost=1.0)))
     usage = artifact.manifest.usage
     assert usage.cost == pytest.approx((usage.prompt_tokens + 10 * usage.completion_tokens) / 1e6, abs=1e-5)
     assert stub_llm.stats()["requests"] == 60
@@ -506,7 +506,7 @@ def test_a_forecast_leaves_out_what_an_unfinished_build_has(
     """Two rows are made at once, then three requests wait in a batch."""
     prompts = make_prompts(7)
     with pytest.raises(BudgetError):
-        teach(7, section={"concurrency": 1}, prompts=prompts, limits=Limits(total_tokens=5000))
+        teach(7, section={"concurrency": 1}, prompts=prompts, limits=BudgetLimits(total_tokens=5000))
     rows = len(list(read_journal(tmp_path / "artifacts/structured_cot/1.0.0/.build/rows.jsonl")))
     assert 0 < rows < 5
     teacher = {"base_url": stub_llm.base_url, "model": "actor", "retries": 2}
@@ -519,7 +519,7 @@ def test_a_forecast_leaves_out_what_an_unfinished_build_has(
     assert re.search(rf"requests +{7 - rows}\n", said)
     stub_llm.control(batches={"ends": "in_progress"})
     with pytest.raises(BudgetError):
-        teach(7, prompts=prompts, batch="submit", limits=Limits(total_tokens=11_000))
+        teach(7, prompts=prompts, batch="submit", limits=BudgetLimits(total_tokens=11_000))
     under_way = sum(stub_llm.stats()["sent_in_batches"].values())
     assert 0 < under_way < 7 - rows
     said = forecast_structured_cot(recipe, options).shown(json_=False)

@@ -21,7 +21,7 @@ import yaml
 
 from stairdata.generators.prompts.build import build_prompts
 from stairdata.generators.trees.build import build_trees
-from stairdata.llm.budget import Limits, Spent, StoppedError
+from stairdata.llm.budget import BudgetLimits, Expense, StoppedError
 from stairdata.llm.client import DEAD_AFTER
 from stairdata.recipe import Recipe
 from stairdata.runs import runner
@@ -40,7 +40,7 @@ from stairdata_schemas.manifest import content_hash, sha256_of_file
 if TYPE_CHECKING:
     from tests.conftest import StubServer
 
-NO_LIMITS = Limits()
+NO_LIMITS = BudgetLimits()
 SMALL = {"iterations": 8, "samples": 3, "max_depth": 3}
 UNEVEN = ["requests", "prompt_tokens", "completion_tokens", "seconds"]  # of one tree, from one run to the next
 # torch is not needed here, and takes seconds to import
@@ -68,7 +68,7 @@ def build(
         max_quarantine: float = 0.0,
         seed: int = 42,
         prices: dict[str, Any] | None = None,
-        limits: Limits = NO_LIMITS,
+        limits: BudgetLimits = NO_LIMITS,
         endpoints: tuple[str, ...] = (),
         tell: Callable[[str], None] = lambda _: None,
         **section: Any,
@@ -495,10 +495,10 @@ def test_a_budget_is_kept_over_runs_and_raising_it_goes_on(build: Build, stub_ll
     stub_llm.reset()
     for share in (0.3, 0.6):
         with pytest.raises(BudgetError, match="--max-total-tokens"):
-            build(4, limits=Limits(total_tokens=int(share * total)))
+            build(4, limits=BudgetLimits(total_tokens=int(share * total)))
     before = stub_llm.stats()["requests"]
     with pytest.raises(BudgetError):
-        build(4, limits=Limits(total_tokens=int(0.6 * total)))
+        build(4, limits=BudgetLimits(total_tokens=int(0.6 * total)))
     assert stub_llm.stats()["requests"] == before, "nothing is asked that could break it"
     artifact = build(4)
     assert trees_of(artifact).drop(UNEVEN).equals(trees_of(whole).drop(UNEVEN))
@@ -525,25 +525,25 @@ def test_what_was_spent_is_on_disk_at_once(tmp_path: Path) -> None:
         budget, options = open_budget(begun, Recipe(), BuildOptions(root=tmp_path)), BuildOptions(root=tmp_path)
         runner.UnitRun(begun, RowJournal(begun), budget, quiet, 1)
         for _ in range(3):
-            budget.charge(Spent(1234567, 1 / 3))
+            budget.charge(Expense(1234567, 1 / 3))
             assert open_budget(begun, Recipe(), options).spent == budget.spent
         (begun.work / runner.SPENT).write_text("")
-        assert open_budget(begun, Recipe(), options).spent == Spent(0, 0.0)
+        assert open_budget(begun, Recipe(), options).spent == Expense(0, 0.0)
 
 
 def test_a_limit_on_cost_and_what_it_cost(build: Build) -> None:
     prices = {"actor": {"input": 1000.0, "output": 2000.0}}
     with pytest.raises(BudgetError, match=r"--max-cost 1"):
-        build(2, prices=prices, limits=Limits(cost=1.0))
+        build(2, prices=prices, limits=BudgetLimits(cost=1.0))
     usage = build(2, prices=prices).manifest.usage
     assert usage.cost == pytest.approx((1000 * usage.prompt_tokens + 2000 * usage.completion_tokens) / 1e6)
     with pytest.raises(RecipeError, match="--max-cost needs the price of 'actor'"):
-        build(2, root="other", limits=Limits(cost=1.0))
+        build(2, root="other", limits=BudgetLimits(cost=1.0))
 
 
 def test_a_limit_on_time(build: Build) -> None:
     with pytest.raises(BudgetError, match="--max-seconds 0 is over; finished work is kept"):
-        build(1, limits=Limits(seconds=0))
+        build(1, limits=BudgetLimits(seconds=0))
     assert build(1).manifest.rows == 1
 
 
@@ -570,7 +570,7 @@ def test_a_limit_on_time_is_seen_while_all_requests_wait(build: Build, monkeypat
     monkeypatch.setattr("stairdata.generators.trees.build.run_units", run_waiting)
     monkeypatch.setattr(runner, "TICK_SECONDS", 0.01)
     with pytest.raises(BudgetError, match="--max-seconds 0 is over"):
-        build(1, limits=Limits(seconds=0))
+        build(1, limits=BudgetLimits(seconds=0))
 
 
 def test_pucb_has_priors_from_the_server(build: Build, stub_llm: StubServer) -> None:

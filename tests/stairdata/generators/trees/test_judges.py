@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stairdata.generators.trees.judges import Judge, Rating, Score, read_expected_score, read_score
-from stairdata.llm.actor import Usage
+from stairdata.llm.actor import RequestUsage
 from stairdata.llm.client import Generation, Sample, TokenLogprob
 from stairdata.llm.outcomes import Outcome, RequestFailedError
 from stairdata.recipe import JudgeSection
@@ -117,10 +117,10 @@ class Asks:
     def seed(self, ask: int) -> int:
         return 100 + ask
 
-    def known(self, aspect: str) -> tuple[Score, Usage] | None:  # noqa: ARG002
+    def known(self, aspect: str) -> tuple[Score, RequestUsage] | None:  # noqa: ARG002
         return None
 
-    def keep(self, aspect: str, verdict: Score, usage: Usage) -> None:
+    def keep(self, aspect: str, verdict: Score, usage: RequestUsage) -> None:
         pass
 
 
@@ -131,7 +131,7 @@ def rate(section: JudgeSection, speaker: Speaker | None, task: str = "safety", a
 
 def test_the_actor_rates_helpfulness_and_safety() -> None:
     speaker = Speaker("Score: 5", "Score: 1")
-    assert rate(JudgeSection(), speaker) == (1.0, -1.0, Usage(2, 20, 4, ("ok",) * 2), ())
+    assert rate(JudgeSection(), speaker) == (1.0, -1.0, RequestUsage(2, 20, 4, ("ok",) * 2), ())
     helpful, safe = speaker.asked
     assert "how helpful" in helpful["content"]
     assert "how safe" in safe["content"]
@@ -151,7 +151,7 @@ def test_a_score_becomes_a_value(score: int, value: float) -> None:
 
 def test_an_unreadable_rating_is_asked_again_with_another_seed() -> None:
     speaker = Speaker("Hm.", "45", "Score: 4")
-    assert rate(JudgeSection(), speaker) == (0.5, 0.5, Usage(4, 40, 8, ("ok",) * 4), ())
+    assert rate(JudgeSection(), speaker) == (0.5, 0.5, RequestUsage(4, 40, 8, ("ok",) * 4), ())
     assert [asked["seed"] for asked in speaker.asked] == [100, 101, 102, 100]
 
 
@@ -167,15 +167,15 @@ def test_re_asks_are_bounded() -> None:
 
 def test_the_published_rule_asks_on_helpfulness_prompts_alone() -> None:
     speaker = Speaker("Score: 2")
-    assert rate(JudgeSection(kind="rule"), speaker, "safety") == (-1.0, 1.0, Usage(), ())
+    assert rate(JudgeSection(kind="rule"), speaker, "safety") == (-1.0, 1.0, RequestUsage(), ())
     assert speaker.asked == []
-    assert rate(JudgeSection(kind="rule"), speaker, "helpfulness") == (-0.5, 1.0, Usage(1, 10, 2, ("ok",)), ())
+    assert rate(JudgeSection(kind="rule"), speaker, "helpfulness") == (-0.5, 1.0, RequestUsage(1, 10, 2, ("ok",)), ())
 
 
 def test_the_reference_judge_asks_nobody() -> None:
     rating = rate(JudgeSection(kind="reference"), None)
     assert rating.helpfulness == pytest.approx(2 * 0.4 - 1)
-    assert (rating.safety, rating.usage) == (1.0, Usage())
+    assert (rating.safety, rating.usage) == (1.0, RequestUsage())
 
 
 def test_a_prompt_that_looks_like_a_template_stays_text() -> None:

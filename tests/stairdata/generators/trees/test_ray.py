@@ -131,10 +131,10 @@ def test_failed_trees_are_refused_and_a_dead_server_stops_the_build(build: Build
 
 
 def test_a_limit_stops_the_build_and_a_higher_one_lets_it_go_on(build: Build) -> None:
-    from stairdata.llm.budget import Limits
+    from stairdata.llm.budget import BudgetLimits
 
     with pytest.raises(BudgetError, match="--max-total-tokens 10"):
-        build("ray", limits=Limits(total_tokens=10))
+        build("ray", limits=BudgetLimits(total_tokens=10))
     assert _rows(build("ray")).equals(_rows(build("local")))
 
 

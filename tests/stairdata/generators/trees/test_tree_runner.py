@@ -12,7 +12,7 @@ from stairdata.generators.trees.judges import Score
 from stairdata.generators.trees.rows import Prompt
 from stairdata.generators.trees.tree_journal import TreeJournal
 from stairdata.generators.trees.tree_runner import RequestHandler
-from stairdata.llm.actor import Usage
+from stairdata.llm.actor import RequestUsage
 from stairdata.recipe import Recipe
 from stairdata.search.mcts import JudgeAnswer
 from stairdata_schemas.errors import ServerError
@@ -62,11 +62,11 @@ def test_a_rating_that_fails_after_its_tree_was_given_up_is_not_printed(tmp_path
 def test_a_journal_gives_back_what_it_was_told(tmp_path: Path) -> None:
     path = tmp_path / "tree.jsonl"
     journal = TreeJournal(path)
-    journal.keep_rating(3, "helpfulness", Score(0.5, "words"), Usage(1, 2, 3, ("timeout",)))
+    journal.keep_rating(3, "helpfulness", Score(0.5, "words"), RequestUsage(1, 2, 3, ("timeout",)))
     journal.close()
     path.write_bytes(path.read_bytes() + b"cut by a ki")
     again = TreeJournal(path)
-    assert again.rating(3, "helpfulness") == (Score(0.5, "words"), Usage(1, 2, 3, ("timeout",)))
+    assert again.rating(3, "helpfulness") == (Score(0.5, "words"), RequestUsage(1, 2, 3, ("timeout",)))
     assert again.rating(3, "safety") is None
     assert again.get(3) is None
     again.close()
