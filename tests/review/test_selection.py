@@ -62,7 +62,7 @@ def test_the_judge_contradicts_the_values_most_in_the_first(tmp_path: Path) -> N
 
 
 def test_disagreement_needs_the_trees(pairs: Artifact, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactNotFoundError, match="stand in the trees"):
+    with pytest.raises(ArtifactNotFoundError, match="are in the trees"):
         select(pairs, "disagreement", None, 42, tmp_path)
     trees = resolve("trees", pairs.folder.parent.parent)
     with pytest.raises(UsageError, match="is only for pairs"):

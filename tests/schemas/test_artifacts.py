@@ -282,7 +282,7 @@ def test_an_added_file_is_reported(shards: Artifact, name: str) -> None:
 )
 def test_a_path_that_leaves_the_data_is_refused(shards: Artifact, path: str) -> None:
     edit_manifest(shards, lambda content: content["files"][0].update(path=path))
-    with pytest.raises(ArtifactError, match="is no path of a data file"):
+    with pytest.raises(ArtifactError, match="is not a valid path of a data file"):
         open_artifact(shards.folder)
 
 

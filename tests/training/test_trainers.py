@@ -215,7 +215,7 @@ def test_the_same_seed_gives_the_same_reward_head(models: dict[str, Path], pair_
 
 
 def test_a_language_model_is_no_reward_model(models: dict[str, Path]) -> None:
-    with pytest.raises(ModelError, match="is no reward model"):
+    with pytest.raises(ModelError, match="is not a reward model"):
         PrmScorer.load(models["llama3"])
 
 

@@ -34,7 +34,7 @@ def argilla(answer: Callable[[httpx.Request], httpx.Response], url: str = "http:
         ("https://argilla.example.org", False, "add --remote"),
         ("http://127.0.0.1.example.org", True, "use https"),
         ("http://localhost@evil.example", True, "no name"),
-        ("https://user:word@argilla.example.org", True, "no name, password or query"),
+        ("https://user:word@argilla.example.org", True, "must not contain a name, password or query"),
         ("ftp://127.0.0.1", True, "is not an address"),
         ("argilla.example.org", True, "is not an address"),
         ("http://[::1", True, "is not an address"),
@@ -54,7 +54,7 @@ def test_places_that_are_talked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ReviewError, match="review serve --background"):
         find_access(tmp_path, None, remote=False)
     monkeypatch.setenv("ARGILLA_API_KEY", "line\nbreak")
-    with pytest.raises(ReviewError, match="no API key has") as raised:
+    with pytest.raises(ReviewError, match="no API key can have") as raised:
         find_access(None, "http://127.0.0.1", remote=False)
     assert "break" not in str(raised.value)
     monkeypatch.delenv("ARGILLA_API_KEY")
@@ -72,7 +72,7 @@ def test_places_that_are_talked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (503, KEY[:3], "the same command goes on"),
         (200, "<html>", "is not an Argilla server"),
         (200, '{"role": "annotator"}', "an annotator's"),
-        (200, "[]", "this is no Argilla"),
+        (200, "[]", "this is not Argilla"),
     ],
 )
 def test_what_a_server_may_say(status: int, body: str, message: str) -> None:

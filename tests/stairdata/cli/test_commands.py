@@ -90,7 +90,7 @@ def test_a_build_writes_its_reference_to_stdout_and_all_else_to_stderr(run: Run,
         (["build", "prompts", "--recipe", "no.yaml"], 1, "error: the recipe no.yaml does not exist"),
         (["build", "prompts"], 1, "error: prompts.sources is empty"),
         (["build", "prompts", "--set", "prompts.sources=[{path: no.csv}]"], 1, "no.csv can't be read: No such file"),
-        (["build", "trees"], 1, "no complete prompts under artifacts; make one with `stairdata build prompts`"),
+        (["build", "trees"], 1, "no complete prompts under artifacts; build one with `stairdata build prompts`"),
         (["build", "preference-pairs"], 1, "no complete trees under artifacts"),
         (["build", "prompts", "--version", "1.x"], 2, "'1.x' is not a version; write three numbers"),
         (["build", "prompts", "--version", "2.0.0"], 2, "MAJOR is the schema's version"),
@@ -213,7 +213,7 @@ def test_list(run: Run, built: str, tmp_path: Path) -> None:
 def test_list_of_nothing(run: Run) -> None:
     ended = run("list", "--root", "elsewhere")
     assert (ended.status, ended.out) == (0, "")
-    assert "no artifacts under elsewhere; make one with `stairdata build prompts`" in ended.err
+    assert "no artifacts under elsewhere; build one with `stairdata build prompts`" in ended.err
     assert json.loads(run("list", "--root", "elsewhere", "--json").out) == {"root": "elsewhere", "artifacts": []}
 
 

@@ -73,10 +73,10 @@ def test_push_list_show_and_pull(hub: HubServer, run: Run, build: Callable[..., 
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        (["push", "prompts", "--repo", "nothing"], 2, "'nothing' is no repository; write --repo org/name"),
+        (["push", "prompts", "--repo", "nothing"], 2, "'nothing' is not a repository name; write --repo org/name"),
         (["push", "prompts", "--repo", REPO, "--gated", "yes"], 2, "--gated 'yes': write one of manual, auto, no"),
         (["push", "prompts", "--repo", REPO, "--config", "../x"], 2, "'../x' can't be a config"),
-        (["push", "prompts", "--repo", REPO, "--license", "My own"], 2, "is no licence's identifier"),
+        (["push", "prompts", "--repo", REPO, "--license", "My own"], 2, "is not a licence identifier"),
         (["push", "trees", "--repo", REPO], 1, "no complete trees under artifacts"),
         (["push", "prompts"], 2, "Missing option '--repo'"),
         (["push", "prompts", "--repo", "other/prompts"], 1, "you don't have the rights to create"),

@@ -52,7 +52,7 @@ def test_addresses(text: str, expected: Address | None) -> None:
 
 @pytest.mark.parametrize("text", ["name", "org/name@v1.0.0", "https://huggingface.co/org/name", "-/x"])
 def test_what_is_no_repository(text: str) -> None:
-    with pytest.raises(UsageError, match="is no repository; write --repo org/name"):
+    with pytest.raises(UsageError, match="is not a repository name; write --repo org/name"):
         parse_repo(text)
 
 

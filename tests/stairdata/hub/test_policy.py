@@ -97,8 +97,8 @@ def test_public_and_gate_change_only_what_they_say(
 @pytest.mark.parametrize(
     ("private", "gate", "flags", "words"),
     [
-        (False, "manual", {}, "is public; type --public"),
-        (False, "manual", {"gated": "no"}, "is public; type --public"),
+        (False, "manual", {}, "is public; pass --public"),
+        (False, "manual", {"gated": "no"}, "is public; pass --public"),
         (True, False, {}, "is not gated, and prompts@1.1.0 holds rows that are not helpfulness; type --gated no"),
         (True, False, {"public": True}, "is not gated"),
         (False, False, {"gated": "no"}, "is public"),
@@ -191,7 +191,7 @@ def test_a_laxer_licence_than_the_parents_is_refused(hub: HubServer, make: Make)
     artifact = make(parents=(parent("cc-by-nc-4.0"), parent(None)), license=None)
     with pytest.raises(PublishError, match=r"--license mit asks less than cc-by-nc-4\.0"):
         push(artifact, PushOptions(REPO, license="mit"))
-    with pytest.raises(UsageError, match="is no licence's identifier"):
+    with pytest.raises(UsageError, match="is not a licence identifier"):
         push(artifact, PushOptions(REPO, license="My own!"))
     assert sent(hub) == []
 

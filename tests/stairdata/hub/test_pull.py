@@ -138,7 +138,7 @@ def test_a_path_that_leaves_the_folder_is_refused(path: str, hub: HubServer, mak
     artifact = make()
     push(artifact, PushOptions(REPO))
     change_manifest(artifact, files=[{"path": path, "sha256": "0" * 64, "bytes": 1, "rows": 1}])
-    with pytest.raises(ArtifactError, match="which is no path of a data file"):
+    with pytest.raises(ArtifactError, match="which is not a valid path of a data file"):
         pull(Address(REPO, "main"), tmp_path / "there")
     assert not (tmp_path / "there").exists()
 

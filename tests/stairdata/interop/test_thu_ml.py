@@ -270,7 +270,7 @@ def test_prompts(tmp_path: Path) -> None:
         ("When?", "helpfulness", "thu-ml", None),
     ]
     assert artifact.manifest.details["not_taken_over"] == {
-        "field 'id' (prompts)": 1, "ground_truth that is no text (prompts)": 1,
+        "field 'id' (prompts)": 1, "ground_truth that is not text (prompts)": 1,
     }  # fmt: skip
     export_thu_ml(artifact, tmp_path / "back.json")
     back = json.loads((tmp_path / "back.json").read_text())

@@ -381,7 +381,7 @@ def test_a_batch_refused_as_a_whole_is_told_once_whatever_files_it_names(provide
     run(make_queue(tmp_path), "submit", ids="ab")
     provider.account.plan = Plan(ends="failed")
     provider.account.batches["batch_0000"]["error_file_id"] = "file-of-a-refusal"
-    with pytest.raises(ServerError, match=r"batch batch_0000 was refused as a whole: 'invalid_json_line"):
+    with pytest.raises(ServerError, match=r"batch batch_0000 was rejected as a whole: 'invalid_json_line"):
         run(make_queue(tmp_path), "refresh")
     run(make_queue(tmp_path), "refresh")
     assert make_queue(tmp_path).pending == set()
@@ -430,7 +430,7 @@ def test_lines_that_are_no_answers(tmp_path: Path) -> None:
     path = tmp_path / "errors.jsonl"
     path.write_text("\n".join(lines))
     found = {id_: str(failure) for id_, failure in find_answers([tmp_path / "none", path]).items()}
-    assert found == {"empty": "malformed: the answer is no chat completion", "slow": "rate_limited: slow down"}
+    assert found == {"empty": "malformed: the answer is not a chat completion", "slow": "rate_limited: slow down"}
     assert shared_refusal([path]) is None
 
 

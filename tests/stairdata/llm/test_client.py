@@ -273,7 +273,7 @@ def test_a_server_that_refuses_everything_stops_the_build(
     status: int, text: str, call: Callable[..., Any], stub_llm: StubServer
 ) -> None:
     stub_llm.control(script=[{"status": status, "text": text}])
-    with pytest.raises(ServerError, match="mend the key or the account"):
+    with pytest.raises(ServerError, match="fix the key or the account"):
         call(complete)
     assert stub_llm.stats()["requests"] == 1
 

@@ -140,7 +140,7 @@ def test_a_server_answers_inside_the_block_and_is_gone_after_it(make_server: Mak
         assert fetch(server, "/v1/models", "guess") == 401
     assert not server.is_alive()
     assert is_gone(pid_of(server))
-    with pytest.raises(ServerError, match="does not run any more"):
+    with pytest.raises(ServerError, match="is no longer running"):
         server.check()
 
 

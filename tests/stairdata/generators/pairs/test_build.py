@@ -338,7 +338,7 @@ def test_not_one_pair_says_how_many_nodes_each_rule_left(tmp_path: Path) -> None
     with pytest.raises(BuildError) as caught:
         build_preference_pairs(Recipe(), BuildOptions(root=tmp_path))
     message = str(caught.value)
-    assert "not one pair for preference_pairs in trees@1.0.0 (1 trees, 2 nodes below their roots, 0 can" in message
+    assert "no pair for preference_pairs in trees@1.0.0 (1 trees, 2 nodes below their roots, 0 can" in message
     assert "Removed: unvisited 0, blank 0, too few visits 1, value too low 0, margin too small 0, too long 0" in message
     assert "Lower preference_pairs.min_margin (0.5)" in message
     assert not list((tmp_path / "preference_pairs").rglob("manifest.json"))

@@ -212,8 +212,8 @@ def test_a_broken_line_of_jsonl_is_refused_with_its_text(line: str, rule: str, t
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("q.txt", b"x", "unknown ending '.txt'; known are .json, .jsonl, .csv, .parquet"),
-        ("q", b"x", "unknown ending ''"),
+        ("q.txt", b"x", "unknown file extension '.txt'; use one of .json, .jsonl, .csv, .parquet"),
+        ("q", b"x", "unknown file extension ''"),
         ("q.json", b"", "is empty"),
         ("q.jsonl", b"", "is empty"),
         ("q.csv", b"", "is empty"),

@@ -47,7 +47,7 @@ def test_submit_leave_collect(teach: Teach, stub_llm: StubServer) -> None:
     stub_llm.control(batches={"ends": "in_progress"})
     assert teach(10, batch="submit", tell=said.append) is None
     assert "batch_0000" in said[-1]
-    assert "10 requests under way, 0 missing" in said[-1]
+    assert "10 requests in progress, 0 missing" in said[-1]
     assert teach(10, batch="collect") is None, "it has not ended"
     assert teach(10, batch="status", tell=said.append) is None
     assert "in_progress" in said[-1]
@@ -88,7 +88,7 @@ def test_what_exceeds_the_queue_waits_for_the_next_submission(teach: Teach, stub
     section = {"batch": {"max_enqueued_tokens": 1200}}
     stub_llm.control(batches={"ends": "in_progress"})
     assert teach(10, section=section, batch="submit", tell=said.append) is None
-    assert "wait for room in the queue" in said[-1]
+    assert "waits for room in the queue" in said[-1]
     first = len(sent_of(stub_llm))
     assert 0 < first < 10
     teach(10, section=section, batch="submit")
@@ -323,7 +323,7 @@ def test_actions_that_make_no_sense(teach: Teach) -> None:
 
 def test_a_server_without_a_batch_api(teach: Teach, stub_llm: StubServer) -> None:
     stub_llm.control(lose={"POST /v1/files": ["refuse"] * 9})
-    with pytest.raises(ServerError, match="leave --batch out where the server has no Batch API"):
+    with pytest.raises(ServerError, match="leave --batch out if the server has no Batch API"):
         teach(2, batch="submit")
 
 
@@ -493,7 +493,7 @@ def test_ids_that_were_removed_are_found_in_the_requests(
     ids.unlink()
     said: list[str] = []
     assert teach(4, batch=action, tell=said.append) is None
-    assert "4 requests under way, 0 missing" in said[-1]
+    assert "4 requests in progress, 0 missing" in said[-1]
     stub_llm.control(batches={})
     assert len(rows_of(teach(4, batch="collect"))) == 4
     assert set(sent_of(stub_llm).values()) == {1}
@@ -593,7 +593,7 @@ def test_teachers_of_one_account_share_its_queue(teach: Teach, stub_llm: StubSer
     teach(20, section=section, teachers=("a", "b"), batch="submit", tell=said.append)
     sent = {id_.split("-")[1] for id_ in sent_of(stub_llm)}
     assert sent == {"0"}, "the other one waits"
-    assert "wait for room in the queue" in said[-1]
+    assert "waits for room in the queue" in said[-1]
 
 
 def test_a_damaged_ledger_of_another_build_is_in_nobodys_way(

@@ -348,7 +348,7 @@ def test_refusals_are_counted_by_task(teach: Teach) -> None:
 
 
 def test_names_of_teachers(teach: Teach, stub_llm: StubServer) -> None:
-    with pytest.raises(UsageError, match="a name stands there twice"):
+    with pytest.raises(UsageError, match="a name is given twice"):
         teach(2, teachers=("a", "a"))
     with pytest.raises(RecipeError, match=r"needs structured_cot\.judge"):
         teach(2, teachers=("a", "b"))
@@ -523,7 +523,7 @@ def test_a_forecast_leaves_out_what_an_unfinished_build_has(
     under_way = sum(stub_llm.stats()["sent_in_batches"].values())
     assert 0 < under_way < 7 - rows
     said = forecast_structured_cot(recipe, options).shown(json_=False)
-    assert f"; {under_way} requests are answered or under way\n" in said
+    assert f"; {under_way} requests are answered or in progress\n" in said
     assert re.search(rf"requests +{7 - rows - under_way}\n", said)
 
 

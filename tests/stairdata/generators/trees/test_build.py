@@ -427,7 +427,7 @@ def test_ctrl_c_lets_requests_come_home_and_ends_with_130(
     out, err = process.communicate(timeout=120)  # a request of the client's own times out after 600 s
     assert process.returncode == 130, err
     assert out == ""
-    assert "run the same command again to go on" in err
+    assert "run the same command again to continue" in err
     assert "Traceback" not in err
     before = stub_llm.stats()["requests"]
     stub_llm.reset()
