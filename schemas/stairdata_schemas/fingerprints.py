@@ -1,62 +1,79 @@
-"""What decides a result is said at the fields of the settings; a fingerprint counts these alone.
+"""Which settings decide a result: a mark at each field that does not enter fingerprints by its value.
 
-A field counts unless it is marked. So a key that somebody adds makes new artifacts new, and can't return an old one by
-being forgotten on a list.
+A build or a training that was finished before is found by its fingerprint. A key that decides rows and is missing there
+silently returns rows of another recipe; a key too many costs a build that was not needed. So a field without a mark
+enters, and each mark says why it may stay out, or how else it enters.
 """
 
 from __future__ import annotations
 
+from enum import Enum, auto
 from typing import Any
 
 from pydantic import BaseModel
 
 
-class NotInFingerprint:
-    """Marks a field whose value can't change the result, or that counts in another way.
+class Mark(Enum):
+    """How a field enters the fingerprint, where not by its value: `Annotated[int, Mark.NAME]`."""
 
-    The first are concurrency, URLs, ports, time-outs, retries, names of environment variables, licences; the second are
-    models (by name, revision and tokenizer hash) and files (by their content): `Annotated[int, NotInFingerprint]`.
+    CANNOT_CHANGE_RESULT = auto()
+    """It stays out. Such are concurrency, URLs, ports, time-outs, retries, names of environment variables, prices,
+    licences, how requests are packed into batches. A time-out can cost a row, but never changes one."""
+    COUNTS_AS_MODEL = auto()
+    """It names a model or tokenizer. The generator adds a `ModelIdentity` or the tokenizer's hash, so that a folder
+    counts by its content and not by its path."""
+    COUNTS_AS_INPUT = auto()
+    """It names something that is read. The generator adds the hash of the content, or a dataset's name and commit."""
+    COUNTS_WHERE_USED = auto()
+    """It matters only in some builds of its kind: for one source of rows, or with an option of the command line. Their
+    generator adds its `counted_settings`."""
+    COUNTS_UNLESS_DEFAULT = auto()
+    """It enters only if it differs from its default. For a key that is added later, with the default under which older
+    rows were made: fingerprints of recipes without the key stay what they are."""
+    COUNTS_WHERE_SERVED = auto()
+    """It is a setting of the server of a model that is served for the build, and has no effect on a model behind a URL.
+    It enters only if the section has a `path` and it differs from its default: fingerprints lacked it at first."""
+
+
+def counted_settings(section: BaseModel) -> dict[str, Any]:
+    """Return the part of some settings that enters the fingerprint of what uses them, as JSON values.
+
+    Nested settings, also in lists and dicts, are treated in the same way; one with nothing that counts is left out.
     """
+    settings = {}
+    dumped = section.model_dump(mode="json")  # by the types of the fields: 0 in a field of floats is 0.0
+    for name, value in section:
+        if _enters(section, name, value):
+            entering = _as_json(value, dumped[name])
+            if not (isinstance(value, BaseModel) and not entering):
+                settings[name] = entering
+    return settings
 
 
-class InFingerprintIfSet:
-    """Marks a field that counts only where it differs from its default.
-
-    For a field that came when fingerprints without it were in use: theirs stay as they are.
-    """
+def mark_of(section: type[BaseModel], name: str) -> Mark | None:
+    """Return the mark of a field."""
+    return next((each for each in section.model_fields[name].metadata if isinstance(each, Mark)), None)
 
 
-def counted(settings: BaseModel, *, with_defaults: bool = False) -> dict[str, Any]:
-    """Return the part of some settings that decides the result, as JSON values.
-
-    Args:
-        settings: of a stage; nested ones are counted by their own marks.
-        with_defaults: count fields marked `InFingerprintIfSet` also where they have their default.
-    """
-    found = {}
-    for name, field in type(settings).model_fields.items():
-        if NotInFingerprint in field.metadata:
-            continue
-        value = _plain(settings, name)
-        if InFingerprintIfSet in field.metadata and not with_defaults:
-            default = field.get_default(call_default_factory=True)
-            if value in ({}, counted(default) if isinstance(default, BaseModel) else default):
-                continue
-        found[name] = value
-    return found
+def _enters(section: BaseModel, name: str, value: Any) -> bool:
+    differs = bool(value != type(section).model_fields[name].default)
+    match mark_of(type(section), name):
+        case None:
+            return True
+        case Mark.COUNTS_UNLESS_DEFAULT:
+            return differs
+        case Mark.COUNTS_WHERE_SERVED:
+            return differs and getattr(section, "path", None) is not None
+        case _:
+            return False
 
 
-def uncounted_fields(settings: type[BaseModel]) -> set[str]:
-    """Return the names of the fields of a class of settings that never count, without those of nested classes."""
-    return {name for name, field in settings.model_fields.items() if NotInFingerprint in field.metadata}
-
-
-def _plain(settings: BaseModel, name: str) -> Any:
-    value = getattr(settings, name)
+def _as_json(value: Any, dumped: Any) -> Any:
+    """Return a value as it was dumped, but for sections in it."""
     if isinstance(value, BaseModel):
-        return counted(value)
-    if isinstance(value, list) and any(isinstance(each, BaseModel) for each in value):
-        return [counted(each) if isinstance(each, BaseModel) else each for each in value]
-    if isinstance(value, dict) and any(isinstance(each, BaseModel) for each in value.values()):
-        return {key: counted(each) if isinstance(each, BaseModel) else each for key, each in value.items()}
-    return settings.model_dump(mode="json", include={name})[name]
+        return counted_settings(value)
+    if isinstance(value, dict):
+        return {key: _as_json(inner, dumped[key]) for inner, key in zip(value.values(), dumped, strict=True)}
+    if isinstance(value, list):
+        return [_as_json(*both) for both in zip(value, dumped, strict=True)]
+    return dumped

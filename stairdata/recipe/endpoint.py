@@ -3,39 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from stairdata.recipe.section import Section
-from stairdata_schemas.fingerprints import InFingerprintIfSet, NotInFingerprint
+from stairdata.recipe.section import Concurrency, Section
+from stairdata_schemas.fingerprints import Mark
 
 
 class Endpoint(Section):
     """A model: by folder or Hub id, served by vLLM for the duration of a build, or by the URL of a server."""
 
-    path: Annotated[str | None, NotInFingerprint] = None
+    path: Annotated[str | None, Mark.COUNTS_AS_MODEL] = None
     """A model folder or Hub id, served for the duration of the build."""
-    base_url: Annotated[str | None, NotInFingerprint] = None
+    base_url: Annotated[str | None, Mark.CANNOT_CHANGE_RESULT] = None
     """An OpenAI-compatible server instead, such as http://127.0.0.1:8000/v1."""
-    model: Annotated[str | None, NotInFingerprint] = None
+    model: Annotated[str | None, Mark.COUNTS_AS_MODEL] = None
     """The server's name for the model; needed with base_url."""
-    tokenizer: Annotated[str | None, NotInFingerprint] = None
+    tokenizer: Annotated[str | None, Mark.COUNTS_AS_MODEL] = None
     """Folder or Hub id of the tokenizer whose chat template renders prompts; default: path."""
-    api_key_env: Annotated[str, NotInFingerprint] = "OPENAI_API_KEY"
+    api_key_env: Annotated[str, Mark.CANNOT_CHANGE_RESULT] = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; the key itself is never in a recipe."""
-    concurrency: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], NotInFingerprint] = "auto"
+    concurrency: Annotated[Concurrency, Mark.CANNOT_CHANGE_RESULT] = "auto"
     """Requests in flight at most. auto: as many as make the server faster, up to 512. Either way fewer while it
     reports that it is overloaded."""
-    timeout: Annotated[float, NotInFingerprint] = Field(600, gt=0)
+    timeout: Annotated[float, Mark.CANNOT_CHANGE_RESULT] = Field(600, gt=0)
     """Seconds a request may take."""
-    retries: Annotated[int, NotInFingerprint] = Field(8, ge=0)
+    retries: Annotated[int, Mark.CANNOT_CHANGE_RESULT] = Field(8, ge=0)
     """How often a failed request is sent again, with exponential back-off."""
-    retry_seconds: Annotated[float, NotInFingerprint] = Field(900, ge=0)
+    retry_seconds: Annotated[float, Mark.CANNOT_CHANGE_RESULT] = Field(900, ge=0)
     """Seconds after which a failed request is not sent again; a server that asks for a longer wait stops the build."""
-    max_model_len: Annotated[int, InFingerprintIfSet] = Field(4096, ge=64)
+    max_model_len: Annotated[int, Mark.COUNTS_WHERE_SERVED] = Field(4096, ge=64)
     """Context length of the served model, in tokens: prompt and answer together."""
-    port: Annotated[int, NotInFingerprint] = Field(0, ge=0, le=65535)
+    port: Annotated[int, Mark.CANNOT_CHANGE_RESULT] = Field(0, ge=0, le=65535)
     """Port of the served model; 0 takes a free one."""
 
     @property

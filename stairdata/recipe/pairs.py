@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from stairdata.recipe.section import MOST, Section
-from stairdata_schemas.fingerprints import NotInFingerprint
+from stairdata_schemas.fingerprints import Mark
 
 
 class PairsSection(Section):
@@ -21,7 +21,7 @@ class PairsSection(Section):
     """Each side is terminal or visited at least this often."""
     max_tokens: int = Field(2048, ge=1)
     """Rendered prompt plus path may have at most this many tokens; longer nodes, and those below, are in no pair."""
-    tokenizer: Annotated[str | None, NotInFingerprint] = None
+    tokenizer: Annotated[str | None, Mark.COUNTS_AS_MODEL] = None
     """Folder or Hub id of the tokenizer that counts where trees have no `tokens` and a path has more UTF-8 bytes than
     max_tokens; default: the actor's."""
     min_margin_by_depth: dict[Annotated[int, Field(ge=1)], Annotated[float, Field(ge=0)]] = {}
@@ -75,7 +75,7 @@ class ReviewsSection(Section):
 class PreferencePairsSection(PairsSection):
     """Stage `preference_pairs`: which pairs are taken from trees. Thresholds are the published code's."""
 
-    reviews: ReviewsSection = ReviewsSection()
+    reviews: Annotated[ReviewsSection, Mark.COUNTS_WHERE_USED] = ReviewsSection()
     """How verdicts decide, if --reviews names reviews."""
 
     granularity: Literal["step", "trajectory"] = "step"

@@ -8,8 +8,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from stairdata.recipe.endpoint import Endpoint
-from stairdata.recipe.section import Section, Task
-from stairdata_schemas.fingerprints import NotInFingerprint
+from stairdata.recipe.section import Concurrency, Section, Task
+from stairdata_schemas.fingerprints import Mark
 
 PromptColumn = Literal["prompt", "task", "source", "category", "reference_answer", "reference_is_safe"]
 
@@ -17,14 +17,14 @@ PromptColumn = Literal["prompt", "task", "source", "category", "reference_answer
 class PromptSource(Section):
     """One source of prompts: local files or a Hub dataset."""
 
-    path: Annotated[Path | None, NotInFingerprint] = None
+    path: Annotated[Path | None, Mark.COUNTS_AS_INPUT] = None
     """A .json, .jsonl, .csv or .parquet file (the first three also as .gz or .xz), or a folder of such files, relative
     to the working folder."""
-    hub: str | None = None
+    hub: Annotated[str | None, Mark.COUNTS_AS_INPUT] = None
     """A Hub dataset id; read through `datasets`, never with remote code. Known ones need no columns."""
     like: str | None = None
     """Read the rows as those of a known Hub dataset: {path: train.jsonl, like: PKU-Alignment/PKU-SafeRLHF}."""
-    revision: str | None = None
+    revision: Annotated[str | None, Mark.COUNTS_AS_INPUT] = None
     """Commit, tag or branch of the Hub dataset; default: a known one's tested commit, else its head. Recorded as a
     commit either way."""
     config: str | None = None
@@ -40,7 +40,7 @@ class PromptSource(Section):
     """Task of every row, for sources that have no such column."""
     name: str | None = None
     """Value of the `source` column; default: the source's own column, else the file's name or the Hub id."""
-    license: Annotated[str | None, NotInFingerprint] = None
+    license: Annotated[str | None, Mark.CANNOT_CHANGE_RESULT] = None
     """The source's licence as the Hub names it, such as cc-by-nc-4.0; default: what a Hub dataset's card says."""
     near_duplicates: bool | None = None
     """false: keep prompts that resemble each other. Default true, except known sources of many prompts in one form."""
@@ -92,12 +92,12 @@ class TaskJudge(Endpoint):
 class PromptsSection(Section):
     """Stage `prompts`: where prompts come from, and which are left out."""
 
-    sources: Annotated[list[PromptSource], NotInFingerprint] = []
+    sources: Annotated[list[PromptSource], Mark.COUNTS_AS_INPUT] = []
     """Where prompts come from, in order; of duplicates the first is kept, the others go to quarantine."""
     near_duplicates: NearDuplicatesSection | None = None
     """Refuse prompts that nearly repeat an earlier row ({} for the defaults); off by default, since prompts in
     one form, such as jailbreaks, are alike on purpose."""
-    decontaminate: Annotated[list[str | PromptSource], NotInFingerprint] = []
+    decontaminate: Annotated[list[str | PromptSource], Mark.COUNTS_AS_INPUT] = []
     """Evaluation prompts that must not be in the data: files, prompts artifacts, or sources with columns."""
     contamination: ContaminationSection = ContaminationSection()
     """What counts as an overlap with them."""
@@ -112,9 +112,9 @@ class PromptsSection(Section):
     """Refuse longer prompts."""
     max_tokens: int | None = Field(None, ge=1)
     """Refuse prompts of more tokens."""
-    tokenizer: Annotated[str | None, NotInFingerprint] = None
+    tokenizer: Annotated[str | None, Mark.COUNTS_AS_MODEL] = None
     """Folder or Hub id of the tokenizer that counts them; default: the actor's."""
-    task_judge: Annotated[TaskJudge | None, NotInFingerprint] = None
+    task_judge: Annotated[TaskJudge | None, Mark.COUNTS_WHERE_USED] = None
     """The model that labels rows without a task; without it such rows are refused."""
-    concurrency: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], NotInFingerprint] = "auto"
+    concurrency: Annotated[Concurrency, Mark.CANNOT_CHANGE_RESULT] = "auto"
     """Prompts labelled at a time; auto: one is started whenever the server could take one more request."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from stairdata.recipe.endpoint import Endpoint
@@ -11,6 +13,7 @@ from stairdata.recipe.responses import ResponsesSection
 from stairdata.recipe.section import MOST, Section, Share
 from stairdata.recipe.structured_cot import StructuredCotSection
 from stairdata.recipe.trees import TreesSection
+from stairdata_schemas.fingerprints import Mark
 
 
 class Price(Section):
@@ -36,7 +39,7 @@ class Recipe(Section):
     preference_pairs: PreferencePairsSection = PreferencePairsSection()
     prm_pairs: PrmPairsSection = PrmPairsSection()
     responses: ResponsesSection = ResponsesSection()
-    prices: dict[str, Price] = {}
+    prices: Annotated[dict[str, Price], Mark.CANNOT_CHANGE_RESULT] = {}
     """Price of each model, by its name (of a served folder: the folder's last part). Needed for --max-cost."""
 
     def tokenizer_or_default(self, named: str | None) -> str | None:

@@ -6,8 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stairdata.recipe.section import Sampling
-from stairdata_schemas.fingerprints import NotInFingerprint
+from stairdata.recipe.section import Concurrency, Sampling
+from stairdata_schemas.fingerprints import Mark
 
 
 class ResponsesSection(Sampling):
@@ -17,11 +17,11 @@ class ResponsesSection(Sampling):
     """sample: one answer. best_of_n: n answers, of which the one with the best PRM score is kept."""
     n: int = Field(1, ge=1)
     """Answers per prompt."""
-    prm: Annotated[str | None, NotInFingerprint] = None
+    prm: Annotated[str | None, Mark.COUNTS_AS_MODEL] = None
     """Folder of the process reward model that scores."""
     max_tokens: int = Field(2048, ge=1)
     """Tokens of one answer."""
-    concurrency: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], NotInFingerprint] = "auto"
+    concurrency: Annotated[Concurrency, Mark.CANNOT_CHANGE_RESULT] = "auto"
     """Prompts in flight at most; auto: one is begun whenever the server could take one more request."""
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Task = Literal["safety", "helpfulness"]
+Concurrency = Annotated[int, Field(ge=1)] | Literal["auto"]
 MOST = 2**63 - 1
 """The largest number that a column of whole numbers holds."""
 

@@ -8,8 +8,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from stairdata.recipe.endpoint import Endpoint
-from stairdata.recipe.section import Section, Task
-from stairdata_schemas.fingerprints import InFingerprintIfSet, NotInFingerprint
+from stairdata.recipe.section import Concurrency, Section, Task
+from stairdata_schemas.fingerprints import Mark
 
 
 class Teacher(Endpoint):
@@ -61,9 +61,9 @@ class GateSection(Section):
 class TemplatesSection(Section):
     """Files with jinja templates that replace the built-in ones."""
 
-    safety: Path | None = None
+    safety: Annotated[Path | None, Mark.COUNTS_AS_INPUT] = None
     """What a teacher is asked on safety prompts."""
-    helpfulness: Path | None = None
+    helpfulness: Annotated[Path | None, Mark.COUNTS_AS_INPUT] = None
     """What a teacher is asked on helpfulness prompts."""
 
 
@@ -86,7 +86,7 @@ class FromTreesSection(Section):
     """An answer's value has to be at least this."""
     max_tokens: int = Field(2048, ge=1)
     """Rendered prompt plus answer may have at most this many tokens."""
-    tokenizer: Annotated[str | None, NotInFingerprint] = None
+    tokenizer: Annotated[str | None, Mark.COUNTS_AS_MODEL] = None
     """Folder or Hub id of the tokenizer that counts where trees have no `tokens`; default: the actor's."""
     max_per_prompt: int = Field(8, ge=1)
     """At most this many answers per prompt; a sample if there are more."""
@@ -97,31 +97,31 @@ class FromTreesSection(Section):
 class StructuredCotSection(Section):
     """Stage `structured_cot`: reasoning from a teacher, a file, a Hub dataset, or trees."""
 
-    from_trees: Annotated[FromTreesSection | None, NotInFingerprint] = None
+    from_trees: Annotated[FromTreesSection | None, Mark.COUNTS_WHERE_USED] = None
     """Take the rows from trees ({} for the defaults); `--input trees@X.Y.Z` does the same."""
-    path: Annotated[Path | None, NotInFingerprint] = None
+    path: Annotated[Path | None, Mark.COUNTS_AS_INPUT] = None
     """Rows written by hand: JSONL with prompt, task, steps, output. Without it a teacher is asked."""
-    hub: Annotated[str | None, NotInFingerprint] = None
+    hub: Annotated[str | None, Mark.COUNTS_AS_INPUT] = None
     """A published dataset of such rows on the Hub: thu-ml/STAIR-SFT."""
-    like: Annotated[str | None, NotInFingerprint] = None
+    like: Annotated[str | None, Mark.COUNTS_AS_INPUT] = None
     """Read `path` as a file of that dataset."""
-    revision: Annotated[str | None, NotInFingerprint] = None
+    revision: Annotated[str | None, Mark.COUNTS_AS_INPUT] = None
     """Commit, tag or branch of the published dataset; default: its head."""
-    license: Annotated[str | None, NotInFingerprint] = None
+    license: Annotated[str | None, Mark.CANNOT_CHANGE_RESULT] = None
     """Licence of the hand-written rows, or of the published dataset, as the Hub names it."""
-    teacher: Annotated[Teacher, NotInFingerprint] = Teacher()
+    teacher: Annotated[Teacher, Mark.COUNTS_WHERE_USED] = Teacher()
     """The model that writes the reasoning."""
-    teachers: Annotated[dict[str, Teacher], NotInFingerprint] = {}
+    teachers: Annotated[dict[str, Teacher], Mark.COUNTS_WHERE_USED] = {}
     """More teachers by name, for `--teachers a,b`; a name that is not here is a model at the server of `teacher`."""
-    judge: Annotated[CotJudge | None, InFingerprintIfSet] = None
+    judge: Annotated[CotJudge | None, Mark.COUNTS_WHERE_USED] = None
     """The model that picks the better of two candidates, and finds answers that comply with harmful requests."""
-    gate: GateSection = GateSection()
+    gate: Annotated[GateSection, Mark.COUNTS_WHERE_USED] = GateSection()
     """What an answer has to satisfy."""
-    templates: Annotated[TemplatesSection, NotInFingerprint] = TemplatesSection()
+    templates: Annotated[TemplatesSection, Mark.COUNTS_WHERE_USED] = TemplatesSection()
     """Your own templates for the teacher."""
-    batch: Annotated[BatchSection, NotInFingerprint] = BatchSection()
+    batch: Annotated[BatchSection, Mark.CANNOT_CHANGE_RESULT] = BatchSection()
     """How `--batch` splits requests."""
-    concurrency: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], NotInFingerprint] = "auto"
+    concurrency: Annotated[Concurrency, Mark.CANNOT_CHANGE_RESULT] = "auto"
     """Prompts in flight at most; auto: one is begun whenever the server could take one more request."""
 
     @model_validator(mode="after")

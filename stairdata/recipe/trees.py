@@ -7,8 +7,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from stairdata.recipe.endpoint import Endpoint
-from stairdata.recipe.section import MOST, Sampling, Section
-from stairdata_schemas.fingerprints import InFingerprintIfSet, NotInFingerprint
+from stairdata.recipe.section import MOST, Concurrency, Sampling, Section
+from stairdata_schemas.fingerprints import Mark
 
 
 class JudgeSection(Section):
@@ -33,7 +33,7 @@ class JudgeSection(Section):
     """Tokens of one rating."""
     reasks: int = Field(3, ge=0)
     """How often the judge is asked again after an unreadable rating before it counts as failed."""
-    endpoint: Annotated[Endpoint | None, InFingerprintIfSet] = None
+    endpoint: Annotated[Endpoint | None, Mark.COUNTS_UNLESS_DEFAULT] = None
     """The judge's server, for kind endpoint."""
 
     @model_validator(mode="after")
@@ -84,5 +84,5 @@ class TreesSection(Sampling):
     """Trees grown from each prompt, each with its own randomness."""
     round: int = Field(1, ge=0, le=MOST)
     """Round of trees, pairs and DPO, written into the rows."""
-    concurrency: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], NotInFingerprint] = "auto"
+    concurrency: Annotated[Concurrency, Mark.CANNOT_CHANGE_RESULT] = "auto"
     """Trees in flight at most; auto: a tree is started whenever the actor could take one more request."""

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from stairdata.llm.budget import Budget
+from stairdata.recipe.section import Concurrency
 from stairdata.runs.local_executor import LocalExecutor
-from stairdata.runs.units import Concurrency, Unit, UnitResult, WorkContext, Workload
+from stairdata.runs.units import Unit, UnitResult, WorkContext, Workload
 from stairdata_schemas.aliases import WaitProgress
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from stairdata.llm.budget import Budget, StoppedError
 from stairdata.llm.outcomes import RequestFailedError
-from stairdata.runs.units import Concurrency, Unit, UnitFailedError, UnitResult, WorkContext
+from stairdata.recipe.section import Concurrency
+from stairdata.runs.units import Unit, UnitFailedError, UnitResult, WorkContext
 
 if TYPE_CHECKING:
     from stairdata.runs.units import UnitFailure

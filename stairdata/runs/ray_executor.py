@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from stairdata.llm.budget import Budget, Expense, StoppedError
 from stairdata.llm.outcomes import JudgeFailedError, Outcome, RequestFailedError
 from stairdata.recipe import Recipe
-from stairdata.runs.units import Concurrency, Unit, UnitFailedError, UnitResult, WorkContext, Workload
+from stairdata.recipe.section import Concurrency
+from stairdata.runs.units import Unit, UnitFailedError, UnitResult, WorkContext, Workload
 from stairdata_schemas.errors import ServerError, StairDataError, UsageError
 
 if TYPE_CHECKING:

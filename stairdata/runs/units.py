@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from stairdata.recipe import Recipe
 from stairdata_schemas.aliases import Row, WaitProgress
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from stairdata.llm.budget import Budget
     from stairdata.llm.client import Client
     from stairdata.llm.outcomes import RequestFailedError
-
-Concurrency = int | Literal["auto"]
-"""Units in flight at most; auto: as many as the servers have room for."""
 
 
 class UnitFailedError(Exception):

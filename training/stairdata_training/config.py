@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from stairdata_schemas.fingerprints import NotInFingerprint
+from stairdata_schemas.fingerprints import Mark
 
 Precision = Literal["auto", "bf16", "fp32"]
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
@@ -32,14 +32,14 @@ class LoraConfig(BaseModel):
 class TrainingConfig(BaseModel):
     """What the three trainings have in common.
 
-    A field counts in the fingerprint of a training unless it is marked with `NotInFingerprint`.
+    A field enters the fingerprint of a training unless it is marked.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
 
-    model: Annotated[str | None, NotInFingerprint] = None  # counted by its content
+    model: Annotated[str | None, Mark.COUNTS_AS_MODEL] = None
     """Model folder or Hub id to start from; without it, pass --model."""
-    output: Annotated[str | None, NotInFingerprint] = None
+    output: Annotated[str | None, Mark.CANNOT_CHANGE_RESULT] = None
     """Folder for the finished model; without it, pass --output."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the rows."""
@@ -69,7 +69,7 @@ class TrainingConfig(BaseModel):
     """Arithmetic; weights are kept in 32 bits in any case. `auto` is bf16 where the processor has it."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: less memory, about a quarter more time."""
-    checkpoint_steps: Annotated[int, NotInFingerprint] = Field(default=500, ge=1)
+    checkpoint_steps: Annotated[int, Mark.CANNOT_CHANGE_RESULT] = Field(default=500, ge=1)
     """Steps between checkpoints, from which a killed run continues."""
     lora: LoraConfig | None = None
     """Train adapters instead of all weights."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import TrainingError, quote
-from stairdata_schemas.fingerprints import counted
+from stairdata_schemas.fingerprints import counted_settings
 from stairdata_schemas.manifest import sha256_of_json
 from stairdata_schemas.rendering import model_hash
 from stairdata_training import output as outputs
@@ -56,7 +56,7 @@ class TrainingPlan:
 
         Kept, because a model's weights take their time to hash.
         """
-        settings = counted(self.config)
+        settings = counted_settings(self.config)
         start = model_hash(Path(self.model)) if Path(self.model).is_dir() else str(self.model)
         return sha256_of_json([self.method, settings | _COUNTED_ONCE, _content_hash(self.data), start])
 

@@ -36,7 +36,7 @@ from stairdata_schemas import identity
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
 from stairdata_schemas.errors import BuildError
-from stairdata_schemas.fingerprints import counted
+from stairdata_schemas.fingerprints import counted_settings
 from stairdata_schemas.kinds import polars_schema
 from stairdata_schemas.writing import QuarantineRow
 
@@ -75,9 +75,9 @@ def _build(
     trees = Inputs(options.inputs, options.root).of("trees")
     tokenizer = tokenizer_of(section.tokenizer, recipe) if lacks_tokens(trees) else None
     reviews = open_reference(reviewed, options.root) if reviewed else None
-    settings = counted(section)
-    if reviews is None:
-        settings.pop("reviews", None)  # how verdicts decide, where there are any
+    settings = counted_settings(section)
+    if reviews is not None and isinstance(section, PreferencePairsSection):
+        settings["reviews"] = counted_settings(section.reviews)
     plan = BuildPlan(
         kind,
         _GENERATORS[kind],

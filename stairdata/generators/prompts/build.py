@@ -19,7 +19,7 @@ from stairdata_schemas.aliases import Row
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
 from stairdata_schemas.errors import RecipeError
-from stairdata_schemas.fingerprints import counted
+from stairdata_schemas.fingerprints import counted_settings
 from stairdata_schemas.kinds import polars_schema
 from stairdata_schemas.licenses import strictest
 from stairdata_schemas.manifest import ModelIdentity
@@ -86,7 +86,10 @@ def _plan(given: PromptInputs, recipe: Recipe, limit: int | None) -> BuildPlan:
     inputs = {
         f"{pinned.number}": files_hash(pinned.source.path, pinned) for pinned in given.sources if pinned.source.path
     }
-    evaluations = [{"name": each.name, "sha256": each.sha256} for each in given.evaluations]
+    evaluations = [
+        {"name": each.name, "sha256": each.sha256} | ({"read_as": each.read_as} if each.read_as else {})
+        for each in given.evaluations
+    ]
     configuration = {
         "sources": [_described(pinned, inputs) for pinned in given.sources],
         "limit": limit,
@@ -108,15 +111,18 @@ def _plan(given: PromptInputs, recipe: Recipe, limit: int | None) -> BuildPlan:
 
 def _described(pinned: PinnedSource, inputs: dict[str, str]) -> dict[str, Any]:
     source: PromptSource = pinned.source
-    described = counted(source)
-    described["file"] = source.path.name if source.path else None
-    described["sha256"] = inputs.get(f"{pinned.number}")
-    return described | {"mapped_as": pinned.known.hub if pinned.known else None}
+    return counted_settings(source) | {
+        "hub": source.hub,
+        "revision": source.revision,
+        "file": source.path.name if source.path else None,
+        "sha256": inputs.get(f"{pinned.number}"),
+        "mapped_as": pinned.known.hub if pinned.known else None,
+    }
 
 
 def _filters_described(recipe: Recipe) -> dict[str, Any]:
     section = recipe.prompts
-    described = counted(section)
+    described = counted_settings(section)
     if section.max_tokens is not None and (tokenizer := recipe.tokenizer_or_default(section.tokenizer)) is not None:
         from stairdata_schemas.rendering import load_tokenizer, tokenizer_hash
 
@@ -138,7 +144,7 @@ def _judge_described(recipe: Recipe) -> dict[str, Any]:
         return {}
     from stairdata.generators.prompts.task_labels import TEMPLATE_VERSION
 
-    return {"task_judge": counted(judge) | {"template": TEMPLATE_VERSION}}
+    return {"task_judge": counted_settings(judge) | {"template": TEMPLATE_VERSION}}
 
 
 def _choose(given: PromptInputs, recipe: Recipe, options: BuildOptions) -> PromptSelection:

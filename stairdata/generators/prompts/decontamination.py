@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stairdata.generators.prompts.files import BrokenRow, files_of
+from stairdata.generators.prompts.known_datasets import known_source
 from stairdata.generators.prompts.mapping import MISSING, PinnedSource, pin, raw_rows, value_at
 from stairdata.generators.prompts.near_duplicates import Contamination
 from stairdata.hub.pull import open_reference
@@ -14,6 +15,7 @@ from stairdata.recipe import ContaminationSection, PromptSource
 from stairdata_schemas.aliases import Row
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import InputError, StairDataError, quote
+from stairdata_schemas.fingerprints import counted_settings
 from stairdata_schemas.manifest import sha256_of_file, sha256_of_json
 
 USUAL_NAMES = ("prompt", "question", "instruction", "goal", "behavior", "forbidden_prompt", "query", "text", "input")
@@ -27,6 +29,8 @@ class EvaluationSet(NamedTuple):
     sha256: str
     """Of the file, of a folder's files, or the artifact's content hash; of a Hub dataset its commit."""
     place: Artifact | PinnedSource
+    read_as: dict[str, Any]
+    """How a source of the recipe is read, where not in the usual way."""
 
 
 def evaluation_sets(given: list[str | PromptSource], root: Path) -> list[EvaluationSet]:
@@ -46,10 +50,23 @@ def _evaluation_set(given: str | PromptSource, root: Path) -> EvaluationSet:
         if not looks_like_a_file:
             return _artifact(given, path, root)
         given = PromptSource(path=path)
-    pinned = pin(given)
+    pinned, read_as = pin(given), _reading(given)
     if given.path is None:
-        return EvaluationSet(str(given.hub), str(pinned.source.revision), pinned)
-    return EvaluationSet(given.path.name, files_hash(given.path, pinned), pinned)
+        return EvaluationSet(str(given.hub), str(pinned.source.revision), pinned, read_as)
+    return EvaluationSet(given.path.name, files_hash(given.path, pinned), pinned, read_as)
+
+
+def _reading(source: PromptSource) -> dict[str, Any]:
+    """Return the settings of a source that are not the usual ones.
+
+    Fingerprints lacked them at first, so those of sources with the usual settings stay what they are. A column that is
+    mapped to its own name counts as none, unless it keeps a known dataset from being read in its own way.
+    """
+    is_known = source.like is not None or known_source(source.hub) is not None
+    columns = {ours: theirs for ours, theirs in source.columns.items() if is_known or ours != theirs}
+    usual = counted_settings(PromptSource(path=source.path, hub=source.hub))
+    settings = counted_settings(source.model_copy(update={"columns": columns}))
+    return {name: value for name, value in settings.items() if value != usual[name]}
 
 
 def _artifact(reference: str, path: Path, root: Path) -> EvaluationSet:
@@ -61,7 +78,7 @@ def _artifact(reference: str, path: Path, root: Path) -> EvaluationSet:
         raise
     if "prompt" not in artifact.scan().collect_schema().names():
         raise InputError(f"--decontaminate {reference}: {artifact.reference} has no column 'prompt'")
-    return EvaluationSet(artifact.reference, artifact.manifest.content_hash, artifact)
+    return EvaluationSet(artifact.reference, artifact.manifest.content_hash, artifact, {})
 
 
 def files_hash(path: Path, pinned: PinnedSource) -> str:

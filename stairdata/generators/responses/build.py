@@ -24,7 +24,7 @@ from stairdata_schemas import identity
 from stairdata_schemas.aliases import Row, WaitProgress
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
-from stairdata_schemas.fingerprints import counted
+from stairdata_schemas.fingerprints import counted_settings
 from stairdata_schemas.manifest import ModelIdentity
 
 GENERATOR = "responses/1"
@@ -56,8 +56,9 @@ def build_responses(
         "responses",
         GENERATOR,
         {
-            **counted(section),
-            **counted(recipe.actor, with_defaults=True),
+            **counted_settings(recipe.actor),
+            **counted_settings(section),
+            "max_model_len": recipe.actor.max_model_len,  # decides which prompts leave room, whoever serves the actor
             "seed": recipe.seed,
             "limit": options.limit,
         },

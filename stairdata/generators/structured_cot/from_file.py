@@ -16,6 +16,7 @@ from stairdata_schemas.aliases import Row
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
 from stairdata_schemas.errors import InputError
+from stairdata_schemas.fingerprints import counted_settings
 from stairdata_schemas.kinds import TASKS, polars_schema
 from stairdata_schemas.manifest import sha256_of_file
 from stairdata_schemas.writing import QuarantineRow
@@ -37,7 +38,7 @@ def build_from_file(recipe: Recipe, options: BuildOptions) -> Artifact:
     plan = BuildPlan(
         "structured_cot",
         GENERATOR,
-        {"source": BY_HAND, "limit": options.limit},
+        {**counted_settings(recipe.structured_cot), "source": BY_HAND, "limit": options.limit},
         inputs={"rows": sha256_of_file(path)},
         license=recipe.structured_cot.license,
     )

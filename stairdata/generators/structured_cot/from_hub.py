@@ -19,6 +19,7 @@ from stairdata_schemas.aliases import Row
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
 from stairdata_schemas.errors import GrammarError, InputError, RecipeError, quote
+from stairdata_schemas.fingerprints import counted_settings
 from stairdata_schemas.kinds import polars_schema
 from stairdata_schemas.writing import QuarantineRow
 
@@ -47,7 +48,12 @@ def build_published(recipe: Recipe, options: BuildOptions) -> Artifact:
     plan = BuildPlan(
         "structured_cot",
         GENERATOR,
-        {"source": STAIR_SFT, "revision": source.revision, "limit": options.limit},
+        {
+            **counted_settings(recipe.structured_cot),
+            "source": STAIR_SFT,
+            "revision": source.revision,
+            "limit": options.limit,
+        },
         inputs={"rows": files_hash(source.path, pinned)} if source.path else {},
         settings={"licenses": [source.license]},
         license=source.license,

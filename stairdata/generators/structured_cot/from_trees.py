@@ -24,7 +24,7 @@ from stairdata_schemas.aliases import Row
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
 from stairdata_schemas.errors import BuildError, GrammarError
-from stairdata_schemas.fingerprints import counted
+from stairdata_schemas.fingerprints import counted_settings
 from stairdata_schemas.kinds import polars_schema
 from stairdata_schemas.writing import QuarantineRow
 
@@ -53,7 +53,12 @@ def build_from_trees(recipe: Recipe, trees: Artifact, options: BuildOptions) -> 
     plan = BuildPlan(
         "structured_cot",
         GENERATOR,
-        {**counted(section), "seed": recipe.seed, "limit": options.limit},
+        {
+            **counted_settings(recipe.structured_cot),
+            **counted_settings(section),
+            "seed": recipe.seed,
+            "limit": options.limit,
+        },
         settings={"tokenizer": tokenizer},
         parents=[trees.as_parent()],
         models=[tokenizer_identity(tokenizer)] if tokenizer else [],

@@ -23,7 +23,7 @@ from stairdata.runs.units import Unit
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import WORK, Build, BuildPlan, begin_build, find_finished, find_unfinished
 from stairdata_schemas.errors import ArtifactError, RecipeError, UsageError, quote
-from stairdata_schemas.fingerprints import counted
+from stairdata_schemas.fingerprints import counted_settings
 from stairdata_schemas.manifest import ModelIdentity
 
 KIND = "structured_cot"
@@ -249,18 +249,19 @@ def under_way_elsewhere(own: Path) -> str:
 def _plan(panel: TeacherPanel, options: BuildOptions, earlier: Artifact | None = None) -> BuildPlan:
     section, seed = panel.recipe.structured_cot, panel.recipe.seed
     configuration: dict[str, Any] = {
+        **counted_settings(section),
         "source": "teacher",
         "teachers": [
-            {"name": model.name, "as": called} | counted(teacher)
+            {"name": model.name, "as": called} | counted_settings(teacher)
             for model, teacher, called in zip(panel.models, panel.teachers, panel.named or [None], strict=False)
         ],
-        "templates": panel.templates.hashes,
-        **counted(section),
+        "templates": counted_settings(section.templates) | panel.templates.hashes,
+        "gate": counted_settings(section.gate),
         "seed": seed,
         "limit": options.limit,
     }
     if section.judge is not None:
-        configuration["judge"] = counted(section.judge) | {"template": JUDGE_TEMPLATE_VERSION}
+        configuration["judge"] = counted_settings(section.judge) | {"template": JUDGE_TEMPLATE_VERSION}
     parents = [panel.prompts.as_parent()]
     if earlier is not None:
         configuration["retries"] = earlier.reference

@@ -25,7 +25,7 @@ from stairdata_schemas.aliases import WaitProgress
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
 from stairdata_schemas.errors import UsageError
-from stairdata_schemas.fingerprints import counted
+from stairdata_schemas.fingerprints import counted_settings
 
 GENERATOR = "trees/2"
 
@@ -75,8 +75,9 @@ def plan_trees(recipe: Recipe, prompts: Artifact, limit: int | None, execution: 
         "trees",
         GENERATOR,
         {
-            **_counted_section(recipe.trees),
-            **counted(recipe.actor, with_defaults=True),
+            **counted_settings(recipe.actor),
+            **_search_settings(recipe.trees),
+            "max_model_len": recipe.actor.max_model_len,  # decides which prompts leave room, whoever serves the actor
             "seed": recipe.seed,
             "limit": limit,
         },
@@ -137,8 +138,8 @@ class TreeWorkload(Workload):
             )
 
 
-def _counted_section(section: TreesSection) -> dict[str, Any]:
-    settings = counted(section)
+def _search_settings(section: TreesSection) -> dict[str, Any]:
+    settings = counted_settings(section)
     settings["judge"]["template"] = TEMPLATE_VERSION
     return settings
 
