@@ -12,9 +12,11 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from stairdata.fingerprints import Mark
 from stairdata_schemas.errors import RecipeError, UsageError, nearest, quote
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Concurrency = Annotated[int, Field(ge=1)] | Literal["auto"]
 Task = Literal["safety", "helpfulness"]
 MOST = 2**63 - 1
 """The largest number that a column of whole numbers holds."""
@@ -43,14 +45,14 @@ PromptColumn = Literal["prompt", "task", "source", "category", "reference_answer
 class PromptSource(Section):
     """One source of prompts: local files or a Hub dataset."""
 
-    path: Path | None = None
+    path: Annotated[Path | None, Mark.COUNTS_AS_INPUT] = None
     """A .json, .jsonl, .csv or .parquet file (the first three also as .gz or .xz), or a folder of such files, relative
     to the working folder."""
-    hub: str | None = None
+    hub: Annotated[str | None, Mark.COUNTS_AS_INPUT] = None
     """A Hub dataset id; read through `datasets`, never with remote code. Known ones need no columns."""
     like: str | None = None
     """Read the rows as those of a known Hub dataset: {path: train.jsonl, like: PKU-Alignment/PKU-SafeRLHF}."""
-    revision: str | None = None
+    revision: Annotated[str | None, Mark.COUNTS_AS_INPUT] = None
     """Commit, tag or branch of the Hub dataset; default: a known one's tested commit, else its head. Recorded as a
     commit either way."""
     config: str | None = None
@@ -66,7 +68,7 @@ class PromptSource(Section):
     """Task of every row, for sources that have no such column."""
     name: str | None = None
     """Value of the `source` column; default: the source's own column, else the file's name or the Hub id."""
-    license: str | None = None
+    license: Annotated[str | None, Mark.CANNOT_CHANGE_ROWS] = None
     """The source's licence as the Hub names it, such as cc-by-nc-4.0; a Hub dataset's own card says it otherwise."""
     near_duplicates: bool | None = None
     """false: keep prompts that resemble each other. Default true, but for known sources of many prompts in one form."""
@@ -107,28 +109,28 @@ class ContaminationSection(Section):
 class Endpoint(Section):
     """A model: by folder or Hub id, served by vLLM for the duration of a build, or by the URL of a server."""
 
-    path: str | None = None
+    path: Annotated[str | None, Mark.COUNTS_AS_MODEL] = None
     """A model folder or Hub id, served for the duration."""
-    base_url: str | None = None
+    base_url: Annotated[str | None, Mark.CANNOT_CHANGE_ROWS] = None
     """An OpenAI-compatible server instead, such as http://127.0.0.1:8000/v1."""
-    model: str | None = None
+    model: Annotated[str | None, Mark.COUNTS_AS_MODEL] = None
     """The server's name for the model; needed with base_url."""
-    tokenizer: str | None = None
+    tokenizer: Annotated[str | None, Mark.COUNTS_AS_MODEL] = None
     """Folder or Hub id of the tokenizer whose chat template renders prompts; default: path."""
-    api_key_env: str = "OPENAI_API_KEY"
+    api_key_env: Annotated[str, Mark.CANNOT_CHANGE_ROWS] = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; the key itself is never in a recipe."""
-    concurrency: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    concurrency: Annotated[Concurrency, Mark.CANNOT_CHANGE_ROWS] = "auto"
     """Requests in flight at most. auto: as many as make the server faster, up to 512. Either way fewer while it says
     that it is overloaded."""
-    timeout: float = Field(600, gt=0)
+    timeout: Annotated[float, Mark.CANNOT_CHANGE_ROWS] = Field(600, gt=0)
     """Seconds a request may take."""
-    retries: int = Field(8, ge=0)
+    retries: Annotated[int, Mark.CANNOT_CHANGE_ROWS] = Field(8, ge=0)
     """How often a failed request is sent again, with exponential back-off."""
-    retry_seconds: float = Field(900, ge=0)
+    retry_seconds: Annotated[float, Mark.CANNOT_CHANGE_ROWS] = Field(900, ge=0)
     """Seconds after which a failed request is not sent again; a server that asks for a longer wait stops the build."""
-    max_model_len: int = Field(4096, ge=64)
+    max_model_len: Annotated[int, Mark.COUNTS_WHERE_SERVED] = Field(4096, ge=64)
     """Context length of the served model, in tokens: prompt and answer together."""
-    port: int = Field(0, ge=0, le=65535)
+    port: Annotated[int, Mark.CANNOT_CHANGE_ROWS] = Field(0, ge=0, le=65535)
     """Port of the served model; 0 takes a free one."""
 
     @property
@@ -157,12 +159,12 @@ class TaskJudge(Endpoint):
 class PromptsSection(Section):
     """Stage `prompts`: where prompts come from, and which are left out."""
 
-    sources: list[PromptSource] = []
+    sources: Annotated[list[PromptSource], Mark.COUNTS_AS_INPUT] = []
     """Where prompts come from, in order; of duplicates the first is kept, the others go to quarantine."""
     near_duplicates: NearDuplicatesSection | None = None
     """Refuse prompts that are nearly those of an earlier row ({} for the defaults); off by default, since prompts in
     one form, such as jailbreaks, are alike on purpose."""
-    decontaminate: list[str | PromptSource] = []
+    decontaminate: Annotated[list[str | PromptSource], Mark.COUNTS_AS_INPUT] = []
     """Evaluation prompts that must not be in the data: files, prompts artifacts, or sources with columns."""
     contamination: ContaminationSection = ContaminationSection()
     """What counts as an overlap with them."""
@@ -177,11 +179,11 @@ class PromptsSection(Section):
     """Refuse longer prompts."""
     max_tokens: int | None = Field(None, ge=1)
     """Refuse prompts of more tokens."""
-    tokenizer: str | None = None
+    tokenizer: Annotated[str | None, Mark.COUNTS_AS_MODEL] = None
     """Folder or Hub id of the tokenizer that counts them; default: the actor's."""
-    task_judge: TaskJudge | None = None
+    task_judge: Annotated[TaskJudge | None, Mark.COUNTS_WHERE_USED] = None
     """The model that labels rows without a task; without it such rows are refused."""
-    concurrency: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    concurrency: Annotated[Concurrency, Mark.CANNOT_CHANGE_ROWS] = "auto"
     """Prompts at the judge at a time; auto: one is begun whenever the server could take one more request."""
 
 
@@ -207,7 +209,7 @@ class JudgeSection(Section):
     """Tokens of one rating."""
     reasks: int = Field(3, ge=0)
     """How often a rating that can't be read is asked again before the judge counts as failed."""
-    endpoint: Endpoint | None = None
+    endpoint: Annotated[Endpoint | None, Mark.COUNTS_UNLESS_DEFAULT] = None
     """The judge's server, for kind endpoint."""
 
     @model_validator(mode="after")
@@ -258,7 +260,7 @@ class TreesSection(Sampling):
     """Trees grown from each prompt, each with randomness of its own."""
     round: int = Field(1, ge=0, le=MOST)
     """Iteration of the self-improvement loop, written into the rows."""
-    concurrency: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    concurrency: Annotated[Concurrency, Mark.CANNOT_CHANGE_ROWS] = "auto"
     """Trees in flight at most; auto: a tree is begun whenever the actor could take one more request."""
 
 
@@ -273,7 +275,7 @@ class PairsSection(Section):
     """Each side is terminal or visited at least that often."""
     max_tokens: int = Field(2048, ge=1)
     """Rendered prompt plus path may have at most that many tokens; a node too long is in no pair, nor is any below."""
-    tokenizer: str | None = None
+    tokenizer: Annotated[str | None, Mark.COUNTS_AS_MODEL] = None
     """Folder or Hub id of the tokenizer that measures what has no `tokens` in the trees and more UTF-8 bytes than
     max_tokens; default: the actor's."""
     min_margin_by_depth: dict[Annotated[int, Field(ge=1)], Annotated[float, Field(ge=0)]] = {}
@@ -327,7 +329,7 @@ class ReviewsSection(Section):
 class PreferencePairsSection(PairsSection):
     """Stage `preference_pairs`: which pairs are taken from trees. Thresholds are the published code's."""
 
-    reviews: ReviewsSection = ReviewsSection()
+    reviews: Annotated[ReviewsSection, Mark.COUNTS_WHERE_USED] = ReviewsSection()
     """How verdicts decide, where --reviews names some."""
 
     granularity: Literal["step", "trajectory"] = "step"
@@ -396,9 +398,9 @@ class GateSection(Section):
 class TemplatesSection(Section):
     """Files with jinja templates in place of the project's own."""
 
-    safety: Path | None = None
+    safety: Annotated[Path | None, Mark.COUNTS_AS_INPUT] = None
     """What a teacher is asked on safety prompts."""
-    helpfulness: Path | None = None
+    helpfulness: Annotated[Path | None, Mark.COUNTS_AS_INPUT] = None
     """What a teacher is asked on helpfulness prompts."""
 
 
@@ -421,7 +423,7 @@ class FromTreesSection(Section):
     """An answer has to be worth at least this."""
     max_tokens: int = Field(2048, ge=1)
     """Rendered prompt plus answer may have at most that many tokens."""
-    tokenizer: str | None = None
+    tokenizer: Annotated[str | None, Mark.COUNTS_AS_MODEL] = None
     """Folder or Hub id of the tokenizer that measures what has no `tokens`; default: the actor's."""
     max_per_prompt: int = Field(8, ge=1)
     """Answers of a prompt at most; more are sampled."""
@@ -432,31 +434,31 @@ class FromTreesSection(Section):
 class StructuredCotSection(Section):
     """Stage `structured_cot`: reasoning by a teacher, from a file, or out of trees."""
 
-    from_trees: FromTreesSection | None = None
+    from_trees: Annotated[FromTreesSection | None, Mark.COUNTS_WHERE_USED] = None
     """Take the rows out of trees ({} for the defaults); `--input trees@X.Y.Z` does so, too."""
-    path: Path | None = None
+    path: Annotated[Path | None, Mark.COUNTS_AS_INPUT] = None
     """Rows written by hand: JSONL with prompt, task, steps, output. Without it a teacher is asked."""
-    hub: str | None = None
+    hub: Annotated[str | None, Mark.COUNTS_AS_INPUT] = None
     """A published set of such rows on the Hub: thu-ml/STAIR-SFT."""
-    like: str | None = None
+    like: Annotated[str | None, Mark.COUNTS_AS_INPUT] = None
     """Read `path` as a file of that set."""
-    revision: str | None = None
+    revision: Annotated[str | None, Mark.COUNTS_AS_INPUT] = None
     """Commit, tag or branch of the published set; default: its head."""
-    license: str | None = None
+    license: Annotated[str | None, Mark.CANNOT_CHANGE_ROWS] = None
     """Licence of the rows written by hand, or of the published set, as the Hub names it."""
-    teacher: Teacher = Teacher()
+    teacher: Annotated[Teacher, Mark.COUNTS_WHERE_USED] = Teacher()
     """The model that writes the reasoning."""
-    teachers: dict[str, Teacher] = {}
+    teachers: Annotated[dict[str, Teacher], Mark.COUNTS_WHERE_USED] = {}
     """More of them by name, for `--teachers a,b`; a name that is not here is a model at the server of `teacher`."""
-    judge: CotJudge | None = None
+    judge: Annotated[CotJudge | None, Mark.COUNTS_WHERE_USED] = None
     """Who keeps the better of two candidates, and finds answers that comply with harmful requests."""
-    gate: GateSection = GateSection()
+    gate: Annotated[GateSection, Mark.COUNTS_WHERE_USED] = GateSection()
     """What an answer has to be."""
-    templates: TemplatesSection = TemplatesSection()
+    templates: Annotated[TemplatesSection, Mark.COUNTS_WHERE_USED] = TemplatesSection()
     """Other words for the teacher."""
-    batch: BatchSection = BatchSection()
+    batch: Annotated[BatchSection, Mark.CANNOT_CHANGE_ROWS] = BatchSection()
     """How `--batch` splits requests."""
-    concurrency: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    concurrency: Annotated[Concurrency, Mark.CANNOT_CHANGE_ROWS] = "auto"
     """Prompts in flight at most; auto: one is begun whenever the server could take one more request."""
 
     @model_validator(mode="after")
@@ -475,11 +477,11 @@ class ResponsesSection(Sampling):
     """sample: one answer. best_of_n: n answers, the PRM's favourite is kept."""
     n: int = Field(1, ge=1)
     """Answers a prompt."""
-    prm: str | None = None
+    prm: Annotated[str | None, Mark.COUNTS_AS_MODEL] = None
     """Folder of the process reward model that scores."""
     max_tokens: int = Field(2048, ge=1)
     """Tokens of one answer."""
-    concurrency: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    concurrency: Annotated[Concurrency, Mark.CANNOT_CHANGE_ROWS] = "auto"
     """Prompts in flight at most; auto: one is begun whenever the server could take one more request."""
 
     @model_validator(mode="after")
@@ -512,7 +514,7 @@ class Recipe(Section):
     preference_pairs: PreferencePairsSection = PreferencePairsSection()
     prm_pairs: PrmPairsSection = PrmPairsSection()
     responses: ResponsesSection = ResponsesSection()
-    prices: dict[str, Price] = {}
+    prices: Annotated[dict[str, Price], Mark.CANNOT_CHANGE_ROWS] = {}
     """Price of each model, by its name (of a served folder: the folder's last part). Needed for --max-cost."""
 
 

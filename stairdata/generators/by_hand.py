@@ -7,6 +7,7 @@ import json
 import polars as pl
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from stairdata.fingerprints import row_settings
 from stairdata.generators.options import BuildOptions
 from stairdata.generators.runner import Row, UnitFailedError
 from stairdata.generators.sources import BrokenRow, read_rows
@@ -53,7 +54,7 @@ def build_from_file(recipe: Recipe, options: BuildOptions) -> Artifact:
     plan = BuildPlan(
         "structured_cot",
         GENERATOR,
-        {"source": BY_HAND, "limit": options.limit},
+        {**row_settings(recipe.structured_cot), "source": BY_HAND, "limit": options.limit},
         inputs={"rows": sha256_of_file(path)},
         license=recipe.structured_cot.license,
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from stairdata.fingerprints import row_settings
+from stairdata.generators.known_sources import known_source
 from stairdata.generators.overlap import Contamination
 from stairdata.generators.prompt_rows import MISSING, PinnedSource, pin, raw_rows, value_at
 from stairdata.generators.sources import BrokenRow, Row, files_of
@@ -26,6 +28,8 @@ class EvaluationSet(NamedTuple):
     sha256: str
     """Of the file, of a folder's files, or the artifact's content hash; of a Hub dataset its commit."""
     place: Artifact | PinnedSource
+    read_as: dict[str, Any]
+    """How a source of the recipe is read, where not in the usual way."""
 
 
 def evaluation_sets(given: list[str | PromptSource], root: Path) -> list[EvaluationSet]:
@@ -45,10 +49,23 @@ def _evaluation_set(given: str | PromptSource, root: Path) -> EvaluationSet:
         if not looks_like_a_file:
             return _artifact(given, path, root)
         given = PromptSource(path=path)
-    pinned = pin(given)
+    pinned, read_as = pin(given), _reading(given)
     if given.path is None:
-        return EvaluationSet(str(given.hub), str(pinned.source.revision), pinned)
-    return EvaluationSet(given.path.name, files_hash(given.path, pinned), pinned)
+        return EvaluationSet(str(given.hub), str(pinned.source.revision), pinned, read_as)
+    return EvaluationSet(given.path.name, files_hash(given.path, pinned), pinned, read_as)
+
+
+def _reading(source: PromptSource) -> dict[str, Any]:
+    """Return the settings of a source that are not the usual ones.
+
+    Fingerprints lacked them at first, so those of sources with the usual settings stay what they are. Columns that
+    are called as they are anyway count as none, but where they keep a known dataset from being read in its own way.
+    """
+    is_known = source.like is not None or known_source(source.hub) is not None
+    columns = {ours: theirs for ours, theirs in source.columns.items() if is_known or ours != theirs}
+    usual = row_settings(PromptSource(path=source.path, hub=source.hub))
+    settings = row_settings(source.model_copy(update={"columns": columns}))
+    return {name: value for name, value in settings.items() if value != usual[name]}
 
 
 def _artifact(reference: str, path: Path, root: Path) -> EvaluationSet:
@@ -60,7 +77,7 @@ def _artifact(reference: str, path: Path, root: Path) -> EvaluationSet:
         raise
     if "prompt" not in artifact.scan().collect_schema().names():
         raise InputError(f"--decontaminate {reference}: {artifact.reference} has no column 'prompt'")
-    return EvaluationSet(artifact.reference, artifact.manifest.content_hash, artifact)
+    return EvaluationSet(artifact.reference, artifact.manifest.content_hash, artifact, {})
 
 
 def files_hash(path: Path, pinned: PinnedSource) -> str:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import polars as pl
 from pydantic import BaseModel
 
+from stairdata.fingerprints import row_settings
 from stairdata.generators.batch_actions import BATCH_ACTIONS
 from stairdata.generators.classroom import Class
 from stairdata.generators.inputs import Inputs
@@ -29,7 +30,6 @@ KIND = "structured_cot"
 GENERATOR = "structured_cot/2"
 BATCHES = "batches"
 TRIES = "tries.json"
-OF_TEACHERS = ("temperature", "max_tokens", "format")
 
 
 def choose_teachers(recipe: Recipe, names: Sequence[str]) -> list[Teacher]:
@@ -215,19 +215,19 @@ def _mark(there: Build | Artifact) -> str:
 def _plan(pupils: Class, options: BuildOptions, earlier: Artifact | None = None) -> BuildPlan:
     section, seed = pupils.recipe.structured_cot, pupils.recipe.seed
     configuration: dict[str, Any] = {
+        **row_settings(section),
         "source": "teacher",
         "teachers": [
-            {"name": model.name, "as": called} | teacher.model_dump(mode="json", include=set(OF_TEACHERS))
+            {"name": model.name, "as": called} | row_settings(teacher)
             for model, teacher, called in zip(pupils.models, pupils.teachers, options.teachers or [None], strict=False)
         ],
-        "templates": pupils.templates.hashes,
-        "gate": section.gate.model_dump(mode="json"),
+        "templates": row_settings(section.templates) | pupils.templates.hashes,
+        "gate": row_settings(section.gate),
         "seed": seed,
         "limit": options.limit,
     }
     if section.judge is not None:
-        asked = section.judge.model_dump(mode="json", include={"temperature", "max_tokens", "reasks"})
-        configuration["judge"] = asked | {"template": JUDGE_TEMPLATE_VERSION}
+        configuration["judge"] = row_settings(section.judge) | {"template": JUDGE_TEMPLATE_VERSION}
     parents = [pupils.prompts.as_parent()]
     if earlier is not None:
         configuration["retries"] = earlier.reference

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from stairdata.fingerprints import row_settings
 from stairdata.generators.candidates import comparable_nodes, siblings, trajectories
 from stairdata.generators.inputs import open_inputs
 from stairdata.generators.lengths import Ruler, tokenizer_identity, tokenizer_of
@@ -63,11 +64,13 @@ def _build(kind: str, section: Section, recipe: Recipe, options: BuildOptions) -
     inputs = open_inputs(options.root, options.inputs, options.reviews)
     trees, reviews = inputs.of_kind("trees"), inputs.reviews
     tokenizer = tokenizer_of(section.tokenizer, recipe) if lacks_tokens(trees) else None
-    unused = {"tokenizer"} if reviews else {"tokenizer", "reviews"}
+    configuration = {**row_settings(section), "seed": recipe.seed, "limit": options.limit}
+    if reviews and isinstance(section, PreferencePairsSection):
+        configuration["reviews"] = row_settings(section.reviews)
     plan = BuildPlan(
         kind,
         _GENERATORS[kind],
-        {**section.model_dump(mode="json", exclude=unused), "seed": recipe.seed, "limit": options.limit},
+        configuration,
         settings={"tokenizer": tokenizer},
         parents=[artifact.as_parent() for artifact in (trees, reviews) if artifact],
         models=[tokenizer_identity(tokenizer)] if tokenizer else [],

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from stairdata.fingerprints import row_settings
 from stairdata.generators.decontamination import EvaluationSet, evaluation_sets, files_hash, read_contamination
 from stairdata.generators.filters import BY_DESIGN, Filter, filters_of, first_verdict
 from stairdata.generators.options import BuildOptions
@@ -83,7 +84,10 @@ def _plan(given: Given, recipe: Recipe, limit: int | None) -> BuildPlan:
     inputs = {
         f"{pinned.number}": files_hash(pinned.source.path, pinned) for pinned in given.sources if pinned.source.path
     }
-    evaluations = [{"name": each.name, "sha256": each.sha256} for each in given.evaluations]
+    evaluations = [
+        {"name": each.name, "sha256": each.sha256} | ({"read_as": each.read_as} if each.read_as else {})
+        for each in given.evaluations
+    ]
     configuration = {
         "sources": [_described(pinned, inputs) for pinned in given.sources],
         "limit": limit,
@@ -105,17 +109,18 @@ def _plan(given: Given, recipe: Recipe, limit: int | None) -> BuildPlan:
 
 def _described(pinned: PinnedSource, inputs: dict[str, str]) -> dict[str, Any]:
     source: PromptSource = pinned.source
-    described: dict[str, Any] = source.model_dump(mode="json", exclude={"path", "license"})
-    described["file"] = source.path.name if source.path else None
-    described["sha256"] = inputs.get(f"{pinned.number}")
-    return described | {"mapped_as": pinned.known.hub if pinned.known else None}
+    return row_settings(source) | {
+        "hub": source.hub,
+        "revision": source.revision,
+        "file": source.path.name if source.path else None,
+        "sha256": inputs.get(f"{pinned.number}"),
+        "mapped_as": pinned.known.hub if pinned.known else None,
+    }
 
 
 def _filters_described(recipe: Recipe) -> dict[str, Any]:
-    section = recipe.prompts
-    names = {"near_duplicates", "contamination", "languages", "min_language_probability", "min_characters"}
-    described = section.model_dump(mode="json", include=names | {"max_characters", "max_tokens"})
-    if section.max_tokens is not None and (tokenizer := _tokenizer(recipe)) is not None:
+    described = row_settings(recipe.prompts)
+    if recipe.prompts.max_tokens is not None and (tokenizer := _tokenizer(recipe)) is not None:
         from stairdata_schemas.rendering import load_tokenizer, tokenizer_hash
 
         described["tokenizer"] = tokenizer_hash(load_tokenizer(tokenizer))
@@ -140,8 +145,7 @@ def _judge_described(recipe: Recipe) -> dict[str, Any]:
         return {}
     from stairdata.generators.task_labels import TEMPLATE_VERSION
 
-    sampling = judge.model_dump(mode="json", include={"max_tokens", "temperature", "reasks"})
-    return {"task_judge": sampling | {"template": TEMPLATE_VERSION}}
+    return {"task_judge": row_settings(judge) | {"template": TEMPLATE_VERSION}}
 
 
 def _choose(given: Given, recipe: Recipe, options: BuildOptions) -> Chosen:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import polars as pl
 
+from stairdata.fingerprints import row_settings
 from stairdata.generators.decontamination import files_hash
 from stairdata.generators.options import BuildOptions
 from stairdata.generators.prompt_rows import Invalid, PinnedSource, pin, prompt_row, raw_rows
@@ -44,7 +45,12 @@ def build_published(recipe: Recipe, options: BuildOptions) -> Artifact:
     plan = BuildPlan(
         "structured_cot",
         GENERATOR,
-        {"source": STAIR_SFT, "revision": source.revision, "limit": options.limit},
+        {
+            **row_settings(recipe.structured_cot),
+            "source": STAIR_SFT,
+            "revision": source.revision,
+            "limit": options.limit,
+        },
         inputs={"rows": files_hash(source.path, pinned)} if source.path else {},
         settings={"licenses": [source.license]},
         license=source.license,

@@ -9,6 +9,7 @@ from functools import partial
 
 import polars as pl
 
+from stairdata.fingerprints import row_settings
 from stairdata.generators.inputs import open_inputs
 from stairdata.generators.options import BuildOptions
 from stairdata.generators.runner import (
@@ -59,10 +60,11 @@ def build_responses(
         "responses",
         GENERATOR,
         {
-            **section.model_dump(mode="json", exclude={"concurrency", "prm"}),
+            **row_settings(recipe.actor),
+            **row_settings(section),
             "seed": recipe.seed,
             "limit": options.limit,
-            "max_model_len": recipe.actor.max_model_len,
+            "max_model_len": recipe.actor.max_model_len,  # decides which prompts leave room, whoever serves the actor
         },
         settings={"actor": recipe.actor.model_dump(mode="json")},
         parents=[parent.as_parent()],

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from stairdata.fingerprints import row_settings
 from stairdata.generators.inputs import Inputs
 from stairdata.generators.lengths import Ruler, tokenizer_identity, tokenizer_of
 from stairdata.generators.nodes import Forest, Indices, lacks_tokens, path_texts, sound_frames, unfold
@@ -52,7 +53,12 @@ def build_from_trees(recipe: Recipe, options: BuildOptions, trees: Artifact) -> 
     plan = BuildPlan(
         "structured_cot",
         GENERATOR,
-        {**section.model_dump(mode="json", exclude={"tokenizer"}), "seed": recipe.seed, "limit": options.limit},
+        {
+            **row_settings(recipe.structured_cot),
+            **row_settings(section),
+            "seed": recipe.seed,
+            "limit": options.limit,
+        },
         settings={"tokenizer": tokenizer},
         parents=[trees.as_parent()],
         models=[tokenizer_identity(tokenizer)] if tokenizer else [],

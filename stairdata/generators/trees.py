@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from stairdata.fingerprints import row_settings
 from stairdata.generators.fleet import open_fleet
 from stairdata.generators.growing import Prompt
 from stairdata.generators.inputs import open_inputs
@@ -30,7 +31,6 @@ from stairdata_schemas.building import Build, BuildPlan, Report, begin_build
 from stairdata_schemas.errors import UsageError
 
 GENERATOR = "trees/2"
-_NOT_ROWS = {"concurrency"}
 
 
 def build_trees(recipe: Recipe, options: BuildOptions) -> Artifact:
@@ -82,8 +82,9 @@ def plan_trees(recipe: Recipe, options: BuildOptions, prompts: Artifact) -> Buil
         "trees",
         GENERATOR,
         {
-            **_row_settings(recipe.trees),
-            "max_model_len": recipe.actor.max_model_len,
+            **row_settings(recipe.actor),
+            **_search_settings(recipe.trees),
+            "max_model_len": recipe.actor.max_model_len,  # decides which prompts leave room, whoever serves the actor
             "seed": recipe.seed,
             "limit": options.limit,
         },
@@ -117,9 +118,8 @@ def units_of(recipe: Recipe, options: BuildOptions, parent: Artifact) -> tuple[l
     return units, prompts
 
 
-def _row_settings(section: TreesSection) -> dict[str, Any]:
-    settings = section.model_dump(mode="json", exclude=_NOT_ROWS)
-    settings["judge"].pop("endpoint")  # counts as a model
+def _search_settings(section: TreesSection) -> dict[str, Any]:
+    settings = row_settings(section)
     settings["judge"]["template"] = TEMPLATE_VERSION
     return settings
 
