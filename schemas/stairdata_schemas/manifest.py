@@ -89,9 +89,6 @@ class BuildUsage(BaseModel):
     """In the currency of the recipe's price table; null where prices are unknown."""
 
 
-Usage = BuildUsage  # its name until the generators are changed over
-
-
 class Manifest(BaseModel):
     """Everything that is to be known about an artifact without reading its rows."""
 

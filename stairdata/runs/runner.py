@@ -28,7 +28,7 @@ from stairdata.runs.progress import Meter, Progress
 from stairdata.runs.row_journal import RowJournal
 from stairdata.runs.units import Unit, UnitFailedError, UnitResult
 from stairdata_schemas.building import Build
-from stairdata_schemas.manifest import Usage
+from stairdata_schemas.manifest import BuildUsage
 from stairdata_schemas.writing import QuarantineRow
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class RunResult(NamedTuple):
     requests: dict[str, int]
     """Requests by how they ended."""
     counts: dict[str, int]
-    usage: Usage
+    usage: BuildUsage
     frames: Callable[[], Iterator[pl.DataFrame]]
     """The rows in the units' order, in frames of bounded size."""
 
@@ -114,7 +114,7 @@ def open_budget(build: Build, recipe: Recipe, options: BuildOptions, models: Seq
     return budget
 
 
-def usage_of(result: RunResult, budget: Budget, models: Sequence[str]) -> Usage:
+def usage_of(result: RunResult, budget: Budget, models: Sequence[str]) -> BuildUsage:
     """Return the usage of the rows, with the cost of all that was sent, where every price is known."""
     known = bool(models) and all(name in budget.prices for name in models)
     cost = budget.spent.cost + budget.elsewhere.cost
@@ -184,7 +184,7 @@ class UnitRun:
             {"ok": len(journal.begins), **dict(sorted(outcomes.items()))},
             dict(sorted(requests.items())),
             dict(journal.counts),
-            Usage(**journal.usage),
+            BuildUsage(**journal.usage),
             lambda: journal.frames(units),
         )
 
