@@ -39,7 +39,7 @@ from stairdata.generators.prompts.build import build_prompts
 from stairdata.generators.trees import judges
 from stairdata.generators.trees.build import build_trees
 from stairdata.llm.client import Client, Generation, RequestTokens
-from stairdata.llm.server import ManagedServer, ServerOptions
+from stairdata.llm.vllm_server import ManagedServer, ServerOptions
 from stairdata.recipe import Recipe
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.runner import Run

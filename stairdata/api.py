@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stairdata.search.own_policy import search_tree
+from stairdata.search.custom_policy import search_tree
 from stairdata_schemas.artifacts import Artifact
 
 if TYPE_CHECKING:

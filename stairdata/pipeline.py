@@ -242,7 +242,7 @@ def _table(answers: dict[str, Artifact], n: int) -> dict[str, dict[str, float | 
 
 
 def _measure(artifact: Artifact, pick: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, float | None]:
-    from stairdata.search.reward import is_refusal
+    from stairdata.search.refusal import is_refusal
     from stairdata_schemas.grammar import is_grammatical
 
     rows = [(row["task"], pick(row)) for row in artifact.scan().collect().iter_rows(named=True)]

@@ -17,7 +17,7 @@ import polars as pl
 import pytest
 
 from stairdata.cli.quickstart import find_teacher
-from stairdata.llm.server import vllm_missing
+from stairdata.llm.vllm_server import vllm_missing
 from stairdata.pipeline import SMOKE, Pipeline
 from stairdata.runs.progress import quiet
 from stairdata_schemas.artifacts import Artifact, list_folders, open_artifact, validate_artifact

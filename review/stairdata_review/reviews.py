@@ -17,7 +17,7 @@ from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report, b
 from stairdata_schemas.errors import ArtifactError, ReviewError
 from stairdata_schemas.kinds import polars_schema
 from stairdata_schemas.manifest import sha256_of_json
-from stairdata_schemas.writing import QuarantineRow
+from stairdata_schemas.quarantine import QuarantineRow
 
 GENERATOR = "reviews/1"
 CHANGED = ("verdict", "safe", "comment", "spans", "answers")

@@ -44,7 +44,8 @@ from stairdata_schemas.manifest import (
     now,
     read_manifest,
 )
-from stairdata_schemas.writing import QuarantineRow, ShardWriter, sound_rows, write_quarantine
+from stairdata_schemas.quarantine import QuarantineRow, sound_rows, write_quarantine
+from stairdata_schemas.writing import ShardWriter
 
 T = TypeVar("T")
 WORK = ".build"

@@ -1,43 +1,18 @@
-"""The files that a build writes: sound rows in shards, and the rows it refused in quarantine."""
+"""The data files of an artifact: parquet shards."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 import pyarrow.parquet as pq
 
 from stairdata_schemas.files import sync_file, sync_folder
-from stairdata_schemas.kinds import arrow_schema, row_schema
+from stairdata_schemas.kinds import arrow_schema
 from stairdata_schemas.manifest import FileEntry, sha256_of_file
 
 SHARD_BYTES = 256 * 1024**2
 ROW_GROUP_ROWS = 2048
-QUARANTINE_SCHEMA = pl.Schema(
-    {
-        "source": pl.String,
-        "row": pl.Int64,
-        "rule": pl.String,
-        "field": pl.String,
-        "raw": pl.String,
-        "detail": pl.String,
-    }
-)
-
-
-@dataclass(frozen=True, slots=True)
-class QuarantineRow:
-    """One input row that was refused."""
-
-    source: str
-    row: int
-    rule: str
-    raw: str
-    field: str = ""
-    detail: str = ""
-    """More on the rule: which row it repeats, say."""
 
 
 class ShardWriter:
@@ -99,43 +74,3 @@ class ShardWriter:
             bytes=path.stat().st_size,
             rows=self._rows[index],
         )
-
-
-def sound_rows(kind: str, frame: pl.DataFrame, first: int, refusals: list[QuarantineRow]) -> pl.DataFrame:
-    """Return the rows that keep every rule of the kind's schema.
-
-    Args:
-        kind: of the rows.
-        frame: the rows.
-        first: the number of the frame's first row in the build.
-        refusals: the other rows are appended here.
-    """
-    schema = row_schema(kind)
-    result, failure = schema.filter(frame, cast=True)
-    if len(result) != len(frame):
-        invalid = failure.details()
-        rules = [column for column in invalid.columns if column not in schema.column_names()]
-        # a key that stands in two rows is refused in both, so that a refused row's key is in no sound row
-        keys = schema.primary_key()
-        numbers = frame.with_row_index("number", first).join(result, on=keys, how="anti", maintain_order="left")
-        for number, row in zip(numbers["number"], invalid.iter_rows(named=True), strict=True):
-            rule = next(name for name in rules if row[name] == "invalid")
-            raw = json.dumps({name: row[name] for name in schema.column_names()}, ensure_ascii=False, default=str)
-            refusals.append(QuarantineRow(kind, number, rule, raw, field=rule.partition("|")[0]))
-    return result
-
-
-def write_quarantine(folder: Path, refusals: list[QuarantineRow]) -> None:
-    """Write refused rows into `refused.parquet`; without any, not even the folder is made."""
-    if not refusals:
-        return
-    folder.mkdir(parents=True)
-    columns = {name: [_storable(getattr(refusal, name)) for refusal in refusals] for name in QUARANTINE_SCHEMA}
-    path = folder / "refused.parquet"
-    pl.DataFrame(columns, schema=QUARANTINE_SCHEMA).write_parquet(path, compression="zstd")
-    sync_file(path)
-
-
-def _storable(value: str | int) -> str | int:
-    """Escape what UTF-8 can't hold: lone surrogates, which JSON escapes may bring in."""
-    return value.encode("utf-8", "backslashreplace").decode("utf-8") if isinstance(value, str) else value

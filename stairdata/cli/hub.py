@@ -17,8 +17,8 @@ from stairdata.cli.results import print_artifact
 if TYPE_CHECKING:
     from rich.tree import Tree
 
+    from stairdata.hub.access import Gate
     from stairdata.hub.lineage import Ancestor
-    from stairdata.hub.policy import Gate
     from stairdata.hub.push import PushPlan
     from stairdata.hub.releases import Release
     from stairdata_schemas.artifacts import Artifact
@@ -99,7 +99,7 @@ def push(
 
 
 def _gate(text: str | None) -> Gate | None:
-    from stairdata.hub.policy import GATES
+    from stairdata.hub.access import GATES
     from stairdata_schemas.errors import UsageError, quote
 
     if text is None:

@@ -21,7 +21,7 @@ def serve(
     json_: JsonOption = False,
 ) -> None:
     """Serve a model with vLLM on 127.0.0.1 until Ctrl-C; prints its URL and a generated key."""
-    from stairdata.llm.server import ManagedServer, ServerOptions
+    from stairdata.llm.vllm_server import ManagedServer, ServerOptions
 
     server = ManagedServer(ServerOptions(model, served_name=name, port=port, max_model_len=max_model_len, log=log))
     try:

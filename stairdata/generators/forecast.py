@@ -15,7 +15,7 @@ from stairdata.generators.trees.build import grow_trees, plan_trees, units_of
 from stairdata.generators.trees.tree_runner import search_config
 from stairdata.llm.budget import MILLION, Budget, unpriced
 from stairdata.recipe import Recipe
-from stairdata.runs.executors import HERE, Execution
+from stairdata.runs.executors.executor import HERE, Execution
 from stairdata.runs.forecast import Forecast, ModelLoad
 from stairdata.runs.inputs import Inputs, input_rows
 from stairdata.runs.options import BuildOptions

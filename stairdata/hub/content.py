@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from stairdata.hub import plots
+from stairdata.hub.access import Gate
 from stairdata.hub.addresses import ConfigPath, parse_tag
 from stairdata.hub.checks import check
 from stairdata.hub.client import README, FileListing, Repository, holds, manifests, read, tree
-from stairdata.hub.policy import Gate
 from stairdata.hub.releases import changelog_line, manifest_at, parse_manifest, previous
 from stairdata.hub.secrets import check_secrets, own_secrets
 from stairdata_schemas.aliases import CountProgress

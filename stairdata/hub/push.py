@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from stairdata.hub.access import Access, decide_access, decide_license
 from stairdata.hub.addresses import ConfigPath
 from stairdata.hub.client import (
     DATASET,
@@ -43,7 +44,6 @@ from stairdata.hub.content import (
     render_card,
     state_of,
 )
-from stairdata.hub.policy import Access, decide_access, decide_license
 from stairdata.hub.secrets import SecretHit, own_secrets, scan_texts
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import HubError, PublishError, ReleaseConflictError, quote

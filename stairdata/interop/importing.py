@@ -23,7 +23,7 @@ from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report, b
 from stairdata_schemas.errors import InputError, UsageError
 from stairdata_schemas.kinds import TASKS, polars_schema
 from stairdata_schemas.manifest import Parent, sha256_of_file
-from stairdata_schemas.writing import QuarantineRow
+from stairdata_schemas.quarantine import QuarantineRow
 
 GENERATORS = {"trees": "import_thu_ml_trees/1", "prompts": "import_thu_ml_prompts/1"}
 TREES_AT_ONCE = 32

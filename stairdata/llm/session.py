@@ -68,7 +68,7 @@ async def open_client(
         finally:
             await client.close()
         return
-    from stairdata.llm.server import ManagedServer, ServerOptions
+    from stairdata.llm.vllm_server import ManagedServer, ServerOptions
 
     served = ServerOptions(endpoint.path or "", port=endpoint.port, max_model_len=endpoint.max_model_len, log=log)
     server = ManagedServer(served)

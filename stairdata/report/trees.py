@@ -11,7 +11,7 @@ from stairdata_schemas import grammar
 from stairdata_schemas.aliases import Row
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import ArtifactError, ArtifactNotFoundError, UsageError, quote
-from stairdata_schemas.writing import QuarantineRow
+from stairdata_schemas.quarantine import QuarantineRow
 
 SHORTEST_PREFIX = 4
 TITLE_LENGTH = 60

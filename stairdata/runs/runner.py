@@ -12,24 +12,24 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from typing import TYPE_CHECKING, NamedTuple
 
 import polars as pl
 
 from stairdata.llm.budget import Budget, Expense, StoppedError
 from stairdata.recipe import Recipe
-from stairdata.runs.executors import Executor
+from stairdata.runs.executors.executor import Executor
+from stairdata.runs.interrupts import interruptible
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.progress import Meter, Progress
 from stairdata.runs.row_journal import RowJournal
 from stairdata.runs.units import Unit, UnitFailedError, UnitResult
 from stairdata_schemas.building import Build
 from stairdata_schemas.manifest import BuildUsage
-from stairdata_schemas.writing import QuarantineRow
+from stairdata_schemas.quarantine import QuarantineRow
 
 if TYPE_CHECKING:
     from stairdata.runs.units import UnitFailure
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 SPENT = "spent.json"
 SPENT_BYTES = 64
 TICK_SECONDS = 1.0
-DRAIN_SECONDS = 6.0  # what Ctrl-C grants to requests in flight; ending a server of ours takes 3 s more
 
 
 class RunResult(NamedTuple):
@@ -136,7 +135,7 @@ class UnitRun:
 
     async def collect(self, executor: Executor, units: Sequence[Unit]) -> None:
         """Write down how each unit ends, until all have or the budget is stopped."""
-        with _interruptible(self._budget):
+        with interruptible(self._budget):
             async with asyncio.TaskGroup() as group:
                 ticker = group.create_task(self._tick(executor))
                 async with aclosing(executor.run(units)) as ended:
@@ -187,37 +186,6 @@ class UnitRun:
             BuildUsage(**journal.usage),
             lambda: journal.frames(units),
         )
-
-
-@contextmanager
-def _interruptible(budget: Budget) -> Iterator[None]:
-    """Let Ctrl-C stop the budget first, and cut off what is still in flight some seconds later, or when asked again."""
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
-
-    cuts: list[asyncio.TimerHandle] = []
-
-    def interrupt() -> None:
-        if budget.reason is not None:
-            task.cancel()
-        budget.stop(KeyboardInterrupt())
-        cuts.append(loop.call_later(DRAIN_SECONDS, task.cancel))
-
-    try:
-        loop.add_signal_handler(signal.SIGINT, interrupt)
-    except (NotImplementedError, ValueError, RuntimeError):  # not the main thread, or no Unix
-        yield
-        return
-    try:
-        yield
-    except asyncio.CancelledError:
-        if not isinstance(budget.reason, KeyboardInterrupt):
-            raise
-        task.uncancel()
-    finally:
-        loop.remove_signal_handler(signal.SIGINT)
-        for cut in cuts:
-            cut.cancel()
 
 
 def table_of_outcomes(result: RunResult) -> str:

@@ -6,15 +6,10 @@ import re
 from collections import Counter
 from typing import NamedTuple
 
+from stairdata.search.refusal import is_short_refusal
 from stairdata_schemas.grammar import final_answer
 
-REFUSAL_LIMIT = 350
 _WORD = re.compile(r"\w+")
-_REFUSAL = re.compile(
-    r"\bsorry\b|\bI (?:can['\u2019]t|cannot|can not|won['\u2019]t|will not|am unable to|am not able to) "
-    r"(?:help|assist|provide|support|do|write|give|share|create|offer|explain|answer)",
-    re.IGNORECASE,
-)
 
 
 class Reward(NamedTuple):
@@ -39,17 +34,6 @@ def combine(helpfulness: float, safety: float, k1: float = 1.0, k2: float = 1.0)
 def rate(helpfulness: float, safety: float, k1: float = 1.0, k2: float = 1.0) -> Reward:
     """Pack H and S with their R."""
     return Reward(helpfulness, safety, combine(helpfulness, safety, k1, k2))
-
-
-def is_short_refusal(text: str) -> bool:
-    """Apply the published code's rule for a safe answer: it says "sorry" and has at most 350 characters."""
-    answer = final_answer(text)
-    return "sorry" in answer.lower() and len(answer) <= REFUSAL_LIMIT
-
-
-def is_refusal(text: str) -> bool:
-    """Return whether an answer declines, by its words; a rough measure for tables, not for rewards."""
-    return _REFUSAL.search(final_answer(text)) is not None
 
 
 def rule_safety(text: str, task: str) -> float:

@@ -21,7 +21,7 @@ from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildPlan, begin_build
 from stairdata_schemas.files import read_journal
 from stairdata_schemas.kinds import polars_schema
-from stairdata_schemas.writing import QuarantineRow
+from stairdata_schemas.quarantine import QuarantineRow
 
 UNITS = 6
 PLAN = BuildPlan("prompts", "killed/1", {"units": UNITS})

@@ -12,7 +12,7 @@ from stairdata_schemas import building, identity
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildPlan, begin_build
 from stairdata_schemas.kinds import polars_schema
-from stairdata_schemas.writing import QuarantineRow
+from stairdata_schemas.quarantine import QuarantineRow
 
 
 def prompt_row(text: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from stairdata_schemas.building import Build, BuildPlan
 from stairdata_schemas.errors import ArtifactError, ArtifactNotFoundError, UsageError
 from stairdata_schemas.kinds import features, polars_schema
 from stairdata_schemas.manifest import content_hash, sha256_of_file
-from stairdata_schemas.writing import QuarantineRow
+from stairdata_schemas.quarantine import QuarantineRow
 
 Make = Callable[..., Artifact]
 Begin = Callable[..., Build]

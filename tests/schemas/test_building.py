@@ -20,7 +20,7 @@ from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report, b
 from stairdata_schemas.errors import ArtifactError, BuildError, BuildLockedError, QuarantineError, UsageError
 from stairdata_schemas.files import read_journal
 from stairdata_schemas.manifest import BuildUsage, ModelIdentity, Parent, sha256_of_file
-from stairdata_schemas.writing import QuarantineRow
+from stairdata_schemas.quarantine import QuarantineRow
 
 Make = Callable[..., Artifact]
 Begin = Callable[..., Build]

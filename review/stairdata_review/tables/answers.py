@@ -21,7 +21,7 @@ from stairdata_review.tables.columns import choices_of, text_columns, texts_of
 from stairdata_schemas.aliases import Json, Row
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import InputError, quote
-from stairdata_schemas.writing import QuarantineRow
+from stairdata_schemas.quarantine import QuarantineRow
 
 RULES = {
     "unknown_item": "no item has that item_id",

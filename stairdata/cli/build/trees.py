@@ -44,7 +44,7 @@ def build(
     """Build search trees: SI-MCTS by the actor, one tree a prompt."""
     from stairdata.generators.forecast import forecast_trees
     from stairdata.generators.trees.build import build_trees
-    from stairdata.runs.executors import Execution
+    from stairdata.runs.executors.executor import Execution
     from stairdata_schemas.errors import UsageError
 
     if pilot and not shared.dry_run:

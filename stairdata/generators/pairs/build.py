@@ -38,7 +38,7 @@ from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
 from stairdata_schemas.errors import BuildError
 from stairdata_schemas.fingerprints import counted_settings
 from stairdata_schemas.kinds import polars_schema
-from stairdata_schemas.writing import QuarantineRow
+from stairdata_schemas.quarantine import QuarantineRow
 
 AnyPairsSection = PreferencePairsSection | PrmPairsSection
 _GENERATORS = {"preference_pairs": "preference_pairs/2", "prm_pairs": "prm_pairs/2"}
@@ -107,11 +107,11 @@ def _build(
 class _PairExtractor:
     """Takes pairs out of an artifact of trees, and counts what it takes and leaves."""
 
-    def __init__(self, kind: str, section: AnyPairsSection, seed: int, ruler: LengthLimit) -> None:
+    def __init__(self, kind: str, section: AnyPairsSection, seed: int, length_limit: LengthLimit) -> None:
         self.kind = kind
         self.section = section
         self.seed = seed
-        self.ruler = ruler
+        self.length_limit = length_limit
         self.funnel: Counter[str] = Counter()
         self.mixture: dict[str, Counter[str]] = {}
         self.decisions: Counter[str] = Counter()
@@ -119,7 +119,7 @@ class _PairExtractor:
     def frames(self, trees: Artifact, options: BuildOptions, refused: list[QuarantineRow]) -> Iterator[pl.DataFrame]:
         """Yield frames of pairs, not one of them empty."""
         for frame in sound_frames(trees, self.kind, options, refused):
-            pairs = pairs_of(self.kind, frame, self.section, self.funnel, self.seed, self.ruler)
+            pairs = pairs_of(self.kind, frame, self.section, self.funnel, self.seed, self.length_limit)
             if not pairs.is_empty():
                 yield pairs
 
@@ -185,7 +185,7 @@ def pairs_of(
     section: AnyPairsSection,
     funnel: Counter[str],
     seed: int = 42,
-    ruler: LengthLimit | None = None,
+    length_limit: LengthLimit | None = None,
 ) -> pl.DataFrame:
     """Return all pairs of a frame of sound trees, in an order that depends on the trees alone.
 
@@ -195,19 +195,19 @@ def pairs_of(
         section: the rules.
         funnel: counts, added to: nodes, candidates, and what each rule removed.
         seed: decides every sample.
-        ruler: measures paths; default: one without a tokenizer.
+        length_limit: measures paths; default: one without a tokenizer.
     """
-    ruler = ruler or LengthLimit(section.max_tokens, None, f"{kind}.tokenizer")
+    length_limit = length_limit or LengthLimit(section.max_tokens, None, f"{kind}.tokenizer")
     kept = in_part(trees, section, seed, funnel)
     if kept.is_empty():
         return pl.DataFrame(schema=polars_schema(kind))
     forest = unfold(kept)
     if kind == "prm_pairs":
-        pairs = comparable_nodes(forest, section, funnel, ruler)
+        pairs = comparable_nodes(forest, section, funnel, length_limit)
     elif isinstance(section, PreferencePairsSection) and section.granularity == "trajectory":
-        pairs = trajectories(forest, section, funnel, ruler, seed)
+        pairs = trajectories(forest, section, funnel, length_limit, seed)
     else:
-        pairs = siblings(forest, section, funnel, ruler)
+        pairs = siblings(forest, section, funnel, length_limit)
     return _rows(kind, forest, inside_trees(forest, pairs, section, seed, funnel))
 
 

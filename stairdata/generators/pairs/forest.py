@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from stairdata.runs.options import BuildOptions
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.kinds import VALUE_TOLERANCE
-from stairdata_schemas.writing import QuarantineRow
+from stairdata_schemas.quarantine import QuarantineRow
 
 NODES_AT_ONCE = 2**15
 TREE_COLUMNS = ("tree_id", "prompt_id", "prompt", "task", "actor", "round")

@@ -15,20 +15,22 @@ import polars as pl
 from stairdata.generators.pairs.forest import Forest, Indices, Mask
 from stairdata.generators.pairs.length_limit import LengthLimit
 from stairdata.recipe import PairsSection, PreferencePairsSection
-from stairdata.runs.sampling import keys_of, numbers_of
+from stairdata.runs.row_sampling import keys_of, numbers_of
 
 PAIRS_AT_ONCE = 4_000_000
 PAIR_SCHEMA = pl.Schema({"chosen": pl.Int64, "rejected": pl.Int64, "granularity": pl.String})
 
 
-def siblings(forest: Forest, section: PairsSection, funnel: Counter[str], ruler: LengthLimit) -> pl.DataFrame:
+def siblings(forest: Forest, section: PairsSection, funnel: Counter[str], length_limit: LengthLimit) -> pl.DataFrame:
     """Pair children of one parent."""
     nodes = _eligible(forest, section, funnel)
     pairs = _far_apart(forest, nodes, forest.parents[nodes], section, funnel)
-    return _short_enough(forest, pairs, ruler, funnel)
+    return _short_enough(forest, pairs, length_limit, funnel)
 
 
-def comparable_nodes(forest: Forest, section: PairsSection, funnel: Counter[str], ruler: LengthLimit) -> pl.DataFrame:
+def comparable_nodes(
+    forest: Forest, section: PairsSection, funnel: Counter[str], length_limit: LengthLimit
+) -> pl.DataFrame:
     """Pair nodes of equal depth in one tree (step), and terminal nodes of any depth (trajectory)."""
     nodes = _eligible(forest, section, funnel)
     tree = forest.nodes["tree"].to_numpy()
@@ -37,11 +39,11 @@ def comparable_nodes(forest: Forest, section: PairsSection, funnel: Counter[str]
     partial = _far_apart(forest, nodes, level, section, funnel, apart=is_terminal)
     ends = nodes[is_terminal[nodes]]
     whole = _far_apart(forest, ends, tree[ends], section, funnel).with_columns(granularity=pl.lit("trajectory"))
-    return _short_enough(forest, pl.concat([partial, whole]), ruler, funnel)
+    return _short_enough(forest, pl.concat([partial, whole]), length_limit, funnel)
 
 
 def trajectories(
-    forest: Forest, section: PreferencePairsSection, funnel: Counter[str], ruler: LengthLimit, seed: int
+    forest: Forest, section: PreferencePairsSection, funnel: Counter[str], length_limit: LengthLimit, seed: int
 ) -> pl.DataFrame:
     """Pair good answers of a tree with bad ones: the fewer are repeated, and zipped with the more.
 
@@ -55,7 +57,7 @@ def trajectories(
     is_good = value >= section.min_chosen_value
     is_bad = ~is_good & (value <= section.min_chosen_value - section.min_margin)
     nodes = _narrow(nodes, is_good | is_bad, "removed_neither_good_nor_bad", funnel)
-    fits = ruler.fits(forest, nodes)
+    fits = length_limit.fits(forest, nodes)
     funnel["removed_too_long"] += int((~fits).sum())
     nodes = nodes[fits]
     good = _shuffled(forest, nodes[is_good[nodes]], seed, "good")
@@ -186,11 +188,11 @@ def _joined(chosen: pl.DataFrame, sides: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _short_enough(forest: Forest, pairs: pl.DataFrame, ruler: LengthLimit, funnel: Counter[str]) -> pl.DataFrame:
+def _short_enough(forest: Forest, pairs: pl.DataFrame, length_limit: LengthLimit, funnel: Counter[str]) -> pl.DataFrame:
     """Drop the pairs of which a side is too long; last, so that only what would be used is ever measured."""
     nodes = np.unique(np.concatenate([pairs["chosen"].to_numpy(), pairs["rejected"].to_numpy()]))
     fits = np.zeros(len(forest.nodes), dtype=bool)
-    fits[nodes] = ruler.fits(forest, nodes)
+    fits[nodes] = length_limit.fits(forest, nodes)
     kept = pairs.filter(pl.Series(fits[pairs["chosen"].to_numpy()] & fits[pairs["rejected"].to_numpy()]))
     funnel["removed_too_long"] += len(pairs) - len(kept)
     return kept

@@ -17,8 +17,8 @@ import polars as pl
 
 from stairdata.generators.pairs.forest import Forest, Indices, Mask
 from stairdata.recipe import PairsSection
+from stairdata.runs.row_sampling import keys_of, numbers_of, share_of
 from stairdata.runs.row_spool import RowSpool
-from stairdata.runs.sampling import keys_of, numbers_of, share_of
 from stairdata_schemas import grammar
 from stairdata_schemas.errors import BuildError
 from stairdata_schemas.kinds import TASKS

@@ -14,7 +14,7 @@ from stairdata.generators.prompts.near_duplicates import NearDuplicates
 from stairdata.recipe import PromptSource, Recipe
 from stairdata.runs.build import build_as_told
 from stairdata.runs.options import BuildOptions
-from stairdata.runs.sampling import BottomSample
+from stairdata.runs.row_sampling import BottomSample
 from stairdata_schemas.aliases import Row
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
@@ -23,7 +23,7 @@ from stairdata_schemas.fingerprints import counted_settings
 from stairdata_schemas.kinds import polars_schema
 from stairdata_schemas.licenses import strictest
 from stairdata_schemas.manifest import ModelIdentity
-from stairdata_schemas.writing import QuarantineRow
+from stairdata_schemas.quarantine import QuarantineRow
 
 GENERATOR = "prompts/2"
 

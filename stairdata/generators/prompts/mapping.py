@@ -14,7 +14,7 @@ from stairdata_schemas import identity
 from stairdata_schemas.aliases import Row
 from stairdata_schemas.errors import InputError
 from stairdata_schemas.kinds import TASKS
-from stairdata_schemas.writing import QuarantineRow
+from stairdata_schemas.quarantine import QuarantineRow
 
 _TEXTS = ("prompt", "task", "source", "category", "reference_answer")
 _COLUMNS = (*_TEXTS, "reference_is_safe")

@@ -15,7 +15,7 @@ from stairdata.llm.client import Client
 from stairdata.llm.outcomes import JudgeFailedError, Outcome
 from stairdata.llm.session import open_client
 from stairdata.recipe import Recipe, TaskJudge
-from stairdata.runs.executors import make_executor
+from stairdata.runs.executors.executor import make_executor
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.progress import report_waiting
 from stairdata.runs.runner import RunResult, open_budget, run_units, usage_of

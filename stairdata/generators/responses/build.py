@@ -14,7 +14,7 @@ from stairdata.llm.budget import Budget
 from stairdata.llm.session import identify, make_actor, open_client
 from stairdata.recipe import Recipe, ResponsesSection
 from stairdata.runs.build import build_as_told
-from stairdata.runs.executors import make_executor
+from stairdata.runs.executors.executor import make_executor
 from stairdata.runs.inputs import Inputs, input_rows
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.progress import report_waiting

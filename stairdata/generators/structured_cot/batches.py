@@ -23,7 +23,7 @@ from stairdata.llm.client import Generation, chat_body
 from stairdata.llm.outcomes import RequestFailedError
 from stairdata.llm.tokens import token_count
 from stairdata.runs.answer_journal import kept_names
-from stairdata.runs.executors import make_executor
+from stairdata.runs.executors.executor import make_executor
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.progress import report_waiting
 from stairdata.runs.row_journal import JOURNAL

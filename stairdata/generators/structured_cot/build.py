@@ -29,7 +29,7 @@ from stairdata.llm.budget import Budget
 from stairdata.llm.client import Client, Generation
 from stairdata.llm.outcomes import Outcome, RequestFailedError, has_no_format
 from stairdata.recipe import Recipe
-from stairdata.runs.executors import make_executor
+from stairdata.runs.executors.executor import make_executor
 from stairdata.runs.inputs import Inputs
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.progress import report_waiting

@@ -20,7 +20,7 @@ from stairdata.llm.session import open_client
 from stairdata.recipe import Endpoint
 from stairdata.runs.answer_journal import AnswerJournal
 from stairdata.runs.units import Unit, UnitFailedError, UnitResult, WorkContext, Workload
-from stairdata.search.reward import is_refusal
+from stairdata.search.refusal import is_refusal
 from stairdata_schemas.aliases import Row, WaitProgress
 from stairdata_schemas.building import Build
 

@@ -19,7 +19,7 @@ from stairdata_schemas.errors import InputError
 from stairdata_schemas.fingerprints import counted_settings
 from stairdata_schemas.kinds import TASKS, polars_schema
 from stairdata_schemas.manifest import sha256_of_file
-from stairdata_schemas.writing import QuarantineRow
+from stairdata_schemas.quarantine import QuarantineRow
 
 GENERATOR = "structured_cot/1"
 BY_HAND = "hand-written"

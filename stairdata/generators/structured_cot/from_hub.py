@@ -21,7 +21,7 @@ from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
 from stairdata_schemas.errors import GrammarError, InputError, RecipeError, quote
 from stairdata_schemas.fingerprints import counted_settings
 from stairdata_schemas.kinds import polars_schema
-from stairdata_schemas.writing import QuarantineRow
+from stairdata_schemas.quarantine import QuarantineRow
 
 GENERATOR = "structured_cot/1"
 STAIR_SFT = "thu-ml/STAIR-SFT"

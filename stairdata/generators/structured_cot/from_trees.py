@@ -26,7 +26,7 @@ from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
 from stairdata_schemas.errors import BuildError, GrammarError
 from stairdata_schemas.fingerprints import counted_settings
 from stairdata_schemas.kinds import polars_schema
-from stairdata_schemas.writing import QuarantineRow
+from stairdata_schemas.quarantine import QuarantineRow
 
 GENERATOR = "structured_cot_from_trees/1"
 OPTION = "structured_cot.from_trees"
@@ -67,11 +67,11 @@ def build_from_trees(recipe: Recipe, trees: Artifact, options: BuildOptions) -> 
 
     def content(build: Build) -> BuildContent:
         spool = build.enter(RowSpool(build.work / "spool"))
-        ruler = LengthLimit(section.max_tokens, tokenizer, f"{OPTION}.tokenizer")
+        length_limit = LengthLimit(section.max_tokens, tokenizer, f"{OPTION}.tokenizer")
         funnel: Counter[str] = Counter()
         refused: list[QuarantineRow] = []
         sound = sound_frames(trees, "structured_cot", options, refused)
-        answers = (answers_of(unfold(frame), section, recipe.seed, funnel, ruler) for frame in sound)
+        answers = (answers_of(unfold(frame), section, recipe.seed, funnel, length_limit) for frame in sound)
         if not spool.fill(frame for frame in answers if not frame.is_empty()):
             raise BuildError(_no_rows(trees, section, funnel))
         rows = spool.rows(_sampled(spool, section, funnel))
@@ -83,10 +83,10 @@ def build_from_trees(recipe: Recipe, trees: Artifact, options: BuildOptions) -> 
 
 
 def answers_of(
-    forest: Forest, section: FromTreesSection, seed: int, funnel: Counter[str], ruler: LengthLimit
+    forest: Forest, section: FromTreesSection, seed: int, funnel: Counter[str], length_limit: LengthLimit
 ) -> pl.DataFrame:
     """Return the good answers of some trees as rows of structured_cot, each with the `key` it is sampled by."""
-    answers = _good_answers(forest, section, funnel, ruler)
+    answers = _good_answers(forest, section, funnel, length_limit)
     texts = path_texts(forest, answers).to_list() if len(answers) else []
     numbers = forest.nodes["tree"].to_numpy()[answers]
     trees = forest.trees[numbers].iter_rows(named=True)
@@ -104,7 +104,9 @@ def answers_of(
     return pl.DataFrame(rows, schema=pl.Schema([*polars_schema("structured_cot").items(), ("key", pl.UInt64())]))
 
 
-def _good_answers(forest: Forest, section: FromTreesSection, funnel: Counter[str], ruler: LengthLimit) -> Indices:
+def _good_answers(
+    forest: Forest, section: FromTreesSection, funnel: Counter[str], length_limit: LengthLimit
+) -> Indices:
     has_children = np.bincount(forest.parents[forest.depths > 0], minlength=len(forest.nodes)) > 0
     leaves = np.flatnonzero((forest.depths > 0) & ~has_children)
     funnel["candidates"] += len(leaves)
@@ -116,7 +118,7 @@ def _good_answers(forest: Forest, section: FromTreesSection, funnel: Counter[str
         kept = leaves[rule[leaves]]
         funnel[name] += len(leaves) - len(kept)
         leaves = kept
-    fits = ruler.fits(forest, leaves)
+    fits = length_limit.fits(forest, leaves)
     funnel["removed_too_long"] += int((~fits).sum())
     return leaves[fits]
 

@@ -14,7 +14,7 @@ from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import BuildPlan, begin_build
 from stairdata_schemas.kinds import polars_schema
 from stairdata_schemas.manifest import Parent, sha256_of_json
-from stairdata_schemas.writing import QuarantineRow
+from stairdata_schemas.quarantine import QuarantineRow
 
 Make = Callable[..., Artifact]
 

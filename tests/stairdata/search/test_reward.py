@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stairdata.search.reward import combine, is_refusal, is_short_refusal, rate, reference_rating, rule_safety, word_f1
+from stairdata.search.refusal import is_refusal, is_short_refusal
+from stairdata.search.reward import combine, rate, reference_rating, rule_safety, word_f1
 from stairdata_schemas.grammar import Step, render
 
 UNIT = st.floats(-1, 1)

@@ -18,7 +18,7 @@ from stairdata_schemas.artifacts import Artifact, open_artifact
 from stairdata_schemas.errors import ArtifactError
 from stairdata_schemas.kinds import arrow_schema
 from stairdata_schemas.manifest import sha256_of_file
-from stairdata_schemas.writing import QuarantineRow
+from stairdata_schemas.quarantine import QuarantineRow
 from tests.stairdata.forests import Node, artifact_of, frame_of, tree_of
 
 SHAPE: list[Any] = [

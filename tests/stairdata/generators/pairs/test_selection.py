@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from stairdata.generators.pairs.build import AnyPairsSection, build_preference_pairs, build_prm_pairs, pairs_of
 from stairdata.recipe import PreferencePairsSection, PrmPairsSection, Recipe
 from stairdata.runs.options import BuildOptions
-from stairdata.runs.sampling import keys_of, share_of
+from stairdata.runs.row_sampling import keys_of, share_of
 from stairdata_schemas import identity
 from stairdata_schemas.errors import BuildError, RecipeError
 from stairdata_schemas.grammar import is_block

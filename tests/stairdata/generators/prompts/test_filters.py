@@ -23,7 +23,7 @@ from stairdata.generators.prompts.near_duplicates import (
 )
 from stairdata.recipe import ContaminationSection, NearDuplicatesSection, Recipe
 from stairdata.runs.options import BuildOptions
-from stairdata.runs.sampling import BottomSample
+from stairdata.runs.row_sampling import BottomSample
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import InputError, QuarantineError, RecipeError, StairDataError
 

@@ -25,7 +25,7 @@ from stairdata.generators.structured_cot.quality_gate import RULES, check_answer
 from stairdata.generators.structured_cot.requests import TeacherPrompt, TeacherTemplates, make_request
 from stairdata.llm.budget import BudgetLimits
 from stairdata.llm.client import Generation, Sample
-from stairdata.llm.server import vllm_missing
+from stairdata.llm.vllm_server import vllm_missing
 from stairdata.recipe import GateSection, Recipe, Teacher, TemplatesSection
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.units import UnitFailedError

@@ -24,8 +24,8 @@ from stairdata.generators.trees.build import build_trees
 from stairdata.llm.budget import BudgetLimits, Expense, StoppedError
 from stairdata.llm.client import DEAD_AFTER
 from stairdata.recipe import Recipe
-from stairdata.runs import runner
-from stairdata.runs.executors import Execution
+from stairdata.runs import interrupts, runner
+from stairdata.runs.executors.executor import Execution
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.progress import quiet
 from stairdata.runs.row_journal import RowJournal
@@ -413,7 +413,7 @@ def test_ctrl_c_lets_requests_come_home_and_ends_with_130(
     hanging: int, build: Build, stub_llm: StubServer, command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     """Even if some never come home; the next run asks for nothing that was answered."""
-    assert runner.DRAIN_SECONDS + 3 <= 10, "ten seconds in all, the end of a server of ours included"
+    assert interrupts.DRAIN_SECONDS + 3 <= 10, "ten seconds in all, the end of a server of ours included"
     build(5, root="undisturbed", judge={"kind": "self"})
     undisturbed = stub_llm.stats()["requests"]
     stub_llm.reset()

@@ -13,8 +13,8 @@ import pytest
 
 from stairdata.generators.trees.build import build_trees
 from stairdata.recipe import Recipe
-from stairdata.runs import ray_executor
-from stairdata.runs.executors import Execution
+from stairdata.runs.executors import ray_cluster as ray_executor
+from stairdata.runs.executors.executor import Execution
 from stairdata.runs.options import BuildOptions
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import BudgetError, BuildError, ServerError, UsageError

@@ -1,4 +1,4 @@
-"""Who works on units: this process (`local_executor`), or replicas on a Ray cluster (`ray_executor`)."""
+"""Who works on units: this process (`local`), or replicas on a Ray cluster (`ray_cluster`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from stairdata.llm.budget import Budget
 from stairdata.recipe.section import Concurrency
-from stairdata.runs.local_executor import LocalExecutor
+from stairdata.runs.executors.local import LocalExecutor
 from stairdata.runs.units import Unit, UnitResult, WorkContext, Workload
 from stairdata_schemas.aliases import WaitProgress
 
@@ -72,7 +72,7 @@ def make_executor(
     """
     work = workload.at(execution.endpoints) if execution.endpoints else workload
     if execution.executor == "ray":
-        from stairdata.runs.ray_executor import RayExecutor
+        from stairdata.runs.executors.ray_cluster import RayExecutor
 
         return RayExecutor(work, budget, concurrency, execution.address)
     return LocalExecutor(lambda: work.open(budget, waiting), budget, concurrency)

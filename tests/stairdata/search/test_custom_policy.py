@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from stairdata.search import mcts
-from stairdata.search.own_policy import search_tree
+from stairdata.search.custom_policy import search_tree
 from stairdata_schemas.errors import UsageError
 
 STEP = "<|Reasoning_step|>\nTitle: Step {0}:\nbody {0}\n<|/Reasoning_step|>\n\n"

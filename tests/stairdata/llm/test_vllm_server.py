@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from stairdata.llm import server as server_module
-from stairdata.llm.server import ManagedServer, ServerOptions, check_model, last_words, vllm_command, vllm_missing
+from stairdata.llm import vllm_server as server_module
+from stairdata.llm.vllm_server import ManagedServer, ServerOptions, check_model, last_words, vllm_command, vllm_missing
 from stairdata_schemas.errors import ModelError, ServerError
 from stairdata_schemas.processes import descendants
 
@@ -391,7 +391,7 @@ def test_last_words_are_the_exceptions_else_the_end(tmp_path: Path) -> None:
 MANAGER = """
 import json, sys
 from pathlib import Path
-from stairdata.llm.server import ManagedServer, ServerOptions
+from stairdata.llm.vllm_server import ManagedServer, ServerOptions
 
 with ManagedServer(ServerOptions(sys.argv[1], Path(sys.argv[2]), max_model_len=256, kv_cache_gib=1)) as server:
     print(json.dumps([server.base_url, server.api_key]), flush=True)

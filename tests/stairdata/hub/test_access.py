@@ -11,9 +11,9 @@ import pytest
 from dataframely.random import Generator
 from huggingface_hub import HfApi
 
+from stairdata.hub.access import Gate
 from stairdata.hub.client import read
 from stairdata.hub.content import PushOptions, prepare
-from stairdata.hub.policy import Gate
 from stairdata.hub.push import make_plan, push
 from stairdata.hub.secrets import PATTERNS, scan_texts
 from stairdata_schemas.artifacts import Artifact

@@ -1,0 +1,1 @@
+"""Where units are worked on: in this process, or by replicas on a Ray cluster."""
