@@ -142,7 +142,7 @@ def test_a_name_of_several_lines_stays_in_its_item() -> None:
 def test_the_template_is_in_the_package() -> None:
     import stairdata_schemas
 
-    assert (Path(stairdata_schemas.__file__).parent / "templates" / "card.md.jinja").is_file()
+    assert (Path(stairdata_schemas.__file__).parent / "cards" / "templates" / "card.md.jinja").is_file()
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"])), st.sampled_from(card.SECTIONS))

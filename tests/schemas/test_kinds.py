@@ -352,7 +352,7 @@ def test_dash_and_underscore_are_equal(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "tree", "Trees", "trees/", "../trees"])
 def test_an_unknown_kind_is_a_wrong_usage_that_names_the_kinds(name: str) -> None:
-    with pytest.raises(UsageError, match=r"known are prompts, structured_cot, trees|did you mean 'trees'"):
+    with pytest.raises(UsageError, match=r"use one of prompts, structured_cot, trees|did you mean 'trees'"):
         kind_name(name)
 
 

@@ -113,7 +113,7 @@ def test_the_resolved_recipe_is_a_recipe(tmp_path: Path) -> None:
         ("trees: {iterations: 0}", "trees.iterations: .*greater than or equal to 1, found '0'"),
         ("trees: {iterations: many}", "trees.iterations: .*integer.*, found 'many'"),
         ("trees: {judge: {kind: me}}", "trees.judge.kind: Input should be 'self', 'rule', 'reference' or 'endpoint'"),
-        ("trees: {judge: {kind: endpoint}}", "trees.judge: .*judge.endpoint goes with kind endpoint"),
+        ("trees: {judge: {kind: endpoint}}", "trees.judge: .*judge.endpoint is needed with kind endpoint"),
         ("trees: {c: .nan}", "trees.c"),
         ("actor: {path: a, base_url: b}", "actor: .*not both"),
         ("prompts: {sources: [{}]}", "prompts.sources.0: .*give either path or hub"),

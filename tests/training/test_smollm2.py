@@ -36,7 +36,7 @@ def test_without_an_index_the_message_says_what_to_put_where(tmp_path: Path, mon
 
 def test_another_wheel_is_refused(tmp_path: Path) -> None:
     (tmp_path / smollm2.WHEEL).write_bytes(b"not the wheel")
-    with pytest.raises(ModelError, match=r"sha256 .* expected is bcc81830"):
+    with pytest.raises(ModelError, match=r"sha256 .* expected bcc81830"):
         smollm2.prepare_smollm2(tmp_path / "base")
 
 

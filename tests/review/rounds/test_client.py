@@ -33,7 +33,7 @@ def argilla(answer: Callable[[httpx.Request], httpx.Response], url: str = "http:
         ("http://argilla.example.org", True, "use https"),
         ("https://argilla.example.org", False, "add --remote"),
         ("http://127.0.0.1.example.org", True, "use https"),
-        ("http://localhost@evil.example", True, "no name"),
+        ("http://localhost@evil.example", True, "must not contain a name"),
         ("https://user:word@argilla.example.org", True, "must not contain a name, password or query"),
         ("ftp://127.0.0.1", True, "is not an address"),
         ("argilla.example.org", True, "is not an address"),

@@ -110,7 +110,7 @@ def test_a_dry_run_of_other_kinds(kind: str, trees: Callable[..., Ended], run: R
 def test_a_spent_budget_ends_with_1_and_a_message(trees: Callable[..., Ended]) -> None:
     ended = trees("--max-total-tokens", "500")
     assert (ended.status, ended.out) == (1, "")
-    assert re.search(r"error: \d+ tokens are spent and the next request may take \d+: more than --max-total", ended.err)
+    assert re.search(r"error: \d+ tokens are spent and the next request may use \d+: more than --max-total", ended.err)
     ended = trees("--max-cost", "0.0001")
     assert ended.status == 1
     assert "more than --max-cost 0.0001; finished work is kept" in ended.err

@@ -49,7 +49,7 @@ def test_push_list_show_and_pull(hub: HubServer, run: Run, build: Callable[..., 
     ended = run("push", "prompts", "--repo", REPO)
     assert (ended.status, ended.out) == (0, f"{REPO}@v1.0.0\n"), ended.err
     again = run("push", "prompts@1.0.0", "--repo", REPO)
-    assert (again.status, "there already, with the same content" in again.err) == (0, True)
+    assert (again.status, "already exists, with the same content" in again.err) == (0, True)
     build("one", "two", "three")
     assert run("push", "prompts", "--repo", REPO).status == 0
     listed = run("list", "--repo", REPO)
@@ -80,7 +80,7 @@ def test_push_list_show_and_pull(hub: HubServer, run: Run, build: Callable[..., 
         (["push", "trees", "--repo", REPO], 1, "no complete trees under artifacts"),
         (["push", "prompts"], 2, "Missing option '--repo'"),
         (["push", "prompts", "--repo", "other/prompts"], 1, "you don't have the rights to create"),
-        (["pull", "prompts"], 2, "'prompts' is no dataset on the Hub; write org/name"),
+        (["pull", "prompts"], 2, "'prompts' is not a dataset on the Hub; write org/name"),
         (["pull", "org/none"], 1, "no dataset org/none on the Hub for this token"),
         (["list", "--repo", "org/none"], 1, "no dataset org/none on the Hub for this token"),
         (["show", "org/none@v1.0.0"], 1, "no dataset org/none on the Hub for this token"),

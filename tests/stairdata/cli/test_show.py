@@ -106,7 +106,7 @@ def test_pages_are_written(what: str, run: Run, trees: Artifact, pairs: Artifact
     words = ["trees", first_id(trees)] if what == "tree" else [what]
     ended = run("show", *words, "--html", "page.html")
     assert (ended.status, ended.out) == (0, "page.html\n")
-    assert "behind a click" in ended.err
+    assert "shows text after a click" in ended.err
     assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
@@ -129,10 +129,10 @@ def test_a_page_without_plotly_says_what_to_install(
         (["diff", "trees", "preference-pairs"], 2, "of different kinds"),
         (["diff", "trees", "trees@9.0.0"], 1, "no trees@9.0.0"),
         (["import", "x.json", "--from", "thu-ml", "--kind", "trees"], 1, "x.json does not exist"),
-        (["import", "x.json", "--from", "hf", "--kind", "trees"], 2, "unknown form 'hf'; known is thu-ml"),
+        (["import", "x.json", "--from", "hf", "--kind", "trees"], 2, "unknown format 'hf'; use thu-ml"),
         (["import", "x.json", "--from", "thu-ml", "--kind", "pairs"], 2, "can't import 'pairs'"),
         (["import", "--from", "thu-ml", "--kind", "trees"], 2, "Missing argument"),
-        (["export", "trees", "x.json", "--to", "hf"], 2, "unknown form 'hf'"),
+        (["export", "trees", "x.json", "--to", "hf"], 2, "unknown format 'hf'"),
         (["export", "trees", "no/x.json", "--to", "thu-ml"], 2, "the folder no does not exist"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -99,7 +99,7 @@ def test_public_and_gate_change_only_what_they_say(
     [
         (False, "manual", {}, "is public; pass --public"),
         (False, "manual", {"gated": "no"}, "is public; pass --public"),
-        (True, False, {}, "is not gated, and prompts@1.1.0 holds rows that are not helpfulness; type --gated no"),
+        (True, False, {}, "is not gated, and prompts@1.1.0 holds rows that are not helpfulness; pass --gated no"),
         (True, False, {"public": True}, "is not gated"),
         (False, False, {"gated": "no"}, "is public"),
     ],
@@ -189,7 +189,7 @@ def test_the_licence_of_every_config_counts_where_all_become_public(hub: HubServ
 
 def test_a_laxer_licence_than_the_parents_is_refused(hub: HubServer, make: Make) -> None:
     artifact = make(parents=(parent("cc-by-nc-4.0"), parent(None)), license=None)
-    with pytest.raises(PublishError, match=r"--license mit asks less than cc-by-nc-4\.0"):
+    with pytest.raises(PublishError, match=r"--license mit is less strict than cc-by-nc-4\.0"):
         push(artifact, PushOptions(REPO, license="mit"))
     with pytest.raises(UsageError, match="is not a licence identifier"):
         push(artifact, PushOptions(REPO, license="My own!"))

@@ -189,7 +189,7 @@ def test_another_artifact_of_that_version_is_never_overwritten(hub: HubServer, m
     push(make("a"), PushOptions(REPO))
     mine = make("b", root="mine")
     before = (mine.folder / "manifest.json").read_bytes()
-    with pytest.raises(ArtifactError, match=r"is another prompts@1\.0\.0 than org/data has.*--root"):
+    with pytest.raises(ArtifactError, match=r"is not the prompts@1\.0\.0 of org/data.*--root"):
         pull(Address(REPO), tmp_path / "mine")
     assert (mine.folder / "manifest.json").read_bytes() == before
     (tmp_path / "half" / "prompts" / "1.0.0" / ".build").mkdir(parents=True)

@@ -153,7 +153,7 @@ def hub_text(repo: str, path: str, revision: str = "main") -> str:
 @pytest.mark.parametrize(
     ("first", "second", "words"),
     [
-        (None, "prompts", "holds prompts at its root, where no config goes beside it"),
+        (None, "prompts", "holds prompts at its root, so it can't have configs"),
         ("prompts", None, "holds several configs (prompts); name one with --config"),
     ],
 )
@@ -177,7 +177,7 @@ def test_files_of_others_are_not_replaced(hub: HubServer, make: Make) -> None:
     api.update_repo_settings(REPO, repo_type="dataset", gated="manual")
     operation = CommitOperationAdd("data/other.parquet", b"rows")
     api.create_commit(REPO, [operation], commit_message="mine", repo_type="dataset")
-    with pytest.raises(PublishError, match=r"no release of stairdata \('data/other.parquet'\)"):
+    with pytest.raises(PublishError, match=r"stairdata did not publish \('data/other.parquet'\)"):
         push(make(), PushOptions(REPO))
 
 

@@ -335,7 +335,7 @@ def test_no_order_of_runs_and_kills_asks_for_anything_twice(
         check(make_queue(folder))
     provider.account.plan, provider.steps_left = Plan(), None
     for _ in range(4):
-        with contextlib.suppress(ServerError):  # which tells of a batch that was refused as a whole, once
+        with contextlib.suppress(ServerError):  # which tells of a batch that was rejected as a whole, once
             run(make_queue(folder), "submit")
     run(make_queue(folder), "collect")
     check(make_queue(folder))

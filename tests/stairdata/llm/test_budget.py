@@ -71,7 +71,7 @@ def test_the_message_names_the_limit_and_what_is_spent() -> None:
         return str(budget.reason)
 
     tokens = asyncio.run(run(BudgetLimits(total_tokens=150)))
-    assert tokens.startswith("100 tokens are spent and the next request may take 100: more than --max-total-tokens 150")
+    assert tokens.startswith("100 tokens are spent and the next request may use 100: more than --max-total-tokens 150")
     assert "run the same command again" in tokens
     assert "--max-cost 0.5" in asyncio.run(run(BudgetLimits(cost=0.5)))
     assert "--max-seconds 0" in asyncio.run(run(BudgetLimits(seconds=0)))

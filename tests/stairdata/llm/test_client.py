@@ -256,7 +256,7 @@ def test_a_server_that_asks_for_a_very_long_wait_stops_the_build(
 ) -> None:
     """Each prompt would go to quarantine within seconds, although there is nothing wrong with any."""
     stub_llm.control(retry_after="86400", script=[{"fault": "rate_limit"}])
-    with pytest.raises(ServerError, match=r"asks to wait 86400 s.*retry_seconds \(900\).*run the same command then"):
+    with pytest.raises(ServerError, match=r"asks to wait 86400 s.*retry_seconds \(900\).*try again after that"):
         call(complete)
     assert waits == []
 

@@ -146,7 +146,7 @@ def test_pairs_are_built_again_by_what_reviewers_said(trees: Artifact, tmp_path:
     assert built.manifest.details["funnel"]["removed_by_reviewers"] == 1
     assert [parent.kind for parent in built.manifest.parents] == ["trees", "reviews"]
     assert built.manifest.parents[1].content_hash == reviews.manifest.content_hash
-    assert any("turned round" in note for note in built.manifest.notes)
+    assert any("flipped by reviewers" in note for note in built.manifest.notes)
 
 
 def test_a_second_round_on_turned_pairs_counts_with_sides_exchanged(trees: Artifact, tmp_path: Path) -> None:

@@ -244,7 +244,7 @@ def test_languages(tmp_path: Path) -> None:
     assert prompts_of(artifact) == [*ENGLISH, *NEITHER]
     assert artifact.manifest.quarantine == {"language": len(FOREIGN)}
     assert FOREIGN[0] in prompts_of(build(tmp_path, path, languages=["en", "de"]))
-    with pytest.raises(RecipeError, match=r"prompts.languages: 'english' is none of .*en"):
+    with pytest.raises(RecipeError, match=r"prompts.languages: 'english' is not one of .*en"):
         build(tmp_path, path, languages=["english"])
 
 

@@ -140,7 +140,7 @@ def test_one_file_of_a_known_set_and_the_code_s_own_prompt_file(tmp_path: Path) 
 def test_a_form_that_is_not_the_known_one(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.write_bytes(published.jsonl([published.ultrafeedback_row(1)]))
-    with pytest.raises(InputError, match=r"no column prompt .*its columns: source, instr.*not in the form of PKU"):
+    with pytest.raises(InputError, match=r"no column prompt .*its columns: source, instr.*layout is not that of PKU"):
         build(tmp_path, {"path": str(path), "like": PKU})
     with pytest.raises(RecipeError, match="did you mean 'PKU-Alignment/PKU-SafeRLHF'"):
         build(tmp_path, {"path": str(path), "like": "PKU-Alignment/SafeRLHF"})

@@ -123,7 +123,7 @@ def test_a_full_queue_turns_a_batch_away_and_it_is_submitted_again(teach: Teach,
 def test_a_batch_refused_as_a_whole_says_why(teach: Teach, stub_llm: StubServer) -> None:
     stub_llm.control(batches={"ends": "failed"})
     teach(5, batch="submit")
-    with pytest.raises(ServerError, match=r"batch_0000 was refused as a whole.*invalid_json_line"):
+    with pytest.raises(ServerError, match=r"batch_0000 was rejected as a whole.*invalid_json_line"):
         teach(5, batch="collect")
     stub_llm.control(batches={})
     teach(5, batch="submit")
@@ -297,7 +297,7 @@ def test_a_limit_on_cost_stops_before_the_request_that_would_break_it(teach: Tea
 def test_asking_at_once_while_batches_are_under_way_is_refused(teach: Teach, stub_llm: StubServer) -> None:
     stub_llm.control(batches={"ends": "in_progress"})
     teach(4, batch="submit")
-    with pytest.raises(UsageError, match=r"4 requests of structured_cot@1.0.0 are under way in batches"):
+    with pytest.raises(UsageError, match=r"4 requests of structured_cot@1.0.0 are in progress in batches"):
         teach(4)
 
 
@@ -424,7 +424,7 @@ def test_starting_over_does_not_forget_what_is_under_way(teach: Teach, stub_llm:
             teach(3, batch=batch, fresh=True)
     with pytest.raises(UsageError, match="--fresh starts over"):
         teach(3, batch="collect", fresh=True)
-    with pytest.raises(UsageError, match=r"but structured_cot@1.0.0 has 3 requests under way"):
+    with pytest.raises(UsageError, match=r"but structured_cot@1.0.0 has 3 requests in progress"):
         teach(3, batch="status", limit=2)
     with pytest.raises(UsageError, match="--max-seconds"):
         teach(3, batch="submit", limits=BudgetLimits(seconds=1))
@@ -454,7 +454,7 @@ def test_what_is_refused_to_all_loses_no_prompt(
     text = json.dumps({"error": {"message": message, "code": code}})
     stub_llm.control(script=[{"status": status, "text": text}] * 4)
     teach(4, batch="submit")
-    with pytest.raises(ServerError, match=f"a reason that all share .'{message}'"):
+    with pytest.raises(ServerError, match=f"a reason that affects all .'{message}'"):
         teach(4, batch="collect")
     teach(4, batch="submit")
     assert len(rows_of(teach(4, batch="collect"))) == 4
@@ -464,7 +464,7 @@ def test_batches_that_were_all_refused_are_one_error(teach: Teach, stub_llm: Stu
     section = {"batch": {"max_requests": 1}}
     stub_llm.control(batches={"ends": "failed"})
     teach(3, section=section, batch="submit")
-    with pytest.raises(ServerError, match=r"batch_0000 .and 2 others. was refused as a whole"):
+    with pytest.raises(ServerError, match=r"batch_0000 .and 2 others. was rejected as a whole"):
         teach(3, section=section, batch="submit")
     stub_llm.control(batches={})
     artifact = teach(3, section=section, batch="submit") or teach(3, section=section, batch="collect")
@@ -506,7 +506,7 @@ def test_a_batch_whose_requests_nobody_knows_is_an_error(teach: Teach, stub_llm:
     for path in (ids, ids.with_suffix(".jsonl")):
         path.unlink()
     for batch in ("submit", None):
-        with pytest.raises(ArtifactError, match=r"what batch batch_0000 asked can't be told.*put back a copy"):
+        with pytest.raises(ArtifactError, match=r"batch batch_0000: requests can't be read.*put back a copy"):
             teach(4, batch=batch)
     assert set(sent_of(stub_llm).values()) == {1}
 
@@ -520,7 +520,7 @@ def test_answers_that_were_removed_are_fetched_again(
     assert len(removed) == 2
     for path in removed:
         path.unlink()
-    with pytest.raises(UsageError, match=r"4 requests of structured_cot@1.0.0 are under way"):
+    with pytest.raises(UsageError, match=r"4 requests of structured_cot@1.0.0 are in progress"):
         teach(2, **options)
     artifact = teach(2, **options, batch=batch) or teach(2, **options, batch="collect")
     assert len(rows_of(artifact)) == 2

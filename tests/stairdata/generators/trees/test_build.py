@@ -542,7 +542,7 @@ def test_a_limit_on_cost_and_what_it_cost(build: Build) -> None:
 
 
 def test_a_limit_on_time(build: Build) -> None:
-    with pytest.raises(BudgetError, match="--max-seconds 0 is over; finished work is kept"):
+    with pytest.raises(BudgetError, match="--max-seconds 0 has passed; finished work is kept"):
         build(1, limits=BudgetLimits(seconds=0))
     assert build(1).manifest.rows == 1
 
@@ -569,7 +569,7 @@ def test_a_limit_on_time_is_seen_while_all_requests_wait(build: Build, monkeypat
 
     monkeypatch.setattr("stairdata.generators.trees.build.run_units", run_waiting)
     monkeypatch.setattr(runner, "TICK_SECONDS", 0.01)
-    with pytest.raises(BudgetError, match="--max-seconds 0 is over"):
+    with pytest.raises(BudgetError, match="--max-seconds 0 has passed"):
         build(1, limits=BudgetLimits(seconds=0))
 
 
