@@ -26,6 +26,7 @@ class BuildGroup(TyperGroup):
         Raises:
             UsageError: there is no such kind.
         """
+        args = list(structured_cot.with_batch_action(args))
         position = next(self._positions(args), None)
         if position is None:
             return args
@@ -63,7 +64,7 @@ class BuildGroup(TyperGroup):
 
 app = typer.Typer(cls=BuildGroup, help="Build an artifact; a finished one of the same recipe and inputs is returned.")
 app.command("prompts")(prompts.build)
-app.command("structured-cot", cls=structured_cot.StructuredCotCommand)(structured_cot.build)
+app.command("structured-cot")(structured_cot.build)
 app.command("trees")(trees.build)
 app.command("preference-pairs")(pairs.build_preference_pairs)
 app.command("prm-pairs")(pairs.build_prm_pairs)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperCommand
 
 from stairdata.cli.build.shared import SharedOptions, comma_separated, takes_shared_options
 
@@ -21,15 +20,8 @@ class BatchAction(StrEnum):
     CANCEL = "cancel"
 
 
-class StructuredCotCommand(TyperCommand):
-    """Lets `--batch` stand alone."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # of a click that typer carries inside
-        """Fill in what `--batch` alone means."""
-        return super().parse_args(ctx, list(_with_batch_action(args)))
-
-
-def _with_batch_action(args: list[str]) -> Iterator[str]:
+def with_batch_action(args: list[str]) -> Iterator[str]:
+    """Yield the arguments with the action that `--batch` alone means."""
     for index, this in enumerate(args):
         yield this
         if this == "--batch" and args[index + 1 : index + 2] not in [[action.value] for action in BatchAction]:

@@ -108,6 +108,12 @@ def test_the_kind_is_found_at_any_place(options: list[tuple[str, ...]], place: i
     assert ordered == ["preference-pairs", *(argument for part in options for argument in part)]
 
 
+def test_batch_alone_may_come_before_the_kind() -> None:
+    assert group().kind_first(["--batch", "structured_cot"]) == ["structured-cot", "--batch", "submit"]
+    assert group().kind_first(["--batch", "collect", "structured-cot"]) == ["structured-cot", "--batch", "collect"]
+    assert group().kind_first(["structured-cot", "--batch"]) == ["structured-cot", "--batch", "submit"]
+
+
 def test_json_tells_what_was_built(source: str, run: Run) -> None:
     facts = json.loads(run("build", "prompts", "--set", source, "--json").out)
     assert (facts["artifact"], facts["rows"], facts["refused"], facts["state"]) == ("prompts@1.0.0", 2, 0, "complete")
