@@ -34,7 +34,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy tests --explicit-package-bases
+	$(BIN)/mypy tests benchmarks --explicit-package-bases
 	$(BIN)/lint-imports
 
 fix: install

@@ -1,6 +1,6 @@
 """What building prompts costs: near duplicates, evaluation prompts, languages, sampling from a long stream.
 
-    python benchmarks/prompts.py [--prompts 50000] [--stream 1000000]
+    python benchmarks/prompts.py [--prompts 50000] [--stream 1000000] [--count 10000]
 
 Made-up prompts with the lengths that UltraFeedback and PKU-SafeRLHF have about (half of 15 to 40 words, half of 40 to
 400), a tenth of them repeats of another one with a word changed. Each part is a process of its own, so that its peak
@@ -73,8 +73,9 @@ def measure(folder: Path, name: str, section: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=50_000)
-    parser.add_argument("--stream", type=int, default=1_000_000)
-    parser.add_argument("--part")
+    parser.add_argument("--stream", type=int, default=1_000_000, help="rows; a tenth of them are measured first")
+    parser.add_argument("--count", type=int, default=10_000, help="prompts sampled from the stream")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path)
     arguments = parser.parse_args()
     if arguments.part:
@@ -88,7 +89,8 @@ def main() -> None:
             measure(folder, part, {"sources": [{"path": "prompts.jsonl"}], **more})
         for rows in (arguments.stream // 10, arguments.stream):
             write(folder / "stream.jsonl", rows, 3)
-            measure(folder, f"10,000 out of {rows:,}", {"sources": [{"path": "stream.jsonl", "count": 10_000}]})
+            sample = {"path": "stream.jsonl", "count": arguments.count}
+            measure(folder, f"{arguments.count:,} out of {rows:,}", {"sources": [sample]})
 
 
 if __name__ == "__main__":

@@ -190,8 +190,10 @@ def _make_dataset(owner: httpx.Client, reviewers: int) -> tuple[str, list[dict[s
         post(f"/datasets/{dataset}/fields", {"name": name, "title": name, "required": True, "settings": kind})
     options = [{"value": label, "text": label} for label in LABELS]
     verdict = {"type": "label_selection", "options": options}
-    body = {"name": "verdict", "title": "verdict", "required": True, "settings": verdict}
-    post(f"/datasets/{dataset}/questions", body)
+    post(
+        f"/datasets/{dataset}/questions",
+        {"name": "verdict", "title": "verdict", "required": True, "settings": verdict},
+    )
     for name, kind_of in (("task", "terms"), ("margin", "float"), ("depth", "integer"), ("iteration", "integer")):
         property_ = {"name": name, "title": name, "settings": {"type": kind_of}, "visible_for_annotators": True}
         post(f"/datasets/{dataset}/metadata-properties", property_)
@@ -200,7 +202,7 @@ def _make_dataset(owner: httpx.Client, reviewers: int) -> tuple[str, list[dict[s
 
 
 def _ask(client: httpx.Client, path: str, body: dict[str, Any], offset: int, repeats: int) -> tuple[int, list[float]]:
-    parameters = {"offset": offset, "limit": PAGE, "include": ["responses", "suggestions"]}
+    parameters: dict[str, Any] = {"offset": offset, "limit": PAGE, "include": ["responses", "suggestions"]}
     total, times = 0, []
     for _ in range(repeats):
         started = time.monotonic()

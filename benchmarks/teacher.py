@@ -4,6 +4,9 @@
     python benchmarks/teacher.py --kill                           the 20,000 in two runs: the first is killed half-way
     python benchmarks/teacher.py --distilabel PATH/bin/python     an interpreter that has distilabel
 
+distilabel wants other versions than stairdata, so it lives in an environment of its own:
+`python -m venv PATH && PATH/bin/pip install 'distilabel[openai]==1.5.3' requests` (which it imports and does not name).
+
 Ours is the whole command, from the start of the process to the finished artifact; distilabel's is its pipeline alone,
 its start and its writing left out.
 """
@@ -25,6 +28,7 @@ from trees import instant_server, print_machine, show
 
 HERE = Path(__file__).parent
 PAIRED = 2000
+INSTALL = "pip install 'distilabel[openai]==1.5.3' requests"
 
 
 def main() -> None:
@@ -42,7 +46,7 @@ def main() -> None:
         show(f"stairdata: {options.prompts} rows in {seconds:.1f} s, {options.prompts / seconds:.0f} rows/s")
         show(f"  peak memory {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024:.0f} MiB")
         if not has_distilabel(options.distilabel):
-            show("distilabel: not installed in that environment (pip install 'distilabel[openai]==1.5.3'); left out")
+            show(f"distilabel: not installed in that environment ({INSTALL}); left out")
             return
         ours = options.paired / build(work / "few", url, options.paired)
         theirs = options.paired / run_distilabel(options.distilabel, url, options.paired, work)
@@ -99,14 +103,16 @@ def count_lines(path: Path) -> int:
 
 def has_distilabel(python: str) -> bool:
     """Tell whether an interpreter has distilabel."""
-    return subprocess.run([python, "-c", "import distilabel"], capture_output=True, check=False).returncode == 0
+    return subprocess.run([python, "-c", "import distilabel.models"], capture_output=True, check=False).returncode == 0
 
 
 def run_distilabel(python: str, url: str, count: int, folder: Path) -> float:
     """Run distilabel's pipeline on as many prompts; returns the seconds of its run."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1"}
     command = [python, str(HERE / "teacher_distilabel.py"), url, str(count)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=folder, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+    if done.returncode:
+        sys.exit(f"distilabel's pipeline failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     return float(done.stdout.split()[-1])
 
 

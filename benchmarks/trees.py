@@ -30,46 +30,61 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from unittest import mock
+from urllib.parse import urlsplit
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import openai
+from openai.resources.chat.completions import AsyncCompletions as ChatCompletions
+from openai.resources.completions import AsyncCompletions as TextCompletions
 
 from stairdata.generators.prompts.build import build_prompts
 from stairdata.generators.trees import judges
 from stairdata.generators.trees.build import build_trees
-from stairdata.llm.client import Client, Generation, RequestTokens
+from stairdata.llm.client import LOOPBACK
 from stairdata.llm.vllm_server import ManagedServer, ServerOptions
 from stairdata.recipe import Recipe
 from stairdata.runs.options import BuildOptions
-from stairdata.runs.runner import Run
 from stairdata_schemas.artifacts import Artifact
 
 HERE = Path(__file__).parent
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Sent:
-    """One request: when it was in flight, what it brought, and how to send it again."""
+    """One request that was answered: what it asked for, when it was in flight, and what it brought."""
 
-    client: Client
-    attempt: Callable[[], Awaitable[Generation]]
+    body: dict[str, Any]
+    is_chat: bool
     began: float
     ended: float
     tokens: int
-    is_chat: bool
 
 
 @dataclass(slots=True)
 class Watch:
-    """What a build does, seen from inside."""
+    """What a build reports on its way; it begins once tokenizers stand ready."""
 
-    sent: list[Sent] = field(default_factory=list)
     began: float = 0.0
     ended: float = 0.0
     cpu: float = 0.0
+    """Seconds that this process computed."""
+    cpu_began: float = 0.0
     finished: list[float] = field(default_factory=list)
     """When each tree was finished."""
+
+    def __call__(self, what: str, done: int, total: int, detail: str = "") -> None:
+        """Take the build's progress, and show it on stderr."""
+        now = time.monotonic()
+        if what == "trees" and not self.began:
+            self.began, self.cpu_began = now, time.process_time()
+        if what == "trees" and done > len(self.finished):
+            self.finished += [now] * (done - len(self.finished))
+            self.ended, self.cpu = now, time.process_time() - self.cpu_began
+        sys.stderr.write(f"\r{what} {done}/{total} {detail}\x1b[K")
+        if total and done == total:
+            sys.stderr.write("\n")
 
 
 def main() -> None:
@@ -96,6 +111,7 @@ def main() -> None:
     server.add_argument(
         "--unreadable-as-3", action="store_true", help="the load of a judge, by a model that is too small to rate"
     )
+    server.add_argument("--max-tokens", type=int, default=2048, help="of a step, and of a rollout")
     server.add_argument("--top-p", type=float, default=0.9)
     server.add_argument("--window", default="auto", help="requests in flight; auto adapts")
     server.add_argument("--at-once", default="auto", help="trees in flight")
@@ -103,6 +119,8 @@ def main() -> None:
     server.add_argument("--saturate", type=int, default=64, help="requests in flight of the second run; 0: no such run")
     server.add_argument("--again", type=float, default=1.0, help="share of the requests in it, out of the middle")
     options = parser.parse_args()
+    if options.command == "server" and not (options.model or (options.base_url and options.tokenizer)):
+        server.error("give --model, or --base-url and --tokenizer")
     print_machine()
     {"instant": instant, "memory": memory, "server": server_run}[options.command](options)
 
@@ -149,12 +167,14 @@ def server_run(options: argparse.Namespace) -> None:
             read = judges.read_score
             judges.read_score = lambda text: read(text) or 3
         prompts = read_prompts(options.prompts, options.trees) or safety_prompts(options.trees)
-        with served(options, folder) as url:
+        sent: list[Sent] = []
+        with served(options, folder) as url, recording(sent):
             artifact, watch = grow(folder, at_server(options, url), prompts)
-        report_server(options, artifact, watch)
+        report_server(options, artifact, watch, sent)
         if options.saturate:
             with served(options, folder) as url:
-                report_share(options, watch, asyncio.run(saturate(middle(watch.sent, options.again), options, url)))
+                again = asyncio.run(saturate(middle(sent, options.again), url, options.saturate))
+            report_share(options, watch, sent, again)
 
 
 @contextlib.contextmanager
@@ -176,12 +196,12 @@ def middle(sent: Sequence[Sent], share: float) -> Sequence[Sent]:
     return ordered[first : first + int(len(ordered) * share)]
 
 
-def report_server(options: argparse.Namespace, artifact: Artifact, watch: Watch) -> None:
+def report_server(options: argparse.Namespace, artifact: Artifact, watch: Watch, sent: Sequence[Sent]) -> None:
     """Print the speed of a run."""
     seconds, trees = watch.ended - watch.began, artifact.manifest.rows
-    tokens = sum(sent.tokens for sent in watch.sent)
-    asked = sum(not sent.is_chat for sent in watch.sent)
-    judged = sum(sent.is_chat for sent in watch.sent)
+    tokens = sum(one.tokens for one in sent)
+    judged = sum(one.is_chat for one in sent)
+    asked = len(sent) - judged
     evaluations = artifact.manifest.details["evaluations"]
     show(f"{trees} trees x {options.iterations} iterations in {seconds:.0f} s: {3600 * trees / seconds:.0f} trees/h")
     show(f"{evaluations / seconds:.2f} evaluations/s, {tokens / seconds:.0f} tokens/s, {tokens} tokens")
@@ -189,12 +209,12 @@ def report_server(options: argparse.Namespace, artifact: Artifact, watch: Watch)
     show(f"{1000 * watch.cpu / (asked + judged):.1f} ms of our CPU a request")
 
 
-def report_share(options: argparse.Namespace, watch: Watch, again: list[Sent]) -> None:
+def report_share(options: argparse.Namespace, watch: Watch, sent: Sequence[Sent], again: Sequence[Sent]) -> None:
     """Print which share of the server's saturated throughput the trees had."""
     last = sorted(watch.finished)[max(0, len(watch.finished) - options.steady)]
-    first = sorted(sent.ended for sent in watch.sent)[0]
-    ours = speed(watch.sent, first, last)
-    began, ended = again[0].began, sorted(sent.ended for sent in again)[max(0, len(again) - options.saturate)]
+    first = min(one.ended for one in sent)
+    ours = speed(sent, first, last)
+    began, ended = again[0].began, sorted(one.ended for one in again)[max(0, len(again) - options.saturate)]
     full = speed(again, began, ended)
     show(f"steady part, {last - first:.0f} s while at least {options.steady} trees run: {ours:.0f} tokens/s")
     show(f"before it {first - watch.began:.0f} s until the first answer, after it a tail of {watch.ended - last:.0f} s")
@@ -211,71 +231,58 @@ def speed(sent: Sequence[Sent], began: float, ended: float) -> float:
     return tokens / (ended - began)
 
 
-async def saturate(sent: Sequence[Sent], options: argparse.Namespace, url: str) -> list[Sent]:
-    """Send requests again, a fixed number at a time, on connections of this event loop."""
-    key = os.environ.get("BENCHMARK_KEY", "none")
+async def saturate(requests: Sequence[Sent], url: str, at_a_time: int) -> list[Sent]:
+    """Send requests again, a fixed number at a time; returned in the order they were sent."""
+    waiting = iter(requests)
     again: list[Sent] = []
-    waiting = iter(sent)
-    for client in {id(one.client): one.client for one in sent}.values():
-        client._openai = openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0)
 
     async def worker() -> None:
-        for one in waiting:
-            began = time.monotonic()
-            generation = await one.attempt()
-            again.append(
-                Sent(one.client, one.attempt, began, time.monotonic(), generation.completion_tokens, one.is_chat)
-            )
+        for request in waiting:
+            create = client.chat.completions.create if request.is_chat else client.completions.create
+            await create(**request.body)
 
-    await asyncio.gather(*(worker() for _ in range(options.saturate)))
+    with recording(again):
+        async with openai.AsyncOpenAI(
+            base_url=url,
+            api_key=os.environ.get("BENCHMARK_KEY", "none"),
+            max_retries=0,
+            http_client=openai.DefaultAsyncHttpxClient(trust_env=urlsplit(url).hostname not in LOOPBACK),
+        ) as client:
+            await asyncio.gather(*(worker() for _ in range(at_a_time)))
     return sorted(again, key=lambda one: one.began)
 
 
+@contextlib.contextmanager
+def recording(sent: list[Sent]) -> Iterator[None]:
+    """Note each request that the openai package sends and gets an answer to."""
+    with (
+        mock.patch.object(TextCompletions, "create", recorded(TextCompletions.create, sent, is_chat=False)),
+        mock.patch.object(ChatCompletions, "create", recorded(ChatCompletions.create, sent, is_chat=True)),
+    ):
+        yield
+
+
+def recorded(create: Callable[..., Awaitable[Any]], sent: list[Sent], *, is_chat: bool) -> Callable[..., Any]:
+    """Wrap one of the package's methods so that its requests are noted."""
+
+    async def create_and_note(resource: object, **body: Any) -> Any:
+        began = time.monotonic()
+        answer = await create(resource, **body)
+        tokens = answer.usage.completion_tokens if answer.usage else 0
+        sent.append(Sent(body, is_chat, began, time.monotonic(), tokens))
+        return answer
+
+    return create_and_note
+
+
 def grow(folder: Path, recipe: Recipe, prompts: list[dict[str, str]]) -> tuple[Artifact, Watch]:
-    """Build trees and watch; the watch begins once servers and tokenizers stand ready."""
+    """Build trees and watch."""
     source = folder / "prompts.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in prompts), encoding="utf-8")
     build_prompts(Recipe.model_validate({"prompts": {"sources": [{"path": str(source)}]}}), BuildOptions(root=folder))
     watch = Watch()
-    with watching(watch):
-        artifact = build_trees(recipe, BuildOptions(root=folder, max_quarantine=1.0, progress=tell))
+    artifact = build_trees(recipe, BuildOptions(root=folder, max_quarantine=1.0, progress=watch))
     return artifact, watch
-
-
-@contextlib.contextmanager
-def watching(watch: Watch) -> Iterator[None]:
-    """Note requests and finished trees of the builds inside."""
-    send, run_all, keep = Client._send, Run.all, Run.keep
-
-    async def noted(
-        self: Client, ask: Callable[[], Awaitable[Any]], read: Callable[[Any], Generation], most: RequestTokens
-    ) -> Generation:
-        async def again() -> Generation:
-            return read(await ask())
-
-        async def timed() -> Any:
-            began = time.monotonic()
-            answer = await ask()
-            tokens, is_chat = read(answer).completion_tokens, "chat" in ask.__qualname__
-            watch.sent.append(Sent(self, again, began, time.monotonic(), tokens, is_chat))
-            return answer
-
-        return await send(self, timed, read, most)
-
-    async def timed_run(self: Run, *arguments: Any) -> None:
-        watch.began, cpu = time.monotonic(), time.process_time()
-        await run_all(self, *arguments)
-        watch.ended, watch.cpu = time.monotonic(), time.process_time() - cpu
-
-    def noted_tree(self: Run, *arguments: Any) -> None:
-        watch.finished.append(time.monotonic())
-        keep(self, *arguments)
-
-    Client._send, Run.all, Run.keep = noted, timed_run, noted_tree  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Client._send, Run.all, Run.keep = send, run_all, keep  # type: ignore[method-assign]
 
 
 def at_instant(options: argparse.Namespace, url: str, folder: Path) -> Recipe:
@@ -294,6 +301,8 @@ def at_server(options: argparse.Namespace, url: str) -> Recipe:
     trees = {
         "iterations": options.iterations,
         "fused": not options.unfused,
+        "max_tokens": options.max_tokens,
+        "rollout_tokens": options.max_tokens,
         "top_p": options.top_p,
         "concurrency": number(options.at_once),
         "judge": {"kind": options.judge, "max_tokens": options.judge_tokens},
@@ -364,13 +373,6 @@ def instant_server() -> Iterator[str]:
             yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
         finally:
             process.kill()
-
-
-def tell(what: str, done: int, total: int, detail: str = "") -> None:
-    """Show how far it is, on stderr."""
-    sys.stderr.write(f"\r{what} {done}/{total} {detail}\x1b[K")
-    if total and done == total:
-        sys.stderr.write("\n")
 
 
 def show(line: str) -> None:

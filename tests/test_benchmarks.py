@@ -2,30 +2,135 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from stairdata.llm.server import vllm_missing
+from stairdata_review.environment import ensure_environment
 
-ROOT = Path(__file__).parent.parent
+from stairdata_schemas.errors import ReviewError
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+GROWN = ["--trees", "4", "--iterations", "4", "--steady", "2", "--saturate", "4"]
+
+pytestmark = pytest.mark.slow
 
 
-@pytest.mark.slow
+def run(script: str, *arguments: str, folder: Path, timeout: float = 500, **environment: str) -> str:
+    """Run a benchmark, and return what it printed."""
+    command = [sys.executable, str(BENCHMARKS / script), *arguments]
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=timeout, env=os.environ | environment, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def figure(output: str, pattern: str) -> float:
+    """Return the number that a line of the output ends in."""
+    found = re.search(pattern + r" ([\d.]+)", output)
+    assert found, output
+    return float(found[1])
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("trees.py", "instant", "--trees", "3", "--iterations", "6"), "ms of CPU a completion"),
-        (("trees.py", "memory", "--trees", "3", "--iterations", "6"), "peak memory"),
-        (("pairs.py", "--small", "4", "--large", "20"), "build preference-pairs"),
-        (("teacher.py", "--prompts", "60", "--paired", "20", "--kill"), "rows/s"),
-        (("prompts.py", "--prompts", "300", "--stream", "1000"), "10,000 out of 1,000"),
-        (("hub.py", "--gigabytes", "0.004"), "lfs pull:"),
+        (["trees.py", "instant", "--trees", "3", "--iterations", "6"], "ms of CPU a completion"),
+        (["trees.py", "memory", "--trees", "3", "--iterations", "6"], "peak memory"),
+        (["pairs.py", "--small", "4", "--large", "20"], "export of the import is the file that was imported"),
+        (["teacher.py", "--prompts", "60"], "stairdata: 60 rows"),
+        (["teacher.py", "--prompts", "600", "--kill"], "; then run again"),
+        (["prompts.py", "--prompts", "300", "--stream", "1000", "--count", "50"], "50 out of 1,000"),
+        (["hub.py", "--gigabytes", "0.004"], "lfs pull:"),
+        (["hub.py", "--gigabytes", "0.004", "--lane", "xet", "--repeats", "2"], "medians of 2:\nxet bare push:"),
     ],
-    ids=["instant", "memory", "pairs", "teacher", "prompts", "hub"],
+    ids=["instant", "memory", "pairs", "teacher", "teacher-killed", "prompts", "hub-lfs", "hub-xet"],
 )
-def test_a_benchmark_runs(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
+def test_a_benchmark_runs(arguments: list[str], words: str, tmp_path: Path) -> None:
     script, *rest = arguments
-    command = [sys.executable, str(ROOT / "benchmarks" / script), *rest]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500, check=True)
-    assert words in done.stdout
+    assert words in run(script, *rest, folder=tmp_path)
+
+
+@pytest.fixture(scope="module")
+def instant_url() -> Iterator[str]:
+    """Where the server that answers at once is."""
+    command = [sys.executable, str(BENCHMARKS / "instant_server.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--again", "0.5"],
+        ["--unfused", "--judge", "self", "--unreadable-as-3", "--window", "4", "--at-once", "2", "--top-p", "1"],
+        ["--judge", "reference", "--prompts", "ours.jsonl", "published.jsonl"],
+    ],
+    ids=["fused", "unfused", "prompts"],
+)
+def test_trees_on_a_server_are_measured_beside_the_same_requests(
+    options: list[str], instant_url: str, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    for name, prompt, task in (("ours", "prompt", "task"), ("published", "question", "type")):
+        rows = [{prompt: f"How is {name} {number}?", task: "helpfulness"} for number in range(2)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    server = ["--base-url", instant_url, "--tokenizer", str(tokenizer_folder)]
+    output = run("trees.py", "server", *server, *GROWN, *options, folder=tmp_path)
+    assert "4 trees x 4 iterations" in output
+    assert figure(output, "share of the saturated throughput:") > 0
+
+
+def test_trees_on_a_server_without_a_second_run(instant_url: str, tokenizer_folder: Path, tmp_path: Path) -> None:
+    server = ["--base-url", instant_url, "--tokenizer", str(tokenizer_folder)]
+    output = run("trees.py", "server", *server, *GROWN, "--saturate", "0", folder=tmp_path)
+    assert "4 trees x 4 iterations" in output
+    assert "share" not in output
+
+
+@pytest.mark.timeout(3600)
+def test_trees_on_a_model_are_measured_beside_the_same_requests(tmp_path: Path) -> None:
+    """Two servers of vLLM, one after the other; a model of this size gives no rating that can be read."""
+    missing = vllm_missing()
+    if missing:
+        pytest.skip(missing)
+    from stairdata_training.smollm2 import prepare_smollm2
+
+    model = prepare_smollm2(tmp_path / "base")
+    grown = ["--trees", "2", "--iterations", "1", "--steady", "2", "--saturate", "4", "--max-tokens", "16"]
+    judge = ["--judge", "self", "--judge-tokens", "4", "--unreadable-as-3"]
+    server = ["--model", str(model), "--server-args", "--seed 1", "--log", "server.log"]
+    one_thread = {"VLLM_CPU_OMP_THREADS_BIND": "0", "OMP_NUM_THREADS": "1"}  # two that wait for each other crawl in CI
+    output = run("trees.py", "server", *server, *grown, *judge, folder=tmp_path, timeout=3000, **one_thread)
+    assert "2 trees x 1 iterations" in output
+    assert figure(output, "share of the saturated throughput:") > 0
+    assert (tmp_path / "server.log").stat().st_size > 0
+
+
+def test_the_review_server_is_measured(tmp_path: Path) -> None:
+    try:
+        ensure_environment()
+    except ReviewError as error:
+        pytest.skip(f"Argilla's server can't be installed here: {error}")
+    output = run("review.py", "--records", "300", "--reviewers", "3", "--repeats", "1", folder=tmp_path)
+    assert figure(output, "no filter +") == 300
+    assert "progress of a reviewer" in output
+
+
+def test_teachers_are_measured_beside_distilabel(tmp_path: Path) -> None:
+    python = os.environ.get("DISTILABEL_PYTHON", sys.executable)
+    if subprocess.run([python, "-c", "import distilabel.models"], capture_output=True, check=False).returncode:
+        pytest.skip(
+            f"{python} has no distilabel; get it with `python -m venv DIR && DIR/bin/pip install "
+            "'distilabel[openai]==1.5.3' requests`, and set DISTILABEL_PYTHON=DIR/bin/python"
+        )
+    output = run("teacher.py", "--prompts", "20", "--paired", "20", "--distilabel", python, folder=tmp_path)
+    assert figure(output, "20 rows: stairdata [0-9]+ rows/s, distilabel") > 0
