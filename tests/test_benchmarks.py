@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stairdata.llm.server import vllm_missing
-from stairdata_review.environment import ensure_environment
 
+from stairdata.llm.vllm_server import vllm_missing
+from stairdata_review.server.environment import ensure_environment
 from stairdata_schemas.errors import ReviewError
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
