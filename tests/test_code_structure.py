@@ -45,6 +45,28 @@ def test_a_class_name_has_one_meaning() -> None:
     assert set(SEVERAL_MEANINGS) <= set(several), "a reason that nothing needs any more"
 
 
+TAKE_NAMES_FOR_PATTERNS = {
+    "scan_parquet",
+    "read_parquet",
+    "read_parquet_schema",
+    "scan_ndjson",
+    "read_ndjson",
+    "read_csv",
+    "scan_csv",
+}
+"""Functions of polars that read other files, or none, where a path holds `[` or `*`."""
+
+
+def test_data_files_are_read_by_their_names_alone() -> None:
+    """`scan_files` is the one place that hands paths to polars."""
+    found = []
+    for path in [*modules(), *(ROOT / "benchmarks").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr in TAKE_NAMES_FOR_PATTERNS:
+                found.append(f"{path.name}: {node.attr}")
+    assert found == ["artifacts.py: scan_parquet"]
+
+
 def test_imports_go_down_and_in_no_circle() -> None:
     """import-linter's contracts in pyproject.toml: layers, and no circle between siblings at any depth."""
     script = Path(sys.executable).parent / "lint-imports"

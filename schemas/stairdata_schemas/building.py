@@ -26,7 +26,7 @@ import polars as pl
 from filelock import FileLock, Timeout
 
 from stairdata_schemas.aliases import Json
-from stairdata_schemas.artifacts import Artifact, Version, open_artifact, parse_version, versions
+from stairdata_schemas.artifacts import Artifact, Version, open_artifact, parse_version, scan_files, versions
 from stairdata_schemas.cards.card import render_card
 from stairdata_schemas.errors import ArtifactError, BuildError, BuildLockedError, QuarantineError, UsageError, quote
 from stairdata_schemas.files import Journal, write_atomic
@@ -230,7 +230,7 @@ class Build:
     def _check_keys(self, data: Path) -> None:
         # the schema has seen one frame at a time, and a key may come back in another
         keys = row_schema(self.plan.kind).primary_key()
-        rows = pl.scan_parquet(data / "*.parquet").group_by(keys).len().filter(pl.col("len") > 1)
+        rows = scan_files([*data.glob("*.parquet")]).group_by(keys).len().filter(pl.col("len") > 1)
         repeated = rows.collect(engine="streaming")
         if len(repeated):
             raise BuildError(
