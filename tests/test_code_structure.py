@@ -59,12 +59,37 @@ TAKE_NAMES_FOR_PATTERNS = {
 
 def test_data_files_are_read_by_their_names_alone() -> None:
     """`scan_files` is the one place that hands paths to polars."""
-    found = []
-    for path in [*modules(), *(ROOT / "benchmarks").glob("*.py")]:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Attribute) and node.attr in TAKE_NAMES_FOR_PATTERNS:
-                found.append(f"{path.name}: {node.attr}")
+    found = [
+        f"{path.name}: {node.attr}"
+        for path in [*modules(), *(ROOT / "benchmarks").glob("*.py")]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr in TAKE_NAMES_FOR_PATTERNS
+    ]
     assert found == ["artifacts.py: scan_parquet"]
+
+
+SPLITS_MORE = {"splitlines", "readlines", "textwrap"}
+"""What takes U+2028, U+0085, a form feed and others for the end of a line."""
+LOGS = {
+    "environment.py",
+    "models.py",
+    "processes.py",
+    "rendering.py",
+    "server_processes.py",
+    "smollm2.py",
+    "vllm_server.py",
+}
+"""Modules that split the output of other programs, or a library's message: no data."""
+
+
+def test_only_a_line_feed_ends_a_line_of_data() -> None:
+    found = set()
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            is_method = isinstance(node, ast.Attribute) and node.attr in SPLITS_MORE
+            is_module = isinstance(node, ast.Import) and any(name.name in SPLITS_MORE for name in node.names)
+            found |= {path.name} if is_method or is_module else set()
+    assert found <= LOGS
 
 
 def test_imports_go_down_and_in_no_circle() -> None:

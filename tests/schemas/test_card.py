@@ -120,6 +120,15 @@ def test_no_note_changes_the_head(note: str) -> None:
     assert head(render_card(manifest(notes=[note], models=models))) == head(render_card(manifest()))
 
 
+@pytest.mark.parametrize(
+    "separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1e", "\r", "\n"], ids=ascii
+)
+def test_a_user_s_key_comes_back_as_it_was(separator: str) -> None:
+    keys = {"pretty_name": f"a{separator}b{separator}", f"my{separator}key": [f"{separator}c"]}
+    text = card.render(card.Card([card.CardConfig(manifest(), "prompts")], "prompts", extra=keys))
+    assert card.user_keys(text) == keys
+
+
 def test_a_name_is_no_template() -> None:
     assert "49" not in render_card(manifest(notes=["{{ 7 * 7 }}"])).split("## How it was made")[1]
 
@@ -142,7 +151,7 @@ def test_a_name_of_several_lines_stays_in_its_item() -> None:
 def test_the_template_is_in_the_package() -> None:
     import stairdata_schemas
 
-    assert (Path(stairdata_schemas.__file__).parent / "templates" / "card.md.jinja").is_file()
+    assert (Path(stairdata_schemas.__file__).parent / "cards" / "templates" / "card.md.jinja").is_file()
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"])), st.sampled_from(card.SECTIONS))
