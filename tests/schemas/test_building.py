@@ -113,6 +113,21 @@ def test_shards_are_zstd_with_row_groups(tmp_path: Path, build: Make, prompts: F
     assert metadata.row_group(0).column(0).compression == "ZSTD"
 
 
+def test_row_groups_are_bounded_by_bytes_too_and_pages_have_an_index(
+    tmp_path: Path, build: Make, prompts: Frame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr(writing, "ROW_GROUP_BYTES", 10_000)
+    long, short = [f"{number}{'x' * 4000}" for number in range(10)], [str(number) for number in range(10)]
+    artifact = build(tmp_path, prompts(*long), prompts(*short), prompts("y" * 50_000))
+    metadata = pq.read_metadata(artifact.data_files[0])
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    assert [group.num_rows for group in groups] == [2, 2, 2, 2, 2, 10, 1], "a row is never cut"
+    assert all(group.column(0).has_offset_index and group.column(0).has_column_index for group in groups)
+    assert artifact.scan().collect()["prompt"].to_list() == [*long, *short, "y" * 50_000]
+
+
 # --- quarantine
 
 
