@@ -324,7 +324,7 @@ def read_prompts(paths: Sequence[Path], count: int) -> list[dict[str, str]]:
     """Take an equal number of prompts from each file."""
     rows = []
     for path in paths:
-        lines = path.read_text(encoding="utf-8").splitlines()[: count // len(paths)]
+        lines = path.read_text(encoding="utf-8").split("\n")[: count // len(paths)]
         rows += [
             {"prompt": row.get("prompt") or row["question"], "task": row.get("task") or row["type"]}
             for row in map(json.loads, lines)

@@ -16,6 +16,7 @@ from stairdata_schemas.errors import ReviewError
 from stairdata_schemas.files import write_private
 
 FILE = "review-salts.json"
+LOCK = "review-salts.lock"
 LENGTH = 16
 
 
@@ -31,8 +32,8 @@ def salt_of(folder: Path, dataset: str) -> str:
         ReviewError: the file of salts can't be read, or others can read it.
     """
     path = folder / FILE
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # a server may be started here later, and asks for that
+    with FileLock(folder / LOCK):
         known = _read(path)
         if dataset not in known:
             known[dataset] = secrets.token_hex(32)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -72,13 +73,13 @@ class Artifact:
 
         A column that came later and that older files lack is null.
         """
-        return pl.scan_parquet(self.data_files, schema=polars_schema(self.kind), missing_columns="insert")
+        return scan_files(self.data_files, schema=polars_schema(self.kind), missing_columns="insert")
 
     def dataset(self) -> Any:
         """Return the rows as a memory-mapped `datasets.Dataset`."""
         from datasets import load_dataset
 
-        files = [str(path) for path in self.data_files]
+        files = [glob.escape(str(path.absolute())) for path in self.data_files]  # it takes names for patterns
         return load_dataset("parquet", data_files={"train": files}, split="train")
 
     def as_parent(self) -> Parent:
@@ -281,7 +282,7 @@ def validate_file(
 
 
 def _validate_table(artifact: Artifact, entry: FileEntry, path: Path, visit: RowVisitor | None) -> list[Problem]:
-    expected, found = polars_schema(artifact.kind), pl.read_parquet_schema(path)
+    expected, found = polars_schema(artifact.kind), scan_files([path]).collect_schema()
     later = {name: expected[name] for name in LATER_COLUMNS.get(artifact.kind, ()) if name not in found}
     wrong = [name for name in {*expected, *found} - {*later} if found.get(name) != expected.get(name)]
     if wrong:
@@ -297,6 +298,24 @@ def _validate_table(artifact: Artifact, entry: FileEntry, path: Path, visit: Row
     if rows != entry.rows:
         problems.append(Problem(entry.path, "rows", 1, f"{rows} instead of {entry.rows}"))
     return problems
+
+
+def scan_files(paths: Sequence[Path], **options: Any) -> pl.LazyFrame:
+    """Scan parquet files by their names: polars takes `[` and `*` in a name for a pattern, and `~` for a home.
+
+    Args:
+        paths: of the files, at least one.
+        options: of `polars.scan_parquet`.
+
+    Raises:
+        ArtifactError: no file is named, or one is not there.
+    """
+    if not paths:
+        raise ArtifactError("the list of data files is empty; build or pull the artifact again")
+    missing = next((path for path in paths if not path.is_file()), None)
+    if missing is not None:
+        raise ArtifactError(f"{missing} is missing; build or pull the artifact again")
+    return pl.scan_parquet([path.absolute() for path in paths], glob=False, **options)
 
 
 def iterate_frames(path: Path, rows: int = 4096) -> Iterator[pl.DataFrame]:

@@ -26,7 +26,7 @@ import polars as pl
 from filelock import FileLock, Timeout
 
 from stairdata_schemas.aliases import Json
-from stairdata_schemas.artifacts import Artifact, Version, open_artifact, parse_version, versions
+from stairdata_schemas.artifacts import Artifact, Version, open_artifact, parse_version, scan_files, versions
 from stairdata_schemas.cards.card import render_card
 from stairdata_schemas.errors import ArtifactError, BuildError, BuildLockedError, QuarantineError, UsageError, quote
 from stairdata_schemas.files import Journal, write_atomic
@@ -187,6 +187,10 @@ class Build:
             position += len(frame)
         entries = writer.close()
         refusals = [*refused, *broken]  # not before: whoever makes the frames may refuse rows on the way
+        if not refusals and not any(
+            entry.rows for entry in entries
+        ):  # before anything is in place: the version is free
+            raise BuildError(f"{self.reference}: the input has no rows; nothing was built")
         self._check_keys(writer.folder)
         write_quarantine(self.work / "quarantine", refusals)
         rules = dict(sorted(Counter(refusal.rule for refusal in refusals).items()))
@@ -230,7 +234,7 @@ class Build:
     def _check_keys(self, data: Path) -> None:
         # the schema has seen one frame at a time, and a key may come back in another
         keys = row_schema(self.plan.kind).primary_key()
-        rows = pl.scan_parquet(data / "*.parquet").group_by(keys).len().filter(pl.col("len") > 1)
+        rows = scan_files([*data.glob("*.parquet")]).group_by(keys).len().filter(pl.col("len") > 1)
         repeated = rows.collect(engine="streaming")
         if len(repeated):
             raise BuildError(
@@ -249,8 +253,6 @@ class Build:
     ) -> None:
         total = manifest.rows + sum(manifest.quarantine.values())
         counts = ", ".join(f"{rule} {count}" for rule, count in manifest.quarantine.items())
-        if total == 0:
-            raise BuildError(f"{self.reference}: the input has no rows; nothing was built")
         if manifest.rows == 0:
             raise BuildError(
                 f"{self.reference}: all {total} rows were refused ({counts}), {_first(refusals)}; "
@@ -329,7 +331,8 @@ def begin_build(plan: BuildPlan, root: Path, version: str | None = None, *, fres
     """Find or make the folder for a build.
 
     An unfinished build of the same fingerprint continues, a finished one is returned as it is; otherwise a new
-    version is begun: the one asked for, or the next MINOR.
+    version is begun: the one asked for, or the next MINOR. A version whose rows were refused counts as free, unless it
+    is continued.
 
     Args:
         plan: what is to be built.
@@ -403,14 +406,32 @@ def _finished_fingerprint(target: Path) -> str | None:
 
 def _next_version(root: Path, kind: str) -> Version:
     same_major = [version for version in versions(root, kind) if version.major == SCHEMA_VERSION]
-    if same_major and _is_untouched(root / kind / str(same_major[-1])):
-        return same_major[-1]
+    if same_major:
+        target = root / kind / str(same_major[-1])
+        if _is_untouched(target) or (_is_refused(target) and not _is_locked(target)):
+            return same_major[-1]
     return Version(SCHEMA_VERSION, same_major[-1].minor + 1 if same_major else 0, 0)
 
 
 def _is_untouched(target: Path) -> bool:
     """Tell whether a build was killed here before it wrote down what it builds."""
     return all(path.is_dir() or path.name == ".lock" or path.suffix == ".tmp" for path in target.rglob("*"))
+
+
+def _is_refused(target: Path) -> bool:
+    """Tell whether too many rows of a build were refused here, and it left nothing to go on from."""
+    if (target / MANIFEST_NAME).exists() or not (target / "quarantine").is_dir():
+        return False
+    there = (target / WORK).glob("*")
+    return all(path.name == "build.json" or (path.is_file() and not path.stat().st_size) for path in there)
+
+
+def _is_locked(target: Path) -> bool:
+    try:
+        with FileLock(target / ".lock").acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def _finished(target: Path, plan: BuildPlan) -> Artifact:
@@ -440,9 +461,13 @@ def _open_work(target: Path, plan: BuildPlan, *, fresh: bool) -> None:
 
     work = target / WORK
     known = _work_in_progress(target)
+    is_other = bool(known) and known.get("fingerprint") != plan.fingerprint
     if fresh:
         shutil.rmtree(work, ignore_errors=True)
-    elif known and known.get("fingerprint") != plan.fingerprint:
+    elif is_other and _is_refused(target):
+        for name in (WORK, *_WRITTEN):  # the version was never there, and another build takes it
+            shutil.rmtree(target / name, ignore_errors=True)
+    elif is_other:
         changed = _changes(known.get("configuration", {}), plan)
         raise UsageError(
             f"{target} holds an unfinished build of another recipe (it differs in {changed}); "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stairdata_schemas.files import sync_file, sync_folder
@@ -13,6 +14,8 @@ from stairdata_schemas.manifest import FileEntry, sha256_of_file
 
 SHARD_BYTES = 256 * 1024**2
 ROW_GROUP_ROWS = 2048
+ROW_GROUP_BYTES = 64 * 1024**2
+"""Bytes of a row group before it is encoded; readers hold whole row groups, and the Hub's viewer reads up to 100 MB."""
 
 
 class ShardWriter:
@@ -32,7 +35,8 @@ class ShardWriter:
         if self._writer is None:
             self._open()
         assert self._writer is not None
-        self._writer.write_table(frame.to_arrow().cast(self._schema), row_group_size=ROW_GROUP_ROWS)
+        table = frame.to_arrow().cast(self._schema)
+        self._writer.write_table(table, row_group_size=_row_group_rows(table))
         self._rows[-1] += len(frame)
         if self._path(len(self._rows) - 1).stat().st_size >= SHARD_BYTES:
             self._close_shard()
@@ -52,6 +56,7 @@ class ShardWriter:
             self._path(len(self._rows) - 1),
             self._schema,
             compression="zstd",
+            write_page_index=True,  # the Hub's viewer then reads single pages
             use_content_defined_chunking=True,  # the Hub then takes only what changed since the last version
         )
 
@@ -74,3 +79,9 @@ class ShardWriter:
             bytes=path.stat().st_size,
             rows=self._rows[index],
         )
+
+
+def _row_group_rows(table: pa.Table) -> int:
+    """Return how many rows a row group may have: so many, and not more bytes than a row group may have."""
+    fitting = ROW_GROUP_BYTES * len(table) // max(1, table.nbytes)
+    return max(1, min(ROW_GROUP_ROWS, fitting))

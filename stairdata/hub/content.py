@@ -159,7 +159,7 @@ def _check_quarantine(artifact: Artifact, limit: float) -> None:
 
 def _local_card(artifact: Artifact) -> str:
     path = artifact.folder / README
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+    return path.read_bytes().decode("utf-8") if path.is_file() else ""  # text mode would change line ends
 
 
 def _small_files(artifact: Artifact, options: PushOptions, place: ConfigPath) -> dict[str, bytes]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ def export_thu_ml(artifact: Artifact, path: Path, progress: Progress = quiet) ->
         raise UsageError(f"the folder {path.parent} does not exist; make it, or name another file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
             count = 0
             for text in _texts(artifact):
                 file.write(text)
@@ -72,7 +71,8 @@ def _texts(artifact: Artifact) -> Iterator[str]:
 
 def _indented(element: Any) -> str:
     """Write an element as the published writer does: indented by four, inside a list."""
-    return textwrap.indent(json.dumps(element, ensure_ascii=False, indent=4), _INDENT, lambda _: True)
+    text = json.dumps(element, ensure_ascii=False, indent=4)
+    return _INDENT + text.replace("\n", f"\n{_INDENT}")  # JSON has no line break of a text; U+2028 is none of its lines
 
 
 def _endings(artifact: Artifact) -> dict[bool, str]:

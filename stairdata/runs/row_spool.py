@@ -10,6 +10,8 @@ from typing import Self
 
 import polars as pl
 
+from stairdata_schemas.artifacts import scan_files
+
 
 class RowSpool:
     """Frames written to a folder, chosen from by row number, and read again; a context manager that clears up."""
@@ -38,14 +40,14 @@ class RowSpool:
 
     def columns(self, *names: str) -> pl.DataFrame:
         """Return some columns of all rows, and `row`, the number of each."""
-        return pl.scan_parquet(self._files, row_index_name="row").select("row", *names).collect(engine="streaming")
+        return scan_files(self._files, row_index_name="row").select("row", *names).collect(engine="streaming")
 
     def rows(self, numbers: pl.Series) -> Iterator[pl.DataFrame]:
         """Yield the rows of some numbers, in the order they were written."""
         wanted = pl.DataFrame({"row": numbers.cast(pl.UInt32)})
         first = 0
         for path in self._files:
-            frame = pl.read_parquet(path)
+            frame = scan_files([path]).collect()
             numbered = frame.with_row_index("row", first)
             first += len(frame)
             kept = numbered.join(wanted, on="row", how="semi", maintain_order="left").drop("row")

@@ -223,6 +223,31 @@ def test_an_artifact_loads_with_polars_alone(shards: Artifact, prompts: Frame) -
     assert shards.scan().collect().equals(frame)
 
 
+SIGNS_OF_PATTERNS = ["run[1]", "all*", "what?", "{a,b}", "~home", "[!x]"]
+
+
+@pytest.mark.parametrize("name", SIGNS_OF_PATTERNS)
+def test_a_folder_whose_name_looks_like_a_pattern(
+    name: str, tmp_path: Path, build: Make, prompts: Frame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    artifact = build(Path(name) / "deeper", prompts("a", "b"), prompts("c"))
+    assert artifact.scan().collect()["prompt"].to_list() == ["a", "b", "c"]
+    assert artifact.dataset()["prompt"][:] == ["a", "b", "c"]
+    assert validate_artifact(artifact) == []
+
+
+def test_a_scan_of_files_that_are_not_there_is_an_error(shards: Artifact) -> None:
+    shards.data_files[1].unlink()
+    with pytest.raises(ArtifactError, match=r"train-00001-of-00003.parquet is missing; build or pull"):
+        shards.scan()
+    with pytest.raises(ArtifactError, match="the list of data files is empty"):
+        artifacts.scan_files([])
+
+
 def test_pieces_of_a_file_are_of_bounded_size(tmp_path: Path, build: Make, prompts: Frame) -> None:
     frame = prompts(*(f"prompt {number}" for number in range(25)))
     pieces = list(artifacts.iterate_frames(build(tmp_path, frame).data_files[0], rows=10))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import polars as pl
 import pytest
 
 from stairdata_schemas import writing
-from stairdata_schemas.artifacts import Artifact, newest, open_artifact, resolve, validate_artifact
+from stairdata_schemas.artifacts import Artifact, newest, open_artifact, resolve, validate_artifact, versions
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report, begin_build, build_artifact
 from stairdata_schemas.errors import ArtifactError, BuildError, BuildLockedError, QuarantineError, UsageError
 from stairdata_schemas.files import read_journal
@@ -111,6 +112,61 @@ def test_shards_are_zstd_with_row_groups(tmp_path: Path, build: Make, prompts: F
     metadata = pq.read_metadata(artifact.data_files[0])
     assert metadata.num_row_groups == 3
     assert metadata.row_group(0).column(0).compression == "ZSTD"
+
+
+def test_row_groups_are_bounded_by_bytes_too_and_pages_have_an_index(
+    tmp_path: Path, build: Make, prompts: Frame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr(writing, "ROW_GROUP_BYTES", 10_000)
+    long, short = [f"{number}{'x' * 4000}" for number in range(10)], [str(number) for number in range(10)]
+    artifact = build(tmp_path, prompts(*long), prompts(*short), prompts("y" * 50_000))
+    metadata = pq.read_metadata(artifact.data_files[0])
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    assert [group.num_rows for group in groups] == [2, 2, 2, 2, 2, 10, 1], "a row is never cut"
+    assert all(group.column(0).has_offset_index and group.column(0).has_column_index for group in groups)
+    assert artifact.scan().collect()["prompt"].to_list() == [*long, *short, "y" * 50_000]
+
+
+# --- versions that came to nothing
+
+
+def test_a_build_of_nothing_leaves_its_version_free(tmp_path: Path, build: Make, prompts: Frame, plan: Plan) -> None:
+    with pytest.raises(BuildError, match=r"prompts@1.0.0: the input has no rows"):
+        build(tmp_path, prompts())
+    assert versions(tmp_path, "prompts") == []
+    assert build(tmp_path, plan=plan(seed=2)).reference == "prompts@1.0.0"
+
+
+def test_a_refused_build_leaves_its_version_to_the_next(
+    tmp_path: Path, build: Make, prompts: Frame, plan: Plan, begin: Begin
+) -> None:
+    wrong = prompts("a", "b", wrong_task=("b",))
+    for _ in range(2):
+        with pytest.raises(QuarantineError):
+            build(tmp_path, wrong)
+    assert quarantine(tmp_path / "prompts" / "1.0.0")[0]["rule"] == "task|regex", "to be looked at"
+    with begin(tmp_path), pytest.raises(QuarantineError):  # somebody is at it: not free
+        assert build(tmp_path, prompts("z"), plan=plan(seed=3)).reference == "prompts@1.1.0"
+        build(tmp_path, wrong, plan=plan(seed=4))
+    assert quarantine(tmp_path / "prompts" / "1.2.0")
+    corrected = build(tmp_path, plan=plan(seed=5))
+    assert corrected.reference == "prompts@1.2.0"
+    assert not (corrected.folder / "quarantine").exists()
+    assert validate_artifact(corrected) == []
+    assert build(tmp_path, wrong, max_quarantine=1.0).reference == "prompts@1.0.0", "its own goes on where it was"
+
+
+def test_a_refused_build_with_a_journal_keeps_its_version(
+    tmp_path: Path, build: Make, prompts: Frame, plan: Plan, begin: Begin
+) -> None:
+    unfinished = begin(tmp_path)
+    with pytest.raises(QuarantineError), unfinished:
+        with closing(unfinished.journal("rows.jsonl")) as journal:
+            journal.append({"answer": "paid for"})
+        unfinished.finish([prompts("a", "b", wrong_task=("b",))])
+    assert build(tmp_path, plan=plan(seed=2)).reference == "prompts@1.1.0"
 
 
 # --- quarantine

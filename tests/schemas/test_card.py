@@ -120,6 +120,15 @@ def test_no_note_changes_the_head(note: str) -> None:
     assert head(render_card(manifest(notes=[note], models=models))) == head(render_card(manifest()))
 
 
+@pytest.mark.parametrize(
+    "separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1e", "\r", "\n"], ids=ascii
+)
+def test_a_user_s_key_comes_back_as_it_was(separator: str) -> None:
+    keys = {"pretty_name": f"a{separator}b{separator}", f"my{separator}key": [f"{separator}c"]}
+    text = card.render(card.Card([card.CardConfig(manifest(), "prompts")], "prompts", extra=keys))
+    assert card.user_keys(text) == keys
+
+
 def test_a_name_is_no_template() -> None:
     assert "49" not in render_card(manifest(notes=["{{ 7 * 7 }}"])).split("## How it was made")[1]
 

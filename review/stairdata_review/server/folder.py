@@ -9,6 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from stairdata_review import reviewers
 from stairdata_schemas.errors import ReviewError
 from stairdata_schemas.files import write_atomic
 
@@ -42,7 +43,7 @@ def make_folder(folder: Path) -> None:
         if not folder.exists():
             folder.mkdir(mode=0o700, parents=True)
         elif folder.stat().st_mode & 0o077 and not (folder / DATABASE).exists():
-            if any(folder.iterdir()):
+            if {path.name for path in folder.iterdir()} - {reviewers.FILE, reviewers.LOCK}:
                 raise ReviewError(
                     f"the folder {str(folder)!r} holds other things and is open to other users; name an empty one, or "
                     "one of your own, with --folder"

@@ -105,7 +105,7 @@ def _write_xlsx(
         bold = book.add_format({"bold": True, "valign": "top"})
         guidelines = book.add_worksheet("Guidelines")
         guidelines.set_column(0, 0, 120, wrapped)
-        for number, line in enumerate(notes.splitlines()):
+        for number, line in enumerate(notes.removesuffix("\n").split("\n")):
             guidelines.write_string(number, 0, neutralise(line), wrapped)
         sheet = book.add_worksheet(SHEET)
         count = 0

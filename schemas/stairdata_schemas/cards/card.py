@@ -131,6 +131,17 @@ class _VerbatimText:
         return self.text
 
 
+class _HeadDumper(yaml.SafeDumper):
+    """Writes what a user put into the head so that it is read back as it was."""
+
+    def represent_text(self, text: str) -> yaml.Node:
+        # between single quotes YAML takes U+0085 for a line break, which it folds into a space
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\x85" in text else None)
+
+
+_HeadDumper.add_representer(str, _HeadDumper.represent_text)
+
+
 def render_card(manifest: Manifest) -> str:
     """Render README.md of a local artifact; the YAML at its head makes plain `load_dataset(path)` work."""
     return render(Card([CardConfig(manifest, manifest.kind)], manifest.kind, license=manifest.license))
@@ -142,7 +153,9 @@ def render(card: Card) -> str:
         .get_template("card.md.jinja")
         .render(
             card=card,
-            head=_VerbatimText(yaml.safe_dump(_head(card), sort_keys=False, allow_unicode=True, width=110)),
+            head=_VerbatimText(
+                yaml.dump(_head(card), Dumper=_HeadDumper, sort_keys=False, allow_unicode=True, width=110)
+            ),
             kept={name: _VerbatimText(_marked(name, card.kept.get(name, ""))) for name in SECTIONS},
             changelog=[_VerbatimText(line) for line in card.changelog.values()],
             title=card.repo or f"{card.configs[0].manifest.kind} {card.configs[0].manifest.version}",

@@ -20,7 +20,7 @@ from stairdata.runs.inputs import Inputs
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.unfinished import find_before
 from stairdata.runs.units import Unit
-from stairdata_schemas.artifacts import Artifact
+from stairdata_schemas.artifacts import Artifact, scan_files
 from stairdata_schemas.building import WORK, Build, BuildPlan, begin_build, find_finished, find_unfinished
 from stairdata_schemas.errors import ArtifactError, RecipeError, UsageError, quote
 from stairdata_schemas.fingerprints import counted_settings
@@ -287,5 +287,6 @@ def refused_of(there: Build | Artifact) -> dict[int, str]:
     folder = there.folder / "quarantine"
     if not folder.is_dir():
         return {}
-    rows = pl.scan_parquet(folder / "*.parquet").filter(pl.col("source") == KIND).select("row", "rule").collect()
+    files = sorted(folder.glob("*.parquet"))
+    rows = scan_files(files).filter(pl.col("source") == KIND).select("row", "rule").collect()
     return dict(rows.iter_rows())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from stairdata_review.reviewers import salt_of
 from stairdata_review.server import credentials, environment, server_processes
 from stairdata_review.server.background import stop_server
 from stairdata_review.server.folder import LOCK, STATE, hold, make_folder
@@ -125,6 +126,19 @@ def test_a_folder_that_can_not_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ReviewError, match="--folder"):
         make_folder(tmp_path / "file" / "server")
+
+
+def test_a_server_starts_where_answers_were_imported_before(tmp_path: Path) -> None:
+    salt_of(tmp_path / "new" / "argilla", "dataset")
+    assert (tmp_path / "new" / "argilla").stat().st_mode & 0o777 == 0o700
+    make_folder(tmp_path / "new" / "argilla")
+    opened = tmp_path / "of an earlier release"
+    opened.mkdir()
+    opened.chmod(0o755)
+    salt = salt_of(opened, "dataset")
+    make_folder(opened)
+    assert opened.stat().st_mode & 0o777 == 0o700
+    assert salt_of(opened, "dataset") == salt
 
 
 def test_a_folder_of_other_things_is_not_taken_from_others(tmp_path: Path) -> None:

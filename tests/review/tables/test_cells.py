@@ -52,6 +52,16 @@ def test_what_is_written_is_read(suffix: str, tmp_path: Path, texts: list[str]) 
     assert read_rows(path) == rows
 
 
+def test_a_line_of_the_guidelines_ends_with_a_line_feed_alone(tmp_path: Path) -> None:
+    import fastexcel
+
+    path, notes = tmp_path / "t.xlsx", "one\u2028still one\n\ntwo\x85\x0cstill two\n"
+    write_rows(path, ["item_id"], [{"item_id": "1"}], {}, notes)
+    sheet = fastexcel.read_excel(path).load_sheet("Guidelines", header_row=None, skip_whitespace_tail_rows=False)
+    lines = sheet.to_polars().to_series().to_list()
+    assert [line or "" for line in lines] == ["one\u2028still one", "", "two\x85\x0cstill two"]
+
+
 @given(TEXTS)
 def test_no_cell_begins_like_a_formula(text: str) -> None:
     assert not neutralise(text).startswith(("=", "+", "-", "@", "\t", "\r"))

@@ -321,6 +321,20 @@ def test_ours_are_exported_too(tmp_path: Path) -> None:
     assert list(tree["0.1"]) == list(node([], []))
 
 
+SEPARATORS = ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\r", "\r\n"]
+
+
+@pytest.mark.parametrize("separator", SEPARATORS, ids=ascii)
+def test_nothing_but_json_decides_where_a_line_of_the_export_ends(separator: str, tmp_path: Path) -> None:
+    text = f"{separator}a{separator}\nb{separator}"
+    prompts = [{"question": f"q{text}", "type": "safety", "ground_truth": f"r{text}"}]
+    export_thu_ml(take(tmp_path, "prompts", prompts), tmp_path / "prompts.json")
+    assert json.loads((tmp_path / "prompts.json").read_bytes()) == prompts
+    export_thu_ml(artifact_of(tmp_path, [tree_of([(1, 0, text, True, 1.0, 2)])]), tmp_path / "trees.json")
+    (tree,) = json.loads((tmp_path / "trees.json").read_bytes())
+    assert tree["0.0"]["trajectory"] == [text]
+
+
 def test_what_has_no_published_form(tmp_path: Path) -> None:
     artifact = artifact_of(tmp_path, [tree_of(SHAPE)])
     with pytest.raises(UsageError, match=r"the folder .* does not exist"):

@@ -209,6 +209,12 @@ def test_a_cap_of_prompt_counts_all_its_trees(tmp_path: Path) -> None:
     assert set(capped["pair_id"]) <= set(build(tmp_path)["pair_id"])
 
 
+@pytest.mark.parametrize("name", ["round[2]", "all*", "{a,b}"])
+def test_rows_wait_in_a_folder_whose_name_looks_like_a_pattern(name: str, tmp_path: Path) -> None:
+    artifact_of(tmp_path / name, forest_of_prompts(5, ["safety"], trees_each=4))
+    assert build(tmp_path / name, max_per_prompt=3)["prompt_id"].value_counts()["count"].to_list() == [3] * 5
+
+
 def test_balance_takes_as_many_of_each_task(tmp_path: Path) -> None:
     artifact_of(tmp_path, forest_of_prompts(12, ["safety", "safety", "helpfulness", None]))
     balanced = build(tmp_path, balance=True)
