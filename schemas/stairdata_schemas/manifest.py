@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stairdata_schemas.aliases import Json
 from stairdata_schemas.errors import ArtifactError
+from stairdata_schemas.unique_keys import KeyTwiceError, check_keys
 
 MANIFEST_NAME = "manifest.json"
 ORIGIN_NAME = "hub.json"
@@ -202,7 +203,10 @@ def read_manifest(folder: Path) -> Manifest:
     except (OSError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path} can't be read: {error}") from error
     try:
+        check_keys(text)
         manifest = Manifest.model_validate_json(text)
+    except KeyTwiceError as error:
+        raise ArtifactError(f"{path} is not a manifest this release reads: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole file"

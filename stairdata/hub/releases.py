@@ -14,6 +14,7 @@ from stairdata_schemas.cards.card import inline
 from stairdata_schemas.errors import HubError, UsageError
 from stairdata_schemas.kinds import KINDS
 from stairdata_schemas.manifest import MANIFEST_NAME, Manifest
+from stairdata_schemas.unique_keys import KeyTwiceError, check_keys
 
 
 class Release(NamedTuple):
@@ -68,9 +69,10 @@ def manifest_at(repo: str, place: ConfigPath, commit: str) -> Manifest | None:
 def parse_manifest(content: bytes) -> Manifest | None:
     """Read a manifest's text; None if it is not one of ours."""
     try:
+        check_keys(content)
         manifest = Manifest.model_validate_json(content)
         parse_version(manifest.version)
-    except (ValidationError, UsageError):
+    except (ValidationError, UsageError, KeyTwiceError):
         return None
     return manifest if manifest.kind in KINDS else None
 

@@ -20,6 +20,7 @@ from stairdata.llm.batch_states import ANSWERED, QUEUED, BatchEvent, BatchStandi
 from stairdata.llm.budget import Expense
 from stairdata_schemas.errors import ArtifactError
 from stairdata_schemas.files import sync_file, write_atomic
+from stairdata_schemas.unique_keys import KeyTwiceError, loads
 
 ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 LEDGER = "ledger.json"
@@ -132,10 +133,10 @@ class Ledger:
         if not (folder / LEDGER).exists():
             return
         try:
-            data = json.loads((folder / LEDGER).read_text(encoding="utf-8"))
+            data = loads((folder / LEDGER).read_text(encoding="utf-8"))
             self._token = data["token"]
             self.jobs = [BatchJob.model_validate(job) for job in data["jobs"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, KeyTwiceError) as error:
             raise ArtifactError(
                 f"the ledger of batches {folder / LEDGER} can't be read: {error}; put back a copy of it, or cancel the "
                 f"batches at the provider and remove the folder {folder}"

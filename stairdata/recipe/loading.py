@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from stairdata.recipe.recipe import Recipe
+from stairdata_schemas import yaml_core
 from stairdata_schemas.errors import RecipeError, UsageError, nearest, quote
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)
@@ -64,13 +64,15 @@ def parse_recipe(model: type[RecipeT], data: Mapping[str, Any], path: Path | Non
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml_core.load(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise RecipeError(f"the recipe {path} does not exist") from error
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"the recipe {path} can't be read: {error}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2001-99-99
-        raise RecipeError(f"the recipe {path} is not YAML: {' '.join(str(error).split())}") from error
+    except yaml_core.YamlKeyTwiceError as error:
+        raise RecipeError(f"the recipe {path} can't be used: {error}") from error
+    except yaml_core.UnreadableYamlError as error:
+        raise RecipeError(f"the recipe {path} is not YAML: {error}") from error
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -84,8 +86,10 @@ def _apply(data: dict[str, Any], override: str) -> None:
         raise UsageError(f"--set {quote(override)}: write key.key=value, such as trees.iterations=50")
     *path, last = key.split(".")
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
+        value = yaml_core.load(text)
+    except yaml_core.YamlKeyTwiceError as error:
+        raise UsageError(f"--set {quote(override)}: {error}") from error
+    except yaml_core.UnreadableYamlError as error:
         raise UsageError(f"--set {quote(override)}: the value is not YAML; quote it") from error
     section = data
     for name in path:

@@ -16,10 +16,18 @@ MOST = 2**63 - 1
 class Section(BaseModel):
     """A part of the recipe; unknown keys are errors.
 
+    Text is expected in many places, and a number there is its words: `model: 4` is the model "4".
+
     A field is part of an artifact's fingerprint unless it is marked (`stairdata_schemas.fingerprints`).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,
+    )
 
 
 class Sampling(Section):

@@ -126,7 +126,11 @@ def test_the_resolved_recipe_is_a_recipe(tmp_path: Path) -> None:
         ("a: b: c", "is not YAML"),
         ("\tseed: 1", "is not YAML"),
         ("seed: &a [*a]", "recipe"),
-        ("seed: 2001-99-99", "is not YAML"),
+        ("seed: 2001-99-99", "seed: .*integer.*, found '2001-99-99'"),
+        ("seed: !!timestamp 2001-99-99", "is not YAML"),
+        ("{seed: " + "[" * 2000, "is not YAML"),
+        ("trees: {iterations: 0x10}", "trees.iterations: .*integer.*, found '0x10'"),
+        ("actor: {model: true}", "actor.model: .*string.*, found 'True'"),
         ("seed: !!python/object:os.system {}", "is not YAML"),
         (b"seed: \xff", "can't be read: .*utf-8"),
         (b"seed: \x00", "is not YAML"),
@@ -177,7 +181,7 @@ def test_the_last_set_wins() -> None:
         ("seed", "write key.key=value"),
         ("=5", "write key.key=value"),
         ("seed=[1", "the value is not YAML; quote it"),
-        ("seed=2001-99-99", "the value is not YAML; quote it"),
+        ("seed=!!timestamp 2001-99-99", "the value is not YAML; quote it"),
         ("seed.x=1", "'seed' is not a section"),
         ("trees.judge.kind.x=1", "'kind' is not a section"),
     ],
@@ -191,3 +195,62 @@ def test_a_set_that_can_not_be_used(override: str, message: str, tmp_path: Path)
 def test_a_set_that_names_no_key(override: str) -> None:
     with pytest.raises(RecipeError, match="recipe: "):
         load_recipe(FullRecipe, None, [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "places"),
+    [
+        ("seed: 1\ntrees: {}\nseed: 2", "'seed' stands twice, at line 1, column 1 and at line 3, column 1"),
+        ("trees: {c: 1, judge: {}, 'c': 2}", "'c' stands twice, at line 1, column 9 and at line 1, column 26"),
+        ("prompts:\n  sources:\n    - path: a\n      path: b", "'path' stands twice, at line 3, .* and at line 4"),
+        ("prices: {1: {input: 1}, '1': {input: 2}}", "'1' stands twice"),
+    ],
+)
+def test_a_key_twice_in_a_recipe(text: str, places: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=places):
+        load(tmp_path, text)
+    with pytest.raises(UsageError, match=places.partition(",")[0]):
+        load_recipe(FullRecipe, None, [f"x={text}"])
+
+
+def test_a_merged_key_may_be_overridden(tmp_path: Path) -> None:
+    text = "structured_cot: {teacher: &a {model: a, retries: 1}}\nactor: {<<: *a, model: b}"
+    actor = load(tmp_path, text).actor
+    assert (actor.model, actor.retries) == ("b", 1)
+
+
+@pytest.mark.parametrize(
+    "word", ["no", "on", "yes", "off", "y", "1.10", "007", "12:30", "2024-08-06", "1_000", "5", "1.5"]
+)
+def test_a_word_stays_a_word_where_text_is_expected(word: str, tmp_path: Path) -> None:
+    recipe = load(tmp_path, f"prompts: {{sources: [{{hub: a, revision: {word}}}]}}", f"actor.model={word}",
+                  f"prompts.languages=[{word}]", f"sft.lora.target_modules=[{word}]", f"sft.model={word}")  # fmt: skip
+    source = recipe.prompts.sources[0]
+    assert [source.revision, recipe.actor.model, *recipe.prompts.languages] == [word] * 3
+    assert [recipe.sft.model, *recipe.sft.lora.target_modules] == [word] * 2
+
+
+@pytest.mark.parametrize("word", ["no", "on", "1.10", "007", "2024-08-06", "12:30"])
+def test_a_word_stays_a_word_in_where(word: str, tmp_path: Path) -> None:
+    recipe = load(tmp_path, f"prompts: {{sources: [{{path: a, where: {{x: [en, {word}], {word}: {word}}}}}]}}")
+    assert recipe.prompts.sources[0].where == {"x": ["en", word], word: word}
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [("yes", True), ("off", False), ("true", True), ("False", False), ("on", True)],
+)
+def test_a_switch_takes_its_words(override: str, value: bool) -> None:
+    assert load_recipe(Recipe, None, [f"trees.visit_all_leaves={override}"]).trees.visit_all_leaves is value
+
+
+@pytest.mark.parametrize(("text", "value"), [("1.50", 1.5), ("2", 2.0), ("1e-1", 0.1), ("+3", 3.0), (".5", 0.5)])
+def test_a_number_in_any_form_where_a_number_is_expected(text: str, value: float) -> None:
+    recipe = load_recipe(Recipe, None, [f"trees.c={text}"])
+    assert recipe.trees.c == value
+    assert isinstance(recipe.trees.c, float)
+    assert load_recipe(Recipe, None, ["trees.iterations=1_000"]).trees.iterations == 1000
+
+
+def test_a_recipe_behind_a_byte_order_mark(tmp_path: Path) -> None:
+    assert load(tmp_path, b"\xef\xbb\xbfseed: 7").seed == 7

@@ -17,7 +17,7 @@ TRAINED_ON = {"sft": "structured_cot", "dpo": "preference_pairs", "prm": "prm_pa
 class LoraConfig(BaseModel):
     """Low-rank adapters instead of all weights; they are merged into the model before it is saved."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True)
 
     rank: int = Field(default=16, ge=1)
     """Rank of the two factors."""
@@ -35,7 +35,9 @@ class TrainingConfig(BaseModel):
     A field enters the fingerprint of a training unless it is marked.
     """
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", protected_namespaces=(), use_attribute_docstrings=True, coerce_numbers_to_str=True
+    )
 
     model: Annotated[str | None, Mark.COUNTS_AS_MODEL] = None
     """Model folder or Hub id to start from; without it, pass --model."""

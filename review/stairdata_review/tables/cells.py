@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stairdata_schemas.errors import InputError, UsageError, quote
+from stairdata_schemas.unique_keys import KeyTwiceError, check_names, loads
 
 FORMATS = (".csv", ".xlsx", ".jsonl")
 CELL_LIMIT = 32_767
@@ -144,6 +145,8 @@ def read_rows(path: Path) -> list[TextRow]:
         raise InputError(f"{path} does not exist") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} can't be read: {error}; save it as UTF-8") from error
+    except KeyTwiceError as error:
+        raise InputError(f"{path}: {error}") from error
     if not rows:
         raise InputError(f"{path} has no rows")
     return rows
@@ -156,6 +159,7 @@ def _read_csv(path: Path) -> list[TextRow]:
         file.seek(0)
         separator = max(",;\t", key=first.count)  # spreadsheets follow the country
         reader = csv.DictReader(file, delimiter=separator, restkey="")
+        check_names(reader.fieldnames or [])
         return [{name: restore(cell or "") for name, cell in row.items() if name} for row in reader]
 
 
@@ -178,7 +182,7 @@ def _read_jsonl(path: Path) -> list[TextRow]:
             if not line.strip():
                 continue
             try:
-                row: Any = json.loads(line)
+                row: Any = loads(line, line=number)
             except ValueError as error:
                 raise InputError(f"{path}, line {number} is not JSON: {error}") from error
             if not isinstance(row, dict):

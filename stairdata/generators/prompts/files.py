@@ -14,6 +14,7 @@ from typing import IO, Any, NamedTuple
 from stairdata_schemas.aliases import Row
 from stairdata_schemas.artifacts import iterate_frames
 from stairdata_schemas.errors import InputError, quote
+from stairdata_schemas.unique_keys import KeyTwiceError, check_names, loads
 
 LONGEST_FIELD = 2**31 - 1
 _OPENERS: dict[str, Callable[..., IO[str]]] = {".gz": gzip.open, ".xz": lzma.open}
@@ -43,6 +44,8 @@ def read_rows(path: Path) -> Iterator[Row | BrokenRow]:
         yield from reader(path)
     except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} can't be read: {error}") from error
+    except KeyTwiceError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def files_of(path: Path, patterns: tuple[str, ...] = ()) -> list[Path]:
@@ -81,14 +84,14 @@ def _text(path: Path, newline: str | None = None) -> Iterator[IO[str]]:
 
 def _read_jsonl(path: Path) -> Iterator[Row | BrokenRow]:
     with _text(path) as file:
-        for line in file:
+        for number, line in enumerate(file, 1):
             if line.strip():
-                yield _parse_line(line)
+                yield _parse_line(line, number)
 
 
-def _parse_line(line: str) -> Row | BrokenRow:
+def _parse_line(line: str, number: int) -> Row | BrokenRow:
     try:
-        value = json.loads(line)
+        value = loads(line, line=number)
     except (ValueError, RecursionError):
         return BrokenRow("not_json", line)
     return value if isinstance(value, dict) else BrokenRow("not_an_object", line)
@@ -97,7 +100,7 @@ def _parse_line(line: str) -> Row | BrokenRow:
 def _read_json(path: Path) -> Iterator[Row | BrokenRow]:
     try:
         with _text(path) as file:
-            value = json.loads(file.read())
+            value = loads(file.read())
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
     except (ValueError, RecursionError) as error:
@@ -125,7 +128,9 @@ def _is_rows(value: Any) -> bool:
 def _read_csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(LONGEST_FIELD)
     with _text(path, newline="") as file:
-        for row in csv.DictReader(file):
+        reader = csv.DictReader(file)
+        check_names(reader.fieldnames or [])
+        for row in reader:
             yield {key: value or None for key, value in row.items() if key is not None}
 
 

@@ -181,12 +181,24 @@ def _names(raw: Row) -> str:
 
 
 def is_wanted(raw: Row, source: PromptSource) -> bool:
-    """Return whether a row has the values of `where`; text, numbers and booleans compare by how they are written."""
+    """Return whether a row has the values of `where`; text and booleans compare by how they are written."""
     for column, wanted in source.where.items():
         values = wanted if isinstance(wanted, list) else [wanted]
-        if str(value_at(raw, column)).lower() not in {str(value).lower() for value in values}:
+        if not any(_is_same(value_at(raw, column), value) for value in values):
             return False
     return True
+
+
+def _is_same(found: Any, wanted: Any) -> bool:
+    if str(found).lower() == str(wanted).lower():
+        return True
+    # a recipe's 1.10 is text, as in a column of versions; it means the number where the column holds numbers
+    if isinstance(wanted, str) and isinstance(found, int | float) and not isinstance(found, bool):
+        try:
+            return float(wanted) == found
+        except ValueError:
+            return False
+    return False
 
 
 def column_names(source: PromptSource) -> dict[str, str]:

@@ -11,6 +11,7 @@ from stairdata.runs.units import UnitFailedError
 from stairdata_schemas import grammar, identity
 from stairdata_schemas.aliases import Row
 from stairdata_schemas.errors import GrammarError
+from stairdata_schemas.unique_keys import KeyTwiceError, check_keys
 
 
 class WrittenStep(BaseModel):
@@ -59,8 +60,9 @@ def parse_answer(text: str) -> WrittenAnswer:
         UnitFailedError: it is not of the schema.
     """
     try:
+        check_keys(text)
         return WrittenAnswer.model_validate_json(text)
-    except ValidationError as error:
+    except (ValidationError, KeyTwiceError) as error:
         raise UnitFailedError("not_the_schema", text) from error
 
 

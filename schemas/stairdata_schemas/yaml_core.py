@@ -1,0 +1,99 @@
+"""YAML as version 1.2 has it (https://yaml.org/spec/1.2.2/#103-core-schema), in which words stay words.
+
+PyYAML reads YAML 1.1, in which `no` is false, `12:30` is 750 and `2024-08-06` is a date. Here `true`, `false` and
+`null` are the only words with a meaning. One deviation from 1.2: a number counts as one only if it is written as Python
+writes it. `1.10` and `007` stay text, since they may be names; pydantic makes numbers of them where numbers belong.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from typing import Any
+
+import yaml
+
+from stairdata_schemas.errors import quote
+
+_BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
+_NULL = re.compile(r"~|null|Null|NULL|")
+_MERGE = re.compile(r"<<")
+_INT = re.compile(r"0|-?[1-9][0-9]*")
+_FLOAT = re.compile(r"-?[0-9]+\.[0-9]+")
+
+
+class UnreadableYamlError(Exception):
+    """A text that is no YAML; the message says why and where, on one line."""
+
+
+class YamlKeyTwiceError(UnreadableYamlError):
+    """A mapping that has a key twice; the message says which and where."""
+
+
+class CoreLoader(yaml.SafeLoader):
+    """Reads YAML 1.2; a key that a mapping has twice is an error that names both places."""
+
+    yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 - as PyYAML declares it
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        check_keys(node)
+        return super().construct_mapping(node, deep)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        check_keys(node)  # before a merge, whose keys may repeat: what stands in the mapping itself overrides them
+        super().flatten_mapping(node)
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
+        tag = super().resolve(kind, value, implicit)
+        if tag == "tag:yaml.org,2002:float" and repr(float(value)) != value:
+            return "tag:yaml.org,2002:str"
+        return tag
+
+
+for _name, _pattern, _first in (
+    ("bool", _BOOL, "tTfF"),
+    ("null", _NULL, ["~", "n", "N", ""]),
+    ("merge", _MERGE, "<"),
+    ("int", _INT, "-0123456789"),
+    ("float", _FLOAT, "-0123456789"),
+):
+    _whole = re.compile(rf"(?:{_pattern.pattern})\Z")
+    CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", _whole, list(_first))
+
+
+def check_keys(node: yaml.MappingNode) -> None:
+    """Refuse a mapping that has a key twice.
+
+    Keys count as equal if they are written alike, since where text is expected `1` and `"1"` are one key.
+
+    Raises:
+        YamlKeyTwiceError: with line and column of both.
+    """
+    seen: dict[str, yaml.Mark] = {}
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+            continue
+        mark: Any = key.start_mark
+        first = seen.setdefault(key.value, mark)
+        if first is not mark:
+            raise YamlKeyTwiceError(
+                f"the key {quote(key.value)} stands twice, at {_place(first)} and at {_place(mark)}; remove one"
+            )
+
+
+def _place(mark: Any) -> str:
+    return f"line {mark.line + 1}, column {mark.column + 1}"
+
+
+def load(text: str) -> Any:
+    """Read one document.
+
+    Raises:
+        UnreadableYamlError: it is no YAML, or a mapping has a key twice.
+    """
+    try:
+        return yaml.load(text, Loader=CoreLoader)  # noqa: S506 - a SafeLoader
+    except RecursionError as error:
+        raise UnreadableYamlError("its lists and mappings are nested too deep") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an explicit tag that the value does not fit
+        raise UnreadableYamlError(" ".join(str(error).split())) from error
