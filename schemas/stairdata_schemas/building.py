@@ -271,7 +271,8 @@ def _first(refusals: list[QuarantineRow]) -> str:
     """Say where the first refused row is, so that nobody has to open the quarantine to find it."""
     first = refusals[0]
     field = f", field {first.field}" if first.field else ""
-    return f"the first is row {first.row} of {quote(first.source)} ({first.rule}{field})"
+    detail = f": {first.detail}" if first.detail else ""
+    return f"the first is row {first.row} of {quote(first.source)} ({first.rule}{field}{detail})"
 
 
 def build_artifact(

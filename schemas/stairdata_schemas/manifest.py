@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stairdata_schemas.aliases import Json
 from stairdata_schemas.errors import ArtifactError
-from stairdata_schemas.unique_keys import KeyTwiceError, check_keys
+from stairdata_schemas.formats.unique_keys import KeyTwiceError, check_keys
 
 MANIFEST_NAME = "manifest.json"
 ORIGIN_NAME = "hub.json"

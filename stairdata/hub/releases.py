@@ -12,9 +12,9 @@ from stairdata.hub.client import Repository, read
 from stairdata_schemas.artifacts import Version, parse_version
 from stairdata_schemas.cards.card import inline
 from stairdata_schemas.errors import HubError, UsageError
+from stairdata_schemas.formats.unique_keys import KeyTwiceError, check_keys
 from stairdata_schemas.kinds import KINDS
 from stairdata_schemas.manifest import MANIFEST_NAME, Manifest
-from stairdata_schemas.unique_keys import KeyTwiceError, check_keys
 
 
 class Release(NamedTuple):

@@ -20,7 +20,7 @@ from stairdata.llm.batch_states import ANSWERED, QUEUED, BatchEvent, BatchStandi
 from stairdata.llm.budget import Expense
 from stairdata_schemas.errors import ArtifactError
 from stairdata_schemas.files import sync_file, write_atomic
-from stairdata_schemas.unique_keys import KeyTwiceError, loads
+from stairdata_schemas.formats.unique_keys import KeyTwiceError, loads
 
 ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 LEDGER = "ledger.json"

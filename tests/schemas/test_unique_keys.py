@@ -12,8 +12,8 @@ from stairdata.llm.batch_ledger import Ledger
 from stairdata.runs.units import UnitFailedError
 from stairdata_review.tables.cells import read_rows as read_table
 from stairdata_schemas.errors import ArtifactError, InputError
+from stairdata_schemas.formats.unique_keys import KeyTwiceError, loads
 from stairdata_schemas.manifest import read_manifest
-from stairdata_schemas.unique_keys import KeyTwiceError, loads
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from stairdata_schemas.errors import InputError, UsageError, quote
-from stairdata_schemas.unique_keys import KeyTwiceError, check_names, loads
+from stairdata_schemas.formats.csv_rows import CsvRow, UnevenRow, read_csv
+from stairdata_schemas.formats.unique_keys import KeyTwiceError, loads
 
 FORMATS = (".csv", ".xlsx", ".jsonl")
 CELL_LIMIT = 32_767
@@ -143,7 +144,7 @@ def read_rows(path: Path) -> list[TextRow]:
         rows = read(path)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} can't be read: {error}; save it as UTF-8") from error
     except KeyTwiceError as error:
         raise InputError(f"{path}: {error}") from error
@@ -153,14 +154,14 @@ def read_rows(path: Path) -> list[TextRow]:
 
 
 def _read_csv(path: Path) -> list[TextRow]:
-    csv.field_size_limit(2**30)
     with path.open(encoding="utf-8-sig", newline="") as file:
         first = file.readline()
         file.seek(0)
         separator = max(",;\t", key=first.count)  # spreadsheets follow the country
-        reader = csv.DictReader(file, delimiter=separator, restkey="")
-        check_names(reader.fieldnames or [])
-        return [{name: restore(cell or "") for name, cell in row.items() if name} for row in reader]
+        rows = list(read_csv(file, str(path), separator))
+    if uneven := next((row for row in rows if isinstance(row, UnevenRow)), None):
+        raise InputError(f"{path}, {uneven.detail}: {quote(uneven.raw)}; put a text with {quote(separator)} in quotes")
+    return [{name: restore(cell) for name, cell in row.cells.items()} for row in rows if isinstance(row, CsvRow)]
 
 
 def _read_xlsx(path: Path) -> list[TextRow]:
@@ -177,7 +178,7 @@ def _read_xlsx(path: Path) -> list[TextRow]:
 
 def _read_jsonl(path: Path) -> list[TextRow]:
     rows = []
-    with path.open(encoding="utf-8", newline="\n") as file:
+    with path.open(encoding="utf-8-sig", newline="\n") as file:  # editors write a mark here too
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue

@@ -120,7 +120,9 @@ def _prompts_of(evaluation: EvaluationSet) -> Iterator[tuple[str, str]]:
     for place, number, raw in raw_rows(evaluation.place):
         where = f"{place} row {number}"
         if isinstance(raw, BrokenRow):
-            raise InputError(f"{where} can't be read ({raw.rule}): {quote(raw.raw)}; fix it or leave it out")
+            raise InputError(
+                f"{where} can't be read ({raw.detail or raw.rule}): {quote(raw.raw)}; fix it or leave it out"
+            )
         column = column or _column(raw, evaluation.place, place)
         mapped = evaluation.place.known.mapped(raw) if evaluation.place.known else {}
         prompt = mapped.get("prompt") if mapped else value_at(raw, column)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import gzip
 import json
 import lzma
@@ -14,9 +13,9 @@ from typing import IO, Any, NamedTuple
 from stairdata_schemas.aliases import Row
 from stairdata_schemas.artifacts import iterate_frames
 from stairdata_schemas.errors import InputError, quote
-from stairdata_schemas.unique_keys import KeyTwiceError, check_names, loads
+from stairdata_schemas.formats.csv_rows import UnevenRow, read_csv
+from stairdata_schemas.formats.unique_keys import KeyTwiceError, loads
 
-LONGEST_FIELD = 2**31 - 1
 _OPENERS: dict[str, Callable[..., IO[str]]] = {".gz": gzip.open, ".xz": lzma.open}
 
 
@@ -25,6 +24,8 @@ class BrokenRow(NamedTuple):
 
     rule: str
     raw: str
+    detail: str = ""
+    """Where in the file, and what is wrong."""
 
 
 def read_rows(path: Path) -> Iterator[Row | BrokenRow]:
@@ -42,7 +43,7 @@ def read_rows(path: Path) -> Iterator[Row | BrokenRow]:
         raise InputError(f"{path} is empty")
     try:
         yield from reader(path)
-    except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
         raise InputError(f"{path} can't be read: {error}") from error
     except KeyTwiceError as error:
         raise InputError(f"{path}: {error}") from error
@@ -125,13 +126,13 @@ def _is_rows(value: Any) -> bool:
     return isinstance(value, list) and any(isinstance(item, dict) for item in value)
 
 
-def _read_csv(path: Path) -> Iterator[Row]:
-    csv.field_size_limit(LONGEST_FIELD)
+def _read_csv(path: Path) -> Iterator[Row | BrokenRow]:
     with _text(path, newline="") as file:
-        reader = csv.DictReader(file)
-        check_names(reader.fieldnames or [])
-        for row in reader:
-            yield {key: value or None for key, value in row.items() if key is not None}
+        for row in read_csv(file, str(path)):
+            if isinstance(row, UnevenRow):
+                yield BrokenRow("wrong_number_of_fields", row.raw, row.detail)
+            else:
+                yield {column: cell or None for column, cell in row.cells.items()}
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:

@@ -105,7 +105,7 @@ def sound_rows(pinned: PinnedSource, refused: list[QuarantineRow], *, judged: bo
         if position <= source.skip:
             continue
         if isinstance(raw, BrokenRow):
-            refused.append(QuarantineRow(file, number, raw.rule, raw.raw))
+            refused.append(QuarantineRow(file, number, raw.rule, raw.raw, detail=raw.detail))
             continue
         if position == source.skip + 1:
             _check_columns(raw, pinned, judged=judged)

@@ -11,7 +11,7 @@ from stairdata.runs.units import UnitFailedError
 from stairdata_schemas import grammar, identity
 from stairdata_schemas.aliases import Row
 from stairdata_schemas.errors import GrammarError
-from stairdata_schemas.unique_keys import KeyTwiceError, check_keys
+from stairdata_schemas.formats.unique_keys import KeyTwiceError, check_keys
 
 
 class WrittenStep(BaseModel):

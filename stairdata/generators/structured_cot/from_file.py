@@ -56,7 +56,7 @@ def _read(name: str, raws: list[Row | BrokenRow]) -> tuple[list[Row], list[Quara
     refused = []
     for number, raw in enumerate(raws, start=1):
         if isinstance(raw, BrokenRow):
-            refused.append(QuarantineRow(name, number, raw.rule, raw.raw))
+            refused.append(QuarantineRow(name, number, raw.rule, raw.raw, detail=raw.detail))
             continue
         try:
             row = _row(raw)

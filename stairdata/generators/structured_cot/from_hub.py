@@ -99,9 +99,12 @@ def published_rows(pinned: PinnedSource, refused: list[QuarantineRow], changed: 
     """
     seen: dict[str, str] = {}
     for place, number, raw in raw_rows(pinned):
+        if isinstance(raw, BrokenRow):
+            refused.append(QuarantineRow(place, number, raw.rule, raw.raw, detail=raw.detail))
+            continue
         row = _row(raw, pinned)
         if isinstance(row, InvalidRow):
-            text = raw.raw if isinstance(raw, BrokenRow) else json.dumps(raw, ensure_ascii=False, default=str)
+            text = json.dumps(raw, ensure_ascii=False, default=str)
             refused.append(QuarantineRow(place, number, row.rule, text, row.field))
         elif row["prompt_id"] in seen:
             detail = f"repeats {seen[row['prompt_id']]}"
@@ -113,9 +116,7 @@ def published_rows(pinned: PinnedSource, refused: list[QuarantineRow], changed: 
             yield row
 
 
-def _row(raw: Row | BrokenRow, pinned: PinnedSource) -> Row | InvalidRow:
-    if isinstance(raw, BrokenRow):
-        return InvalidRow(raw.rule, "")
+def _row(raw: Row, pinned: PinnedSource) -> Row | InvalidRow:
     prompt = prompt_row(raw, pinned)
     if isinstance(prompt, InvalidRow):
         return prompt

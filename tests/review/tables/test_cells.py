@@ -108,6 +108,10 @@ def test_a_spreadsheet_offers_the_answers(tmp_path: Path) -> None:
     [
         ("t.csv", b"item_id\r\n", "no rows"),
         ("t.csv", b"item_id\r\n\xff\xfe", "UTF-8"),
+        ("t.csv", b"item_id,verdict\n1,A\n2,B,C\n", "line 3 has 3 fields, the head has 2: '2,B,C'"),
+        ("t.csv", b"item_id;verdict\n1\n", "line 2 has 1 fields, the head has 2"),
+        ("t.csv", b'item_id,verdict\n1,"A\n2,B\n', "line 2: a quoted field .* does not end"),
+        ("t.csv", b"item_id,item_id\n1,A\n", "columns 1 and 2 of the head are both called 'item_id'"),
         ("t.xlsx", b"no zip", "can't be read"),
         ("t.jsonl", b"[1]\n", "has to be an object"),
         ("t.jsonl", b"{\n", "is not JSON"),
@@ -120,6 +124,14 @@ def test_files_that_are_no_tables(name: str, content: bytes | None, message: str
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_rows(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("t.jsonl", '{"item_id": "1"}\n'), ("t.csv", "item_id\n1\n"), ("t.csv", '"item_id"\n"1"\n')]
+)
+def test_a_byte_order_mark_is_no_part_of_the_table(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8-sig")
+    assert read_rows(tmp_path / name) == [{"item_id": "1"}]
 
 
 def test_other_formats_are_refused(tmp_path: Path) -> None:

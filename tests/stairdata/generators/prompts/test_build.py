@@ -256,7 +256,7 @@ def nothing_is_half_written(root: Path) -> None:
 @pytest.mark.parametrize("name", ["missing.jsonl", "folder.jsonl", "missing/deeper.csv", "missing.txt"])
 def test_a_file_that_is_not_there(name: str, tmp_path: Path) -> None:
     (tmp_path / "folder.jsonl").mkdir()
-    with pytest.raises(InputError, match=r"can't be read: (No such file|it is a folder)"):
+    with pytest.raises(InputError, match=r"can't be read: (No such file|it is a folder without)"):
         build(tmp_path, {"path": str(tmp_path / name)})
     nothing_is_half_written(tmp_path)
 
@@ -370,6 +370,59 @@ def test_lines_that_end_as_on_windows_and_quotes_in_csv(tmp_path: Path) -> None:
     path = tmp_path / "q.csv"
     path.write_bytes(b'\xef\xbb\xbfprompt,task\r\n"a ""b"",\nc",safety\r\n')
     assert [row["prompt"] for row in rows_of(build(tmp_path, {"path": str(path)}))] == ['a "b",\nc']
+
+
+@pytest.mark.parametrize(
+    ("row", "detail"),
+    [
+        ("Dogs, cats and birds?,safety", "line 4 has 3 fields, the head has 2"),
+        ('Is "a, b" one,safety', "line 4 has 3 fields, the head has 2"),
+        ("Only a prompt", "line 4 has 1 fields, the head has 2"),
+        ('"two\nlines",safety,"more"', "line 4 has 3 fields, the head has 2"),
+    ],
+)
+@pytest.mark.parametrize("ending", [".csv", ".csv.gz"])
+def test_a_row_of_csv_with_other_fields_than_the_head_is_refused_with_its_line(
+    ending: str, row: str, detail: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"q{ending}"
+    content = f'prompt,task\n"on two\nlines",safety\n{row}\nlast,safety\n'.encode()
+    path.write_bytes(gzip.compress(content) if ending.endswith("gz") else content)
+    artifact = build(tmp_path, {"path": str(path)}, max_quarantine=0.5)
+    assert [row["prompt"] for row in rows_of(artifact)] == ["on two\nlines", "last"]
+    (refused,) = refused_of(artifact.folder)
+    assert (refused["row"], refused["rule"], refused["raw"]) == (2, "wrong_number_of_fields", row)
+    assert refused["detail"] == detail
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('prompt,task\na,safety\n"b,safety\nc,safety\n', "line 3: a quoted field .* does not end .*line 4"),
+        ('prompt,task\n"b,safety\nc,safety\n"d",safety\n', "line 2: a quoted field .* does not end .*line 4"),
+        ('prompt,task\n\n"He said "no"",safety\n', "line 3: a quoted field .* does not end"),
+        ('prompt,task\na,"safety\nb,"safety"\n', "line 2: a quoted field .* does not end .*line 3"),
+        ("prompt,task,prompt\na,safety,b\n", "columns 1 and 3 of the head are both called 'prompt'"),
+    ],
+)
+def test_csv_in_which_nobody_knows_where_a_row_or_column_is(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "q.csv"
+    path.write_text(content)
+    with pytest.raises(InputError, match=message):
+        build(tmp_path, {"path": str(path)})
+    sound = write(tmp_path / "sound.jsonl", numbered(1))
+    recipe = {"prompts": {"sources": [{"path": str(sound)}], "decontaminate": [str(path)]}}
+    with pytest.raises(InputError, match=message):
+        build_prompts(Recipe.model_validate(recipe), BuildOptions(root=tmp_path))
+
+
+def test_an_evaluation_file_with_a_row_cut_by_a_comma_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "evaluation.csv"
+    path.write_text("prompt\nDogs, cats and birds?\n")
+    sound = write(tmp_path / "sound.jsonl", numbered(1))
+    recipe = {"prompts": {"sources": [{"path": str(sound)}], "decontaminate": [str(path)]}}
+    with pytest.raises(InputError, match=r"row 1 can't be read .line 2 has 2 fields, the head has 1"):
+        build_prompts(Recipe.model_validate(recipe), BuildOptions(root=tmp_path))
 
 
 def test_a_conversation_is_refused_by_a_rule_of_its_own(tmp_path: Path) -> None:

@@ -95,6 +95,14 @@ def test_a_broken_line_by_hand_is_refused(tmp_path: Path) -> None:
     assert artifact.manifest.quarantine == {"not_an_object": 1, "not_json": 1}
 
 
+def test_a_row_of_csv_by_hand_that_lacks_a_field_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "cot.csv"
+    path.write_text("prompt,task,steps,output\n\nBoil?,safety\n")
+    recipe = Recipe.model_validate({"structured_cot": {"path": str(path)}})
+    with pytest.raises(BuildError, match="wrong_number_of_fields: line 3 has 2 fields, the head has 4"):
+        built(recipe, BuildOptions(root=tmp_path))
+
+
 def test_a_file_by_hand_that_is_not_there(tmp_path: Path) -> None:
     recipe = Recipe.model_validate({"structured_cot": {"path": str(tmp_path / "no.jsonl")}})
     with pytest.raises(InputError, match=r"no\.jsonl does not exist or is not a file"):
