@@ -12,11 +12,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from stairdata_review.server.folder import SALTS_FILE, SALTS_LOCK
 from stairdata_schemas.errors import ReviewError
 from stairdata_schemas.files import write_private
 
-FILE = "review-salts.json"
-LOCK = "review-salts.lock"
 LENGTH = 16
 
 
@@ -31,9 +30,9 @@ def salt_of(folder: Path, dataset: str) -> str:
     Raises:
         ReviewError: the file of salts can't be read, or others can read it.
     """
-    path = folder / FILE
+    path = folder / SALTS_FILE
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # a server may be started here later, and asks for that
-    with FileLock(folder / LOCK):
+    with FileLock(folder / SALTS_LOCK):
         known = _read(path)
         if dataset not in known:
             known[dataset] = secrets.token_hex(32)

@@ -227,6 +227,7 @@ def test_a_word_stays_a_word_where_text_is_expected(word: str, tmp_path: Path) -
                   f"prompts.languages=[{word}]", f"sft.lora.target_modules=[{word}]", f"sft.model={word}")  # fmt: skip
     source = recipe.prompts.sources[0]
     assert [source.revision, recipe.actor.model, *recipe.prompts.languages] == [word] * 3
+    assert recipe.sft.lora is not None
     assert [recipe.sft.model, *recipe.sft.lora.target_modules] == [word] * 2
 
 
