@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from stairdata.recipe.recipe import Recipe
-from stairdata_schemas import yaml_core
 from stairdata_schemas.errors import RecipeError, UsageError, nearest, quote
+from stairdata_schemas.formats import yaml_core
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)
 PACKAGED = Path(__file__).parent.parent / "recipes"

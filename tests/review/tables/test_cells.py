@@ -111,7 +111,7 @@ def test_a_spreadsheet_offers_the_answers(tmp_path: Path) -> None:
         ("t.csv", b"item_id,verdict\n1,A\n2,B,C\n", "line 3 has 3 fields, the head has 2: '2,B,C'"),
         ("t.csv", b"item_id;verdict\n1\n", "line 2 has 1 fields, the head has 2"),
         ("t.csv", b'item_id,verdict\n1,"A\n2,B\n', "line 2: a quoted field .* does not end"),
-        ("t.csv", b"item_id,item_id\n1,A\n", "columns 1 and 2 of the head are both called 'item_id'"),
+        ("t.csv", b"item_id,item_id\n1,A\n", "'item_id' stands twice in the head, as columns 1 and 2"),
         ("t.xlsx", b"no zip", "can't be read"),
         ("t.jsonl", b"[1]\n", "has to be an object"),
         ("t.jsonl", b"{\n", "is not JSON"),
