@@ -187,9 +187,7 @@ class Build:
             position += len(frame)
         entries = writer.close()
         refusals = [*refused, *broken]  # not before: whoever makes the frames may refuse rows on the way
-        if not refusals and not any(
-            entry.rows for entry in entries
-        ):  # before anything is in place: the version is free
+        if not refusals and not any(entry.rows for entry in entries):  # nothing is in place yet: the version is free
             raise BuildError(f"{self.reference}: the input has no rows; nothing was built")
         self._check_keys(writer.folder)
         write_quarantine(self.work / "quarantine", refusals)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -20,12 +22,23 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "stairdata"
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put the path into errors of the system that lack it: a write to an open file on a full disk names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
+
+
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Replace a file in one step."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     payload = data.encode("utf-8") if isinstance(data, str) else data
     try:
-        with temporary.open("wb") as file:
+        with naming(path), temporary.open("wb") as file:
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())
@@ -55,7 +68,7 @@ def sync_folder(folder: Path) -> None:
 
 def sync_file(path: Path) -> None:
     """Make a file's content durable."""
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         os.fsync(file.fileno())
 
 
@@ -80,11 +93,12 @@ class Journal:
             Where it begins in the file, for `read_record`.
         """
         line, begin = _line(record), self._size
-        self._file.write(line)
-        self._file.flush()
-        self._size += len(line)
-        if durable:
-            os.fsync(self._file.fileno())
+        with naming(self.path):
+            self._file.write(line)
+            self._file.flush()
+            self._size += len(line)
+            if durable:
+                os.fsync(self._file.fileno())
         return begin
 
     def close(self) -> None:

@@ -28,6 +28,17 @@ NON_COMMERCIAL = frozenset({"cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0"})
 NON_COMMERCIAL_SHARE_ALIKE = frozenset({"cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0"})
 NO_DERIVATIVES = frozenset({"cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0"})
 _RANKS = (FREE, PERMISSIVE, SHARE_ALIKE, NON_COMMERCIAL, NON_COMMERCIAL_SHARE_ALIKE, NO_DERIVATIVES)
+UNRANKED = frozenset(
+    {
+        "apple-amlr", "apple-ascl", "bigcode-openrail-m", "bigscience-bloom-rail-1.0", "bigscience-openrail-m",
+        "bsd-3-clause-clear", "c-uda", "cc", "creativeml-openrail-m", "deepfloyd-if-license", "ecl-2.0", "epl-1.0",
+        "epl-2.0", "fair-noncommercial-research-license", "gemma", "grok2-community", "h-research", "intel-research",
+        "lgpl-lr", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4", "lppl-1.3c", "ofl-1.1",
+        "openmdw-1.0", "openrail", "openrail++",
+    }
+)  # fmt: skip
+"""The Hub's other identifiers: what they ask is not compared here."""
+HUB = UNRANKED.union(*_RANKS)
 _UNKNOWN = frozenset({"", "other", "unknown"})
 
 

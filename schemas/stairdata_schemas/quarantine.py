@@ -10,6 +10,7 @@ import polars as pl
 
 from stairdata_schemas.files import sync_file
 from stairdata_schemas.kinds import row_schema
+from stairdata_schemas.writing import write_frame
 
 QUARANTINE_SCHEMA = pl.Schema(
     {
@@ -67,7 +68,7 @@ def write_quarantine(folder: Path, refusals: list[QuarantineRow]) -> None:
     folder.mkdir(parents=True)
     columns = {name: [_storable(getattr(refusal, name)) for refusal in refusals] for name in QUARANTINE_SCHEMA}
     path = folder / "refused.parquet"
-    pl.DataFrame(columns, schema=QUARANTINE_SCHEMA).write_parquet(path, compression="zstd")
+    write_frame(pl.DataFrame(columns, schema=QUARANTINE_SCHEMA), path)
     sync_file(path)
 
 

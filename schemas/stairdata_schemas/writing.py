@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stairdata_schemas.files import sync_file, sync_folder
+from stairdata_schemas.files import naming, sync_file, sync_folder
 from stairdata_schemas.kinds import arrow_schema
 from stairdata_schemas.manifest import FileEntry, sha256_of_file
 
@@ -36,7 +38,8 @@ class ShardWriter:
             self._open()
         assert self._writer is not None
         table = frame.to_arrow().cast(self._schema)
-        self._writer.write_table(table, row_group_size=_row_group_rows(table))
+        with naming(self._path(len(self._rows) - 1)):
+            self._writer.write_table(table, row_group_size=_row_group_rows(table))
         self._rows[-1] += len(frame)
         if self._path(len(self._rows) - 1).stat().st_size >= SHARD_BYTES:
             self._close_shard()
@@ -62,9 +65,11 @@ class ShardWriter:
 
     def _close_shard(self) -> None:
         if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-            sync_file(self._path(len(self._rows) - 1))
+            path = self._path(len(self._rows) - 1)
+            with naming(path):
+                self._writer.close()
+                self._writer = None
+                sync_file(path)
 
     def _path(self, index: int) -> Path:
         # the final name holds the number of shards, which only the end tells
@@ -79,6 +84,19 @@ class ShardWriter:
             bytes=path.stat().st_size,
             rows=self._rows[index],
         )
+
+
+def write_frame(frame: pl.DataFrame, path: Path, **options: Any) -> None:
+    """Write a frame as parquet, by polars.
+
+    Raises:
+        OSError: the file can't be written; polars has errors of its own for that.
+    """
+    try:
+        with naming(path):
+            frame.write_parquet(path, compression="zstd", **options)
+    except pl.exceptions.PolarsError as error:
+        raise OSError(errno.EIO, str(error), str(path)) from error
 
 
 def _row_group_rows(table: pa.Table) -> int:

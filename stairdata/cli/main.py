@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -80,11 +80,23 @@ def main() -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
+        _run()
+    except KeyboardInterrupt:  # Ctrl-C once more, while the first one was being dealt with
+        _end_interrupted()
+
+
+def _end_interrupted() -> NoReturn:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever presses it often gets no traceback
+    say("interrupted; finished work is kept: run the same command again to continue")
+    sys.exit(INTERRUPTED)
+
+
+def _run() -> None:
+    try:
         app()
     except SystemExit as ended:
         if ended.code == INTERRUPTED:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever presses it often gets no traceback
-            say("interrupted; finished work is kept: run the same command again to continue")
+            _end_interrupted()
         raise
     except Exception as error:
         from stairdata_schemas.errors import StairDataError

@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from stairdata.stages import FullRecipe
 
-RECIPE_HELP = "Recipe in YAML: a file, or the included stair-50k or stair-20k; docs/recipe.md lists all keys."
+RECIPE_HELP = "Recipe in YAML: a file, or one of stair-50k, stair-20k, sft, dpo, prm; docs/recipe.md lists all keys."
 RecipeOption = Annotated[
     Path | None,
     typer.Option(

@@ -14,8 +14,8 @@ import polars as pl
 
 from stairdata.hub.client import Repository
 from stairdata_schemas.artifacts import Artifact
-from stairdata_schemas.errors import PublishError, UsageError, quote
-from stairdata_schemas.licenses import is_identifier, is_laxer, normal, strictest
+from stairdata_schemas.errors import PublishError, UsageError, nearest, quote
+from stairdata_schemas.licenses import HUB, is_identifier, is_laxer, normal, strictest
 from stairdata_schemas.manifest import Manifest
 
 Gate = Literal["manual", "auto", "no"]
@@ -96,10 +96,10 @@ def decide_license(
         public: the repository is, or will be, public.
 
     Raises:
-        UsageError: --license is no identifier.
+        UsageError: --license is no identifier, or, where it is to be public, none that the Hub knows.
         PublishError: --license is laxer than the parents', or a public repository would have an unknown one.
     """
-    chosen = _own_license(own, typed)
+    chosen = _own_license(own, typed, public=public)
     reference = f"{own.kind}@{own.version}"
     known = [(reference, chosen)]
     known += [(f"{other.kind}@{other.version}", normal(other.license) or normal(stated)) for other in others]
@@ -114,13 +114,20 @@ def decide_license(
     return found
 
 
-def _own_license(own: Manifest, typed: str | None) -> str | None:
+def _own_license(own: Manifest, typed: str | None, *, public: bool) -> str | None:
     known = normal(own.license)
     if typed is None:
         return known
     given = normal(typed)
     if given is None or not is_identifier(given):
         raise UsageError(f"--license {quote(typed)} is not a licence identifier; use one of the Hub's, such as mit")
+    if public and given not in HUB:
+        close = nearest(given, HUB)
+        hint = f"did you mean {close}? Else " if close else ""
+        raise UsageError(
+            f"--license {quote(typed)} is not a licence that the Hub knows; {hint}take one of "
+            "https://huggingface.co/docs/hub/repositories-licenses, or publish privately"
+        )
     stated = [license for license in (known, *(normal(parent.license) for parent in own.parents)) if license]
     laxer = next((license for license in stated if is_laxer(given, license)), None)
     if laxer is not None:

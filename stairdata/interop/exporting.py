@@ -14,7 +14,7 @@ from stairdata.interop import thu_ml
 from stairdata.runs.progress import Progress, quiet
 from stairdata_schemas.artifacts import Artifact, iterate_frames
 from stairdata_schemas.errors import UsageError
-from stairdata_schemas.files import sync_file, sync_folder
+from stairdata_schemas.files import naming, sync_file, sync_folder
 
 EXPORTED_KINDS = ("trees", "prompts", "preference_pairs", "prm_pairs")
 _ROWS_AT_ONCE = {"trees": 32}
@@ -39,7 +39,7 @@ def export_thu_ml(artifact: Artifact, path: Path, progress: Progress = quiet) ->
         raise UsageError(f"the folder {path.parent} does not exist; make it, or name another file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+        with naming(path), temporary.open("w", encoding="utf-8", newline="\n") as file:
             count = 0
             for text in _texts(artifact):
                 file.write(text)

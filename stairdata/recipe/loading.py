@@ -22,7 +22,7 @@ def packaged_recipe(path: Path | None) -> Path | None:
     Raises:
         RecipeError: a bare name that is neither.
     """
-    if path is None or path.exists() or path.suffix or len(path.parts) != 1:
+    if path is None or path.is_file() or path.suffix or len(path.parts) != 1:
         return path
     names = sorted(file.stem for file in PACKAGED.glob("*.yaml"))
     if path.name not in names:

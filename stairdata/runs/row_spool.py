@@ -11,6 +11,7 @@ from typing import Self
 import polars as pl
 
 from stairdata_schemas.artifacts import scan_files
+from stairdata_schemas.writing import write_frame
 
 
 class RowSpool:
@@ -34,7 +35,7 @@ class RowSpool:
         """Write the frames; tell whether there was one."""
         for number, frame in enumerate(frames):
             path = self._folder / f"{number:06d}.parquet"
-            frame.write_parquet(path, compression="zstd", compression_level=1)
+            write_frame(frame, path, compression_level=1)
             self._files.append(path)
         return bool(self._files)
 

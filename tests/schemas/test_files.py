@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import os
+import resource
 import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stairdata_schemas.files import Journal, read_journal, write_atomic
+from stairdata_schemas.quarantine import QuarantineRow, write_quarantine
+from stairdata_schemas.writing import ShardWriter
 
 ANY_TEXT = st.text(alphabet=st.characters(), max_size=6)  # lone surrogates too
 VALUES = st.one_of(
@@ -27,6 +32,31 @@ def write_journal(path: Path, records: list[dict[str, Any]]) -> list[int]:
             journal.append(record)
             lengths.append(path.stat().st_size)
     return lengths
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """A limit on the size of files: the system refuses to write, as on a full disk, without naming the file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("small_disk")
+def test_a_full_disk_is_named_by_the_file(tmp_path: Path, prompts: Callable[..., pl.DataFrame]) -> None:
+    with pytest.raises(OSError, match=r"File too large: '.*card.md'"):
+        write_atomic(tmp_path / "card.md", b"x" * 5000)
+    assert list(tmp_path.iterdir()) == []
+    journal = Journal(tmp_path / "rows.jsonl")
+    with pytest.raises(OSError, match=r"File too large: '.*rows.jsonl'"):
+        journal.append({"text": "x" * 5000})
+    writer = ShardWriter(tmp_path / "data", "prompts")
+    with pytest.raises(OSError, match=r"File too large.*part-00000.parquet"):
+        writer.write(prompts(os.urandom(20_000).hex()))
+    refused = [QuarantineRow("f", 0, "rule", os.urandom(20_000).hex())]
+    with pytest.raises(OSError, match=r"File too large.*refused.parquet"):
+        write_quarantine(tmp_path / "quarantine", refused)
 
 
 @pytest.mark.parametrize("data", ["text ünïcödé\n", b"\x00bytes\xff", ""])

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from stairdata_training.config import DpoConfig, PrmConfig, SftConfig, TrainingConfig
 
-RECIPES = Path(__file__).parents[2] / "training" / "recipes"
+RECIPES = Path(__file__).parents[2] / "stairdata" / "recipes"
 CONFIGS: dict[str, type[TrainingConfig]] = {"sft": SftConfig, "dpo": DpoConfig, "prm": PrmConfig}
 
 
@@ -22,7 +22,7 @@ def test_recipes_are_read(method: str) -> None:
     text = (RECIPES / f"{method}.yaml").read_text(encoding="utf-8")
     config = CONFIGS[method](**yaml.safe_load(text)[method])
     assert config.batch_size * config.gradient_accumulation == 128
-    assert text.startswith(f"# stairdata train {method} --recipe training/recipes/{method}.yaml --input ")
+    assert text.startswith(f"# stairdata train {method} --recipe {method} --input ")
 
 
 @pytest.mark.parametrize("wrong", [{"learning_rat": 1}, {"epochs": 0}, {"precision": "fp8"}, {"lora": {"r": 4}}])

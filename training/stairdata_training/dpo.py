@@ -1,4 +1,4 @@
-"""Step-level DPO on `preference_pairs`: `stairdata train dpo --recipe training/recipes/dpo.yaml`.
+"""Step-level DPO on `preference_pairs`: `stairdata train dpo --recipe dpo`.
 
 The loss compares single steps: the shared prefix is part of the prompt, and only what follows it counts.
 """

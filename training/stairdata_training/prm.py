@@ -1,4 +1,4 @@
-"""The process reward model, from `prm_pairs`: `stairdata train prm --recipe training/recipes/prm.yaml`.
+"""The process reward model, from `prm_pairs`: `stairdata train prm --recipe prm`.
 
 A linear head on the last token replaces the language-model head; the loss is
 `-log sigmoid(r(x, chosen) - r(x, rejected))`.

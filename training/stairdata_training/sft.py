@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on `structured_cot`: `stairdata train sft --recipe training/recipes/sft.yaml`."""
+"""Supervised fine-tuning on `structured_cot`: `stairdata train sft --recipe sft`."""
 
 from __future__ import annotations
 

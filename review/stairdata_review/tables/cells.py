@@ -16,6 +16,7 @@ from typing import Any
 from stairdata_schemas.errors import InputError, UsageError, quote
 from stairdata_schemas.formats.csv_rows import CsvRow, UnevenRow, read_csv
 from stairdata_schemas.formats.unique_keys import KeyTwiceError, loads
+from stairdata_schemas.files import naming
 
 FORMATS = (".csv", ".xlsx", ".jsonl")
 CELL_LIMIT = 32_767
@@ -75,19 +76,24 @@ def write_rows(
     suffix = check_format(path)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        if suffix == ".xlsx":
-            _write_xlsx(temporary, columns, rows, choices, notes)
-        elif suffix == ".csv":
-            _write_csv(temporary, columns, rows)
-        else:
-            lines = (json.dumps({name: row[name] for name in columns}, ensure_ascii=False) + "\n" for row in rows)
-            with temporary.open("w", encoding="utf-8", newline="") as file:
-                file.writelines(lines)
+        with naming(path):
+            if suffix == ".xlsx":
+                _write_xlsx(temporary, columns, rows, choices, notes)
+            elif suffix == ".csv":
+                _write_csv(temporary, columns, rows)
+            else:
+                _write_jsonl(temporary, columns, rows)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     if suffix != ".xlsx":
         path.with_name(f"{path.stem}.guidelines.md").write_text(notes, encoding="utf-8")
+
+
+def _write_jsonl(path: Path, columns: Sequence[str], rows: Iterable[TextRow]) -> None:
+    lines = (json.dumps({name: row[name] for name in columns}, ensure_ascii=False) + "\n" for row in rows)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.writelines(lines)
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[TextRow]) -> None:

@@ -103,6 +103,7 @@ def test_what_breaks_a_rule_is_refused_by_name(rule: str, change: TextRow, pairs
     with pytest.raises(QuarantineError, match=rule):
         imported(pairs, path, max_quarantine=0.05)
     reviews = imported(pairs, path)
+    assert reviews.reference == "reviews@1.0.0"
     assert reviews.manifest.quarantine == {rule: 1}
     assert reviews.manifest.rows == 5
     refused = pl.read_parquet(reviews.folder / "quarantine" / "*.parquet").row(0, named=True)
@@ -129,6 +130,13 @@ def test_spreadsheets_may_change_line_breaks(pairs: Artifact, tmp_path: Path) ->
             row[name] = row[name].replace("\r\n", "\n")
 
     assert imported(pairs, filled(pairs, tmp_path / "t.csv", change), max_quarantine=0.0).manifest.rows == 6
+
+
+def test_a_refused_table_takes_no_version_from_the_corrected_one(pairs: Artifact, tmp_path: Path) -> None:
+    wrong = filled(pairs, tmp_path / "a.csv", lambda number, row: row.update(verdict="C" if number else "A"))
+    with pytest.raises(QuarantineError):
+        imported(pairs, wrong, max_quarantine=0.05)
+    assert imported(pairs, filled(pairs, tmp_path / "b.csv", lambda *_: None)).reference == "reviews@1.0.0"
 
 
 def test_several_reviewers_in_several_files(pairs: Artifact, tmp_path: Path) -> None:

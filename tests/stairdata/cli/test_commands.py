@@ -163,7 +163,8 @@ def test_a_disk_that_is_full_is_one_message_and_the_build_goes_on_later(
         patch.setattr("stairdata_schemas.writing.sync_file", full)
         ended = run(*arguments)
     assert (ended.status, ended.out) == (1, "")
-    assert "No space left on device; finished work is kept" in ended.err
+    assert "No space left on device: " in ended.err
+    assert "part-00000.parquet'; finished work is kept" in ended.err
     assert "Traceback" not in ended.err
     assert run("validate", "prompts@1.7.0").status == 1
     assert run(*arguments).out == "prompts@1.7.0\n"
@@ -176,6 +177,18 @@ def test_an_interrupted_build_says_how_to_go_on(run: Run, built: str, monkeypatc
 
     monkeypatch.setattr("stairdata.generators.prompts.build.build_prompts", interrupt)
     ended = run("build", "prompts")
+    assert (ended.status, ended.out) == (130, "")
+    assert "run the same command again" in ended.err
+
+
+def test_ctrl_c_while_the_first_is_dealt_with_gives_the_same_message(
+    run: Run, built: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def again() -> None:
+        raise KeyboardInterrupt  # typer was writing a line about the first one
+
+    monkeypatch.setattr("stairdata.cli.main.app", again)
+    ended = run("list")
     assert (ended.status, ended.out) == (130, "")
     assert "run the same command again" in ended.err
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from stairdata.stages import read_full_recipe
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildPlan, begin_build
 from stairdata_training.output import locked, partial_folder
@@ -103,6 +104,18 @@ def test_a_killed_run_goes_on_with_another_distance_between_checkpoints(
     killed, straight = record(tmp_path / "dpo"), record(tmp_path / "straight")
     assert killed["summary"]["losses"] == straight["summary"]["losses"]
     assert killed["fingerprint"] == straight["fingerprint"]
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo", "prm"])
+def test_a_recipe_of_the_package_is_found_by_its_name(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / stage).mkdir()  # such as the model that the stage before left
+    recipe = read_full_recipe(Path(stage))
+    section = getattr(recipe, stage)
+    assert section.batch_size * section.gradient_accumulation == 128
+    assert str(section.output).startswith("runs/")
 
 
 def test_what_one_way_finished_is_returned_by_the_other(run: Run, pairs: Artifact, tmp_path: Path) -> None:

@@ -181,6 +181,24 @@ def test_an_unknown_licence_stops_a_public_push(hub: HubServer, make: Make) -> N
     assert not hub.repo(REPO)["private"]
 
 
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("cc-by-4", "did you mean cc-by-4.0"),
+        ("apache2.0", "did you mean apache-2.0"),
+        ("public", "docs/hub"),
+        ("x", "Hub knows"),
+    ],
+)
+def test_a_public_push_takes_a_licence_of_the_hub_alone(typed: str, words: str, hub: HubServer, make: Make) -> None:
+    artifact = make(parents=(parent(None),), license=None)
+    with pytest.raises(UsageError, match=words):
+        push(artifact, PushOptions(REPO, public=True, license=typed))
+    assert sent(hub) == []
+    push(artifact, PushOptions(REPO, license=typed))
+    assert cards.read_head(card())["license"] == typed
+
+
 def test_the_licence_of_every_config_counts_where_all_become_public(hub: HubServer, make: Make) -> None:
     push(make("a", license=None), PushOptions(REPO, config="a"))
     with pytest.raises(PublishError, match=r"can't be public: the licence of prompts@1\.0\.0 is unknown"):

@@ -18,8 +18,8 @@ from stairdata.interop.importing import import_thu_ml
 from stairdata.recipe import Recipe
 from stairdata.runs.options import BuildOptions
 from stairdata_schemas import identity
-from stairdata_schemas.artifacts import Artifact, validate_artifact
-from stairdata_schemas.errors import InputError, QuarantineError, UsageError
+from stairdata_schemas.artifacts import Artifact, validate_artifact, versions
+from stairdata_schemas.errors import BuildError, InputError, QuarantineError, UsageError
 from tests.stairdata.forests import Shape, artifact_of, tree_of
 
 Element = dict[str, Any]
@@ -297,6 +297,12 @@ def test_a_broken_prompt_is_refused_by_name(rule: str, row: Any, tmp_path: Path)
     path.write_text(json.dumps(rows), encoding="utf-8")
     artifact = import_thu_ml("prompts", [path], BuildOptions(root=tmp_path))
     assert (artifact.manifest.rows, artifact.manifest.quarantine) == (20, {rule: 1})
+
+
+def test_an_import_of_nothing_leaves_no_folder_of_a_version(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="the input has no rows"):
+        take(tmp_path, "trees", [])
+    assert versions(tmp_path, "trees") == []
 
 
 def test_prompts_say_the_tasks_of_trees(tmp_path: Path) -> None:

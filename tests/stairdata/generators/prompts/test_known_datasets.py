@@ -324,7 +324,7 @@ def test_a_mixture_builds_in_small(hub: HubServer, tmp_path: Path) -> None:
 
 
 def test_no_such_recipe() -> None:
-    with pytest.raises(RecipeError, match=r"no recipe 'stair-5k'.*stair-20k, stair-50k"):
+    with pytest.raises(RecipeError, match=r"no recipe 'stair-5k'.*dpo, prm, sft, stair-20k, stair-50k"):
         packaged_recipe(Path("stair-5k"))
     assert packaged_recipe(Path("recipe.yaml")) == Path("recipe.yaml")
     assert packaged_recipe(None) is None
