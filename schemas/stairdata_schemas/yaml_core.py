@@ -44,7 +44,7 @@ class CoreLoader(yaml.SafeLoader):
         super().flatten_mapping(node)
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
-        tag = super().resolve(kind, value, implicit)
+        tag = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
         if tag == "tag:yaml.org,2002:float" and repr(float(value)) != value:
             return "tag:yaml.org,2002:str"
         return tag
