@@ -137,6 +137,7 @@ def prepare(artifact: Artifact, options: PushOptions) -> PreparedRelease:
             f"{one.where}: {one.rule} ({one.violations}, such as {quote(one.example)})" for one in problems[:SHOWN]
         )
         raise PublishError(f"{artifact.reference} is not valid and was not published: {found}; build or pull it again")
+    cards.check_head(_local_card(artifact), str(artifact.folder / README))
     check_secrets(artifact, hits, {README: _local_card(artifact)}, options.allow_secrets)
     place = ConfigPath(options.config)
     data = {place.prefix + entry.path: artifact.folder / entry.path for entry in artifact.manifest.files}
@@ -203,6 +204,7 @@ def read_head(repo: str, commit: str) -> BranchHead:
 
     Raises:
         HubError: the Hub can't be reached, or refuses; a manifest there is none.
+        PublishError: the head of the card there can't be read.
     """
     files = tree(repo, commit)
     found: dict[str | None, Manifest] = {}
@@ -212,6 +214,7 @@ def read_head(repo: str, commit: str) -> BranchHead:
             raise HubError(f"{repo} holds {path}, which is not a manifest that this release reads; use another --repo")
         found[config] = manifest
     readme = read(repo, README, commit).decode("utf-8", "replace") if README in files else ""
+    cards.check_head(readme, f"{README} in {repo}")
     return BranchHead(commit, files, found, readme)
 
 
@@ -276,7 +279,7 @@ def render_card(
             dataset_info=_dataset_info(release, configs, cards.read_head(head.readme).get("dataset_info")),
             changelog=_changelog(release, head, repository, earlier),
             kept=_kept(release, head, repository, earlier),
-            extra={**cards.user_keys(local), **cards.user_keys(head.readme)},
+            extra={**cards.user_lines(local), **cards.user_lines(head.readme)},
         )
     )
 

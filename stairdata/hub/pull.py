@@ -416,7 +416,7 @@ def _local_card(target: RemoteRelease, manifest: Manifest) -> str:
             manifest.kind,
             license=license if isinstance(license, str) and license != "unknown" else manifest.license,
             kept=cards.user_text(text),
-            extra=cards.user_keys(text),
+            extra=cards.user_lines(text),
         )
     )
 

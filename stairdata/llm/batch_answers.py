@@ -16,12 +16,15 @@ from openai.types.chat import ChatCompletion
 from stairdata.llm.batch_ledger import BatchJob, Ledger
 from stairdata.llm.batch_states import BatchState
 from stairdata.llm.client import Generation, read_chat, whole_number
+from stairdata.llm.error_bodies import error_in
 from stairdata.llm.outcomes import (
+    FORBIDDEN,
     RETRIED,
     MalformedAnswerError,
     Outcome,
     RequestFailedError,
     has_no_format,
+    is_final_for_all,
     outcome_of_status,
 )
 
@@ -185,6 +188,9 @@ def _refusal(record: dict[str, Any]) -> tuple[int | None, str | None, str]:
     response = record.get("response")
     response = response if isinstance(response, dict) else {}
     status, body = response.get("status_code"), response.get("body")
+    hidden = error_in(body) if status == 200 else None
+    if hidden is not None and hidden.status is not None:
+        return hidden
     error = record.get("error") or (body.get("error") if isinstance(body, dict) else None)
     error = error if isinstance(error, dict) else {"message": error}
     code = error.get("code")
@@ -193,8 +199,7 @@ def _refusal(record: dict[str, Any]) -> tuple[int | None, str | None, str]:
 
 
 def _is_for_all(status: int | None, code: str | None, message: str) -> bool:
-    is_account = status in {401, 403} or code in {"insufficient_quota", "billing_hard_limit_reached"}
-    return is_account or (status == 400 and has_no_format(message))
+    return is_final_for_all(status, code) or status == FORBIDDEN or (status == 400 and has_no_format(message))
 
 
 def _generation(body: Any) -> Generation:

@@ -20,7 +20,7 @@ from openai.types import Batch
 from stairdata.llm.batch_ledger import ENDPOINT, BatchJob, BatchReport, Ledger
 from stairdata.llm.batch_states import BatchState
 from stairdata.llm.client import Client
-from stairdata.llm.outcomes import RequestFailedError, with_retries
+from stairdata.llm.outcomes import MalformedAnswerError, RequestFailedError, check_answer, with_retries
 from stairdata_schemas.errors import ServerError, quote
 from stairdata_schemas.files import sync_file
 
@@ -53,7 +53,9 @@ class BatchApi:
 
         async def uploaded() -> str:
             with path.open("rb") as file:
-                return (await self._openai.files.create(file=(path.name, file), purpose="batch")).id
+                uploaded_file = await self._openai.files.create(file=(path.name, file), purpose="batch")
+            check_answer(uploaded_file)
+            return uploaded_file.id
 
         return await self._retried(uploaded)
 
@@ -69,7 +71,7 @@ class BatchApi:
             job.asked_at = time.time()
             ledger.save()  # before the request: a kill while it is under way must not hide that it was sent
             try:
-                return await self._openai.batches.create(
+                made = await self._openai.batches.create(
                     input_file_id=file_id, endpoint=ENDPOINT, completion_window="24h", metadata={KEY: job.key}
                 )
             except openai.APIStatusError as error:
@@ -77,12 +79,13 @@ class BatchApi:
                     job.asked_at = 0.0  # spares the next try the search and its wait
                     ledger.save()
                 raise
+            return _checked(made)
 
         return self._report(await self._retried(created))
 
     async def retrieve(self, batch_id: str) -> BatchReport | None:
         """Ask how a batch stands; None where the server no longer knows it."""
-        batch = await self._retried(lambda: _unless_gone(self._openai.batches.retrieve(batch_id)))
+        batch = await self._retried(lambda: _unless_gone(self._retrieved(batch_id)))
         return self._report(batch) if batch is not None else None
 
     async def look_up(self, job: BatchJob) -> BatchReport | None:
@@ -97,7 +100,11 @@ class BatchApi:
 
     async def cancel(self, batch_id: str) -> BatchReport:
         """End a batch early; what it has answered can be fetched."""
-        return self._report(await self._retried(lambda: self._openai.batches.cancel(batch_id)))
+
+        async def cancelled() -> Batch:
+            return _checked(await self._openai.batches.cancel(batch_id))
+
+        return self._report(await self._retried(cancelled))
 
     async def fetch(self, file_id: str, path: Path) -> bool:
         """Download a file, whole or not at all; False if the server no longer has it."""
@@ -120,6 +127,9 @@ class BatchApi:
         temporary.replace(path)
         return True
 
+    async def _retrieved(self, batch_id: str) -> Batch:
+        return _checked(await self._openai.batches.retrieve(batch_id))
+
     async def _search(self, job: BatchJob) -> Batch | None:
         """Look for a batch that may have been made, until it would have to be in the list."""
         if not job.asked_at:
@@ -134,7 +144,9 @@ class BatchApi:
     async def _listed(self, job: BatchJob) -> Batch | None:
         """Look for a batch among the account's, newest first; a server without a list has none."""
         try:
-            async for batch in self._openai.batches.list(limit=100):
+            page = await self._openai.batches.list(limit=100)
+            check_answer(page)
+            async for batch in page:
                 if (batch.metadata or {}).get(KEY) == job.key:
                     return batch
                 if batch.created_at < job.prepared_at - CLOCK_SKEW:
@@ -170,6 +182,14 @@ class BatchApi:
             batch.error_file_id,
             self._client.redact("; ".join(f"{error.code}: {error.message}" for error in errors[:3])),
         )
+
+
+def _checked(batch: Batch) -> Batch:
+    """Refuse an answer that is an error; a failed batch says what went wrong in `errors`, which is no such error."""
+    if not getattr(batch, "id", None):
+        check_answer(batch)
+        raise MalformedAnswerError("the answer is not a batch")
+    return batch
 
 
 async def _unless_gone(answer: Awaitable[T]) -> T | None:

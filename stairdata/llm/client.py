@@ -31,6 +31,7 @@ from stairdata.llm.outcomes import (
     Outcome,
     RequestFailedError,
     RetryLimits,
+    check_answer,
     with_retries,
 )
 from stairdata.llm.window import Window
@@ -244,7 +245,9 @@ class Client:
             ServerError: it can't be reached, or refuses the key.
         """
         try:
-            return [model.id async for model in self.openai.models.list()]
+            page = await self.openai.models.list()
+            check_answer(page)
+            return [model.id async for model in page]
         except Exception as error:
             raise ServerError(
                 f"the LLM server at {self.base_url} can't be used: {quote(self.redact(error.__cause__ or error))}; "
@@ -392,9 +395,11 @@ def _joined(parts: list[Generation]) -> Generation:
 
 def _generation(answer: Any, wanted: int, read: Callable[[Any], Sample], *, may_ignore_n: bool = False) -> Generation:
     """Read an answer that may be anything: the openai package does not check what a server sends."""
+    check_answer(answer)
     choices = getattr(answer, "choices", None)
     if not isinstance(choices, list):
-        raise MalformedAnswerError("the answer has no choices")
+        shown = f": {quote(answer)}" if isinstance(answer, str) and answer else ""
+        raise MalformedAnswerError(f"the answer has no choices{shown}")
     try:
         samples = [read(choice) for choice in choices]
     except (AttributeError, TypeError) as error:  # of a shape that no server should send

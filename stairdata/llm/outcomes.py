@@ -7,11 +7,12 @@ import time
 from collections.abc import Awaitable, Callable
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import openai
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
+from stairdata.llm.error_bodies import ErrorBody, error_in
 from stairdata_schemas.errors import ServerError, quote
 
 T = TypeVar("T")
@@ -42,7 +43,10 @@ UNREACHABLE = {Outcome.TIMEOUT, Outcome.CONNECTION}
 """Perhaps there is no server any more."""
 OVERLOADED = {408, 429, 503, 529}
 """Statuses of a server with too much to do; 529 is Anthropic's."""
-REFUSED_KEY = 401
+FINAL_FOR_ALL = {401, 402}
+"""Statuses of a key that is refused, and of an account without credit."""
+FINAL_CODES = {"insufficient_quota", "billing_hard_limit_reached", "insufficient_credits", "invalid_api_key"}
+"""Codes of the same, whatever the status."""
 FORBIDDEN = 403
 """A key without rights, or one prompt that a provider does not take."""
 WITHOUT_FORMAT = ("response_format", "json_schema", "structured output", "guided")
@@ -114,6 +118,25 @@ class AttemptFailedError(Exception):
 
 class MalformedAnswerError(Exception):
     """A 200 whose body is not what was asked for."""
+
+
+class ErrorAnswerError(MalformedAnswerError):
+    """A 200 whose body is an error."""
+
+    def __init__(self, error: ErrorBody) -> None:
+        self.error = error
+        super().__init__(error.message)
+
+
+def check_answer(answer: Any) -> None:
+    """Refuse an answer that is an error.
+
+    Raises:
+        ErrorAnswerError: it is one.
+    """
+    error = error_in(answer)
+    if error is not None:
+        raise ErrorAnswerError(error)
 
 
 class RetryLimits(NamedTuple):
@@ -195,21 +218,28 @@ def classify(error: Exception) -> AttemptFailedError:
     if isinstance(error, openai.APIConnectionError):
         return AttemptFailedError(Outcome.CONNECTION, str(error.__cause__ or error))
     if isinstance(error, openai.APIStatusError):
-        return _from_status(error)
+        retry_after = _seconds(error.response.headers.get("retry-after"))
+        return _from_status(error.status_code, getattr(error, "code", None), error.message, retry_after)
+    if isinstance(error, ErrorAnswerError) and error.error.status is not None:
+        return _from_status(error.error.status, error.error.code, error.error.message)
     return AttemptFailedError(Outcome.MALFORMED, str(error))
 
 
-def _from_status(error: openai.APIStatusError) -> AttemptFailedError:
-    status, detail, code = error.status_code, error.message, getattr(error, "code", None)
+def _from_status(status: int, code: str | None, detail: str, retry_after: float | None = None) -> AttemptFailedError:
     outcome = outcome_of_status(status, code)
     return AttemptFailedError(
         outcome,
         detail,
-        _seconds(error.response.headers.get("retry-after")) if outcome in RETRIED else None,
+        retry_after if outcome in RETRIED else None,
         is_overload=status in OVERLOADED,
-        is_final_for_all=status == REFUSED_KEY or code == "insufficient_quota",
+        is_final_for_all=is_final_for_all(status, code),
         is_forbidden=status == FORBIDDEN and outcome is not Outcome.CONTENT_FILTER,
     )
+
+
+def is_final_for_all(status: int | None, code: str | None) -> bool:
+    """Return whether no other request of this key and account will fare better."""
+    return status in FINAL_FOR_ALL or code in FINAL_CODES
 
 
 def has_no_format(detail: str) -> bool:
@@ -220,7 +250,7 @@ def has_no_format(detail: str) -> bool:
 def outcome_of_status(status: int, code: str | None) -> Outcome:
     """Say how a request ended, from the HTTP status and the error's code."""
     if status == 429:
-        return Outcome.INVALID_REQUEST if code == "insufficient_quota" else Outcome.RATE_LIMITED
+        return Outcome.INVALID_REQUEST if code in FINAL_CODES else Outcome.RATE_LIMITED
     if status == 408:
         return Outcome.TIMEOUT
     if status >= 500:

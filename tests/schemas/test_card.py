@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from stairdata_schemas.cards import card
 from stairdata_schemas.cards.card import render_card
+from stairdata_schemas.errors import PublishError
 from stairdata_schemas.kinds import KINDS, row_schema
 from stairdata_schemas.manifest import Manifest, ModelIdentity, Parent
 
@@ -175,3 +176,46 @@ def test_paths_addresses_and_words_of_a_configuration_are_not_in_the_card() -> N
         assert f"- setting {words}" in rendered
     for words in ("10.0.0.7", "/home/me", "secret words"):
         assert words not in rendered
+
+
+MINE = "language:\n- en\n- no  # Norwegian\nversion: 1.10\nreleased: 2024-08-06\non: yes\ntext: |\n  007\n"
+
+
+def test_lines_of_the_users_own_stay_as_they_are() -> None:
+    text = card.render_card(manifest("prompts")).replace("license:", MINE + "license:", 1)
+    again = card.render(
+        card.Card([card.CardConfig(manifest("prompts"), "prompts")], "prompts", extra=card.user_lines(text))
+    )
+    assert MINE in again.partition("\n---\n")[0] + "\n"
+    assert card.user_keys(again) == {
+        "language": ["en", "no"], "version": "1.10", "released": "2024-08-06", "on": "yes", "text": "007\n",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [("\ufeff---\n", "---\n"), ("\ufeff---\r\n", "---\r\n"), ("\n---  \n", "---"), ("---\n# mine\n", "---\n\n# Text")],
+)
+def test_the_head_of_a_card_from_any_editor(begin: str, end: str) -> None:
+    newline = "\r\n" if "\r" in begin else "\n"
+    text = begin + "pretty_name: Mine\nlanguage: no\n".replace("\n", newline) + end
+    assert card.user_lines(text) == {"pretty_name": "pretty_name: Mine\n", "language": "language: no\n"}
+    assert card.foreign_text(text) in {"", "# Text"}
+
+
+@pytest.mark.parametrize("head", ["{a: 1.10, license: mit}", "license: &x '1.10'\na: *x", "? a\n: '1.10'\n"])
+def test_a_key_in_another_form_is_written_anew(head: str) -> None:
+    assert card.user_lines(f"---\n{head}\n---\n") == {"a": "a: '1.10'\n"}
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ("a: 1\nb: 2\na: 3", "'a' stands twice, at line 1, column 1 and at line 3, column 1"),
+        ("a: b: c", "can't be read"),
+        ("- a", "has to be a mapping"),
+    ],
+)
+def test_a_head_that_can_not_be_read_is_not_thrown_away(head: str, message: str) -> None:
+    with pytest.raises(PublishError, match=message):
+        card.check_head(f"---\n{head}\n---\n", "README.md")

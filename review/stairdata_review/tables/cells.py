@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from stairdata_schemas.errors import InputError, UsageError, quote
+from stairdata_schemas.files import naming
 from stairdata_schemas.formats.csv_rows import CsvRow, UnevenRow, read_csv
 from stairdata_schemas.formats.unique_keys import KeyTwiceError, loads
-from stairdata_schemas.files import naming
 
 FORMATS = (".csv", ".xlsx", ".jsonl")
 CELL_LIMIT = 32_767

@@ -18,6 +18,8 @@ import polars as pl
 import yaml
 
 from stairdata_schemas.aliases import Json
+from stairdata_schemas.errors import PublishError, quote
+from stairdata_schemas.formats import yaml_core
 from stairdata_schemas.kinds import polars_schema, row_schema
 from stairdata_schemas.manifest import Manifest
 
@@ -80,6 +82,9 @@ _OURS = frozenset(
     {"license", "task_categories", "tags", "size_categories", "configs", "dataset_info", "source_datasets", *GATE}
 )
 
+_HEAD = re.compile(r"\A\ufeff?(?:\s*\n)?---[ \t]*\n(.*?)^---[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
+"""The YAML head of a card: browsers and Windows editors put a byte order mark before it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plot:
@@ -117,8 +122,8 @@ class Card:
     """Line of each release, by its tag, newest first."""
     kept: Mapping[str, str] = field(default_factory=dict)
     """A user's own text, by section."""
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    """Keys of the YAML head that are a user's own."""
+    extra: Mapping[str, str] = field(default_factory=dict)
+    """Keys of the YAML head that are a user's own, each with its lines as the user wrote them."""
 
 
 class _VerbatimText:
@@ -153,9 +158,7 @@ def render(card: Card) -> str:
         .get_template("card.md.jinja")
         .render(
             card=card,
-            head=_VerbatimText(
-                yaml.dump(_head(card), Dumper=_HeadDumper, sort_keys=False, allow_unicode=True, width=110)
-            ),
+            head=_VerbatimText(_head_text(card)),
             kept={name: _VerbatimText(_marked(name, card.kept.get(name, ""))) for name in SECTIONS},
             changelog=[_VerbatimText(line) for line in card.changelog.values()],
             title=card.repo or f"{card.configs[0].manifest.kind} {card.configs[0].manifest.version}",
@@ -224,8 +227,14 @@ def _figures(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{key}", str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def _head_text(card: Card) -> str:
+    """Write the YAML head; keys of the user's own come last, as they were written."""
+    ours = yaml.dump(_head(card), Dumper=_HeadDumper, sort_keys=False, allow_unicode=True, width=110)
+    return ours + "".join(text for key, text in card.extra.items() if key not in _OURS)
+
+
 def _head(card: Card) -> Json:
-    """Return the YAML head; keys of the user's own come last."""
+    """Return the keys of the YAML head that are ours."""
     kinds = sorted({config.manifest.kind for config in card.configs})
     return {
         "license": card.license or "unknown",
@@ -235,7 +244,6 @@ def _head(card: Card) -> Json:
         "configs": [_config(config, default=config.name == card.default) for config in card.configs],
         **({"dataset_info": card.dataset_info} if card.dataset_info else {}),
         **(GATE if card.gated else {}),
-        **{key: value for key, value in card.extra.items() if key not in _OURS},
     }
 
 
@@ -267,17 +275,55 @@ def _feature(name: str, dtype: Any) -> Json:
 
 def read_head(card: str) -> Json:
     """Return the YAML head of a card; {} where there is none that can be read."""
-    match = re.match(r"\A---\s*\n(.*?)\n---\s*\n", card, re.DOTALL)
     try:
-        head = yaml.safe_load(match.group(1)) if match else {}
-    except yaml.YAMLError:
+        head = yaml_core.load(_head_of(card))
+    except yaml_core.UnreadableYamlError:
         return {}
     return head if isinstance(head, dict) else {}
+
+
+def check_head(card: str, where: str) -> None:
+    """Refuse a card whose YAML head can't be read: generated again, it would lose the user's own keys.
+
+    Raises:
+        PublishError: it is no YAML, no mapping, or has a key twice.
+    """
+    try:
+        head = yaml_core.load(_head_of(card))
+    except yaml_core.UnreadableYamlError as error:
+        raise PublishError(f"the YAML at the head of {where} can't be read: {error}; mend it and push again") from error
+    if not isinstance(head, dict | None):
+        raise PublishError(f"the YAML at the head of {where} has to be a mapping, found {quote(head)}; mend it")
+
+
+def _head_of(card: str) -> str:
+    """Return the text between the two lines of dashes that a card begins with."""
+    match = _HEAD.match(card.replace("\r\n", "\n"))
+    return match.group(1) if match else ""
 
 
 def user_keys(card: str) -> Json:
     """Return the keys of the YAML head that are the user's own."""
     return {key: value for key, value in read_head(card).items() if key not in _OURS}
+
+
+def user_lines(card: str) -> dict[str, str]:
+    """Return the lines of the YAML head that hold the keys of the user's own, by key.
+
+    They are taken as they stand, with comments and quotes: what a value means is for its readers to say. A head in
+    another form than a key at the beginning of a line is written anew.
+    """
+    text = _head_of(card)
+    keys = user_keys(card)
+    taken = {key: lines for key, lines in yaml_core.top_level(text).items() if key in keys}
+    joined = "".join(taken.values())
+    try:
+        is_whole = yaml_core.load(joined) == keys
+    except yaml_core.UnreadableYamlError:  # an alias of something in a key of ours
+        is_whole = False
+    if is_whole or not keys:
+        return taken
+    return {key: yaml.dump({key: value}, Dumper=_HeadDumper, allow_unicode=True) for key, value in keys.items()}
 
 
 def user_text(card: str) -> dict[str, str]:
@@ -294,7 +340,7 @@ def foreign_text(card: str) -> str:
     """Return the text of a card that is not one of ours: somebody wrote it, and it must not be lost."""
     if not card.strip() or any(mark in card for name in SECTIONS for mark in _marks(name)):
         return ""
-    return re.sub(r"\A---\s*\n.*?\n---\s*\n", "", card.replace("\r\n", "\n"), flags=re.DOTALL).strip("\n")
+    return _HEAD.sub("", card.replace("\r\n", "\n")).removeprefix("\ufeff").strip("\n")
 
 
 def read_changelog(card: str) -> dict[str, str]:

@@ -97,3 +97,23 @@ def load(text: str) -> Any:
         raise UnreadableYamlError("its lists and mappings are nested too deep") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an explicit tag that the value does not fit
         raise UnreadableYamlError(" ".join(str(error).split())) from error
+
+
+def top_level(text: str) -> dict[str, str]:
+    """Return the lines of each key of a document that is a mapping, in order; {} where keys do not begin lines.
+
+    Raises:
+        UnreadableYamlError: it is no YAML.
+    """
+    try:
+        root = yaml.compose(text, Loader=CoreLoader)
+    except yaml.YAMLError as error:
+        raise UnreadableYamlError(" ".join(str(error).split())) from error
+    if not isinstance(root, yaml.MappingNode) or root.flow_style:
+        return {}
+    lines = text.split("\n")
+    keys = [(key.value, key.start_mark) for key, _ in root.value]
+    if any(not isinstance(key, str) or mark.column for key, mark in keys):
+        return {}
+    ends = [mark.line for _, mark in keys[1:]] + [len(lines)]
+    return {key: "\n".join(lines[mark.line : end]).rstrip() + "\n" for (key, mark), end in zip(keys, ends, strict=True)}

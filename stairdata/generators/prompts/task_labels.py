@@ -14,6 +14,7 @@ from stairdata.llm.budget import Budget
 from stairdata.llm.client import Client
 from stairdata.llm.outcomes import JudgeFailedError, Outcome
 from stairdata.llm.session import open_client
+from stairdata.llm.wrapping import without_thoughts
 from stairdata.recipe import Recipe, TaskJudge
 from stairdata.runs.executors.executor import make_executor
 from stairdata.runs.options import BuildOptions
@@ -109,11 +110,15 @@ async def _label(client: Client, judge: TaskJudge, seed: int, row: Row) -> UnitR
 
 
 def read_task(text: str) -> str | None:
-    """Read a task out of a judge's words: behind "Task", the last one; else the one task that is named at all."""
-    labelled = _LABELLED.findall(text)
+    """Read a task out of a judge's words: behind "Task", the last one; else the one task that is named at all.
+
+    Thoughts before the answer are not read: they weigh both.
+    """
+    answer = without_thoughts(text)
+    labelled = _LABELLED.findall(answer)
     if labelled:
         return str(labelled[-1]).lower()
-    named = {word.lower() for word in _WORD.findall(text)}
+    named = {word.lower() for word in _WORD.findall(answer)}
     return named.pop() if len(named) == 1 else None
 
 

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stairdata.generators.structured_cot.quality_gate import check_answer
 from stairdata.llm.client import Generation
+from stairdata.llm.wrapping import unwrapped
 from stairdata.recipe import GateSection, Teacher
 from stairdata.runs.units import UnitFailedError
 from stairdata_schemas import grammar, identity
@@ -69,8 +70,8 @@ def parse_answer(text: str) -> WrittenAnswer:
 def read_row(prompt: str, task: str, generation: Generation, teacher: Teacher, gate: GateSection) -> Row:
     """Make a row of a teacher's answer.
 
-    Space around titles, bodies and the output is cut off, a title on several lines is put on one, and gets the colon
-    that it lacks.
+    Thoughts before it and a code fence about it are cut off, and so is space around titles, bodies and the output. A
+    title on several lines is put on one, and gets the colon that it lacks.
 
     Raises:
         UnitFailedError: it was cut, is not in the asked form, breaks the grammar, or does not pass the gate.
@@ -78,7 +79,8 @@ def read_row(prompt: str, task: str, generation: Generation, teacher: Teacher, g
     said = generation.samples[0]
     if said.finish == "length":
         raise UnitFailedError("cut_at_length", said.text)
-    answer = parse_answer(said.text) if teacher.format == "json" else _parse_text(said.text)
+    text = unwrapped(said.text)
+    answer = parse_answer(text) if teacher.format == "json" else _parse_text(text)
     row = make_row(prompt, task, _tidy(answer))
     check_answer(row, gate)
     return row

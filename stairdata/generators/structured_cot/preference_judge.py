@@ -10,6 +10,7 @@ from typing import Any
 from stairdata.generators.structured_cot.requests import TeacherPrompt
 from stairdata.llm.client import Client
 from stairdata.llm.outcomes import JudgeFailedError, Outcome
+from stairdata.llm.wrapping import without_thoughts
 from stairdata.recipe import CotJudge
 from stairdata.runs.answer_journal import AnswerJournal
 from stairdata.runs.templates import find_template
@@ -30,14 +31,17 @@ _ALONE = {
 
 
 def read_choice(question: str, text: str) -> str | None:
-    """Read a judge's choice in lower case; None where none can be read. Of several the last counts.
+    """Read a judge's choice in lower case; None where none can be read.
+
+    Of several the last counts. Thoughts before the answer are not read.
 
     Args:
         question: preference (a, b, tie) or compliance (yes, no).
         text: the judge's words.
     """
+    answer = without_thoughts(text)
     for reading in (_READINGS[question], _ALONE[question]):
-        found = reading.findall(text)
+        found = reading.findall(answer)
         if found:
             return str(found[-1]).lower()
     return None

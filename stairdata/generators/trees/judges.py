@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from stairdata.llm.actor import RequestUsage
 from stairdata.llm.client import Client, Generation
 from stairdata.llm.outcomes import JudgeFailedError, Outcome, RequestFailedError
+from stairdata.llm.wrapping import without_thoughts
 from stairdata.recipe import JudgeSection
 from stairdata.runs.templates import find_template
 from stairdata.search.reward import Reward, rate, reference_rating, rule_safety
@@ -68,11 +69,12 @@ class Rating(NamedTuple):
 def read_score(text: str) -> int | None:
     """Read a rating from 1 to 5 out of a judge's words; None where none can be read.
 
-    What stands behind "Score" or "Rating" counts before a number alone on a line; of several the last counts,
-    since the reasoning comes first.
+    Thoughts before the answer are not read: they weigh several ratings. What stands behind "Score" or "Rating" counts
+    before a number alone on a line; of several the last counts, since the reasoning comes first.
     """
+    answer = without_thoughts(text)
     for reading in _READINGS:
-        found = reading.findall(text)
+        found = reading.findall(answer)
         if found:
             return int(_WORDS.get(found[-1].lower(), found[-1]))
     return None

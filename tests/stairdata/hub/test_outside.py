@@ -19,7 +19,7 @@ from stairdata.hub.push import push
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.cards import card as cards
 from stairdata_schemas.cards.croissant import croissant
-from stairdata_schemas.errors import ReleaseConflictError
+from stairdata_schemas.errors import PublishError, ReleaseConflictError
 from stairdata_schemas.kinds import KINDS, features, polars_schema, row_schema
 from stairdata_schemas.manifest import FileEntry, Manifest
 from tests.stairdata.hub.conftest import pair_rows, prompt_rows
@@ -191,6 +191,22 @@ def test_a_card_that_somebody_wrote_before_the_first_release_is_kept(hub: HubSer
     card = read(REPO, "README.md", "main").decode()
     assert cards.user_text(card) == {"introduction": "# My data\n\nIn my own words."}
     assert cards.user_keys(card) == {"pretty_name": "Mine"}
+
+
+def test_keys_edited_on_the_hub_are_not_changed(hub: HubServer, make: Make, tmp_path: Path) -> None:
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    push(make("a"), PushOptions(REPO))
+    lines = "pretty_name: on\nlanguage: [en, no]\nversion: 1.10  # ours\n"
+    card = "\ufeff" + read(REPO, "README.md", "main").decode().replace("license:", f"{lines}license:", 1)
+    written = CommitOperationAdd("README.md", card.replace("\n", "\r\n").encode())
+    HfApi().create_commit(REPO, [written], commit_message="edit", repo_type="dataset")
+    push(make("b"), PushOptions(REPO))
+    assert lines in read(REPO, "README.md", "main").decode()
+    broken = CommitOperationAdd("README.md", card.replace("license:", "language: de\nlicense:", 1).encode())
+    HfApi().create_commit(REPO, [broken], commit_message="edit", repo_type="dataset")
+    with pytest.raises(PublishError, match=r"README.md in .*'language' stands twice, at line"):
+        push(make("c"), PushOptions(REPO))
 
 
 def test_a_text_changed_on_both_sides_is_not_lost(hub: HubServer, make: Make) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
+from openai.pagination import AsyncPage
+from openai.types.chat import ChatCompletion
 
 from stairdata.llm.budget import Budget, BudgetLimits, StoppedError
-from stairdata.llm.client import DEAD_AFTER, Client, Generation
+from stairdata.llm.client import DEAD_AFTER, Client, Generation, read_chat
 from stairdata.llm.outcomes import Outcome, RequestFailedError
 from stairdata.llm.session import identify, open_client
 from stairdata.recipe import Endpoint
@@ -192,6 +194,8 @@ def test_an_answer_that_breaks_the_protocol_is_malformed(
         (404, '{"error": {"message": "no such model"}}', Outcome.INVALID_REQUEST),
         (422, "not JSON", Outcome.INVALID_REQUEST),
         (400, '{"error": {"message": "filtered", "code": "content_filter"}}', Outcome.CONTENT_FILTER),
+        (200, '{"error": {"message": "the prompt is too long", "code": 400}}', Outcome.INVALID_REQUEST),
+        (200, '{"error": {"message": "x", "status": 400, "code": "content_filter"}}', Outcome.CONTENT_FILTER),
     ],
 )
 def test_an_end_for_good_is_not_retried(
@@ -267,6 +271,12 @@ def test_a_server_that_asks_for_a_very_long_wait_stops_the_build(
         (401, '{"error": {"message": "no"}}'),
         (403, '{"error": {"message": "no"}}'),
         (429, '{"error": {"message": "pay", "code": "insufficient_quota"}}'),
+        (402, '{"error": {"message": "Insufficient Balance"}}'),
+        (200, '{"error": {"code": 402, "message": "no credit"}}'),
+        (200, '{"error": {"code": "insufficient_quota", "message": "no credit"}, "choices": []}'),
+        (200, '{"error": "Insufficient credits"}'),
+        (200, '{"object": "error", "message": "no", "type": "invalid_request_error", "code": 401}'),
+        (200, '{"errors": [{"message": "Invalid API key"}]}'),
     ],
 )
 def test_a_server_that_refuses_everything_stops_the_build(
@@ -276,6 +286,52 @@ def test_a_server_that_refuses_everything_stops_the_build(
     with pytest.raises(ServerError, match="fix the key or the account"):
         call(complete)
     assert stub_llm.stats()["requests"] == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "outcome"),
+    [
+        ({"error": {"code": 429, "message": "slow down, please"}}, Outcome.RATE_LIMITED),
+        ({"error": {"code": "502", "message": "slow down, please"}, "choices": None}, Outcome.SERVER_ERROR),
+        (
+            {"choices": [{"index": 0, "text": "", "error": {"code": 503, "message": "slow down, please"}}]},
+            "server_error",
+        ),
+        ({"detail": "slow down, please"}, Outcome.MALFORMED),
+        ({"code": 1302, "msg": "slow down, please", "success": False}, Outcome.MALFORMED),
+    ],
+)
+def test_an_error_in_an_answer_is_retried_and_its_words_are_shown(
+    body: dict[str, Any], outcome: str, call: Callable[..., Any], stub_llm: StubServer
+) -> None:
+    stub_llm.control(script=[{"status": 200, "text": json.dumps(body)}] * 3)
+    with pytest.raises(RequestFailedError, match="slow down, please") as caught:
+        call(chat)
+    assert caught.value.outcomes == [outcome] * 3
+
+
+@pytest.mark.parametrize("error", [None, {}, ""])
+def test_an_answer_with_an_empty_error_is_an_answer(error: Any) -> None:
+    choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop", "error": error}
+    answer = ChatCompletion.construct(error=error, choices=[choice])
+    assert read_chat(answer).samples[0].text == "x"
+
+
+def test_an_error_instead_of_the_list_of_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        client = Client(Endpoint(), "http://127.0.0.1:1/v1", "actor", KEY)
+
+        async def listed() -> Any:
+            return AsyncPage[Any].construct(error={"code": 402, "message": f"no credit for {KEY}"})
+
+        monkeypatch.setattr(client.openai.models, "list", listed)
+        try:
+            await client.models()
+        finally:
+            await client.close()
+
+    with pytest.raises(ServerError, match="can't be used: 'no credit for <key>'"):
+        asyncio.run(work())
 
 
 def test_too_few_samples_are_malformed(call: Callable[..., Any], stub_llm: StubServer) -> None:

@@ -460,6 +460,25 @@ def test_what_is_refused_to_all_loses_no_prompt(
     assert len(rows_of(teach(4, batch="collect"))) == 4
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": {"message": "no credit", "code": 402}},
+        {"error": {"message": "no credit", "code": "insufficient_quota"}, "choices": []},
+        {"object": "error", "message": "no credit", "code": "401"},
+    ],
+)
+def test_an_error_to_all_inside_an_answered_line_loses_no_prompt(
+    body: dict[str, Any], teach: Teach, stub_llm: StubServer
+) -> None:
+    stub_llm.control(script=[{"status": 200, "text": json.dumps(body)}] * 2)
+    teach(2, batch="submit")
+    with pytest.raises(ServerError, match="no credit"):
+        teach(2, batch="collect")
+    teach(2, batch="submit")
+    assert len(rows_of(teach(2, batch="collect"))) == 2
+
+
 def test_batches_that_were_all_refused_are_one_error(teach: Teach, stub_llm: StubServer) -> None:
     section = {"batch": {"max_requests": 1}}
     stub_llm.control(batches={"ends": "failed"})
