@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from stairdata.recipe import ContaminationSection, NearDuplicatesSection
 from stairdata_schemas.errors import InputError
+from stairdata_schemas.text.words import spaced, words
 
-_NOT_WORDS = re.compile(r"[\W_]+")
 HIGHEST = 0.9  # of the index: above, too few bands are left; what it finds is compared exactly
 WEIGHTS = (0.1, 0.9)  # of false positives and negatives in choosing the bands: candidates are checked, misses are not
-
-
-def normalised(text: str) -> str:
-    """Return a text's words in lower case, one space between them: NFKC, without punctuation."""
-    return _NOT_WORDS.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
 
 
 def character_ngrams(text: str, size: int) -> frozenset[str]:
@@ -79,7 +72,7 @@ class NearDuplicates:
         return self._best(ngrams, self._sketched(ngrams))
 
     def _ngrams(self, text: str) -> frozenset[str]:
-        return character_ngrams(normalised(text) or text, self._section.ngram)
+        return character_ngrams(spaced(text) or text, self._section.ngram)
 
     def _sketched(self, ngrams: frozenset[str]) -> Any:
         sketch = self._sketch(self._section.permutations, hashfunc=zlib.crc32)
@@ -110,39 +103,39 @@ class Contamination:
 
     def add(self, label: str, text: str) -> None:
         """Take an evaluation prompt in."""
-        plain = normalised(text) or text
-        words = plain.split()
+        plain = spaced(text) or text
+        found = words(plain)
         self._exact.setdefault(plain, label)
-        if len(words) >= self._section.ngram:
-            for run in _runs(words, self._section.ngram):
+        if len(found) >= self._section.ngram:
+            for run in _runs(found, self._section.ngram):
                 self._runs.setdefault(run, label)
-        elif len(words) >= self._section.min_words:
-            self._short.setdefault(" ".join(words[: self._section.min_words]), []).append((words, label))
+        elif len(found) >= self._section.min_words:
+            self._short.setdefault(" ".join(found[: self._section.min_words]), []).append((found, label))
         self._near.find_or_add(label, text)
 
     def find(self, text: str) -> str | None:
         """Return which evaluation prompt a text overlaps with, and how; None if with none."""
-        plain = normalised(text) or text
+        plain = spaced(text) or text
         if plain in self._exact:
             return f"the same as {self._exact[plain]}"
-        words = plain.split()
-        for run in _runs(words, self._section.ngram):
+        found = words(plain)
+        for run in _runs(found, self._section.ngram):
             if run in self._runs:
                 return f"{self._section.ngram} words in common with {self._runs[run]}"
-        inside = next(self._contained(words), None)
+        inside = next(self._contained(found), None)
         if inside is not None:
             return f"contains {inside}"
         alike = self._near.find(text)
         return alike and f"nearly {alike.label} (similarity {alike.similarity:.2f})"
 
-    def _contained(self, words: list[str]) -> Iterator[str]:
+    def _contained(self, found: list[str]) -> Iterator[str]:
         if not self._short:
             return
-        for start, head in enumerate(_runs(words, self._section.min_words)):
+        for start, head in enumerate(_runs(found, self._section.min_words)):
             for short, label in self._short.get(head, ()):
-                if words[start : start + len(short)] == short:
+                if found[start : start + len(short)] == short:
                     yield label
 
 
-def _runs(words: list[str], size: int) -> Iterable[str]:
-    return (" ".join(words[start : start + size]) for start in range(len(words) - size + 1))
+def _runs(found: list[str], size: int) -> Iterable[str]:
+    return (" ".join(found[start : start + size]) for start in range(len(found) - size + 1))
