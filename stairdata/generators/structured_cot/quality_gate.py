@@ -6,7 +6,7 @@ from stairdata.recipe import GateSection
 from stairdata.runs.units import UnitFailedError
 from stairdata_schemas.aliases import Row
 from stairdata_schemas.grammar import RULES as GRAMMAR_RULES
-from stairdata_schemas.text.words import words
+from stairdata_schemas.text.words import words_and_signs
 
 RULES = {
     "too_few_steps": "the answer has fewer reasoning steps than gate.min_steps",
@@ -63,5 +63,5 @@ def _broken(row: Row, gate: GateSection) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Return the words alone: case, punctuation and spacing make no difference."""
-    return " ".join(words(text)) or text.strip()
+    """Return words and signs alone: case, punctuation and spacing make no difference."""
+    return " ".join(words_and_signs(text)) or text.strip()

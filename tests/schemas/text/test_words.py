@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stairdata_schemas.text.words import comparable, spaced, words
+from stairdata_schemas.text.words import comparable, spaced, words, words_and_signs
 
 ENGLISH = st.text(st.characters(codec="ascii", exclude_categories=("Cc",), include_characters="\t\n"))
 
@@ -62,3 +62,35 @@ def test_invisible_characters_make_no_difference(hidden: str) -> None:
     text = hidden.join("How to boil 2 eggs -3 如何")
     assert words(text) == words("How to boil 2 eggs -3 如何")
     assert spaced(text) == spaced("How to boil 2 eggs -3 如何")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("x = 5", "x = -5"),
+        ("x < 5", "x > 5"),
+        ("a + b", "a - b"),
+        ("7*2", "7 / 2"),
+        ("$5", "\u20ac5"),
+        ("5%", "5"),
+        ("1.5", "1 5"),
+        ("x != 5", "x = 5"),
+        ("2^3", "2 3"),
+        ("f(-x)", "f(x)"),
+    ],
+)
+def test_signs_of_formulas_tell_texts_apart(one: str, other: str) -> None:
+    assert words_and_signs(one) != words_and_signs(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("- **First**, a well-known item.", "* first a well known item"),
+        ("x = \u22125", "X=-5!"),
+        ("It is safe - or is it?", "It is safe, or is it"),
+        ("yes/no | maybe~", "Yes no maybe"),
+    ],
+)
+def test_marks_of_prose_do_not(one: str, other: str) -> None:
+    assert words_and_signs(one) == words_and_signs(other)
