@@ -122,6 +122,27 @@ def test_near_duplicates_found_by_minhash_are_those_found_by_comparing_all() -> 
     assert len(found ^ compared) <= 0.05 * len(compared)  # LSH misses some at the very threshold
 
 
+def test_prompts_of_a_template_are_told_apart_as_by_comparing_all() -> None:
+    rng = random.Random(5)  # noqa: S311
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["".join(rng.choices(letters, k=rng.randint(3, 9))) for _ in range(400)]
+    templates = [" ".join(rng.choices(words, k=40)) for _ in range(3)]
+    texts = [f"{rng.choice(templates)} {' '.join(rng.choices(words, k=rng.randint(3, 9)))}" for _ in range(600)]
+    near = NearDuplicates(NearDuplicatesSection())
+    found = [near.find_or_add(f"{number:04d}", text) for number, text in enumerate(texts)]
+    kept: list[tuple[str, frozenset[str]]] = []
+    expected: list[tuple[str, float] | None] = []
+    for number, text in enumerate(texts):
+        ngrams = character_ngrams(spaced(text), 5)
+        alike = [(-jaccard(ngrams, other), label) for label, other in kept]
+        best = min((each for each in alike if -each[0] >= 0.8), default=None)
+        expected.append(best and (best[1], -best[0]))
+        if best is None:
+            kept.append((f"{number:04d}", ngrams))
+    assert 50 < len(kept) < 590
+    assert [each and (each.label, each.similarity) for each in found] == expected
+
+
 # -- evaluation prompts ---------------------------------------------------------------------------------------------
 
 
