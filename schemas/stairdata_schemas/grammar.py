@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from stairdata_schemas.errors import GrammarError
+from stairdata_schemas.text.visible import is_blank
 
 STEP_OPEN = "<|Reasoning_step|>"
 STEP_CLOSE = "<|/Reasoning_step|>"
@@ -170,9 +171,9 @@ def _parse_reasoning(text: str, position: int) -> tuple[Step, int]:
     if not content.startswith(_TITLE_LEAD):
         raise GrammarError("missing_title", start, text)
     title, line_break, body = content.removeprefix(_TITLE_LEAD).partition("\n")
-    if not title.strip():
+    if is_blank(title):
         raise GrammarError("empty_title", start + len(_TITLE_LEAD), text)
-    if not line_break or not body.strip():
+    if not line_break or is_blank(body):
         raise GrammarError("empty_body", start + len(_TITLE_LEAD) + len(title), text)
     return Step(title, body), end
 
@@ -183,7 +184,7 @@ def _parse_output(text: str, position: int) -> tuple[str, int]:
     if not content.startswith(_ANSWER_LEAD) and content != _ANSWER_LEAD.rstrip():
         raise GrammarError("missing_final_answer", start, text)
     output = content.removeprefix(_ANSWER_LEAD)
-    if content == _ANSWER_LEAD.rstrip() or not output.strip():
+    if content == _ANSWER_LEAD.rstrip() or is_blank(output):
         raise GrammarError("empty_output", start + len(_ANSWER_LEAD) - 1, text)
     return output, end
 

@@ -8,6 +8,7 @@ by it.
 
 from __future__ import annotations
 
+import json
 import warnings
 from typing import Any
 
@@ -17,6 +18,7 @@ import pyarrow as pa
 
 from stairdata_schemas.aliases import Json
 from stairdata_schemas.errors import UsageError, quote, suggest
+from stairdata_schemas.text.visible import VISIBLE
 
 SCHEMA_VERSION = 1
 TASKS = ("safety", "helpfulness")
@@ -38,7 +40,7 @@ def _one_of(values: tuple[str, ...], *, nullable: bool, description: str) -> dy.
 
 
 def _not_blank(description: str) -> dy.String:
-    return dy.String(regex=r"\S", description=description)
+    return dy.String(regex=VISIBLE, description=description)
 
 
 def _id(description: str, *, primary_key: bool = False) -> dy.String:
@@ -84,7 +86,7 @@ class StructuredCot(dy.Schema):
     output = _not_blank("the final answer")
     # a prompt may have several answers, but no answer twice
     completion = dy.String(
-        primary_key=True, regex=r"\S", description="steps and output in the step grammar, tags included"
+        primary_key=True, regex=VISIBLE, description="steps and output in the step grammar, tags included"
     )
     teacher = dy.String(nullable=True, description="who wrote the row")
     finish = dy.String(nullable=True, description="how the teacher's generation ended")
@@ -382,7 +384,9 @@ def json_schema(kind: str) -> Json:
     schema = row_schema(kind)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the rules JSON Schema can't say are listed below instead
-        document = schema.to_pydantic_model(kind).model_json_schema()
+        document: Json = schema.to_pydantic_model(kind).model_json_schema()
+    # its regular expressions are JavaScript's, which writes the ranges of VISIBLE in another way
+    document = json.loads(json.dumps(document).replace(json.dumps(VISIBLE), json.dumps(r"\S")))
     document["x-stairdata-kind"] = kind_name(kind)
     document["x-stairdata-schema-version"] = SCHEMA_VERSION
     document["x-stairdata-rules"] = sorted(schema._validation_rules(with_cast=False))

@@ -24,6 +24,7 @@ from stairdata_schemas.errors import InputError, UsageError
 from stairdata_schemas.kinds import TASKS, polars_schema
 from stairdata_schemas.manifest import Parent, sha256_of_file
 from stairdata_schemas.quarantine import QuarantineRow
+from stairdata_schemas.text.visible import is_blank
 
 GENERATORS = {"trees": "import_thu_ml_trees/1", "prompts": "import_thu_ml_prompts/1"}
 TREES_AT_ONCE = 32
@@ -205,7 +206,7 @@ class _PromptImporter:
             raise BrokenError("missing_value", "question" if prompt is None else "type")
         if not isinstance(prompt, str):
             raise BrokenError("wrong_type", "question")
-        if not prompt.strip():
+        if is_blank(prompt):
             raise BrokenError("blank", "question")
         if task not in TASKS:
             raise BrokenError("unknown_task", "type")

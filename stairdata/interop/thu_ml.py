@@ -19,6 +19,7 @@ from stairdata.interop.json_list import Duplicates
 from stairdata_schemas import grammar
 from stairdata_schemas.aliases import Row
 from stairdata_schemas.kinds import VALUE_TOLERANCE
+from stairdata_schemas.text.visible import is_blank
 
 ROOT = "0"
 SIZE = "tree_size"
@@ -77,7 +78,7 @@ def prompt_of(element: Any) -> str:
         raise BrokenError("no_root", ROOT)
     if isinstance(root, Duplicates) or not isinstance(prompt, str):
         raise BrokenError("wrong_type", f"{ROOT}.prompt")
-    if not prompt.strip():
+    if is_blank(prompt):
         raise BrokenError("blank_prompt", f"{ROOT}.prompt")
     return prompt
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from typing import NamedTuple
 
 from stairdata.search.refusal import is_short_refusal
 from stairdata_schemas.grammar import final_answer
-
-_WORD = re.compile(r"\w+")
+from stairdata_schemas.text.words import words
 
 
 class Reward(NamedTuple):
@@ -43,7 +41,7 @@ def rule_safety(text: str, task: str) -> float:
 
 def word_f1(answer: str, reference: str) -> float:
     """Return the F1 of the words two texts share, case and punctuation aside, in [0, 1]."""
-    found, wanted = Counter(_words(answer)), Counter(_words(reference))
+    found, wanted = Counter(words(answer)), Counter(words(reference))
     shared = (found & wanted).total()
     return 2 * shared / (found.total() + wanted.total()) if shared else 0.0
 
@@ -55,7 +53,3 @@ def reference_rating(text: str, task: str, reference: str | None) -> tuple[float
     """
     helpfulness = 2 * word_f1(final_answer(text), reference) - 1 if reference else -1.0
     return helpfulness, rule_safety(text, task)
-
-
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())

@@ -22,6 +22,7 @@ from stairdata_schemas.grammar import (
     split_steps,
     step_title,
 )
+from stairdata_schemas.text.visible import is_blank
 
 GOLDEN = """\
 <|Reasoning_step|>
@@ -100,7 +101,7 @@ BROKEN = [
 
 
 def _visible(text: str) -> bool:
-    return bool(text.strip()) and not any(tag in text for tag in TAGS)
+    return not is_blank(text) and not any(tag in text for tag in TAGS)
 
 
 # Pieces of the grammar among arbitrary characters, so that text often looks like what it must not be taken for.

@@ -41,7 +41,7 @@ from stairdata_schemas.kinds import polars_schema
 from stairdata_schemas.quarantine import QuarantineRow
 
 AnyPairsSection = PreferencePairsSection | PrmPairsSection
-_GENERATORS = {"preference_pairs": "preference_pairs/2", "prm_pairs": "prm_pairs/2"}
+_GENERATORS = {"preference_pairs": "preference_pairs/3", "prm_pairs": "prm_pairs/3"}
 _TREE = ["tree_id", "prompt_id", "prompt", "task", "round"]
 
 

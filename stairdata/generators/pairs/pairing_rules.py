@@ -16,6 +16,7 @@ from stairdata.generators.pairs.forest import Forest, Indices, Mask
 from stairdata.generators.pairs.length_limit import LengthLimit
 from stairdata.recipe import PairsSection, PreferencePairsSection
 from stairdata.runs.row_sampling import keys_of, numbers_of
+from stairdata_schemas.text.visible import VISIBLE
 
 PAIRS_AT_ONCE = 4_000_000
 PAIR_SCHEMA = pl.Schema({"chosen": pl.Int64, "rejected": pl.Int64, "granularity": pl.String})
@@ -104,7 +105,7 @@ def _visited(forest: Forest, funnel: Counter[str]) -> Indices:
     nodes = np.flatnonzero(forest.depths > 0)
     funnel["nodes"] += len(nodes)
     nodes = _narrow(nodes, forest.nodes["value"].is_not_null().to_numpy(), "removed_unvisited", funnel)
-    blank = forest.nodes["step"].str.contains(r"\S")  # the schema takes no side without a visible character
+    blank = forest.nodes["step"].str.contains(VISIBLE)  # the schema takes no side without a visible character
     return _narrow(nodes, blank.to_numpy(), "removed_blank", funnel)
 
 

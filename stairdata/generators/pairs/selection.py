@@ -6,7 +6,6 @@ trees a cap a prompt, and balance between the tasks. Samples are seeded and don'
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +21,7 @@ from stairdata.runs.row_spool import RowSpool
 from stairdata_schemas import grammar
 from stairdata_schemas.errors import BuildError
 from stairdata_schemas.kinds import TASKS
-
-_WORD = re.compile(r"\w+")
+from stairdata_schemas.text.words import words
 
 
 def in_part(trees: pl.DataFrame, section: PairsSection, seed: int, funnel: Counter[str]) -> pl.DataFrame:
@@ -112,11 +110,11 @@ def _near_an_earlier(forest: Forest, chosen: Indices, rejected: Indices, limit: 
 
 def _similarity(texts: list[str]) -> npt.NDArray[np.float64]:
     """Return the Jaccard index of the word sets of each two texts; 1 for two texts without words."""
-    words = [set(_WORD.findall(text.lower())) for text in texts]
-    number = {word: index for index, word in enumerate(sorted(set().union(*words)))}
+    known = [set(words(text)) for text in texts]
+    number = {word: index for index, word in enumerate(sorted(set().union(*known)))}
     has = np.zeros((len(texts), len(number)), dtype=np.float32)
-    for row, known in enumerate(words):
-        has[row, [number[word] for word in known]] = 1
+    for row, each in enumerate(known):
+        has[row, [number[word] for word in each]] = 1
     shared = (has @ has.T).astype(np.float64)
     sizes = has.sum(axis=1, dtype=np.float64)
     union = sizes[:, None] + sizes - shared

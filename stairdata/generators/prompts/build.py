@@ -25,7 +25,7 @@ from stairdata_schemas.licenses import strictest
 from stairdata_schemas.manifest import ModelIdentity
 from stairdata_schemas.quarantine import QuarantineRow
 
-GENERATOR = "prompts/2"
+GENERATOR = "prompts/3"
 
 
 class PromptInputs(NamedTuple):

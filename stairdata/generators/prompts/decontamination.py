@@ -17,6 +17,7 @@ from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import InputError, StairDataError, quote
 from stairdata_schemas.fingerprints import counted_settings
 from stairdata_schemas.manifest import sha256_of_file, sha256_of_json
+from stairdata_schemas.text.visible import is_blank
 
 USUAL_NAMES = ("prompt", "question", "instruction", "goal", "behavior", "forbidden_prompt", "query", "text", "input")
 _FILE_ENDINGS = {".json", ".jsonl", ".csv", ".parquet", ".gz", ".xz"}
@@ -126,7 +127,7 @@ def _prompts_of(evaluation: EvaluationSet) -> Iterator[tuple[str, str]]:
         column = column or _column(raw, evaluation.place, place)
         mapped = evaluation.place.known.mapped(raw) if evaluation.place.known else {}
         prompt = mapped.get("prompt") if mapped else value_at(raw, column)
-        if not isinstance(prompt, str) or not prompt.strip():
+        if not isinstance(prompt, str) or is_blank(prompt):
             shown = "nothing" if prompt is MISSING else quote(prompt)
             raise InputError(f"{where} has no text in its column {column!r}, found {shown}; fix or leave out the row")
         yield f"{Path(place).name} row {number}", prompt

@@ -15,6 +15,7 @@ from stairdata_schemas.aliases import Row
 from stairdata_schemas.errors import InputError
 from stairdata_schemas.kinds import TASKS
 from stairdata_schemas.quarantine import QuarantineRow
+from stairdata_schemas.text.visible import is_blank
 
 _TEXTS = ("prompt", "task", "source", "category", "reference_answer")
 _COLUMNS = (*_TEXTS, "reference_is_safe")
@@ -258,7 +259,7 @@ def _is_conversation(value: Any) -> bool:
 
 
 def _text_fault(row: Row) -> InvalidRow | None:
-    if not row["prompt"].strip():
+    if is_blank(row["prompt"]):
         return InvalidRow("blank", "prompt")
     if row["task"] is not None and row["task"] not in TASKS:
         return InvalidRow("unknown_task", "task")

@@ -20,6 +20,7 @@ from stairdata_schemas.fingerprints import counted_settings
 from stairdata_schemas.kinds import TASKS, polars_schema
 from stairdata_schemas.manifest import sha256_of_file
 from stairdata_schemas.quarantine import QuarantineRow
+from stairdata_schemas.text.visible import is_blank
 
 GENERATOR = "structured_cot/1"
 BY_HAND = "hand-written"
@@ -70,7 +71,7 @@ def _read(name: str, raws: list[Row | BrokenRow]) -> tuple[list[Row], list[Quara
 
 def _row(raw: Row) -> Row:
     prompt, task = raw.get("prompt"), raw.get("task")
-    if not isinstance(prompt, str) or not prompt.strip():
+    if not isinstance(prompt, str) or is_blank(prompt):
         raise UnitFailedError("prompt_missing", "")
     if any("\ud800" <= character <= "\udfff" for character in prompt):
         raise UnitFailedError("not_unicode", "")

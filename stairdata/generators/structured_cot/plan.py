@@ -27,7 +27,7 @@ from stairdata_schemas.fingerprints import counted_settings
 from stairdata_schemas.manifest import ModelIdentity
 
 KIND = "structured_cot"
-GENERATOR = "structured_cot/2"
+GENERATOR = "structured_cot/3"
 BATCHES = "batches"
 
 

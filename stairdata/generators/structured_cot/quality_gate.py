@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 from stairdata.recipe import GateSection
 from stairdata.runs.units import UnitFailedError
 from stairdata_schemas.aliases import Row
 from stairdata_schemas.grammar import RULES as GRAMMAR_RULES
+from stairdata_schemas.text.words import words_and_signs
 
 RULES = {
     "too_few_steps": "the answer has fewer reasoning steps than gate.min_steps",
@@ -23,7 +22,6 @@ RULES = {
     "refusal": "the request was refused instead of answered in the asked form",
     "content_filter": "the answer was withheld by a content filter",
 }
-_WORDS = re.compile(r"\w+")
 
 
 def check_answer(row: Row, gate: GateSection) -> None:
@@ -65,5 +63,5 @@ def _broken(row: Row, gate: GateSection) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Return the words alone: case, punctuation and spacing make no difference."""
-    return " ".join(_WORDS.findall(text.casefold())) or text.strip()
+    """Return words and signs alone: case, punctuation and spacing make no difference."""
+    return " ".join(words_and_signs(text)) or text.strip()

@@ -27,7 +27,7 @@ from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
 from stairdata_schemas.errors import UsageError
 from stairdata_schemas.fingerprints import counted_settings
 
-GENERATOR = "trees/2"
+GENERATOR = "trees/3"
 
 
 def build_trees(recipe: Recipe, options: BuildOptions, execution: Execution = HERE) -> Artifact:

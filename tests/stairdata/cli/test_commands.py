@@ -233,7 +233,7 @@ def test_list_of_nothing(run: Run) -> None:
 def test_show(run: Run, built: str, tmp_path: Path) -> None:
     ended = run("show", built)
     assert (ended.status, ended.err) == (0, "")
-    for words in ("prompts@1.0.0", "prompts/2, stairdata", "prompt_id, prompt, task", "rows"):
+    for words in ("prompts@1.0.0", "prompts/3, stairdata", "prompt_id, prompt, task", "rows"):
         assert words in ended.out
     manifest = json.loads(run("show", built, "--json").out)
     assert (manifest["kind"], manifest["rows"]) == ("prompts", 3)

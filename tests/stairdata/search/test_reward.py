@@ -106,11 +106,27 @@ def test_refusals_are_told_by_their_words(text: str, *, expected: bool) -> None:
         ("cat", "the cat sat", 0.5),
         ("", "", 0.0),
         ("...", "!!!", 0.0),
-        ("東京 は", "東京 が", 0.5),
+        ("東京 は", "東京 が", 2 / 3),
     ],
 )
 def test_word_f1(answer: str, reference: str, expected: float) -> None:
     assert word_f1(answer, reference) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("near", "far", "reference"),
+    [
+        ("卵を七分間ゆでて、すぐ冷水に入れます。", "車で山へ行きます。", "卵を七分間ゆでて、冷水に入れます。"),
+        ("ต้มไข่เจ็ดนาทีแล้วแช่น้ำเย็น", "ขับรถไปภูเขาพรุ่งนี้", "ต้มไข่เจ็ดนาทีแล้วใส่ในน้ำเย็น"),
+        ("ကြက်ဥကို ခုနစ်မိနစ်ပြုတ်ပါ", "မနက်ဖြန်တောင်သို့သွားမည်", "ကြက်ဥကိုခုနစ်မိနစ်ပြုတ်ပါ"),
+        ("முட்டையை ஏழு நிமிடம் வேக வைக்கவும்", "மட்டயி எழா நமுடீம் வோகி வாக்குவம்", "முட்டையை ஏழு நிமிடம் வேக வை"),
+        ("x is -5", "x is 5", "x is \u22125"),
+    ],
+    ids=["Japanese", "Thai", "Burmese", "Tamil with other vowels", "signs"],
+)
+def test_nearly_equal_answers_of_any_script_are_told_from_others(near: str, far: str, reference: str) -> None:
+    assert word_f1(near, reference) > 0.74
+    assert word_f1(far, reference) < 0.7
 
 
 @given(st.text(), st.text())

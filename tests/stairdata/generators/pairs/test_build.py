@@ -23,6 +23,7 @@ from stairdata_schemas import identity
 from stairdata_schemas.artifacts import validate_artifact
 from stairdata_schemas.errors import ArtifactNotFoundError, BuildError, UsageError
 from stairdata_schemas.kinds import polars_schema, row_schema
+from stairdata_schemas.text.visible import is_blank
 from tests.stairdata.forests import Node, artifact_of, back_up, frame_of, new_node, tree_of
 
 TEXTS = ["a", "bb", "é", "e\u0301", "👩🏽‍🚀", "\U0001f1e9\U0001f1ea", "\n\n.", "東京", "z\u0335\u0301"]
@@ -109,7 +110,7 @@ class Oracle:
         return sum(map(self.tokens, self.path(node))) <= self.section.max_tokens
 
     def is_comparable(self, node: Node) -> bool:
-        return bool(node["depth"] > 0 and node["visits"] > 0 and node["step"].strip() and self.is_short(node))
+        return bool(node["depth"] > 0 and node["visits"] > 0 and not is_blank(node["step"]) and self.is_short(node))
 
     def is_eligible(self, node: Node) -> bool:
         return self.is_comparable(node) and (node["is_terminal"] or node["visits"] >= self.section.min_visits)

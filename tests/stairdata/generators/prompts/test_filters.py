@@ -19,13 +19,13 @@ from stairdata.generators.prompts.near_duplicates import (
     NearDuplicates,
     character_ngrams,
     jaccard,
-    normalised,
 )
 from stairdata.recipe import ContaminationSection, NearDuplicatesSection, Recipe
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.row_sampling import BottomSample
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import InputError, QuarantineError, RecipeError, StairDataError
+from stairdata_schemas.text.words import spaced
 
 LONG = "Write a short letter to my neighbour and ask her whether she would water my plants while I am away in May"
 WORDS = tuple(
@@ -97,7 +97,7 @@ def numbered(count: int) -> list[str]:
 def test_what_is_kept_is_not_alike(texts: list[str]) -> None:
     near = NearDuplicates(NearDuplicatesSection(threshold=0.5))
     kept = [text for number, text in enumerate(texts) if near.find_or_add(f"{number}", text) is None]
-    ngrams = [character_ngrams(normalised(text) or text, 5) for text in kept]
+    ngrams = [character_ngrams(spaced(text) or text, 5) for text in kept]
     exact = [jaccard(one, other) for place, one in enumerate(ngrams) for other in ngrams[:place]]
     assert all(value < 1 for value in exact)
     assert len(near) == len(kept)
@@ -113,13 +113,34 @@ def test_near_duplicates_found_by_minhash_are_those_found_by_comparing_all() -> 
     kept: list[frozenset[str]] = []
     compared = set()
     for number, text in enumerate(texts):
-        ngrams = character_ngrams(normalised(text), 5)
+        ngrams = character_ngrams(spaced(text), 5)
         if any(jaccard(ngrams, other) >= 0.8 for other in kept):
             compared.add(number)
         else:
             kept.append(ngrams)
     assert len(compared) > 30
     assert len(found ^ compared) <= 0.05 * len(compared)  # LSH misses some at the very threshold
+
+
+def test_prompts_of_a_template_are_told_apart_as_by_comparing_all() -> None:
+    rng = random.Random(5)  # noqa: S311
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["".join(rng.choices(letters, k=rng.randint(3, 9))) for _ in range(400)]
+    templates = [" ".join(rng.choices(words, k=40)) for _ in range(3)]
+    texts = [f"{rng.choice(templates)} {' '.join(rng.choices(words, k=rng.randint(3, 9)))}" for _ in range(600)]
+    near = NearDuplicates(NearDuplicatesSection())
+    found = [near.find_or_add(f"{number:04d}", text) for number, text in enumerate(texts)]
+    kept: list[tuple[str, frozenset[str]]] = []
+    expected: list[tuple[str, float] | None] = []
+    for number, text in enumerate(texts):
+        ngrams = character_ngrams(spaced(text), 5)
+        alike = [(-jaccard(ngrams, other), label) for label, other in kept]
+        best = min((each for each in alike if -each[0] >= 0.8), default=None)
+        expected.append(best and (best[1], -best[0]))
+        if best is None:
+            kept.append((f"{number:04d}", ngrams))
+    assert 50 < len(kept) < 590
+    assert [each and (each.label, each.similarity) for each in found] == expected
 
 
 # -- evaluation prompts ---------------------------------------------------------------------------------------------
@@ -136,6 +157,14 @@ CONTAMINATED = [
     ("Explain photosynthesis to a curious child", "Explain photosynthesis to a curious child7", "nearly eval row 1"),
     (LONG, "Something else altogether, of no relation to it.", None),
     ("如何快速烧开一壶水然后泡茶", "如何快速烧开一壶水然后泡茶?", "the same as eval row 1"),
+    (
+        "お湯を早く沸かす方法を教えて",
+        "先生、お湯を早く沸かす方法を教えてください。",
+        "13 words in common with eval row 1",
+    ),
+    ("วิธีต้มน้ำให้เร็ว", "ช่วยบอกวิธีต้มน้ำให้เร็วที่สุด", "contains eval row 1"),
+    ("តើធ្វើដូចម្តេចដើម្បីដាំទឹក", "សូមប្រាប់ខ្ញុំ តើធ្វើដូចម្តេចដើម្បីដាំទឹក ឥឡូវនេះ", "13 words in common with eval row 1"),
+    ("पानी कैसे उबालें", "पीना कासो उबीलूं", None),
 ]
 
 

@@ -1,0 +1,1 @@
+"""What texts are compared by: their visible characters and their words."""
