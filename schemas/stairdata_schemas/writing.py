@@ -101,5 +101,5 @@ def write_frame(frame: pl.DataFrame, path: Path, **options: Any) -> None:
 
 def _row_group_rows(table: pa.Table) -> int:
     """Return how many rows a row group may have: so many, and not more bytes than a row group may have."""
-    fitting = ROW_GROUP_BYTES * len(table) // max(1, table.nbytes)
+    fitting: int = ROW_GROUP_BYTES * len(table) // max(1, table.nbytes)
     return max(1, min(ROW_GROUP_ROWS, fitting))
