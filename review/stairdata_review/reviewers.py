@@ -16,7 +16,7 @@ from stairdata_schemas.errors import ReviewError
 from stairdata_schemas.files import write_private
 
 FILE = "review-salts.json"
-LOCK = "review-salts.lock"
+LOCK = "review-salts.lock"  # a server's folder knows both names, too
 LENGTH = 16
 
 

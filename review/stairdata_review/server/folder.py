@@ -9,7 +9,6 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from stairdata_review import reviewers
 from stairdata_schemas.errors import ReviewError
 from stairdata_schemas.files import write_atomic
 
@@ -18,6 +17,8 @@ LOGS = "logs"
 STATE = "server.json"
 """Which server runs here; says nothing unless the lock is held."""
 LOCK = "server.lock"
+SALTS = {"review-salts.json", "review-salts.lock"}
+"""What an import of answers leaves here before there is a server (`stairdata_review.reviewers`)."""
 UNTOLD = "owner.untold"
 """Is there from the making of the owner's credentials until a start with them succeeds."""
 LOOK_PATIENCE = 0.1
@@ -43,7 +44,7 @@ def make_folder(folder: Path) -> None:
         if not folder.exists():
             folder.mkdir(mode=0o700, parents=True)
         elif folder.stat().st_mode & 0o077 and not (folder / DATABASE).exists():
-            if {path.name for path in folder.iterdir()} - {reviewers.FILE, reviewers.LOCK}:
+            if {path.name for path in folder.iterdir()} - SALTS:
                 raise ReviewError(
                     f"the folder {str(folder)!r} holds other things and is open to other users; name an empty one, or "
                     "one of your own, with --folder"
