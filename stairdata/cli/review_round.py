@@ -99,10 +99,16 @@ def status(
     """Show the state of a review round: progress, reviewers, pace, agreement so far."""
     from stairdata_review.rounds.pull import find_reviewed
     from stairdata_review.rounds.status import status as status_of
+    from stairdata_schemas.errors import ArtifactNotFoundError
 
     with _connect(folder, url, remote=remote) as argilla:
         place, named = _find(argilla, reference, workspace, dataset, root)
-        figures = status_of(argilla, place, find_reviewed(place, root_folder(root), named))
+        try:
+            reviewed = find_reviewed(place, root_folder(root), named)
+        except ArtifactNotFoundError as error:
+            reviewed = None
+            say(f"{error}; without it, the agreement is left out")
+        figures = status_of(argilla, place, reviewed)
     if json_:
         emit(json.dumps(figures))
         return

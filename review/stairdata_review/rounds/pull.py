@@ -119,23 +119,34 @@ def _answer(record: Json, response: Json) -> ReviewerAnswer:
     )
 
 
-def collect(answers: Iterator[ReviewerAnswer], review_round: Round, reviewed: Artifact, salt: str) -> CollectedAnswers:
-    """Make rows of what was submitted; count what was not."""
-    ids = item_ids(reviewed)
-    known = set(ids["item_id"])
+def collect(
+    answers: Iterator[ReviewerAnswer], review_round: Round, reviewed: Artifact | None, salt: str
+) -> CollectedAnswers:
+    """Make rows of what was submitted; count what was not.
+
+    Without the artifact, answers to items that it lacks count too, and rows have no marked parts.
+    """
+    kind: str = review_round.about["item_kind"]
+    ids = item_ids(reviewed) if reviewed is not None else None
+    known = set(ids["item_id"]) if ids is not None else None
     counts: Counter[str] = Counter()
     kept: list[ReviewerAnswer] = []
     for answer in answers:
         if answer.status != "submitted":
             counts[answer.status] += 1
-        elif answer.item_id not in known or (reviewed.kind in PAIR_KINDS and answer.first not in {CHOSEN, REJECTED}):
+        elif (known is not None and answer.item_id not in known) or (
+            kind in PAIR_KINDS and answer.first not in {CHOSEN, REJECTED}
+        ):
             counts["records_of_strangers"] += 1  # not pushed by us: what A is can't be told
         else:
             kept.append(answer)
     questions = [f"spans_{name}" for name in (*SIDE_FIELDS, "answer")]
     marked = {answer.item_id for answer in kept if any(answer.values.get(name) for name in questions)}
-    items = {item.item_id: item for item in read_items(reviewed, ids.filter(pl.col("item_id").is_in(list(marked))))}
-    rows = [_row(answer, review_round, reviewed.kind, salt, items.get(answer.item_id), counts) for answer in kept]
+    items: dict[str, ReviewItem] = {}
+    if reviewed is not None and ids is not None:
+        wanted = ids.filter(pl.col("item_id").is_in(list(marked)))
+        items = {item.item_id: item for item in read_items(reviewed, wanted)}
+    rows = [_row(answer, review_round, kind, salt, items.get(answer.item_id), counts) for answer in kept]
     return CollectedAnswers(
         rows, {"draft": 0, "discarded": 0} | {name: count for name, count in sorted(counts.items()) if count}
     )

@@ -21,8 +21,13 @@ SALT = ""
 """Nothing leaves this module but names, so hashes need no secret here."""
 
 
-def status(argilla: Argilla, review_round: Round, reviewed: Artifact) -> Json:
+def status(argilla: Argilla, review_round: Round, reviewed: Artifact | None) -> Json:
     """Say how a round goes.
+
+    Args:
+        argilla: a connection.
+        review_round: the round.
+        reviewed: what was pushed; without it all is told but the agreement, which needs values, tasks and depths.
 
     Returns:
         dataset, artifact, min_submitted; progress (total, completed and pending items); answers by status; reviewers,
@@ -36,7 +41,7 @@ def status(argilla: Argilla, review_round: Round, reviewed: Artifact) -> Json:
     collected = collect(iter(answers), review_round, reviewed, SALT)
     rows = [{name: row.get(name) for name in polars_schema("reviews")} for row in collected.rows]
     frame = pl.DataFrame(rows, schema=polars_schema("reviews"))
-    figures = agreement(frame, facts_of(reviewed)) if len(frame) else {}
+    figures = agreement(frame, facts_of(reviewed)) if reviewed is not None and len(frame) else {}
     if figures:
         figures["by_reviewer"] = _by_name(figures["by_reviewer"], answers, names)
     return {
