@@ -6,16 +6,31 @@ import contextlib
 import gzip
 import json
 import lzma
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from stairdata_schemas.aliases import Row
-from stairdata_schemas.artifacts import iterate_frames
+from stairdata_schemas.artifacts import PIECE_BYTES
 from stairdata_schemas.csv_rows import UnevenRow, read_csv
 from stairdata_schemas.errors import InputError, quote
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+ROWS_AT_ONCE = 4096
+# what pyarrow raises over such a value: its own exceptions are ValueError, KeyError and so on, too
+_UNHOLDABLE = (ValueError, ArithmeticError, LookupError, TypeError, NotImplementedError, ImportError)
 _OPENERS: dict[str, Callable[..., IO[str]]] = {".gz": gzip.open, ".xz": lzma.open}
+
+
+class NotHeld(NamedTuple):
+    """A value of a parquet file that Python has no type for, or none that is large enough."""
+
+    arrow_type: str
 
 
 class BrokenRow(NamedTuple):
@@ -27,8 +42,12 @@ class BrokenRow(NamedTuple):
     """Where in the file, and what is wrong."""
 
 
-def read_rows(path: Path) -> Iterator[Row | BrokenRow]:
+def read_rows(path: Path, wanted: Callable[[str], bool] | None = None) -> Iterator[Row | BrokenRow]:
     """Yield the rows of a file by its ending.
+
+    Args:
+        path: the file.
+        wanted: says of a column's name whether it is needed; others of a parquet file are not read. None: all are.
 
     Raises:
         InputError: missing, unreadable, empty, of an unknown ending, or broken as a whole.
@@ -41,8 +60,8 @@ def read_rows(path: Path) -> Iterator[Row | BrokenRow]:
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty")
     try:
-        yield from reader(path)
-    except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
+        yield from _read_parquet(path, wanted) if _ending(path) == ".parquet" else reader(path)
+    except (OSError, EOFError, lzma.LZMAError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"{path} can't be read: {error}") from error
 
 
@@ -132,14 +151,61 @@ def _read_csv(path: Path) -> Iterator[Row | BrokenRow]:
                 yield {column: cell or None for column, cell in row.cells.items()}
 
 
-def _read_parquet(path: Path) -> Iterator[Row]:
+def parquet_columns(path: Path) -> list[str]:
+    """Return the names of a parquet file's columns.
+
+    Raises:
+        InputError: it is none.
+    """
+    with _parquet(path) as file:
+        return list(file.schema_arrow.names)
+
+
+@contextlib.contextmanager
+def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
     try:
-        for frame in iterate_frames(path):
-            yield from frame.iter_rows(named=True)
+        with pq.ParquetFile(path, pre_buffer=False) as file:  # it would hold a row group several times over
+            yield file
     except pa.ArrowException as error:
         raise InputError(f"{path} is not a parquet file: {error}") from error
+
+
+def _read_parquet(path: Path, wanted: Callable[[str], bool] | None = None) -> Iterator[Row]:
+    """Yield rows with the columns that are wanted.
+
+    Not by way of polars: it has no types for some columns of parquet, and ends the process's thread over them.
+    """
+    with _parquet(path) as file:
+        schema = file.schema_arrow
+        columns = [name for name in schema.names if wanted is None or wanted(name)]
+        if twice := [name for name, count in Counter(columns).items() if count > 1]:
+            raise InputError(f"{path} has two columns called {quote(twice[0])}; rename one")
+        metadata = file.metadata
+        size = sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
+        rows = max(1, min(ROWS_AT_ONCE, PIECE_BYTES * metadata.num_rows // max(size, 1)))
+        for batch in file.iter_batches(batch_size=rows, columns=columns):
+            values = [_values(batch.column(place)) for place in range(batch.num_columns)]
+            for place in range(batch.num_rows):
+                yield {name: column[place] for name, column in zip(batch.schema.names, values, strict=True)}
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """Return a column's values; those that Python can't hold, such as a date after the year 9999, by their type."""
+    try:
+        values: list[Any] = column.to_pylist()
+    except _UNHOLDABLE:
+        values = [_value(scalar) for scalar in column]
+    return values
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    try:
+        return scalar.as_py()
+    except _UNHOLDABLE:
+        return NotHeld(str(scalar.type))
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Row | BrokenRow]]] = {

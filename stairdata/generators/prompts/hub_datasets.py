@@ -67,7 +67,9 @@ def _open(source: HubRows) -> Any:
     config.STREAMING_READ_SERVER_UNAVAILABLE_RETRY_INTERVAL = config.STREAMING_READ_RATE_LIMIT_RETRY_INTERVAL = 0
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns at each of its own retries
     named = source.dataset, source.config
-    return load_dataset(*named, split=source.split, revision=source.revision, streaming=True)
+    rows = load_dataset(*named, split=source.split, revision=source.revision, streaming=True)
+    # pictures and sound would be decoded, with packages that prompts don't need, where the features say what they are
+    return rows if rows.features is None else rows.decode(False)
 
 
 def _sleep(seconds: float) -> None:

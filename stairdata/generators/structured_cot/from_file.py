@@ -76,5 +76,9 @@ def _row(raw: Row) -> Row:
         raise UnitFailedError("not_unicode", "")
     if task not in TASKS:
         raise UnitFailedError("unknown_task", "")
-    answer = parse_answer(json.dumps({"steps": raw.get("steps"), "output": raw.get("output")}))
+    try:
+        written = json.dumps({"steps": raw.get("steps"), "output": raw.get("output")})
+    except (TypeError, ValueError) as error:  # bytes, times or decimals out of a parquet file
+        raise UnitFailedError("not_the_schema", "") from error
+    answer = parse_answer(written)
     return make_row(prompt, task, answer) | {"teacher": BY_HAND}

@@ -139,6 +139,7 @@ def _row(raw: Row, pinned: PinnedSource) -> Row | InvalidRow:
 
 
 def put_right(text: str) -> str:
-    """Bring the white space around tags into the grammar's form; words and their order stay as they are."""
+    """Bring line ends and the white space around tags into the grammar's form; words and their order stay."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     text = _BETWEEN.sub(rf"\1{grammar.SEPARATOR}", text.strip())
     return _CLOSING.sub(r"\n\1", _OPENING.sub(r"\1\n", text))

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from stairdata.generators.prompts.build import build_prompts
@@ -172,7 +174,8 @@ def test_a_bad_row_is_refused_with_its_rule_and_field(
     rule: str, field: str, bad: dict[str, Any], tmp_path: Path
 ) -> None:
     path = write(tmp_path / "q.jsonl", [*numbered(2), bad, {"prompt": "last", "task": "safety"}])
-    artifact = build(tmp_path, {"path": str(path)}, max_quarantine=0.5)
+    source = {"path": str(path), "columns": {name: name for name in bad}}  # asked for
+    artifact = build(tmp_path, source, max_quarantine=0.5)
     assert [row["prompt"] for row in rows_of(artifact)] == ["Question 0", "Question 1", "last"]
     (refused,) = refused_of(artifact.folder)
     assert (refused["source"], refused["row"], refused["rule"], refused["field"]) == (str(path), 3, rule, field)
@@ -423,6 +426,150 @@ def test_an_evaluation_file_with_a_row_cut_by_a_comma_is_refused(tmp_path: Path)
     recipe = {"prompts": {"sources": [{"path": str(sound)}], "decontaminate": [str(path)]}}
     with pytest.raises(InputError, match=r"row 1 can't be read .line 2 has 2 fields, the head has 1"):
         build_prompts(Recipe.model_validate(recipe), BuildOptions(root=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("source", "missing"),
+    [
+        ({"columns": {"category": "topic"}}, {}),
+        ({"columns": {"reference_answer": "meta.answer"}}, {}),
+        ({"where": {"language": "en"}}, {}),
+        ({}, {"prompt": None}),
+    ],
+)
+def test_a_column_may_be_missing_in_the_first_row_but_not_in_all(
+    source: dict[str, Any], missing: dict[str, Any], tmp_path: Path
+) -> None:
+    first = {"prompt": "first", "task": "safety"}
+    last = {"prompt": "last", "task": "safety", "topic": "t", "language": "en", "meta": {"answer": "So."}}
+    first = {name: value for name, value in first.items() if name not in missing}
+    path = write(tmp_path / "q.jsonl", [first, last])
+    rows = rows_of(build(tmp_path, {"path": str(path), **source}, max_quarantine=0.5))
+    assert "last" in [row["prompt"] for row in rows]
+    write(path, [first, first])
+    with pytest.raises(InputError, match="has no column"):
+        build(tmp_path, {"path": str(path), **source}, max_quarantine=1.0)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("category", {"violence": True}),
+        ("category", 3),
+        ("source", ["a", "b"]),
+        ("reference_answer", [{"role": "assistant"}]),
+        ("reference_is_safe", "unclear"),
+    ],
+)
+def test_an_optional_column_of_another_type_is_left_out_with_a_count(
+    column: str, value: object, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"Question {n}", "task": "safety", column: value} for n in range(3)]
+    artifact = build(tmp_path, {"path": str(write(tmp_path / "q.jsonl", rows))})
+    assert artifact.manifest.rows == 3
+    assert [row[column] for row in rows_of(artifact)] == ["q.jsonl" if column == "source" else None] * 3
+    assert any(f"column {column} was left out of 3 rows" in note for note in artifact.manifest.notes)
+
+
+@pytest.mark.parametrize(
+    ("written", "wanted", "is_taken"),
+    [("1.0", 1, True), ("1", True, True), ("TRUE", True, True), ("2", 1, False), ("no", False, True), ("x", 1, False)],
+)
+def test_booleans_and_integers_as_csv_writes_them(written: str, wanted: object, is_taken: bool, tmp_path: Path) -> None:
+    path = tmp_path / "q.csv"
+    path.write_text(f"prompt,task,label,reference_is_safe\nx,safety,{written},1\ny,safety,Z,0.0\n")
+    rows = rows_of(build(tmp_path, {"path": str(path), "where": {"label": [wanted, "Z"]}}))
+    kept = [(row["prompt"], row["reference_is_safe"]) for row in rows]
+    assert kept == [("x", True), ("y", False)][not is_taken :]
+
+
+def odd_columns() -> dict[str, pa.Array]:
+    """Columns that polars, or Python, has no type for."""
+    return {
+        "offset": pa.array([0, 1], pa.timestamp("us", tz="+05:30")),
+        "zone": pa.array([0, 1], pa.timestamp("ns", tz="No/Where")),
+        "decimal": pa.array([1, 2], pa.decimal256(60, 2)),
+        "far": pa.array([2**40, 2**40], pa.timestamp("s")),
+        "bytes": pa.array([b"\xff", b"\xfe"]),
+        "picture": pa.array([{"bytes": b"\x89PNG", "path": None}] * 2),
+    }
+
+
+@pytest.mark.parametrize("name", list(odd_columns()))
+def test_a_parquet_column_that_nobody_asked_for_is_not_read(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "q.parquet"
+    texts = {"prompt": pa.array(["Why?", "How?"]), "task": pa.array(["safety"] * 2)}
+    pq.write_table(pa.table(texts | {name: odd_columns()[name]}), path)
+    assert [row["prompt"] for row in rows_of(build(tmp_path, {"path": str(path)}))] == ["Why?", "How?"]
+    with pytest.raises(BuildError, match="wrong_type, field category"):
+        build(tmp_path, {"path": str(path), "columns": {"category": name}})
+    evaluation = {"prompts": {"sources": [{"path": str(path)}], "decontaminate": [str(path)]}}
+    with pytest.raises(BuildError, match="contaminated"):
+        build_prompts(Recipe.model_validate(evaluation), BuildOptions(root=tmp_path / "other"))
+
+
+def test_a_parquet_column_that_is_there_twice_matters_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "q.parquet"
+    columns = [pa.array(["Why?"]), pa.array(["safety"]), pa.array(["a"]), pa.array(["b"])]
+    pq.write_table(pa.Table.from_arrays(columns, ["prompt", "task", "note", "note"]), path)
+    assert build(tmp_path, {"path": str(path)}).manifest.rows == 1
+    with pytest.raises(InputError, match="two columns called 'note'"):
+        build(tmp_path, {"path": str(path), "columns": {"category": "note"}})
+    with pytest.raises(InputError, match=r"no column 'question' .its columns: prompt, task, note"):
+        build(tmp_path, {"path": str(path), "columns": {"prompt": "question"}})
+
+
+@pytest.mark.parametrize(
+    ("ending", "content"),
+    [
+        (".jsonl.gz", gzip.compress(b"x" * 5000)[:12] + b"\xff" * 40),
+        (".csv.gz", b"no gzip at all"),
+        (".json.xz", lzma.compress(b"[]" * 5000)[:30] + b"\x00" * 40),
+    ],
+)
+def test_a_damaged_compressed_file(ending: str, content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / f"q{ending}"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="can't be read"):
+        build(tmp_path, {"path": str(path)})
+
+
+USER, SYSTEM = {"role": "user", "content": "Why?"}, {"role": "system", "content": "You are a pirate."}
+TALKS = [
+    ([USER, {"role": "assistant", "content": "So."}], None),
+    ([SYSTEM, USER], "turns_before_user"),
+    ([{"from": "gpt", "value": "Hello!"}, {"from": "human", "value": "Why?"}], "turns_before_user"),
+    ([SYSTEM], "no_user_turn"),
+    ([{"role": "user", "content": [{"type": "text", "text": "Why?"}]}], None),
+    ([{"from": "Human", "value": "Why?"}], None),
+]
+
+
+@pytest.mark.parametrize(("turns", "rule"), TALKS)
+def test_the_first_user_turn(turns: list[Any], rule: str | None, tmp_path: Path) -> None:
+    rows = [{"talk": {"messages": turns}, "task": "safety"}, {"talk": {"messages": [USER | {"content": "z"}]}}]
+    path = write(tmp_path / "q.jsonl", [row | {"task": "safety"} for row in rows])
+    source = {"path": str(path), "columns": {"prompt": "talk.messages.first_user"}}
+    artifact = build(tmp_path, source, max_quarantine=0.5)
+    assert artifact.manifest.quarantine == ({rule: 1} if rule else {})
+    assert [row["prompt"] for row in rows_of(artifact)] == ["z"] if rule else ["Why?", "z"]
+    dropped = build(tmp_path, source | {"turns_before": "drop"}, max_quarantine=0.5)
+    assert [row["prompt"] for row in rows_of(dropped)] == (["z"] if rule == "no_user_turn" else ["Why?", "z"])
+
+
+@pytest.mark.parametrize("turn", [SYSTEM, {"from": "gpt", "value": "Hi"}, {"role": "Assistant", "content": "Hi"}])
+def test_a_turn_by_number_that_is_not_the_user_s_is_refused(turn: dict[str, str], tmp_path: Path) -> None:
+    rows = [{"messages": [turn, USER], "task": "safety"}, {"messages": [USER], "task": "safety"}]
+    path = write(tmp_path / "q.jsonl", rows)
+    key = "value" if "value" in turn else "content"
+    source = {"path": str(path), "columns": {"prompt": f"messages.0.{key}"}}
+    if key == "value":
+        with pytest.raises(BuildError, match="not_a_user_turn"):
+            build(tmp_path, source, max_quarantine=1.0)
+        return
+    artifact = build(tmp_path, source, max_quarantine=0.5)
+    assert artifact.manifest.quarantine == {"not_a_user_turn": 1}
+    assert [row["prompt"] for row in rows_of(artifact)] == ["Why?"]
 
 
 def test_a_conversation_is_refused_by_a_rule_of_its_own(tmp_path: Path) -> None:
