@@ -18,8 +18,8 @@ class PromptSource(Section):
     """One source of prompts: local files or a Hub dataset."""
 
     path: Annotated[Path | None, Mark.COUNTS_AS_INPUT] = None
-    """A .json, .jsonl, .csv or .parquet file (the first three also as .gz or .xz), or a folder of such files, relative
-    to the working folder."""
+    """A .json, .jsonl, .ndjson, .csv, .tsv or .parquet file (all but the last also as .gz, .xz or .zst), or a folder of
+    such files, relative to the working folder."""
     hub: Annotated[str | None, Mark.COUNTS_AS_INPUT] = None
     """A Hub dataset id; read through `datasets`, never with remote code. Known ones need no columns."""
     like: str | None = None

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from stairdata.generators.prompts.decontamination import EvaluationSet, evaluation_sets, files_hash, read_contamination
+from stairdata.generators.prompts.files import look_through
 from stairdata.generators.prompts.filters import BY_DESIGN, Filter, filters_of, first_verdict
 from stairdata.generators.prompts.mapping import PinnedSource, SourcePrompt, pin, sound_rows
 from stairdata.generators.prompts.near_duplicates import NearDuplicates
@@ -156,6 +157,8 @@ def _choose(given: PromptInputs, recipe: Recipe, options: BuildOptions) -> Promp
     for pinned in given.sources:
         choice.take(pinned)
         options.progress("prompts", pinned.number + 1, len(given.sources))
+    for note in choice.notes:
+        options.tell(note)
     return PromptSelection(choice.rows[: options.limit], choice.refused, choice.taken, tuple(choice.notes))
 
 
@@ -176,6 +179,7 @@ class _PromptSelector:
 
     def take(self, pinned: PinnedSource) -> None:
         """Take what is wanted of a source: all, or a sample of the size asked for; in the source's order."""
+        self.notes += _left_out_files(pinned)
         judged = self._recipe.prompts.task_judge is not None
         left_out: Counter[str] = Counter()
         found = sound_rows(pinned, self.refused, judged=judged, left_out=left_out)
@@ -235,6 +239,15 @@ class _PromptSelector:
 
     def _refuse_duplicate(self, found: SourcePrompt, label: str) -> None:
         self.refused.append(found.refused("duplicate_prompt", f"repeats {label}"))
+
+
+def _left_out_files(pinned: PinnedSource) -> list[str]:
+    """Say which files of a folder were not read, and why."""
+    folder = pinned.source.path
+    if folder is None or not folder.is_dir() or pinned.known is not None:
+        return []
+    left_out = look_through(folder).left_out
+    return [f"{folder.name}: left out {', '.join(left_out)}"] if left_out else []
 
 
 def _labelled(

@@ -81,6 +81,8 @@ def pin(source: PromptSource, number: int = 0) -> PinnedSource:
         RecipeError: `like` names no known dataset.
         InputError: the Hub can't be reached, or has no such dataset.
     """
+    if source.path is not None:
+        source = source.model_copy(update={"path": source.path.expanduser()})
     known = source_like(source.like) if source.like else known_source(source.hub)
     update: dict[str, Any] = {"split": source.split or (known.split if known else "train")}
     if known is not None:

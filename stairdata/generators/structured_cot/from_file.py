@@ -33,6 +33,7 @@ def build_from_file(recipe: Recipe, options: BuildOptions) -> Artifact:
     """
     path = recipe.structured_cot.path
     assert path is not None
+    path = path.expanduser()
     if not path.is_file():
         raise InputError(f"{path} does not exist or is not a file")
     plan = BuildPlan(

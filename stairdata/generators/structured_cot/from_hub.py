@@ -82,7 +82,11 @@ def _pinned(recipe: Recipe) -> PinnedSource:
     if section.path is None and section.hub is None:
         raise RecipeError(f"structured_cot.like needs structured_cot.path; for the Hub write `hub: {STAIR_SFT}`")
     source = PromptSource(
-        path=section.path, hub=section.hub, revision=section.revision, license=section.license, like=STAIR_SFT
+        path=section.path and section.path.expanduser(),
+        hub=section.hub,
+        revision=section.revision,
+        license=section.license,
+        like=STAIR_SFT,
     )
     if source.path is not None and not source.path.exists():
         raise InputError(f"{source.path} does not exist")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import lzma
 from pathlib import Path
@@ -215,7 +216,7 @@ def test_a_broken_line_of_jsonl_is_refused_with_its_text(line: str, rule: str, t
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("q.txt", b"x", "unknown file extension '.txt'; use one of .json, .jsonl, .csv, .parquet"),
+        ("q.txt", b"x", "unknown file extension '.txt'; use one of .json, .jsonl, .ndjson, .csv, .tsv, .parquet"),
         ("q", b"x", "unknown file extension ''"),
         ("q.json", b"", "is empty"),
         ("q.jsonl", b"", "is empty"),
@@ -547,8 +548,8 @@ TALKS = [
 
 @pytest.mark.parametrize(("turns", "rule"), TALKS)
 def test_the_first_user_turn(turns: list[Any], rule: str | None, tmp_path: Path) -> None:
-    rows = [{"talk": {"messages": turns}, "task": "safety"}, {"talk": {"messages": [USER | {"content": "z"}]}}]
-    path = write(tmp_path / "q.jsonl", [row | {"task": "safety"} for row in rows])
+    talks: list[list[Any]] = [turns, [{"role": "user", "content": "z"}]]
+    path = write(tmp_path / "q.jsonl", [{"talk": {"messages": talk}, "task": "safety"} for talk in talks])
     source = {"path": str(path), "columns": {"prompt": "talk.messages.first_user"}}
     artifact = build(tmp_path, source, max_quarantine=0.5)
     assert artifact.manifest.quarantine == ({rule: 1} if rule else {})
@@ -570,6 +571,89 @@ def test_a_turn_by_number_that_is_not_the_user_s_is_refused(turn: dict[str, str]
     artifact = build(tmp_path, source, max_quarantine=0.5)
     assert artifact.manifest.quarantine == {"not_a_user_turn": 1}
     assert [row["prompt"] for row in rows_of(artifact)] == ["Why?"]
+
+
+@pytest.mark.parametrize("ending", [".ndjson", ".tsv", ".jsonl.zst", ".csv.zst", ".tsv.gz", ".JSON.ZST"])
+def test_files_that_people_have(ending: str, tmp_path: Path) -> None:
+    name = ending.lower().removesuffix(".zst").removesuffix(".gz")
+    path = write(tmp_path / f"q{ {'.ndjson': '.jsonl', '.tsv': '.csv'}.get(name, name) }", ROWS)
+    content = path.read_bytes()
+    path.unlink()
+    if name == ".tsv":
+        text = io.StringIO(newline="")
+        csv.writer(text, dialect="excel-tab").writerows([list(ROWS[0]), *(row.values() for row in ROWS)])
+        content = text.getvalue().encode()
+    packed = {".gz": gzip.compress, ".zst": lambda raw: pa.compress(raw, codec="zstd", asbytes=True)}
+    pack = next((pack for end, pack in packed.items() if ending.lower().endswith(end)), bytes)
+    (tmp_path / f"q{ending}").write_bytes(pack(content))
+    rows = rows_of(build(tmp_path, {"path": str(tmp_path)}))
+    assert [row["prompt"] for row in rows] == [row["prompt"] for row in ROWS]
+
+
+def test_a_folder_takes_linked_folders_and_says_what_it_leaves_out(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    (folder / ".ipynb_checkpoints").mkdir(parents=True)
+    elsewhere.mkdir()
+    write(folder / "a.jsonl", [{"prompt": "taken", "task": "safety"}])
+    write(elsewhere / "b.jsonl", [{"prompt": "linked", "task": "safety"}])
+    (folder / "more").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(folder)
+    hidden = [{"prompt": "hidden", "task": "safety"}]
+    for name in (".c.jsonl", ".ipynb_checkpoints/a-checkpoint.jsonl", "#d#.jsonl", "~$e.csv"):
+        write(folder / name, hidden)
+    for name in ("a.jsonl~", "f.xlsx", "g.arrow", "h.jsonl.bz2"):
+        (folder / name).write_text("not data")
+    artifact = build(tmp_path, {"path": str(folder)})
+    assert [row["prompt"] for row in rows_of(artifact)] == ["taken", "linked"]
+    (note,) = artifact.manifest.notes
+    for name in (".c.jsonl (hidden", "#d#.jsonl (an editor", "~$e.csv (an editor", "a.jsonl~ (an editor"):
+        assert name in note
+    for name in ("f.xlsx", "g.arrow", "h.jsonl.bz2"):
+        assert f"{name} (unknown extension" in note
+
+
+@pytest.mark.parametrize("names", [["dataset_info.json", "state.json", "data-0.arrow"], ["dataset_dict.json"]])
+def test_a_folder_of_save_to_disk_says_the_way_out(names: list[str], tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match=r"save_to_disk.*load_from_disk.*to_parquet"):
+        build(tmp_path, {"path": str(tmp_path)})
+
+
+@pytest.mark.parametrize("pattern", ["*.jsonl", "q?.csv", "[ab].json"])
+def test_a_pattern_says_the_way_out(pattern: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a pattern; name a folder"):
+        build(tmp_path, {"path": str(tmp_path / pattern)})
+
+
+def test_home_and_names_that_only_look_like_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "q[1].jsonl", numbered(1))
+    assert build(tmp_path, {"path": "~/q[1].jsonl"}).manifest.rows == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("q.jsonl", b'\xef\xbb\xbf{"prompt": "\xc3\xa9"}\n{"prompt": "\xe9"}\n', "line 2, byte 32 .0xe9"),
+        ("q.csv", b"prompt,task\r\n\xc3\xa9,safety\r\n\xff,safety\r\n", "line 3, byte 24 .0xff"),
+        ("q.json", b'[{"prompt":\n"\xc3"}]', "line 2, byte 13 .0xc3"),
+        ("q.json", '[{"prompt": "x"}]'.encode("utf-16"), "UTF-16"),
+        ("q.json", b'{"prompt": "x"}\n{"prompt": "y"}\n', "is JSON Lines.*[.]jsonl"),
+        ("q.json", b'\n{"prompt": "x"}\r\n\r\n{"prompt": "y"}', "is JSON Lines.*[.]jsonl"),
+        ("q.jsonl", b'[{"prompt": "x"}]', "is a JSON list.*[.]json"),
+        ("q.jsonl", b'[\n  {"prompt": "x"}\n]\n', "is a JSON list.*[.]json"),
+        ("q.ndjson", b'\n[ {"prompt": "x"},\n  {"prompt": "y"}]\n', "is a JSON list.*[.]json"),
+    ],
+    ids=lambda value: ascii(value)[:30],
+)
+def test_a_file_that_is_of_another_form_than_its_name_says(
+    name: str, content: bytes, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        build(tmp_path, {"path": str(path)})
 
 
 def test_a_conversation_is_refused_by_a_rule_of_its_own(tmp_path: Path) -> None:
