@@ -12,7 +12,7 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -35,6 +35,21 @@ class NotHeld(NamedTuple):
     """A value of a parquet file that Python has no type for, or none that is large enough."""
 
     arrow_type: str
+
+
+class ClassName(str):
+    """The name of a class that a file holds as a number, as `datasets` writes a ClassLabel."""
+
+    number: int
+
+    @classmethod
+    def of(cls, number: Any, names: Sequence[str]) -> Any:
+        """Return the name of a class; a number without one stays."""
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < len(names):
+            return number
+        name = cls(names[number])
+        name.number = number
+        return name
 
 
 class BrokenRow(NamedTuple):
@@ -185,10 +200,10 @@ def _utf8(lines: Iterable[str], path: Path) -> Iterator[str]:
             with _bytes(path) as file:
                 offset += 3 if file.read(3) == codecs.BOM_UTF8 else 0
             offset += len(line[: escaped.start()].encode("utf-8", "surrogateescape"))
-            byte = ord(escaped[0]) - 0xDC00
+            before = quote(line[max(0, escaped.start() - 40) : escaped.start()])
             raise InputError(
-                f"{path} can't be read: it is not utf-8 in line {number}, byte {offset} (0x{byte:02x}, counted from 0), at "
-                f"{quote(line[max(0, escaped.start() - 40) : escaped.start()])}; save it as UTF-8"
+                f"{path} can't be read: it is not utf-8 in line {number}, byte {offset} "
+                f"(0x{ord(escaped[0]) - 0xDC00:02x}, counted from 0), after {before}; save it as UTF-8"
             )
         else:
             offset += len(line.encode("utf-8"))
@@ -288,13 +303,29 @@ def _read_parquet(path: Path, wanted: Callable[[str], bool] | None = None) -> It
         columns = [name for name in schema.names if wanted is None or wanted(name)]
         if twice := [name for name, count in Counter(columns).items() if count > 1]:
             raise InputError(f"{path} has two columns called {quote(twice[0])}; rename one")
-        metadata = file.metadata
+        metadata, labels = file.metadata, _class_labels(schema)
         size = sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
         rows = max(1, min(ROWS_AT_ONCE, PIECE_BYTES * metadata.num_rows // max(size, 1)))
         for batch in file.iter_batches(batch_size=rows, columns=columns):
-            values = [_values(batch.column(place)) for place in range(batch.num_columns)]
+            values = [
+                [ClassName.of(value, labels[name]) for value in _values(column)] if name in labels else _values(column)
+                for name, column in zip(batch.schema.names, batch.columns, strict=True)
+            ]
             for place in range(batch.num_rows):
                 yield {name: column[place] for name, column in zip(batch.schema.names, values, strict=True)}
+
+
+def _class_labels(schema: pa.Schema) -> dict[str, list[str]]:
+    """Return the names of classes by column, as `datasets` writes them beside a parquet file's schema."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {
+            name: list(map(str, feature["names"]))
+            for name, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):  # not written by datasets
+        return {}
 
 
 def _values(column: pa.Array) -> list[Any]:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from stairdata.generators.prompts.files import BrokenRow, files_of, parquet_columns, read_rows
+from stairdata.generators.prompts.files import BrokenRow, ClassName, files_of, parquet_columns, read_rows
 from stairdata.generators.prompts.hub_datasets import HubRows, hub_license, hub_revision, read_hub
 from stairdata.generators.prompts.known_datasets import KnownSource, known_source, source_like
 from stairdata.recipe import PromptSource
@@ -271,6 +271,8 @@ def _is_same(found: Any, wanted: bool | float | str) -> bool:
     written = str(found).lower()
     if written == str(wanted).lower():
         return True
+    if isinstance(found, ClassName) and not isinstance(wanted, bool):
+        return str(found.number) == str(wanted)
     if isinstance(wanted, bool):
         return isinstance(found, str) and as_bool(found) is wanted
     if isinstance(wanted, int | float) and isinstance(found, str | int | float) and not isinstance(found, bool):
@@ -370,6 +372,7 @@ def prompt_row(
             return fault
         values = {ours: value_at(raw, theirs) for ours, theirs in names.items()}
         row = {ours: None if value is MISSING else value for ours, value in values.items()}
+        row |= {ours: str(value) for ours, value in row.items() if isinstance(value, ClassName)}
         for ours in _unasked(row, source):
             row[ours] = None
             if left_out is not None:

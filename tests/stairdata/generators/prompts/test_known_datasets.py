@@ -191,6 +191,24 @@ def test_pictures_and_sound_on_the_hub_that_nobody_asked_for_are_not_decoded(
     assert [row["prompt"] for row in rows_of(artifact)] == ["Why?"]
 
 
+@pytest.mark.parametrize("on_hub", [False, True])
+@pytest.mark.parametrize("wanted", [1, "harmful", "1", [1, "HARMFUL"]])
+def test_classes_by_number_are_taken_by_name(on_hub: bool, wanted: Any, hub: HubServer, tmp_path: Path) -> None:
+    label = {"names": ["harmless", "harmful"], "_type": "ClassLabel"}
+    features = {"prompt": {"dtype": "string", "_type": "Value"}, "label": label}
+    told = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = pa.table({"prompt": ["Why?", "How?"], "label": [0, 1]}).replace_schema_metadata(told)
+    path = tmp_path / "q.parquet"
+    pq.write_table(table, path)
+    place = {"path": str(path)}
+    if on_hub:
+        published.put(hub, "org/labels", {"data/train-00000-of-00001.parquet": path.read_bytes()})
+        place = {"hub": "org/labels"}
+    source = {**place, "task": "safety", "columns": {"category": "label"}}
+    assert [row["category"] for row in rows_of(build(tmp_path, source))] == ["harmless", "harmful"]
+    assert [row["category"] for row in rows_of(build(tmp_path, source | {"where": {"label": wanted}}))] == ["harmful"]
+
+
 @pytest.mark.parametrize("ends", ["\r\n", "\r", "\n"])
 def test_published_reasoning_with_other_line_ends(ends: str) -> None:
     text = grammar.render([grammar.Step("Plan:", "Heat.\nWait.")], "Use a pot.\nNow.")
