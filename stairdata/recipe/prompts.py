@@ -18,8 +18,8 @@ class PromptSource(Section):
     """One source of prompts: local files or a Hub dataset."""
 
     path: Annotated[Path | None, Mark.COUNTS_AS_INPUT] = None
-    """A .json, .jsonl, .csv or .parquet file (the first three also as .gz or .xz), or a folder of such files, relative
-    to the working folder."""
+    """A .json, .jsonl, .ndjson, .csv, .tsv or .parquet file (all but the last also as .gz, .xz or .zst), or a folder of
+    such files, relative to the working folder."""
     hub: Annotated[str | None, Mark.COUNTS_AS_INPUT] = None
     """A Hub dataset id; read through `datasets`, never with remote code. Known ones need no columns."""
     like: str | None = None
@@ -33,7 +33,11 @@ class PromptSource(Section):
     """The Hub dataset's split; default: a known one's own, else train."""
     columns: dict[PromptColumn, str] = {}
     """Our column name to the source's, where they differ: {prompt: question, task: type}. Dots reach into nested
-    values: {prompt: conversations.0.value}."""
+    values: {prompt: data.question}, and into a list of turns by number or to the text of the first user turn:
+    {prompt: messages.first_user, reference_answer: messages.1.content}."""
+    turns_before: Annotated[Literal["refuse", "drop"], Mark.COUNTS_UNLESS_DEFAULT] = "refuse"
+    """What happens to a row in which `first_user` is not the first turn, since a system turn or a greeting stands
+    before it: refuse it, or take the user turn and drop the turns before it."""
     where: dict[str, bool | int | float | str | list[bool | int | float | str]] = {}
     """Take only rows whose columns have these values (or one of them): {language: English}. Case does not matter."""
     task: Task | None = None

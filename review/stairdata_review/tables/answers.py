@@ -87,15 +87,15 @@ class _AnswerReader:
     def read(self, path: Path) -> None:
         rows = read_rows(path)
         needed = ["item_id", *text_columns(self.kind), *choices_of(self.kind)]
-        for number, row in enumerate(rows):
+        for number, row in enumerate(rows, start=1):
             if missing := [name for name in needed if name not in row]:
                 raise InputError(
-                    f"{path}, row {number + 1} lacks the column {quote(missing[0])}; it is not an export of {self.kind}"
+                    f"{path}, row {number} lacks the column {quote(missing[0])}; it is not an export of {self.kind}"
                 )
         named = self._ids.filter(pl.col("item_id").is_in([row["item_id"].strip() for row in rows]))
         items = {item.item_id: item for item in read_items(self._artifact, named)}
         moment = datetime.fromtimestamp(int(path.stat().st_mtime), UTC)
-        for number, row in enumerate(rows):
+        for number, row in enumerate(rows, start=1):
             self._take(path, number, row, items.get(row["item_id"].strip()), moment)
 
     def _take(self, path: Path, number: int, row: TextRow, item: ReviewItem | None, moment: datetime) -> None:

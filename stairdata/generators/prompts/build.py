@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import polars as pl
 
 from stairdata.generators.prompts.decontamination import EvaluationSet, evaluation_sets, files_hash, read_contamination
+from stairdata.generators.prompts.files import look_through
 from stairdata.generators.prompts.filters import BY_DESIGN, Filter, filters_of, first_verdict
 from stairdata.generators.prompts.mapping import PinnedSource, SourcePrompt, pin, sound_rows
 from stairdata.generators.prompts.near_duplicates import NearDuplicates
@@ -42,6 +44,8 @@ class PromptSelection(NamedTuple):
     refused: list[QuarantineRow]
     taken: dict[int, int]
     """Rows of each source, by its number."""
+    notes: tuple[str, ...] = ()
+    """What was left out of rows or folders, for the manifest."""
 
 
 def build_prompts(recipe: Recipe, options: BuildOptions) -> Artifact:
@@ -59,7 +63,7 @@ def build_prompts(recipe: Recipe, options: BuildOptions) -> Artifact:
         report = Report()
         if any(row["task"] is None for row in chosen.rows):
             chosen, report = _labelled(build, chosen, recipe, options)
-        report.notes += _notes(given, chosen, options.limit)
+        report.notes += [*chosen.notes, *_notes(given, chosen, options.limit)]
         report.details |= _details(given, chosen)
         frame = pl.DataFrame(chosen.rows, schema=polars_schema("prompts"))
         return BuildContent([frame], chosen.refused, report, BY_DESIGN)
@@ -153,7 +157,9 @@ def _choose(given: PromptInputs, recipe: Recipe, options: BuildOptions) -> Promp
     for pinned in given.sources:
         choice.take(pinned)
         options.progress("prompts", pinned.number + 1, len(given.sources))
-    return PromptSelection(choice.rows[: options.limit], choice.refused, choice.taken)
+    for note in choice.notes:
+        options.tell(note)
+    return PromptSelection(choice.rows[: options.limit], choice.refused, choice.taken, tuple(choice.notes))
 
 
 class _PromptSelector:
@@ -169,10 +175,14 @@ class _PromptSelector:
         self.rows: list[Row] = []
         self.refused: list[QuarantineRow] = []
         self.taken: dict[int, int] = {}
+        self.notes: list[str] = []
 
     def take(self, pinned: PinnedSource) -> None:
         """Take what is wanted of a source: all, or a sample of the size asked for; in the source's order."""
-        found = sound_rows(pinned, self.refused, judged=self._recipe.prompts.task_judge is not None)
+        self.notes += _left_out_files(pinned)
+        judged = self._recipe.prompts.task_judge is not None
+        left_out: Counter[str] = Counter()
+        found = sound_rows(pinned, self.refused, judged=judged, left_out=left_out)
         count = pinned.source.count
         if count is None:
             kept = list(self._admitted(found, pinned, self._filters))
@@ -182,6 +192,11 @@ class _PromptSelector:
             kept = [each for each, _ in zip(admitted, range(count), strict=False)]
         kept.sort(key=lambda each: each.position)
         self.taken[pinned.number] = len(kept)
+        self.notes += [
+            f"{_shown(pinned)}: column {column} was left out of {count} rows, since it holds something else than in "
+            f"prompts; if it should be taken, name it, `columns: {{{column}: NAME}}`"
+            for column, count in left_out.items()
+        ]
         self.rows += [each.row for each in kept]
 
     def _sampled(self, rows: Iterable[SourcePrompt], size: int) -> Iterable[SourcePrompt]:
@@ -226,6 +241,15 @@ class _PromptSelector:
         self.refused.append(found.refused("duplicate_prompt", f"repeats {label}"))
 
 
+def _left_out_files(pinned: PinnedSource) -> list[str]:
+    """Say which files of a folder were not read, and why."""
+    folder = pinned.source.path
+    if folder is None or not folder.is_dir() or pinned.known is not None:
+        return []
+    left_out = look_through(folder).left_out
+    return [f"{folder.name}: left out {', '.join(left_out)}"] if left_out else []
+
+
 def _labelled(
     build: Build, chosen: PromptSelection, recipe: Recipe, options: BuildOptions
 ) -> tuple[PromptSelection, Report]:
@@ -238,7 +262,7 @@ def _labelled(
     tasks = {row["prompt_id"]: row["task"] for frame in result.frames() for row in frame.iter_rows(named=True)}
     rows = [row | {"task": row["task"] or tasks.get(row["prompt_id"])} for row in chosen.rows]
     return PromptSelection(
-        [row for row in rows if row["task"] is not None], [*chosen.refused, *result.refused], chosen.taken
+        [row for row in rows if row["task"] is not None], [*chosen.refused, *result.refused], chosen.taken, chosen.notes
     ), report
 
 

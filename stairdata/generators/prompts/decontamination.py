@@ -20,7 +20,7 @@ from stairdata_schemas.manifest import sha256_of_file, sha256_of_json
 from stairdata_schemas.text.visible import is_blank
 
 USUAL_NAMES = ("prompt", "question", "instruction", "goal", "behavior", "forbidden_prompt", "query", "text", "input")
-_FILE_ENDINGS = {".json", ".jsonl", ".csv", ".parquet", ".gz", ".xz"}
+_FILE_ENDINGS = {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".gz", ".xz", ".zst"}
 
 
 class EvaluationSet(NamedTuple):
@@ -46,7 +46,7 @@ def evaluation_sets(given: list[str | PromptSource], root: Path) -> list[Evaluat
 
 def _evaluation_set(given: str | PromptSource, root: Path) -> EvaluationSet:
     if isinstance(given, str):
-        path = Path(given)
+        path = Path(given).expanduser()
         looks_like_a_file = path.suffix.lower() in _FILE_ENDINGS or path.is_file()
         if not looks_like_a_file:
             return _artifact(given, path, root)
@@ -54,7 +54,7 @@ def _evaluation_set(given: str | PromptSource, root: Path) -> EvaluationSet:
     pinned, read_as = pin(given), _reading(given)
     if given.path is None:
         return EvaluationSet(str(given.hub), str(pinned.source.revision), pinned, read_as)
-    return EvaluationSet(given.path.name, files_hash(given.path, pinned), pinned, read_as)
+    return EvaluationSet(given.path.name, files_hash(given.path.expanduser(), pinned), pinned, read_as)
 
 
 def _reading(source: PromptSource) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def files_hash(path: Path, pinned: PinnedSource) -> str:
     """
     try:
         if not path.is_dir():
-            return sha256_of_file(path)
+            return sha256_of_file(*files_of(path))
         files = files_of(path, pinned.known.files if pinned.known else ())
         return sha256_of_json([[file.relative_to(path).as_posix(), sha256_of_file(file)] for file in files])
     except OSError as error:

@@ -1,22 +1,56 @@
-"""Reading rows of other people's files: JSON, JSONL, CSV and Parquet, one or a folder of them, compressed or not."""
+"""Reading rows of other people's files: JSON, JSON Lines, CSV, TSV and Parquet, one or a folder, compressed or not."""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import gzip
+import io
 import json
 import lzma
-from collections.abc import Callable, Iterator
+import os
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from stairdata_schemas.aliases import Row
-from stairdata_schemas.artifacts import iterate_frames
+from stairdata_schemas.artifacts import PIECE_BYTES
 from stairdata_schemas.errors import InputError, quote
 from stairdata_schemas.formats.csv_rows import UnevenRow, read_csv
 from stairdata_schemas.formats.unique_keys import KeyTwiceError, loads
 
-_OPENERS: dict[str, Callable[..., IO[str]]] = {".gz": gzip.open, ".xz": lzma.open}
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+ROWS_AT_ONCE = 4096
+# what pyarrow raises over such a value: its own exceptions are ValueError, KeyError and so on, too
+_UNHOLDABLE = (ValueError, ArithmeticError, LookupError, TypeError, NotImplementedError, ImportError)
+_ESCAPED = re.compile("[\udc80-\udcff]")  # what Python makes of bytes that are no UTF-8
+
+
+class NotHeld(NamedTuple):
+    """A value of a parquet file that Python has no type for, or none that is large enough."""
+
+    arrow_type: str
+
+
+class ClassName(str):
+    """The name of a class that a file holds as a number, as `datasets` writes a ClassLabel."""
+
+    number: int
+
+    @classmethod
+    def of(cls, number: Any, names: Sequence[str]) -> Any:
+        """Return the name of a class; a number without one stays."""
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < len(names):
+            return number
+        name = cls(names[number])
+        name.number = number
+        return name
 
 
 class BrokenRow(NamedTuple):
@@ -28,8 +62,12 @@ class BrokenRow(NamedTuple):
     """Where in the file, and what is wrong."""
 
 
-def read_rows(path: Path) -> Iterator[Row | BrokenRow]:
+def read_rows(path: Path, wanted: Callable[[str], bool] | None = None) -> Iterator[Row | BrokenRow]:
     """Yield the rows of a file by its ending.
+
+    Args:
+        path: the file.
+        wanted: says of a column's name whether it is needed; others of a parquet file are not read. None: all are.
 
     Raises:
         InputError: missing, unreadable, empty, of an unknown ending, or broken as a whole.
@@ -42,11 +80,19 @@ def read_rows(path: Path) -> Iterator[Row | BrokenRow]:
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty")
     try:
-        yield from reader(path)
-    except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
+        yield from _read_parquet(path, wanted) if _ending(path) == ".parquet" else reader(path)
+    except (OSError, EOFError, lzma.LZMAError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"{path} can't be read: {error}") from error
     except KeyTwiceError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+class FolderFiles(NamedTuple):
+    """What a folder holds."""
+
+    taken: list[Path]
+    left_out: list[str]
+    """Other files, each with the reason."""
 
 
 def files_of(path: Path, patterns: tuple[str, ...] = ()) -> list[Path]:
@@ -57,16 +103,56 @@ def files_of(path: Path, patterns: tuple[str, ...] = ()) -> list[Path]:
         patterns: where a folder's files lie; default: all of a known ending, however deep.
 
     Raises:
-        InputError: a folder without such files.
+        InputError: a folder without such files, or one of `save_to_disk`; a pattern.
     """
     if not path.is_dir():
+        if not path.exists() and any(sign in path.name for sign in "*?["):
+            raise InputError(f"{path} is a pattern; name a folder, or each file as a source of its own")
         return [path]
-    known = [file for file in path.rglob("*") if file.is_file() and _ending(file) in _READERS]
-    found = sorted({file for pattern in patterns for file in path.glob(pattern)}) or sorted(known)
+    found = sorted({file for pattern in patterns for file in path.glob(pattern)}) or look_through(path).taken
     if not found:
         wanted = ", ".join(patterns or (f"*{ending}" for ending in _READERS))
         raise InputError(f"{path} can't be read: it is a folder without any of {wanted}")
     return found
+
+
+def look_through(folder: Path) -> FolderFiles:
+    """Look for files of a known ending, also in linked folders; hidden files and those of editors are left out.
+
+    Raises:
+        InputError: a folder of `save_to_disk`.
+    """
+    found, left_out, seen = [], [], set[str]()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if "dataset_dict.json" in names or {"dataset_info.json", "state.json"} <= set(names):
+            raise InputError(
+                f"{place} is a folder of save_to_disk; write it as a file with Python: "
+                f"datasets.load_from_disk({place!r}).to_parquet('prompts.parquet'), one for each split"
+            )
+        seen.add(os.path.realpath(place))
+        left_out += [f"{Path(place, name).relative_to(folder)} (hidden)" for name in folders if name.startswith(".")]
+        folders[:] = [
+            name
+            for name in sorted(folders)
+            if not name.startswith(".") and os.path.realpath(Path(place, name)) not in seen
+        ]
+        for name in names:
+            reason = _reason_against(Path(place, name))
+            if reason is None:
+                found.append(Path(place, name))
+            else:
+                left_out.append(f"{Path(place, name).relative_to(folder)} ({reason})")
+    return FolderFiles(sorted(found), sorted(left_out))
+
+
+def _reason_against(file: Path) -> str | None:
+    if file.name.startswith("."):
+        return "hidden"
+    if file.name.startswith(("#", "~$")) or file.name.endswith(("~", "#")):
+        return "an editor's copy"
+    if not file.is_file():
+        return "not a file"
+    return None if _ending(file) in _READERS else "unknown extension"
 
 
 def _ending(path: Path) -> str:
@@ -78,16 +164,66 @@ def _ending(path: Path) -> str:
 
 @contextlib.contextmanager
 def _text(path: Path, newline: str | None = None) -> Iterator[IO[str]]:
-    opener = _OPENERS.get(path.suffix.lower(), open)
-    with opener(path, "rt", encoding="utf-8-sig", newline=newline) as file:
+    """Open a file as text; bytes that are no UTF-8 are escaped, see `_utf8`."""
+    with _bytes(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", "surrogateescape", newline) as file:
         yield file
 
 
+@contextlib.contextmanager
+def _bytes(path: Path) -> Iterator[IO[bytes]]:
+    with _OPENERS.get(path.suffix.lower(), open)(path, "rb") as file:
+        yield file
+
+
+def _open_zst(path: Path, _mode: str) -> io.BufferedReader:
+    import pyarrow as pa
+
+    return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
+
+
+_OPENERS: dict[str, Callable[..., IO[bytes]]] = {".gz": gzip.open, ".xz": lzma.open, ".zst": _open_zst}  # type: ignore[dict-item]
+
+
+def _utf8(lines: Iterable[str], path: Path) -> Iterator[str]:
+    """Yield the lines of a file that is UTF-8 throughout.
+
+    Raises:
+        InputError: it is not; the message says where.
+    """
+    offset = 0
+    for number, line in enumerate(lines, start=1):
+        if line.isascii():
+            offset += len(line)
+        elif (escaped := _ESCAPED.search(line)) is not None:
+            if number == 1:
+                with _bytes(path) as file:
+                    start = file.read(3)
+                if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+                    raise InputError(f"{path} can't be read: it is UTF-16, not utf-8; save it as UTF-8")
+            with _bytes(path) as file:
+                offset += 3 if file.read(3) == codecs.BOM_UTF8 else 0
+            offset += len(line[: escaped.start()].encode("utf-8", "surrogateescape"))
+            before = quote(line[max(0, escaped.start() - 40) : escaped.start()])
+            raise InputError(
+                f"{path} can't be read: it is not utf-8 in line {number}, byte {offset} "
+                f"(0x{ord(escaped[0]) - 0xDC00:02x}, counted from 0), after {before}; save it as UTF-8"
+            )
+        else:
+            offset += len(line.encode("utf-8"))
+        yield line
+
+
 def _read_jsonl(path: Path) -> Iterator[Row | BrokenRow]:
-    with _text(path) as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield _parse_line(line, number)
+    is_first = True
+    with _text(path, newline="\n") as file:
+        for number, line in enumerate(_utf8(file, path), 1):
+            if not line.strip():
+                continue
+            row = _parse_line(line, number)
+            if is_first and isinstance(row, BrokenRow) and line.lstrip().startswith("["):
+                raise InputError(f"{path} is a JSON list, not one object a line; give it a name that ends in .json")
+            is_first = False
+            yield row
 
 
 def _parse_line(line: str, number: int) -> Row | BrokenRow:
@@ -100,9 +236,12 @@ def _parse_line(line: str, number: int) -> Row | BrokenRow:
 
 def _read_json(path: Path) -> Iterator[Row | BrokenRow]:
     try:
-        with _text(path) as file:
-            value = loads(file.read())
+        with _text(path, newline="\n") as file:
+            text = "".join(_utf8(file, path))
+        value = loads(text)
     except json.JSONDecodeError as error:
+        if isinstance(_parse_line(text.lstrip().partition("\n")[0], 1), dict):
+            raise InputError(f"{path} is JSON Lines, one object a line; give it a name that ends in .jsonl") from error
         raise InputError(f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} can't be read: {error}") from error
@@ -128,26 +267,91 @@ def _is_rows(value: Any) -> bool:
 
 def _read_csv(path: Path) -> Iterator[Row | BrokenRow]:
     with _text(path, newline="") as file:
-        for row in read_csv(file, str(path)):
+        for row in read_csv(_utf8(file, path), str(path), "\t" if _ending(path) == ".tsv" else ","):
             if isinstance(row, UnevenRow):
                 yield BrokenRow("wrong_number_of_fields", row.raw, row.detail)
             else:
                 yield {column: cell or None for column, cell in row.cells.items()}
 
 
-def _read_parquet(path: Path) -> Iterator[Row]:
+def parquet_columns(path: Path) -> list[str]:
+    """Return the names of a parquet file's columns.
+
+    Raises:
+        InputError: it is none.
+    """
+    with _parquet(path) as file:
+        return list(file.schema_arrow.names)
+
+
+@contextlib.contextmanager
+def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
     try:
-        for frame in iterate_frames(path):
-            yield from frame.iter_rows(named=True)
+        with pq.ParquetFile(path, pre_buffer=False) as file:  # it would hold a row group several times over
+            yield file
     except pa.ArrowException as error:
         raise InputError(f"{path} is not a parquet file: {error}") from error
+
+
+def _read_parquet(path: Path, wanted: Callable[[str], bool] | None = None) -> Iterator[Row]:
+    """Yield rows with the columns that are wanted.
+
+    Not by way of polars: it has no types for some columns of parquet, and ends the process's thread over them.
+    """
+    with _parquet(path) as file:
+        schema = file.schema_arrow
+        columns = [name for name in schema.names if wanted is None or wanted(name)]
+        if twice := [name for name, count in Counter(columns).items() if count > 1]:
+            raise InputError(f"{path} has two columns called {quote(twice[0])}; rename one")
+        metadata, labels = file.metadata, _class_labels(schema)
+        size = sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
+        rows = max(1, min(ROWS_AT_ONCE, PIECE_BYTES * metadata.num_rows // max(size, 1)))
+        for batch in file.iter_batches(batch_size=rows, columns=columns):
+            values = [
+                [ClassName.of(value, labels[name]) for value in _values(column)] if name in labels else _values(column)
+                for name, column in zip(batch.schema.names, batch.columns, strict=True)
+            ]
+            for place in range(batch.num_rows):
+                yield {name: column[place] for name, column in zip(batch.schema.names, values, strict=True)}
+
+
+def _class_labels(schema: pa.Schema) -> dict[str, list[str]]:
+    """Return the names of classes by column, as `datasets` writes them beside a parquet file's schema."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {
+            name: list(map(str, feature["names"]))
+            for name, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):  # not written by datasets
+        return {}
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """Return a column's values; those that Python can't hold, such as a date after the year 9999, by their type."""
+    try:
+        values: list[Any] = column.to_pylist()
+    except _UNHOLDABLE:
+        values = [_value(scalar) for scalar in column]
+    return values
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    try:
+        return scalar.as_py()
+    except _UNHOLDABLE:
+        return NotHeld(str(scalar.type))
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Row | BrokenRow]]] = {
     ".json": _read_json,
     ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
     ".csv": _read_csv,
+    ".tsv": _read_csv,
     ".parquet": _read_parquet,
 }

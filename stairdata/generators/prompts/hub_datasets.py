@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from stairdata.generators.prompts.files import ClassName
 from stairdata.generators.prompts.known_datasets import known_source
 from stairdata.hub.client import ATTEMPTS, LONGEST_WAIT, api, explain, is_transient, redact, retried
 from stairdata_schemas.aliases import Row
@@ -45,9 +46,10 @@ def read_hub(source: HubRows) -> Iterator[Row]:
             rows = _open(source)
             if state is not None:
                 rows.load_state_dict(state)
+            labels = {name: kind.names for name, kind in (rows.features or {}).items() if hasattr(kind, "int2str")}
             for row in rows:
                 failures = 0
-                yield row
+                yield row | {name: ClassName.of(row.get(name), names) for name, names in labels.items()}
         except Exception as error:
             if failures == ATTEMPTS - 1 or not _is_passing(error):
                 raise InputError(_refusal(error, source.dataset, source.revision, source.like)) from error
@@ -67,7 +69,9 @@ def _open(source: HubRows) -> Any:
     config.STREAMING_READ_SERVER_UNAVAILABLE_RETRY_INTERVAL = config.STREAMING_READ_RATE_LIMIT_RETRY_INTERVAL = 0
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns at each of its own retries
     named = source.dataset, source.config
-    return load_dataset(*named, split=source.split, revision=source.revision, streaming=True)
+    rows = load_dataset(*named, split=source.split, revision=source.revision, streaming=True)
+    # pictures and sound would be decoded, with packages that prompts don't need, where the features say what they are
+    return rows if rows.features is None else rows.decode(False)
 
 
 def _sleep(seconds: float) -> None:

@@ -7,6 +7,7 @@ the form on the Hub (`prompt`, `answer`, `source`) and in that of the code's pro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,8 +39,8 @@ class KnownSource:
 
 def _saferlhf(raw: Row) -> Row:
     """Map PKU-SafeRLHF: the safer of two responses is the reference."""
-    safer = raw.get("safer_response_id")
-    known = safer in (0, 1) and not isinstance(safer, bool)
+    safer = _whole(raw.get("safer_response_id"))
+    known = safer in (0, 1)
     return {
         "prompt": raw.get("prompt"),
         "task": "safety",
@@ -47,6 +48,12 @@ def _saferlhf(raw: Row) -> Row:
         "reference_answer": raw.get(f"response_{safer}") if known else None,
         "reference_is_safe": raw.get(f"is_response_{safer}_safe") if known else None,
     }
+
+
+def _whole(value: Any) -> int | None:
+    """Read a whole number, also as CSV has it: 1, 1.0, "1", "1.0"."""
+    number = None if isinstance(value, bool) else _number(value)
+    return int(number) if number is not None and math.isfinite(number) and number.is_integer() else None
 
 
 def _harms(raw: Row) -> str | None:
@@ -58,7 +65,7 @@ def _harms(raw: Row) -> str | None:
 
 def _ultrafeedback(raw: Row) -> Row:
     """Map UltraFeedback: the completion of the best overall score is the reference, ties by the fine-grained one."""
-    completions = [each for each in raw.get("completions") or () if isinstance(each, dict) and each.get("response")]
+    completions = [each for each in _completions(raw.get("completions")) if each.get("response")]
     best = max(completions, key=_score, default={})
     return {
         "prompt": raw.get("instruction"),
@@ -68,15 +75,28 @@ def _ultrafeedback(raw: Row) -> Row:
     }
 
 
+def _completions(value: Any) -> list[Row]:
+    """Return completions, also out of a dict of lists, as `datasets` writes a sequence of dicts."""
+    if isinstance(value, dict):
+        columns = {name: column for name, column in value.items() if isinstance(column, list)}
+        length = max(map(len, columns.values()), default=0)
+        value = [
+            {name: column[place] for name, column in columns.items() if place < len(column)} for place in range(length)
+        ]
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+
+
 def _score(completion: Row) -> tuple[float, float]:
     return _number(completion.get("overall_score")), _number(completion.get("fine-grained_score"))
 
 
 def _number(value: Any) -> float:
+    """Read a number; what is none, such as N/A or NaN, is below all others."""
     try:
-        return float(value)
-    except (TypeError, ValueError):  # N/A, or not there
-        return float("-inf")
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return -math.inf
+    return -math.inf if math.isnan(number) else number
 
 
 def _jailbreakv(raw: Row) -> Row:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from stairdata.generators.prompts.files import BrokenRow, files_of, read_rows
+from stairdata.generators.prompts.files import BrokenRow, ClassName, files_of, parquet_columns, read_rows
 from stairdata.generators.prompts.hub_datasets import HubRows, hub_license, hub_revision, read_hub
 from stairdata.generators.prompts.known_datasets import KnownSource, known_source, source_like
 from stairdata.recipe import PromptSource
@@ -20,7 +22,16 @@ from stairdata_schemas.text.visible import is_blank
 _TEXTS = ("prompt", "task", "source", "category", "reference_answer")
 _COLUMNS = (*_TEXTS, "reference_is_safe")
 _REQUIRED = ("prompt", "task")
+_BOOLEANS = dict.fromkeys(("true", "t", "yes", "y", "1", "1.0"), True) | dict.fromkeys(
+    ("false", "f", "no", "n", "0", "0.0"), False
+)
 MISSING = object()
+FIRST_USER = "first_user"
+USER_ROLES = {"user", "human", "prompter"}
+OTHER_ROLES = {
+    "system", "developer", "assistant", "gpt", "chatgpt", "bing", "bard", "bot", "chatbot", "ai", "model", "tool",
+    "function", "function_call", "function_response", "observation", "ipython",
+}  # fmt: skip
 CONVERSATION_KEYS = {"role", "content", "from", "value"}
 
 
@@ -72,6 +83,8 @@ def pin(source: PromptSource, number: int = 0) -> PinnedSource:
         RecipeError: `like` names no known dataset.
         InputError: the Hub can't be reached, or has no such dataset.
     """
+    if source.path is not None:
+        source = source.model_copy(update={"path": source.path.expanduser()})
     known = source_like(source.like) if source.like else known_source(source.hub)
     update: dict[str, Any] = {"split": source.split or (known.split if known else "train")}
     if known is not None:
@@ -90,43 +103,57 @@ def pin(source: PromptSource, number: int = 0) -> PinnedSource:
     return PinnedSource(source.model_copy(update=update), None if source.columns else known, number)
 
 
-def sound_rows(pinned: PinnedSource, refused: list[QuarantineRow], *, judged: bool = False) -> Iterator[SourcePrompt]:
+def sound_rows(
+    pinned: PinnedSource,
+    refused: list[QuarantineRow],
+    *,
+    judged: bool = False,
+    left_out: Counter[str] | None = None,
+) -> Iterator[SourcePrompt]:
     """Yield the rows that can be taken, those that `where` leaves out apart; refuse the others.
 
     Args:
         pinned: the source.
         refused: added to.
         judged: a row without a task is sound, somebody will label it.
+        left_out: how many values were left out of each optional column that nobody asked for, added to.
 
     Raises:
-        InputError: a source that can't be read, has no rows, or lacks a column.
+        InputError: a source that can't be read, has no rows, or lacks a column in all rows.
     """
     source, position, taken = pinned.source, 0, 0
-    for position, (file, number, raw) in enumerate(raw_rows(pinned), start=1):
+    search = _ColumnSearch(pinned, judged=judged)
+    for position, (file, number, raw) in enumerate(raw_rows(pinned, _wanted(pinned)), start=1):
         if position <= source.skip:
             continue
         if isinstance(raw, BrokenRow):
             refused.append(QuarantineRow(file, number, raw.rule, raw.raw, detail=raw.detail))
             continue
-        if position == source.skip + 1:
-            _check_columns(raw, pinned, judged=judged)
+        search.look(raw)
         if not is_wanted(raw, source):
             continue
         taken += 1
-        row = prompt_row(raw, pinned, judged=judged)
+        row = prompt_row(raw, pinned, judged=judged, left_out=left_out)
         if isinstance(row, InvalidRow):
             text = json.dumps(raw, ensure_ascii=False, default=str)
             refused.append(QuarantineRow(file, number, row.rule, text, row.field))
         else:
             yield SourcePrompt(row, file, number, position)
+    search.finish()
     if position <= source.skip:
         raise InputError(f"{pinned.name} has no rows" + (f" after the {source.skip} skipped" if source.skip else ""))
     if not taken and source.where:
         raise InputError(f"{pinned.name} has no row where {source.where}; check the names and values of `where:`")
 
 
-def raw_rows(pinned: PinnedSource) -> Iterator[tuple[str, int, Row | BrokenRow]]:
+def raw_rows(
+    pinned: PinnedSource, wanted: Callable[[str], bool] | None = None
+) -> Iterator[tuple[str, int, Row | BrokenRow]]:
     """Yield rows with the file or dataset they stand in, and their number there, from 1.
+
+    Args:
+        pinned: the source.
+        wanted: says of a column's name whether it is needed, where the format lets others be left alone.
 
     Raises:
         InputError: a source that can't be read.
@@ -134,7 +161,7 @@ def raw_rows(pinned: PinnedSource) -> Iterator[tuple[str, int, Row | BrokenRow]]
     source, known = pinned.source, pinned.known
     if source.path is not None:
         for file in files_of(source.path, known.files if known else ()):
-            for number, row in enumerate(read_rows(file), start=1):
+            for number, row in enumerate(read_rows(file, wanted), start=1):
                 yield str(file), number, row
         return
     assert source.hub is not None
@@ -146,60 +173,124 @@ def raw_rows(pinned: PinnedSource) -> Iterator[tuple[str, int, Row | BrokenRow]]
         yield source.hub, number, hub_row
 
 
-def _check_columns(raw: Row, pinned: PinnedSource, *, judged: bool) -> None:
-    """Check on the first row that the columns are there; later rows may lack a value."""
+class _Need(NamedTuple):
+    """A column that at least one row has to have."""
+
+    names: tuple[str, ...]
+    """One of these is enough."""
+    ours: str | None
+    """What it is mapped to; None for one that `where` or a known layout needs."""
+
+    def is_in(self, raw: Row) -> bool:
+        return any(value_at(raw, name) is not MISSING for name in self.names)
+
+
+class _ColumnSearch:
+    """Looks for the needed columns in all rows, since many writers of JSON leave out keys without a value."""
+
+    def __init__(self, pinned: PinnedSource, *, judged: bool) -> None:
+        self._pinned = pinned
+        self._lacking = _needs(pinned, judged=judged)
+        self._names: dict[Any, None] = {}
+        self._is_read = False
+
+    def look(self, raw: Row) -> None:
+        """Look into one row.
+
+        Raises:
+            InputError: the first row of a Hub dataset lacks a column; all have the same ones, and may be millions.
+        """
+        if self._lacking:
+            self._is_read = True
+            self._names |= dict.fromkeys(raw)
+            self._lacking = [need for need in self._lacking if not need.is_in(raw)]
+            if self._pinned.source.hub is not None:
+                self.finish()
+
+    def finish(self) -> None:
+        """Say that a column is in no row.
+
+        Raises:
+            InputError: it is so.
+        """
+        if self._lacking and self._is_read:
+            columns = [*_parquet_columns(self._pinned), *self._names]
+            raise InputError(_lacks(self._lacking[0], self._pinned, columns))
+
+
+def _needs(pinned: PinnedSource, *, judged: bool) -> list[_Need]:
+    """Return the columns without which the source is another than the recipe means."""
     if pinned.known is not None:
-        _check_layout(raw, pinned, pinned.known)
-        return
+        return [_Need(tuple(need.split("|")), None) for need in pinned.known.needs]
     source = pinned.source
-    for column in source.where:
-        if value_at(raw, column) is MISSING:
-            raise InputError(f"{pinned.name} has no column {column!r} for `where:` (its columns: {_names(raw)})")
+    needs = [_Need((column,), None) for column in source.where]
     for ours, theirs in column_names(source).items():
-        if ours not in {*_REQUIRED, *source.columns} or value_at(raw, theirs) is not MISSING:
-            continue
-        if ours == "task" and (source.task or (judged and "task" not in source.columns)):
-            continue
-        hint = "set `task:` for the whole source, or " if ours == "task" else ""
-        raise InputError(
-            f"{pinned.name} has no column {theirs!r} (its columns: {_names(raw)}); "
-            f"{hint}name the column that holds it: `columns: {{{ours}: NAME}}`"
+        has_other_task = ours == "task" and (source.task or (judged and "task" not in source.columns))
+        if ours in {*_REQUIRED, *source.columns} and not has_other_task:
+            needs.append(_Need((theirs,), ours))
+    return needs
+
+
+def _lacks(need: _Need, pinned: PinnedSource, columns: list[Any]) -> str:
+    found = f"(its columns: {', '.join(dict.fromkeys(map(str, columns)))})"
+    if pinned.known is not None:
+        return (
+            f"{pinned.name} has no column {' or '.join(need.names)} {found}, so its layout is not that of "
+            f"{pinned.known.hub}; name the columns: `columns: {{prompt: NAME, task: NAME}}`"
         )
+    if need.ours is None:
+        return f"{pinned.name} has no column {need.names[0]!r} for `where:` {found}"
+    hint = "set `task:` for the whole source, or " if need.ours == "task" else ""
+    return (
+        f"{pinned.name} has no column {need.names[0]!r} {found}; "
+        f"{hint}name the column that holds it: `columns: {{{need.ours}: NAME}}`"
+    )
 
 
-def _check_layout(raw: Row, pinned: PinnedSource, known: KnownSource) -> None:
-    missing = [need for need in known.needs if not any(name in raw for name in need.split("|"))]
-    if missing:
-        names = " or ".join(missing[0].split("|"))
-        raise InputError(
-            f"{pinned.name} has no column {names} (its columns: {_names(raw)}), so its layout is not that of "
-            f"{known.hub}; name the columns: `columns: {{prompt: NAME, task: NAME}}`"
-        )
-
-
-def _names(raw: Row) -> str:
-    return ", ".join(map(str, raw))
+def _parquet_columns(pinned: PinnedSource) -> list[str]:
+    """Return the columns of parquet files, of which only those that are needed are read."""
+    if pinned.source.path is None:
+        return []
+    files = files_of(pinned.source.path, pinned.known.files if pinned.known else ())
+    return [name for file in files if file.suffix.lower() == ".parquet" for name in parquet_columns(file)]
 
 
 def is_wanted(raw: Row, source: PromptSource) -> bool:
-    """Return whether a row has the values of `where`; text and booleans compare by how they are written."""
+    """Return whether a row has the values of `where`.
+
+    Text, numbers and booleans compare by how they are written, but for the ways in which CSV writes a number or a
+    boolean: 1 and 1.0, true and 1.
+    """
     for column, wanted in source.where.items():
         values = wanted if isinstance(wanted, list) else [wanted]
-        if not any(_is_same(value_at(raw, column), value) for value in values):
+        found = value_at(raw, column)
+        if not any(_is_same(found, value) for value in values):
             return False
     return True
 
 
-def _is_same(found: Any, wanted: Any) -> bool:
-    if str(found).lower() == str(wanted).lower():
+def _is_same(found: Any, wanted: bool | float | str) -> bool:
+    written = str(found).lower()
+    if written == str(wanted).lower():
         return True
+    if isinstance(found, ClassName) and not isinstance(wanted, bool):
+        return str(found.number) == str(wanted)
+    if isinstance(wanted, bool):
+        return isinstance(found, str) and as_bool(found) is wanted
     # a recipe's 1.10 is text, as in a column of versions; it means the number where the column holds numbers
-    if isinstance(wanted, str) and isinstance(found, int | float) and not isinstance(found, bool):
-        try:
-            return float(wanted) == found
-        except ValueError:
-            return False
+    if isinstance(wanted, str) and isinstance(found, str):
+        return False
+    with contextlib.suppress(ValueError, OverflowError, TypeError):
+        return not isinstance(found, bool) and float(found) == float(wanted)
     return False
+
+
+def _wanted(pinned: PinnedSource) -> Callable[[str], bool] | None:
+    """Return which columns a source's rows are made of; those of a known dataset are all read."""
+    if pinned.known is not None:
+        return None
+    names = [*column_names(pinned.source).values(), *pinned.source.where]
+    return lambda column: any(name == column or name.startswith(f"{column}.") for name in names)
 
 
 def column_names(source: PromptSource) -> dict[str, str]:
@@ -208,7 +299,10 @@ def column_names(source: PromptSource) -> dict[str, str]:
 
 
 def value_at(raw: Row, name: str) -> Any:
-    """Return a column's value; where there is no such column, dots lead into objects and, by number, into lists."""
+    """Return a column's value; where there is no such column, dots lead into objects and, by number, into lists.
+
+    In a list of turns, the part `first_user` leads to the text of the first turn of the user.
+    """
     if name in raw:
         return raw[name]
     value: Any = raw
@@ -217,25 +311,92 @@ def value_at(raw: Row, name: str) -> Any:
             value = value[part]
         elif isinstance(value, list) and part.isascii() and part.isdigit() and int(part) < len(value):
             value = value[int(part)]
+        elif isinstance(value, list) and part == FIRST_USER and (turns := [*filter(is_users, value)]):
+            value = _text_of(turns[0])
         else:
             return MISSING
     return value
 
 
-def prompt_row(raw: Row, pinned: PinnedSource, *, judged: bool = False) -> Row | InvalidRow:
-    """Make a row of ours, or say why that can't be done."""
+def is_users(turn: Any) -> bool:
+    """Return whether a turn of a conversation is the user's."""
+    return isinstance(turn, dict) and _role(turn) in USER_ROLES
+
+
+def _role(turn: Row) -> str:
+    return str(turn.get("role", turn.get("from", ""))).lower()
+
+
+def _text_of(turn: Row) -> Any:
+    """Return what was said: a text, or the one text part of a content in parts."""
+    said = next((turn[key] for key in ("content", "value", "text") if key in turn), None)
+    if isinstance(said, list) and len(said) == 1 and isinstance(said[0], dict) and said[0].get("type") == "text":
+        return said[0].get("text")
+    return said
+
+
+def _turn_fault(raw: Row, source: PromptSource) -> InvalidRow | None:
+    """Return what is wrong with the turn that the prompt is taken from: somebody else's, or not the first."""
+    name = source.columns.get("prompt", "prompt")
+    if name in raw:
+        return None
+    parts = name.split(".")
+    for place, part in enumerate(parts[1:], start=1):
+        turns = value_at(raw, ".".join(parts[:place]))
+        if not isinstance(turns, list):
+            continue
+        if part == FIRST_USER and source.turns_before == "refuse" and turns and not is_users(turns[0]):
+            return InvalidRow("turns_before_user" if any(map(is_users, turns)) else "no_user_turn", "prompt")
+        if part.isascii() and part.isdigit() and int(part) < len(turns):
+            turn = turns[int(part)]
+            if isinstance(turn, dict) and _role(turn) in OTHER_ROLES:
+                return InvalidRow("not_a_user_turn", "prompt")
+    return None
+
+
+def prompt_row(
+    raw: Row, pinned: PinnedSource, *, judged: bool = False, left_out: Counter[str] | None = None
+) -> Row | InvalidRow:
+    """Make a row of ours, or say why that can't be done.
+
+    Args:
+        raw: as it stands in the source.
+        pinned: the source.
+        judged: a row without a task is sound.
+        left_out: how many values were left out of each optional column that nobody asked for, added to.
+    """
     source, names = pinned.source, column_names(pinned.source)
     if pinned.known is not None:
         mapped = pinned.known.mapped(raw)
         row: Row = {ours: mapped.get(ours) for ours in _COLUMNS}
     else:
+        if fault := _turn_fault(raw, source):
+            return fault
         values = {ours: value_at(raw, theirs) for ours, theirs in names.items()}
         row = {ours: None if value is MISSING else value for ours, value in values.items()}
+        row |= {ours: str(value) for ours, value in row.items() if isinstance(value, ClassName)}
+        for ours in _unasked(row, source):
+            row[ours] = None
+            if left_out is not None:
+                left_out[ours] += 1
     row["task"] = source.task or row["task"]
     fallback = source.path.name if source.path else source.hub
     row["source"] = source.name or row["source"] or (source.like if pinned.known and source.path else fallback)
     fault = _first_fault(row, judged=judged)
     return fault or {"prompt_id": identity.prompt_id(row["prompt"]), **row}
+
+
+def _unasked(row: Row, source: PromptSource) -> list[str]:
+    """Return optional columns that only happen to be called as ours are, and hold something else."""
+    optional = [ours for ours in _COLUMNS if ours not in _REQUIRED and ours not in source.columns]
+    return [ours for ours in optional if not _has_its_type(ours, row[ours])]
+
+
+def _has_its_type(ours: str, value: Any) -> bool:
+    if ours == "reference_is_safe":
+        value = as_bool(value)
+        return value is None or (isinstance(value, bool | int | float) and value in (True, False))
+    return isinstance(value, str | None)
 
 
 def _first_fault(row: Row, *, judged: bool) -> InvalidRow | None:
@@ -247,9 +408,9 @@ def _first_fault(row: Row, *, judged: bool) -> InvalidRow | None:
     for field in _TEXTS:
         if not isinstance(row[field], str | None):
             return InvalidRow("wrong_type", field)
-    row["reference_is_safe"] = _as_bool(row["reference_is_safe"])
-    if row["reference_is_safe"] not in (True, False, None):
+    if not _has_its_type("reference_is_safe", row["reference_is_safe"]):
         return InvalidRow("wrong_type", "reference_is_safe")
+    row["reference_is_safe"] = as_bool(row["reference_is_safe"])
     return _text_fault(row)
 
 
@@ -269,6 +430,8 @@ def _text_fault(row: Row) -> InvalidRow | None:
     return None
 
 
-def _as_bool(value: Any) -> Any:
-    """Read the words that CSV has for booleans."""
-    return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
+def as_bool(value: Any) -> Any:
+    """Read the words and numbers that CSV has for booleans; other values stay."""
+    if isinstance(value, str):
+        return _BOOLEANS.get(value.strip().lower(), value)
+    return value

@@ -34,6 +34,7 @@ def build_from_file(recipe: Recipe, options: BuildOptions) -> Artifact:
     """
     path = recipe.structured_cot.path
     assert path is not None
+    path = path.expanduser()
     if not path.is_file():
         raise InputError(f"{path} does not exist or is not a file")
     plan = BuildPlan(
@@ -77,5 +78,9 @@ def _row(raw: Row) -> Row:
         raise UnitFailedError("not_unicode", "")
     if task not in TASKS:
         raise UnitFailedError("unknown_task", "")
-    answer = parse_answer(json.dumps({"steps": raw.get("steps"), "output": raw.get("output")}))
+    try:
+        written = json.dumps({"steps": raw.get("steps"), "output": raw.get("output")})
+    except (TypeError, ValueError) as error:  # bytes, times or decimals out of a parquet file
+        raise UnitFailedError("not_the_schema", "") from error
+    answer = parse_answer(written)
     return make_row(prompt, task, answer) | {"teacher": BY_HAND}

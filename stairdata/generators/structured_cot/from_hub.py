@@ -82,7 +82,11 @@ def _pinned(recipe: Recipe) -> PinnedSource:
     if section.path is None and section.hub is None:
         raise RecipeError(f"structured_cot.like needs structured_cot.path; for the Hub write `hub: {STAIR_SFT}`")
     source = PromptSource(
-        path=section.path, hub=section.hub, revision=section.revision, license=section.license, like=STAIR_SFT
+        path=section.path and section.path.expanduser(),
+        hub=section.hub,
+        revision=section.revision,
+        license=section.license,
+        like=STAIR_SFT,
     )
     if source.path is not None and not source.path.exists():
         raise InputError(f"{source.path} does not exist")
@@ -139,6 +143,7 @@ def _row(raw: Row, pinned: PinnedSource) -> Row | InvalidRow:
 
 
 def put_right(text: str) -> str:
-    """Bring the white space around tags into the grammar's form; words and their order stay as they are."""
+    """Bring line ends and the white space around tags into the grammar's form; words and their order stay."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     text = _BETWEEN.sub(rf"\1{grammar.SEPARATOR}", text.strip())
     return _CLOSING.sub(r"\n\1", _OPENING.sub(r"\1\n", text))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import lzma
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from stairdata.generators.prompts.build import build_prompts
@@ -172,7 +175,8 @@ def test_a_bad_row_is_refused_with_its_rule_and_field(
     rule: str, field: str, bad: dict[str, Any], tmp_path: Path
 ) -> None:
     path = write(tmp_path / "q.jsonl", [*numbered(2), bad, {"prompt": "last", "task": "safety"}])
-    artifact = build(tmp_path, {"path": str(path)}, max_quarantine=0.5)
+    source = {"path": str(path), "columns": {name: name for name in bad}}  # asked for
+    artifact = build(tmp_path, source, max_quarantine=0.5)
     assert [row["prompt"] for row in rows_of(artifact)] == ["Question 0", "Question 1", "last"]
     (refused,) = refused_of(artifact.folder)
     assert (refused["source"], refused["row"], refused["rule"], refused["field"]) == (str(path), 3, rule, field)
@@ -212,7 +216,7 @@ def test_a_broken_line_of_jsonl_is_refused_with_its_text(line: str, rule: str, t
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("q.txt", b"x", "unknown file extension '.txt'; use one of .json, .jsonl, .csv, .parquet"),
+        ("q.txt", b"x", "unknown file extension '.txt'; use one of .json, .jsonl, .ndjson, .csv, .tsv, .parquet"),
         ("q", b"x", "unknown file extension ''"),
         ("q.json", b"", "is empty"),
         ("q.jsonl", b"", "is empty"),
@@ -423,6 +427,233 @@ def test_an_evaluation_file_with_a_row_cut_by_a_comma_is_refused(tmp_path: Path)
     recipe = {"prompts": {"sources": [{"path": str(sound)}], "decontaminate": [str(path)]}}
     with pytest.raises(InputError, match=r"row 1 can't be read .line 2 has 2 fields, the head has 1"):
         build_prompts(Recipe.model_validate(recipe), BuildOptions(root=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("source", "missing"),
+    [
+        ({"columns": {"category": "topic"}}, {}),
+        ({"columns": {"reference_answer": "meta.answer"}}, {}),
+        ({"where": {"language": "en"}}, {}),
+        ({}, {"prompt": None}),
+    ],
+)
+def test_a_column_may_be_missing_in_the_first_row_but_not_in_all(
+    source: dict[str, Any], missing: dict[str, Any], tmp_path: Path
+) -> None:
+    first = {"prompt": "first", "task": "safety"}
+    last = {"prompt": "last", "task": "safety", "topic": "t", "language": "en", "meta": {"answer": "So."}}
+    first = {name: value for name, value in first.items() if name not in missing}
+    path = write(tmp_path / "q.jsonl", [first, last])
+    rows = rows_of(build(tmp_path, {"path": str(path), **source}, max_quarantine=0.5))
+    assert "last" in [row["prompt"] for row in rows]
+    write(path, [first, first])
+    with pytest.raises(InputError, match="has no column"):
+        build(tmp_path, {"path": str(path), **source}, max_quarantine=1.0)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("category", {"violence": True}),
+        ("category", 3),
+        ("source", ["a", "b"]),
+        ("reference_answer", [{"role": "assistant"}]),
+        ("reference_is_safe", "unclear"),
+    ],
+)
+def test_an_optional_column_of_another_type_is_left_out_with_a_count(
+    column: str, value: object, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"Question {n}", "task": "safety", column: value} for n in range(3)]
+    artifact = build(tmp_path, {"path": str(write(tmp_path / "q.jsonl", rows))})
+    assert artifact.manifest.rows == 3
+    assert [row[column] for row in rows_of(artifact)] == ["q.jsonl" if column == "source" else None] * 3
+    assert any(f"column {column} was left out of 3 rows" in note for note in artifact.manifest.notes)
+
+
+@pytest.mark.parametrize(
+    ("written", "wanted", "is_taken"),
+    [("1.0", 1, True), ("1", True, True), ("TRUE", True, True), ("2", 1, False), ("no", False, True), ("x", 1, False)],
+)
+def test_booleans_and_integers_as_csv_writes_them(written: str, wanted: object, is_taken: bool, tmp_path: Path) -> None:
+    path = tmp_path / "q.csv"
+    path.write_text(f"prompt,task,label,reference_is_safe\nx,safety,{written},1\ny,safety,Z,0.0\n")
+    rows = rows_of(build(tmp_path, {"path": str(path), "where": {"label": [wanted, "Z"]}}))
+    kept = [(row["prompt"], row["reference_is_safe"]) for row in rows]
+    assert kept == [("x", True), ("y", False)][not is_taken :]
+
+
+def odd_columns() -> dict[str, pa.Array]:
+    """Columns that polars, or Python, has no type for."""
+    return {
+        "offset": pa.array([0, 1], pa.timestamp("us", tz="+05:30")),
+        "zone": pa.array([0, 1], pa.timestamp("ns", tz="No/Where")),
+        "decimal": pa.array([1, 2], pa.decimal256(60, 2)),
+        "far": pa.array([2**40, 2**40], pa.timestamp("s")),
+        "bytes": pa.array([b"\xff", b"\xfe"]),
+        "picture": pa.array([{"bytes": b"\x89PNG", "path": None}] * 2),
+    }
+
+
+@pytest.mark.parametrize("name", list(odd_columns()))
+def test_a_parquet_column_that_nobody_asked_for_is_not_read(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "q.parquet"
+    texts = {"prompt": pa.array(["Why?", "How?"]), "task": pa.array(["safety"] * 2)}
+    pq.write_table(pa.table(texts | {name: odd_columns()[name]}), path)
+    assert [row["prompt"] for row in rows_of(build(tmp_path, {"path": str(path)}))] == ["Why?", "How?"]
+    with pytest.raises(BuildError, match="wrong_type, field category"):
+        build(tmp_path, {"path": str(path), "columns": {"category": name}})
+    evaluation = {"prompts": {"sources": [{"path": str(path)}], "decontaminate": [str(path)]}}
+    with pytest.raises(BuildError, match="contaminated"):
+        build_prompts(Recipe.model_validate(evaluation), BuildOptions(root=tmp_path / "other"))
+
+
+def test_a_parquet_column_that_is_there_twice_matters_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "q.parquet"
+    columns = [pa.array(["Why?"]), pa.array(["safety"]), pa.array(["a"]), pa.array(["b"])]
+    pq.write_table(pa.Table.from_arrays(columns, ["prompt", "task", "note", "note"]), path)
+    assert build(tmp_path, {"path": str(path)}).manifest.rows == 1
+    with pytest.raises(InputError, match="two columns called 'note'"):
+        build(tmp_path, {"path": str(path), "columns": {"category": "note"}})
+    with pytest.raises(InputError, match=r"no column 'question' .its columns: prompt, task, note"):
+        build(tmp_path, {"path": str(path), "columns": {"prompt": "question"}})
+
+
+@pytest.mark.parametrize(
+    ("ending", "content"),
+    [
+        (".jsonl.gz", gzip.compress(b"x" * 5000)[:12] + b"\xff" * 40),
+        (".csv.gz", b"no gzip at all"),
+        (".json.xz", lzma.compress(b"[]" * 5000)[:30] + b"\x00" * 40),
+    ],
+)
+def test_a_damaged_compressed_file(ending: str, content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / f"q{ending}"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="can't be read"):
+        build(tmp_path, {"path": str(path)})
+
+
+USER, SYSTEM = {"role": "user", "content": "Why?"}, {"role": "system", "content": "You are a pirate."}
+TALKS = [
+    ([USER, {"role": "assistant", "content": "So."}], None),
+    ([SYSTEM, USER], "turns_before_user"),
+    ([{"from": "gpt", "value": "Hello!"}, {"from": "human", "value": "Why?"}], "turns_before_user"),
+    ([SYSTEM], "no_user_turn"),
+    ([{"role": "user", "content": [{"type": "text", "text": "Why?"}]}], None),
+    ([{"from": "Human", "value": "Why?"}], None),
+]
+
+
+@pytest.mark.parametrize(("turns", "rule"), TALKS)
+def test_the_first_user_turn(turns: list[Any], rule: str | None, tmp_path: Path) -> None:
+    talks: list[list[Any]] = [turns, [{"role": "user", "content": "z"}]]
+    path = write(tmp_path / "q.jsonl", [{"talk": {"messages": talk}, "task": "safety"} for talk in talks])
+    source = {"path": str(path), "columns": {"prompt": "talk.messages.first_user"}}
+    artifact = build(tmp_path, source, max_quarantine=0.5)
+    assert artifact.manifest.quarantine == ({rule: 1} if rule else {})
+    assert [row["prompt"] for row in rows_of(artifact)] == ["z"] if rule else ["Why?", "z"]
+    dropped = build(tmp_path, source | {"turns_before": "drop"}, max_quarantine=0.5)
+    assert [row["prompt"] for row in rows_of(dropped)] == (["z"] if rule == "no_user_turn" else ["Why?", "z"])
+
+
+@pytest.mark.parametrize("turn", [SYSTEM, {"from": "gpt", "value": "Hi"}, {"role": "Assistant", "content": "Hi"}])
+def test_a_turn_by_number_that_is_not_the_user_s_is_refused(turn: dict[str, str], tmp_path: Path) -> None:
+    rows = [{"messages": [turn, USER], "task": "safety"}, {"messages": [USER], "task": "safety"}]
+    path = write(tmp_path / "q.jsonl", rows)
+    key = "value" if "value" in turn else "content"
+    source = {"path": str(path), "columns": {"prompt": f"messages.0.{key}"}}
+    if key == "value":
+        with pytest.raises(BuildError, match="not_a_user_turn"):
+            build(tmp_path, source, max_quarantine=1.0)
+        return
+    artifact = build(tmp_path, source, max_quarantine=0.5)
+    assert artifact.manifest.quarantine == {"not_a_user_turn": 1}
+    assert [row["prompt"] for row in rows_of(artifact)] == ["Why?"]
+
+
+@pytest.mark.parametrize("ending", [".ndjson", ".tsv", ".jsonl.zst", ".csv.zst", ".tsv.gz", ".JSON.ZST"])
+def test_files_that_people_have(ending: str, tmp_path: Path) -> None:
+    name = ending.lower().removesuffix(".zst").removesuffix(".gz")
+    path = write(tmp_path / f"q{ {'.ndjson': '.jsonl', '.tsv': '.csv'}.get(name, name) }", ROWS)
+    content = path.read_bytes()
+    path.unlink()
+    if name == ".tsv":
+        text = io.StringIO(newline="")
+        csv.writer(text, dialect="excel-tab").writerows([list(ROWS[0]), *(row.values() for row in ROWS)])
+        content = text.getvalue().encode()
+    packed = {".gz": gzip.compress, ".zst": lambda raw: pa.compress(raw, codec="zstd", asbytes=True)}
+    pack = next((pack for end, pack in packed.items() if ending.lower().endswith(end)), bytes)
+    (tmp_path / f"q{ending}").write_bytes(pack(content))
+    rows = rows_of(build(tmp_path, {"path": str(tmp_path)}))
+    assert [row["prompt"] for row in rows] == [row["prompt"] for row in ROWS]
+
+
+def test_a_folder_takes_linked_folders_and_says_what_it_leaves_out(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    (folder / ".ipynb_checkpoints").mkdir(parents=True)
+    elsewhere.mkdir()
+    write(folder / "a.jsonl", [{"prompt": "taken", "task": "safety"}])
+    write(elsewhere / "b.jsonl", [{"prompt": "linked", "task": "safety"}])
+    (folder / "more").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(folder)
+    hidden = [{"prompt": "hidden", "task": "safety"}]
+    for name in (".c.jsonl", ".ipynb_checkpoints/a-checkpoint.jsonl", "#d#.jsonl", "~$e.csv"):
+        write(folder / name, hidden)
+    for name in ("a.jsonl~", "f.xlsx", "g.arrow", "h.jsonl.bz2"):
+        (folder / name).write_text("not data")
+    artifact = build(tmp_path, {"path": str(folder)})
+    assert [row["prompt"] for row in rows_of(artifact)] == ["taken", "linked"]
+    (note,) = artifact.manifest.notes
+    for name in (".c.jsonl (hidden", "#d#.jsonl (an editor", "~$e.csv (an editor", "a.jsonl~ (an editor"):
+        assert name in note
+    for name in ("f.xlsx", "g.arrow", "h.jsonl.bz2"):
+        assert f"{name} (unknown extension" in note
+
+
+@pytest.mark.parametrize("names", [["dataset_info.json", "state.json", "data-0.arrow"], ["dataset_dict.json"]])
+def test_a_folder_of_save_to_disk_says_the_way_out(names: list[str], tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match=r"save_to_disk.*load_from_disk.*to_parquet"):
+        build(tmp_path, {"path": str(tmp_path)})
+
+
+@pytest.mark.parametrize("pattern", ["*.jsonl", "q?.csv", "[ab].json"])
+def test_a_pattern_says_the_way_out(pattern: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a pattern; name a folder"):
+        build(tmp_path, {"path": str(tmp_path / pattern)})
+
+
+def test_home_and_names_that_only_look_like_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "q[1].jsonl", numbered(1))
+    assert build(tmp_path, {"path": "~/q[1].jsonl"}).manifest.rows == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("q.jsonl", b'\xef\xbb\xbf{"prompt": "\xc3\xa9"}\n{"prompt": "\xe9"}\n', "line 2, byte 32 .0xe9"),
+        ("q.csv", b"prompt,task\r\n\xc3\xa9,safety\r\n\xff,safety\r\n", "line 3, byte 24 .0xff"),
+        ("q.json", b'[{"prompt":\n"\xc3"}]', "line 2, byte 13 .0xc3"),
+        ("q.json", '[{"prompt": "x"}]'.encode("utf-16"), "UTF-16"),
+        ("q.json", b'{"prompt": "x"}\n{"prompt": "y"}\n', "is JSON Lines.*[.]jsonl"),
+        ("q.json", b'\n{"prompt": "x"}\r\n\r\n{"prompt": "y"}', "is JSON Lines.*[.]jsonl"),
+        ("q.jsonl", b'[{"prompt": "x"}]', "is a JSON list.*[.]json"),
+        ("q.jsonl", b'[\n  {"prompt": "x"}\n]\n', "is a JSON list.*[.]json"),
+        ("q.ndjson", b'\n[ {"prompt": "x"},\n  {"prompt": "y"}]\n', "is a JSON list.*[.]json"),
+    ],
+    ids=lambda value: ascii(value)[:30],
+)
+def test_a_file_that_is_of_another_form_than_its_name_says(
+    name: str, content: bytes, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        build(tmp_path, {"path": str(path)})
 
 
 def test_a_conversation_is_refused_by_a_rule_of_its_own(tmp_path: Path) -> None:

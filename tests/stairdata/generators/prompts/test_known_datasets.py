@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from stairdata.generators.prompts import hub_datasets as hub_rows
 from stairdata.generators.prompts.build import build_prompts
 from stairdata.generators.prompts.known_datasets import KNOWN
 from stairdata.generators.structured_cot.build import build_structured_cot
+from stairdata.generators.structured_cot.from_hub import put_right
 from stairdata.recipe import Recipe, load_recipe, packaged_recipe
 from stairdata.runs.options import BuildOptions
+from stairdata_schemas import grammar
 from stairdata_schemas.artifacts import Artifact, validate_artifact
 from stairdata_schemas.errors import InputError, RecipeError
 from tests.conftest import HUB_TOKEN
@@ -167,9 +171,68 @@ def test_ultrafeedback_rows_without_an_answer(completions: Any) -> None:
     assert KNOWN[FEEDBACK].mapped({"instruction": "Why?", "completions": completions})["reference_answer"] is None
 
 
-def test_scores_that_are_no_numbers_lose() -> None:
-    completions = [{"response": "a", "overall_score": "N/A"}, {"response": "b", "overall_score": "1"}]
+@pytest.mark.parametrize("score", ["N/A", float("nan"), "nan", None, [9], {}])
+def test_scores_that_are_no_numbers_lose(score: Any) -> None:
+    completions = [{"response": "a", "overall_score": score}, {"response": "b", "overall_score": "1"}]
     assert KNOWN[FEEDBACK].mapped({"completions": completions})["reference_answer"] == "b"
+
+
+@pytest.mark.parametrize("kind", ["Image", "Audio", "Video"])
+def test_pictures_and_sound_on_the_hub_that_nobody_asked_for_are_not_decoded(
+    kind: str, hub: HubServer, tmp_path: Path
+) -> None:
+    features = {"prompt": {"dtype": "string", "_type": "Value"}, "media": {"_type": kind}}
+    path = tmp_path / "q.parquet"
+    media = pa.array([{"bytes": b"neither picture nor sound", "path": None}])
+    told = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(pa.table({"prompt": ["Why?"], "media": media}).replace_schema_metadata(told), path)
+    published.put(hub, "org/media", {"data/train-00000-of-00001.parquet": path.read_bytes()})
+    artifact = build(tmp_path, {"hub": "org/media", "task": "safety"})
+    assert [row["prompt"] for row in rows_of(artifact)] == ["Why?"]
+
+
+@pytest.mark.parametrize("on_hub", [False, True])
+@pytest.mark.parametrize("wanted", [1, "harmful", "1", [1, "HARMFUL"]])
+def test_classes_by_number_are_taken_by_name(on_hub: bool, wanted: Any, hub: HubServer, tmp_path: Path) -> None:
+    label = {"names": ["harmless", "harmful"], "_type": "ClassLabel"}
+    features = {"prompt": {"dtype": "string", "_type": "Value"}, "label": label}
+    told = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = pa.table({"prompt": ["Why?", "How?"], "label": [0, 1]}).replace_schema_metadata(told)
+    path = tmp_path / "q.parquet"
+    pq.write_table(table, path)
+    place = {"path": str(path)}
+    if on_hub:
+        published.put(hub, "org/labels", {"data/train-00000-of-00001.parquet": path.read_bytes()})
+        place = {"hub": "org/labels"}
+    source = {**place, "task": "safety", "columns": {"category": "label"}}
+    assert [row["category"] for row in rows_of(build(tmp_path, source))] == ["harmless", "harmful"]
+    assert [row["category"] for row in rows_of(build(tmp_path, source | {"where": {"label": wanted}}))] == ["harmful"]
+
+
+@pytest.mark.parametrize("ends", ["\r\n", "\r", "\n"])
+def test_published_reasoning_with_other_line_ends(ends: str) -> None:
+    text = grammar.render([grammar.Step("Plan:", "Heat.\nWait.")], "Use a pot.\nNow.")
+    assert put_right(text.replace("\n", ends)) == text
+
+
+@pytest.mark.parametrize(
+    ("completions", "answer"),
+    [
+        ({"response": ["a", "b"], "overall_score": ["nan", "1"]}, "b"),
+        ({"response": ["a", "b", None], "overall_score": [7, 2]}, "a"),
+        ({"response": ["a", "b"], "overall_score": [7, 7], "fine-grained_score": [1, 2], "model": "m"}, "b"),
+        ({"response": [], "overall_score": []}, None),
+        ({"response": "text"}, None),
+    ],
+)
+def test_ultrafeedback_s_completions_as_a_dict_of_lists(completions: Any, answer: str | None) -> None:
+    assert KNOWN[FEEDBACK].mapped({"completions": completions})["reference_answer"] == answer
+
+
+@pytest.mark.parametrize(("safer", "answer"), [("1", "b"), ("0.0", "a"), (1.0, "b"), (True, None), ("2", None)])
+def test_saferlhf_s_numbers_as_csv_writes_them(safer: object, answer: str | None) -> None:
+    row = {"response_0": "a", "response_1": "b", "safer_response_id": safer}
+    assert KNOWN[PKU].mapped(row)["reference_answer"] == answer
 
 
 def test_any_dataset_with_a_mapping_and_nested_columns(hub: HubServer, tmp_path: Path) -> None:

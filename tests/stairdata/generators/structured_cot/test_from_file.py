@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +95,18 @@ def test_a_broken_line_by_hand_is_refused(tmp_path: Path) -> None:
     recipe = Recipe.model_validate({"structured_cot": {"path": str(path)}})
     artifact = built(recipe, BuildOptions(root=tmp_path, max_quarantine=1.0))
     assert artifact.manifest.quarantine == {"not_an_object": 1, "not_json": 1}
+
+
+@pytest.mark.parametrize(
+    "body", [b"bytes", datetime(2026, 1, 1), Decimal("1.5")], ids=lambda value: type(value).__name__
+)
+def test_a_parquet_file_by_hand_with_other_things_than_text(body: object, tmp_path: Path) -> None:
+    path = tmp_path / "cot.parquet"
+    step = {"title": "Plan:", "body": body}
+    pl.DataFrame([{"prompt": "Boil?", "task": "safety", "steps": [step], "output": "Yes."}]).write_parquet(path)
+    recipe = Recipe.model_validate({"structured_cot": {"path": str(path)}})
+    with pytest.raises(BuildError, match="not_the_schema"):
+        built(recipe, BuildOptions(root=tmp_path))
 
 
 def test_a_row_of_csv_by_hand_that_lacks_a_field_is_refused_with_its_line(tmp_path: Path) -> None:
