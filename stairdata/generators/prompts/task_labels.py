@@ -29,8 +29,7 @@ from stairdata_schemas.errors import quote
 from stairdata_schemas.kinds import TASKS
 
 TEMPLATE_VERSION = 1
-_MARKS = r"[*_`\"'(\[]*"
-_LABELLED = re.compile(rf"\btask\b\W*?{_MARKS}\b({'|'.join(TASKS)})\b", re.IGNORECASE)
+_LABELLED = re.compile(rf"\btask\b[\W_]*+(?<=\W)({'|'.join(TASKS)})\b", re.IGNORECASE)
 _WORD = re.compile(rf"\b({'|'.join(TASKS)})\b", re.IGNORECASE)
 
 

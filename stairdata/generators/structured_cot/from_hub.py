@@ -28,7 +28,7 @@ STAIR_SFT = "thu-ml/STAIR-SFT"
 TEACHER = "gpt-4o"  # who wrote them, by section 3.1 of the paper
 _BETWEEN = re.compile(rf"({'|'.join(map(re.escape, grammar.CLOSING_TAGS))})\s*(?=<\|(?:Reasoning_step|Output)\|>)")
 _OPENING = re.compile(rf"({re.escape(grammar.STEP_OPEN)}|{re.escape(grammar.OUTPUT_OPEN)})[ \t]*\n\s*")
-_CLOSING = re.compile(rf"\s*\n[ \t]*({'|'.join(map(re.escape, grammar.CLOSING_TAGS))})")
+_CLOSING = re.compile(rf"(?<!\s)\s*\n[ \t]*({'|'.join(map(re.escape, grammar.CLOSING_TAGS))})")
 
 
 def is_published(recipe: Recipe) -> bool:

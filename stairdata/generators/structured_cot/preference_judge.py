@@ -19,14 +19,16 @@ from stairdata_schemas.errors import quote
 
 TEMPLATE_VERSION = 1
 FIRST_CALL = 1  # a prompt's call 0 is its teacher's
-_MARKS = r"[*_`\"'(\[\]).]*"
+_MARKS = r"[*_`\"'(\[\]).]*+"  # possessive: what is given back would be tried in every part
 _READINGS = {
-    "preference": re.compile(rf"\bbetter\b{_MARKS}\s*(?::|is)?\s*{_MARKS}\s*(?:answer\s+)?(A|B|tie)\b", re.IGNORECASE),
-    "compliance": re.compile(rf"\bcomplies\b{_MARKS}\s*:?\s*{_MARKS}\s*(yes|no)\b", re.IGNORECASE),
+    "preference": re.compile(
+        rf"\bbetter\b{_MARKS}\s*+(?::|is)?\s*+{_MARKS}\s*+(?:answer\s+)?(A|B|tie)\b", re.IGNORECASE
+    ),
+    "compliance": re.compile(rf"\bcomplies\b{_MARKS}\s*+:?\s*+{_MARKS}\s*+(yes|no)\b", re.IGNORECASE),
 }
 _ALONE = {
-    "preference": re.compile(r"^\W*(A|B|tie)\W*$", re.IGNORECASE | re.MULTILINE),
-    "compliance": re.compile(r"^\W*(yes|no)\W*$", re.IGNORECASE | re.MULTILINE),
+    "preference": re.compile(r"^[^\w\n]*+(A|B|tie)[^\w\n]*$", re.IGNORECASE | re.MULTILINE),
+    "compliance": re.compile(r"^[^\w\n]*+(yes|no)[^\w\n]*$", re.IGNORECASE | re.MULTILINE),
 }
 
 

@@ -44,12 +44,14 @@ _SCALE = r"(?:\(1\s*(?:-|\u2013|to)\s*5\))?"
 # "4", "4/5", "**4**", "(4)", "4 out of 5"; not "45", "4.5", "4/10", "4 out of 10", "2-3"
 _OF_FIVE = r"(?:\s*/\s*5|\s+out\s+of\s+(?:5|five))?"
 _NUMBER = rf"{_MARKS}([1-5]){_MARKS}{_OF_FIVE}{_MARKS}(?!\d|\.\d|\s*/|\s+out\s+of\b|\s*[-\u2013]\s*\d)"
-_LABEL = rf"\b(?:score|rating)\b{_MARKS}\s*{_SCALE}{_MARKS}\s*(?:[:=]|is)?{_MARKS}\s*"
+# possessive, since white space and marks that are given back are tried in every part of it
+_BEFORE_SCALE = r"(?:[*_`\"'\[\])]|\((?!1\s*(?:-|\u2013|to)\s*5\)))*+"
+_LABEL = rf"\b(?:score|rating)\b{_BEFORE_SCALE}\s*+{_SCALE}{_MARKS}+\s*+(?:[:=]|is)?{_MARKS}+\s*+"
 _READINGS = [
     re.compile(_LABEL + _NUMBER, re.IGNORECASE),
     re.compile(_LABEL + rf"{_MARKS}{_WORD}\b", re.IGNORECASE),
-    re.compile(rf"^\W*{_NUMBER}\W*$", re.MULTILINE),
-    re.compile(rf"^\W*{_WORD}(?:\s+out\s+of\s+five)?\W*$", re.IGNORECASE | re.MULTILINE),
+    re.compile(rf"^[^\w\n]*+{_NUMBER}[^\w\n]*$", re.MULTILINE),
+    re.compile(rf"^[^\w\n]*+{_WORD}(?:\s+out\s+of\s+five)?[^\w\n]*$", re.IGNORECASE | re.MULTILINE),
 ]
 
 
