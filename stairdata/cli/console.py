@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +15,16 @@ if TYPE_CHECKING:
     from stairdata.runs.progress import Progress
 
 SECONDS_BETWEEN_LINES = 15.0
+
+
+def make_streams_whole() -> None:
+    """Let stdout and stderr write every character: those that their encoding lacks come out escaped.
+
+    A C locale or a console of Windows encodes few characters, and text of prompts and models has all of them.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def stderr() -> Console:

@@ -11,7 +11,7 @@ import typer
 
 from stairdata.cli import artifacts, diff, hub, interop, quickstart, review, serve, show, train
 from stairdata.cli.build import group
-from stairdata.cli.console import say
+from stairdata.cli.console import make_streams_whole, say
 
 INTERRUPTED = 130
 ENVIRONMENT = {
@@ -79,6 +79,7 @@ def main() -> None:
     """Run the command line; a user's mistake prints one message and no traceback."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    make_streams_whole()
     try:
         _run()
     except KeyboardInterrupt:  # Ctrl-C once more, while the first one was being dealt with

@@ -9,6 +9,7 @@ from stairdata.llm.client import Client, Generation, Sample, TokenLogprob
 from stairdata.llm.outcomes import Outcome, RequestFailedError
 from stairdata.recipe import Sampling
 from stairdata_schemas import rendering
+from stairdata_schemas.errors import ServerError, quote
 from stairdata_schemas.grammar import (
     CLOSING_TAGS,
     OUTPUT_CLOSE,
@@ -72,6 +73,7 @@ class Actor:
     def __init__(self, client: Client, tokenizer: rendering.Tokenizer, sampling: Sampling, context: int = 4096) -> None:
         self.client = client
         self._context = context
+        self._has_given_logprobs = False
         self.tokenizer = tokenizer
         self.count_tokens = rendering.TokenCounter(tokenizer)
         self.end_of_turn = rendering.end_of_turn(tokenizer).text
@@ -116,10 +118,32 @@ class Actor:
         if room < 1:
             return [Continuation("", is_terminal=False, is_cut=True)] * n, RequestUsage()
         sampling = self._sampling | {"stop": stop} | ({"logprobs": 1} if with_logprobs else {})
-        generation = await self.client.complete(
-            rendered, n=n, max_tokens=room, seed=seed, prompt_tokens=read, **sampling
-        )
+        try:
+            generation = await self.client.complete(
+                rendered, n=n, max_tokens=room, seed=seed, prompt_tokens=read, **sampling
+            )
+        except RequestFailedError as error:
+            if with_logprobs and error.outcomes[-1] is Outcome.INVALID_REQUEST and not self._has_given_logprobs:
+                await self._check_logprobs(rendered, read, error)
+            raise
+        self._has_given_logprobs |= with_logprobs
         return [self._continuation(sample, stop) for sample in generation.samples], RequestUsage.of(generation)
+
+    async def _check_logprobs(self, rendered: str, read: int, error: RequestFailedError) -> None:
+        """Find out whether a server refuses log-probabilities, which it would do for each prompt.
+
+        Raises:
+            ServerError: it does: it answers the same prompt without them.
+        """
+        if "logprob" not in error.detail.lower():
+            try:
+                await self.client.complete(rendered, n=1, max_tokens=1, seed=0, prompt_tokens=read)
+            except RequestFailedError:
+                return  # it is the prompt that it refuses
+        raise ServerError(
+            f"the actor's server refuses requests for log-probabilities ({quote(error.detail)}), which trees.score "
+            "pucb needs for its priors; finished work is kept: use another server, or trees.score ucb"
+        ) from error
 
     def _continuation(self, sample: Sample, stop: list[str]) -> Continuation:
         text, ended, _ = sample.text.partition(self.end_of_turn)

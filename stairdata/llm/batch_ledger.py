@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from collections import Counter
 from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -183,6 +184,15 @@ class Ledger:
             ArtifactError: the files of a batch were removed, so that nobody knows.
         """
         return {id_ for job in self.jobs if job.is_open for id_ in self.ids(job)}
+
+    def times_lost(self) -> Counter[str]:
+        """Return how many batches with each request the server forgot, or deleted the answers of.
+
+        Raises:
+            ArtifactError: the files of a batch were removed, so that nobody knows.
+        """
+        lost = (job for job in self.jobs if job.state is BatchState.LOST)
+        return Counter(id_ for job in lost for id_ in self.ids(job))
 
     def ids(self, job: BatchJob) -> list[str]:
         """Return the ids of a batch's requests; the requests themselves have them, too.

@@ -23,6 +23,9 @@ from stairdata.llm.session import open_client
 from stairdata.recipe import Endpoint
 from stairdata_schemas.errors import BudgetError, RecipeError, ServerError, quote
 
+MOST_LOST = 3
+"""Batches of a request that a provider may lose or delete; each was paid for, as far as it was answered."""
+
 
 class BatchQueue:
     """The batches of one build, on several servers.
@@ -158,14 +161,16 @@ class BatchQueue:
             Whether all were sent; False where the rest waits for room in the account's queue.
 
         Raises:
-            ServerError: the server can't be reached, or refuses; what is prepared is sent by the next call.
+            ServerError: the server can't be reached, refuses, or loses what it is sent again and again; what is
+                prepared is sent by the next call.
             BudgetError: the next request could break a limit; those before it were sent.
             RecipeError: a single request is larger than the queue.
         """
         for prepared in self.jobs:
             if prepared.endpoint == endpoint and prepared.state is BatchState.PREPARED:
                 await self._send(prepared)
-        waiting: Iterator[tuple[BatchRequest, Expense]] = ((each, self._most(endpoint, each)) for each in requests)
+        kept = self._not_lost(requests)
+        waiting: Iterator[tuple[BatchRequest, Expense]] = ((each, self._most(endpoint, each)) for each in kept)
         while (first := next(waiting, None)) is not None:
             room = self._room(endpoint, first[0])
             if room is not None and first[0].prompt_tokens > room:
@@ -182,6 +187,24 @@ class BatchQueue:
                 )
             waiting = chain([left] if left else [], waiting)
         return True
+
+    def _not_lost(self, requests: Iterable[BatchRequest]) -> Iterator[BatchRequest]:
+        """Let requests through until one was lost so often that it would be paid for without end.
+
+        Raises:
+            ServerError: there is one.
+        """
+        lost = self._ledger.times_lost()
+        for request in requests:
+            if lost[request.id] >= MOST_LOST:
+                count = sum(1 for times in lost.values() if times >= MOST_LOST)
+                raise ServerError(
+                    f"the provider lost or deleted {MOST_LOST} batches with the same requests ({count} of them, such "
+                    f"as {quote(request.id)}) before their answers were fetched, so they are not sent again; look at "
+                    "the account's batches and how long it keeps files, and ask these prompts live: run the same "
+                    "command without `--batch`"
+                )
+            yield request
 
     async def _send(self, job: BatchJob) -> None:
         """Upload a prepared batch's requests and make the batch, or go on where an earlier run was stopped."""

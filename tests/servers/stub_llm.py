@@ -88,7 +88,7 @@ class Options:
     """How batches go: the fields of `Plan`."""
     lose: dict[str, list[str]] = field(default_factory=dict)
     """What becomes of the next answers of a route of files and batches, such as {"POST /v1/batches": ["drop"]}, after
-    it has acted: drop, error, kill (of `kill_pid`); before it has acted: refuse; "" is sound."""
+    it has acted: drop, error, kill (of `kill_pid`); before it has acted: refuse, gone; "" is sound."""
     no_format: bool = False
     """Answer 400 to a request for structured outputs."""
     harm: float = 0.0
@@ -182,6 +182,8 @@ async def files_and_batches(request: Request) -> Response:
     STATE.paths[route] += 1
     planned = next((names for name, names in STATE.options.lose.items() if route.startswith(name)), [])
     fault = planned.pop(0) if planned else ""
+    if fault == "gone":
+        return JSONResponse({"error": {"message": "no such file"}}, 404)
     if fault == "refuse":
         return JSONResponse({"error": {"message": "not now"}}, 503)
     response = await _account(request)

@@ -11,9 +11,10 @@ import pytest
 
 from stairdata.llm.actor import Actor, Continuation, RequestUsage, step_prior
 from stairdata.llm.client import Client, Generation, Sample, TokenLogprob
-from stairdata.llm.outcomes import RequestFailedError
+from stairdata.llm.outcomes import Outcome, RequestFailedError
 from stairdata.recipe import Endpoint, Sampling
 from stairdata_schemas import grammar, rendering
+from stairdata_schemas.errors import ServerError
 
 if TYPE_CHECKING:
     from tests.conftest import StubServer
@@ -174,3 +175,26 @@ def test_the_prior_of_a_step_is_the_mean_probability_of_its_tokens() -> None:
 def test_a_closing_tag_in_several_tokens_ends_the_step() -> None:
     tokens = tuple(TokenLogprob(token, math.log(0.5), {}) for token in ("x", "<|/Reasoning", "_step", "|>"))
     assert step_prior((*tokens, TokenLogprob("y", 0.0, {})), "arithmetic") == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("words", ["logprobs is not supported", "unknown parameter", "extra fields"])
+def test_a_server_that_refuses_logprobs_stops_the_build(
+    words: str, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = Client(Endpoint(), "http://127.0.0.1:1/v1", "actor", "key")
+    asked = []
+
+    async def complete(prompt: str, **options: Any) -> Generation:
+        asked.append(options)
+        if "logprobs" in options or "refused" in prompt:
+            raise RequestFailedError([Outcome.INVALID_REQUEST], words if "logprobs" in options else "the prompt")
+        return Generation([Sample("x", "length")], 1, 1)
+
+    monkeypatch.setattr(client, "complete", complete)
+    actor = Actor(client, rendering.load_tokenizer(str(tokenizer_folder)), Sampling())
+    with pytest.raises(ServerError, match=rf"log-probabilities \('{words}'\).*or trees.score ucb"):
+        asyncio.run(actor.steps("prompt", n=2, max_tokens=8, seed=1, with_logprobs=True))
+    assert len(asked) == (1 if "logprob" in words else 2)
+    if "logprob" not in words:
+        with pytest.raises(RequestFailedError, match=words):
+            asyncio.run(actor.steps("refused", n=2, max_tokens=8, seed=1, with_logprobs=True))

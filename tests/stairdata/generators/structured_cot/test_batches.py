@@ -460,6 +460,19 @@ def test_what_is_refused_to_all_loses_no_prompt(
     assert len(rows_of(teach(4, batch="collect"))) == 4
 
 
+def test_answers_that_are_deleted_again_and_again_are_not_paid_for_without_end(
+    teach: Teach, stub_llm: StubServer
+) -> None:
+    stub_llm.control(lose={"GET /v1/files": ["gone"] * 3})
+    for _ in range(3):
+        assert teach(2, batch="submit") is None
+        assert teach(2, batch="collect") is None
+    with pytest.raises(ServerError, match=r"lost or deleted 3 batches with the same requests \(2 of them.*live"):
+        teach(2, batch="submit")
+    assert set(stub_llm.stats()["sent_in_batches"].values()) == {3}
+    assert len(rows_of(teach(2))) == 2, "asked live"
+
+
 @pytest.mark.parametrize(
     "body",
     [
