@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from stairdata_schemas.text.words import comparable, spaced, words, words_and_signs
 
-ENGLISH = st.text(st.characters(codec="ascii", exclude_categories=("Cc",), include_characters="\t\n"))
+ENGLISH = st.text(st.characters(codec="ascii", exclude_categories=["Cc"], include_characters="\t\n"))
 
 
 @given(ENGLISH)
