@@ -42,7 +42,7 @@ fix: install
 	$(BIN)/ruff format .
 
 test: install
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 test-slow: install
 	$(BIN)/pytest -m slow

@@ -67,7 +67,7 @@ def _reading(source: PromptSource) -> dict[str, Any]:
     columns = {ours: theirs for ours, theirs in source.columns.items() if is_known or ours != theirs}
     usual = counted_settings(PromptSource(path=source.path, hub=source.hub))
     settings = counted_settings(source.model_copy(update={"columns": columns}))
-    return {name: value for name, value in settings.items() if value != usual[name]}
+    return {name: value for name, value in settings.items() if name not in usual or value != usual[name]}
 
 
 def _artifact(reference: str, path: Path, root: Path) -> EvaluationSet:

@@ -28,7 +28,7 @@ def test_a_recipe_that_comes_along_and_one_that_does_not(run: Run) -> None:
     assert run("build", "prompts", "--recipe", "stair-50k", "--dry-run").out == "prompts: asks no model\n"
     ended = run("build", "prompts", "--recipe", "stair-5k")
     assert (ended.status, "stair-20k, stair-50k" in ended.err) == (1, True)
-    assert "decontaminate.0" in run("build", "prompts", "--set", "prompts.decontaminate=[3]").err
+    assert "decontaminate.0" in run("build", "prompts", "--set", "prompts.decontaminate=[[]]").err
 
 
 def test_an_unknown_key_of_a_source_names_the_nearest(run: Run) -> None:

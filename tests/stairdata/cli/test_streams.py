@@ -13,7 +13,10 @@ import pytest
 TEXTS = ["naïve", "日本語", "👩🏽 \u200d", "→ ≥ ─"]
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "ascii:strict", "latin-1", "utf-8"])
+@pytest.mark.parametrize(
+    "encoding",
+    ["ascii:strict", *(pytest.param(each, marks=pytest.mark.slow) for each in ("ascii", "cp1252", "latin-1", "utf-8"))],
+)
 def test_results_and_messages_reach_any_stream(encoding: str, tmp_path: Path) -> None:
     rows = [{"prompt": text, "task": "safety", "source": text} for text in TEXTS]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

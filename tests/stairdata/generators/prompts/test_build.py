@@ -406,7 +406,7 @@ def test_a_row_of_csv_with_other_fields_than_the_head_is_refused_with_its_line(
         ('prompt,task\n"b,safety\nc,safety\n"d",safety\n', "line 2: a quoted field .* does not end .*line 4"),
         ('prompt,task\n\n"He said "no"",safety\n', "line 3: a quoted field .* does not end"),
         ('prompt,task\na,"safety\nb,"safety"\n', "line 2: a quoted field .* does not end .*line 3"),
-        ("prompt,task,prompt\na,safety,b\n", "columns 1 and 3 of the head are both called 'prompt'"),
+        ("prompt,task,prompt\na,safety,b\n", "'prompt' stands twice in the head, as columns 1 and 3"),
     ],
 )
 def test_csv_in_which_nobody_knows_where_a_row_or_column_is(content: str, message: str, tmp_path: Path) -> None:

@@ -280,7 +280,9 @@ def many(hub: HubServer) -> list[str]:
     return [f"Question {part}-{n}: {'x' * 900}" for part in range(3) for n in range(30)]
 
 
-@pytest.mark.parametrize("fault", ["error", "drop", "lost", "cut"])
+@pytest.mark.parametrize(
+    "fault", ["error", *(pytest.param(fault, marks=pytest.mark.slow) for fault in ("drop", "lost", "cut"))]
+)
 def test_rows_come_once_each_in_order_whatever_request_fails(fault: str, hub: HubServer, tmp_path: Path) -> None:
     expected = many(hub)
     hub.control(recount=True)

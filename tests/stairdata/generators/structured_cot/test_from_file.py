@@ -182,7 +182,7 @@ def test_an_answer_cut_at_length_is_refused_as_that(ask: Callable[..., Artifact]
     [
         ("I'd rather not.", "not_the_schema", None),
         ("{}", "not_the_schema", None),
-        ('```json\n{"steps": [], "output": "x"}\n```', "not_the_schema", None),
+        ('```json\n{"steps": [], "output": "x"}\n```', "grammar_no_reasoning", '{"steps":[],"output":"x"}'),
         ('{"steps":[],"output":"x"}', "grammar_no_reasoning", None),
         ('{"steps":[{"title":"A:","body":"<|Output|>"}],"output":"x"}', "grammar_nested_tag", None),
         ('{"steps": [{"title": "A:", "body": "b"}], "output": "\\ud83d"}', "not_the_schema", None),
