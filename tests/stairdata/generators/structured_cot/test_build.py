@@ -452,7 +452,6 @@ def test_a_forecast_for_a_model_that_nobody_knows(
 # -- a real model --------------------------------------------------------------------------------------------
 
 WANTED = 50
-DATA = Path(__file__).parents[3] / "stairdata" / "data"
 
 
 @pytest.mark.slow
@@ -462,6 +461,7 @@ def test_smollm2_with_structured_outputs_makes_fifty_rows(tmp_path: Path) -> Non
     missing = vllm_missing()
     if missing:
         pytest.skip(missing)
+    from stairdata.pipeline import DATA
     from stairdata_training.smollm2 import prepare_smollm2
 
     model = prepare_smollm2(tmp_path / "base")
