@@ -19,17 +19,6 @@ FAMILY = 0.25
 Numbers: TypeAlias = npt.NDArray[np.uint64]
 
 
-def character_ngrams(text: str, size: int) -> frozenset[str]:
-    """Return a text's runs of `size` characters; a shorter text is one itself."""
-    return frozenset(text[start : start + size] for start in range(max(1, len(text) - size + 1)))
-
-
-def jaccard(one: frozenset[str], other: frozenset[str]) -> float:
-    """Return how much of two sets is common to both, from 0 to 1."""
-    together = len(one | other)
-    return len(one & other) / together if together else 1.0
-
-
 class NearMatch(NamedTuple):
     """What a text resembles."""
 

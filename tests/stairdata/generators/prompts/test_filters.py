@@ -14,12 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stairdata.generators.prompts.build import build_prompts
-from stairdata.generators.prompts.near_duplicates import (
-    Contamination,
-    NearDuplicates,
-    character_ngrams,
-    jaccard,
-)
+from stairdata.generators.prompts.near_duplicates import Contamination, NearDuplicates
 from stairdata.recipe import ContaminationSection, NearDuplicatesSection, Recipe
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.row_sampling import BottomSample
@@ -31,6 +26,17 @@ LONG = "Write a short letter to my neighbour and ask her whether she would water
 WORDS = tuple(
     dict.fromkeys((LONG + " boil an egg for six minutes then cool it down quickly in cold water").lower().split())
 )
+
+
+def character_ngrams(text: str, size: int) -> frozenset[str]:
+    """Return a text's runs of `size` characters; a shorter text is one itself."""
+    return frozenset(text[start : start + size] for start in range(max(1, len(text) - size + 1)))
+
+
+def jaccard(one: frozenset[str], other: frozenset[str]) -> float:
+    """Return how much of two sets is common to both, from 0 to 1."""
+    together = len(one | other)
+    return len(one & other) / together if together else 1.0
 
 
 def write(path: Path, prompts: list[str], column: str = "prompt", **more: str) -> Path:
