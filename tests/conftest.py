@@ -74,6 +74,11 @@ CHATML = (
 )
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Bytes make no readable id, and packed ones hold the time: workers of pytest-xdist would collect other tests."""
+    return f"{len(val)}-bytes" if isinstance(val, bytes) else None
+
+
 def call(address: str, method: str, path: str, body: str | None) -> dict[str, Any]:
     """Send a request of the tests' own to one of their servers, and return its answer."""
     connection = http.client.HTTPConnection(address, timeout=300)
