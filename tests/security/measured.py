@@ -58,7 +58,7 @@ def run_measured(
     finally:
         timer.cancel()
     process.returncode = os.waitstatus_to_exitcode(status)
-    texts = [path.read_text("utf-8", "replace") for path in (said, complained)]
+    out, err = said.read_text("utf-8", "replace"), complained.read_text("utf-8", "replace")
     said.unlink()
     complained.unlink()
-    return Measured(process.returncode, *texts, usage.ru_maxrss * 1024, time.monotonic() - began)
+    return Measured(process.returncode, out, err, usage.ru_maxrss * 1024, time.monotonic() - began)
