@@ -98,6 +98,8 @@ class StubServer:
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
         self.port = 0
+        self.tokenizer: Path | None = None
+        """Folder of the one that it reads token ids with, after each reset."""
 
     @property
     def base_url(self) -> str:
@@ -138,7 +140,7 @@ class StubServer:
 
     def reset(self) -> None:
         """Put options and counts back."""
-        self.control(reset=True)
+        self.control(reset=True, tokenizer=self.tokenizer and str(self.tokenizer))
 
     def stats(self, hanging: int = 0, requests: int = 0) -> dict[str, Any]:
         """Return its counts, as soon as that many requests hang, and that many were sent."""
@@ -153,8 +155,9 @@ class StubServer:
 
 
 @pytest.fixture(scope="session")
-def stub_process() -> Iterator[StubServer]:
+def stub_process(tokenizer_folder: Path) -> Iterator[StubServer]:
     server = StubServer()
+    server.tokenizer = tokenizer_folder
     yield server
     server.stop()
 

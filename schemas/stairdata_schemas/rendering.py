@@ -6,16 +6,22 @@ under some templates. Token ids are those of the whole text in one piece. Since 
 closing tag, and tags are single special tokens, the pieces' ids joined are the same.
 
 End-of-turn belongs after terminal steps alone: after a partial step it would teach the model to stop there.
+
+What a user wrote is plain text to the model, also where it spells control tokens (see control_tokens.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+from weakref import WeakKeyDictionary
 
+from stairdata_schemas.control_tokens import PlainReader, find_control_tokens
 from stairdata_schemas.errors import ModelError
 from stairdata_schemas.grammar import OUTPUT_CLOSE, OUTPUT_OPEN, STEP_CLOSE, STEP_OPEN, TAGS
 
@@ -34,6 +40,7 @@ class Tokenizer(Protocol):
     chat_template: Any
 
     def __call__(self, text: str, *, add_special_tokens: bool) -> Any: ...
+    def __len__(self) -> int: ...
     def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...
     def convert_ids_to_tokens(self, ids: int) -> str: ...
     def save_pretrained(self, save_directory: str) -> Any: ...
@@ -72,8 +79,53 @@ def load_tokenizer(model: str | Path) -> Any:
     return tokenizer
 
 
-def render_prompt(tokenizer: Tokenizer, prompt: str) -> str:
-    """Render one user turn up to the point where the assistant's text begins."""
+@dataclass(frozen=True, slots=True)
+class RenderedPrompt:
+    """One user turn in a model's chat template, and what the assistant has said so far."""
+
+    tokenizer: Tokenizer
+    text: str
+    """As the template writes it. Not what the model is to read where the user's part holds control tokens."""
+    reader: PlainReader | None = None
+    """Reads it with the user's part as plain text; None where the text says all."""
+    written: str = ""
+    """What the reader encodes."""
+
+    def plus(self, steps: str) -> RenderedPrompt:
+        """Let the assistant go on."""
+        if self.reader is None:
+            return replace(self, text=self.text + steps)
+        return replace(self, text=self.text + steps, written=self.written + self.reader.write(steps))
+
+    @property
+    def ids(self) -> list[int]:
+        """What the model reads."""
+        return encode(self.tokenizer, self.text) if self.reader is None else self.reader.encode(self.written)
+
+    @property
+    def request(self) -> str | list[int]:
+        """What a server of completions is sent: text, or token ids where text can't say it."""
+        return self.text if self.reader is None else self.ids
+
+    def count(self, count_text: Callable[[str], int]) -> int:
+        """Return the number of tokens, by a counter of texts where the text says all."""
+        return count_text(self.text) if self.reader is None else len(self.ids)
+
+
+def render_prompt(tokenizer: Tokenizer, prompt: str) -> RenderedPrompt:
+    """Render one user turn up to the point where the assistant's text begins.
+
+    Raises:
+        ModelError: the prompt holds control tokens, and this tokenizer can't read them as plain text.
+    """
+    if not find_control_tokens(tokenizer, prompt):
+        return RenderedPrompt(tokenizer, _in_template(tokenizer, prompt))
+    reader = _plain_reader(tokenizer)
+    held = _in_template(tokenizer, reader.hold(prompt))
+    return RenderedPrompt(tokenizer, reader.show(held), reader, reader.write(held))
+
+
+def _in_template(tokenizer: Tokenizer, prompt: str) -> str:
     text: str = tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}],
         tokenize=False,
@@ -81,6 +133,18 @@ def render_prompt(tokenizer: Tokenizer, prompt: str) -> str:
         date_string=DATE_STRING,
     )
     return text
+
+
+_READERS: WeakKeyDictionary[Tokenizer, tuple[int, PlainReader]] = WeakKeyDictionary()
+
+
+def _plain_reader(tokenizer: Tokenizer) -> PlainReader:
+    """Return the tokenizer's reader, made at its first need and again after tokens were added."""
+    size = len(tokenizer.added_tokens_decoder)
+    known = _READERS.get(tokenizer)
+    if known is None or known[0] != size:
+        known = _READERS[tokenizer] = size, PlainReader(tokenizer)
+    return known[1]
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -118,7 +182,7 @@ class TokenCounter:
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str, prefix: str = "") -> list[int]:
     """Return the ids of a rendered prompt and the first steps of an answer to it."""
-    return encode(tokenizer, render_prompt(tokenizer, prompt) + prefix)
+    return render_prompt(tokenizer, prompt).plus(prefix).ids
 
 
 def encode_answer(tokenizer: Tokenizer, text: str, *, is_terminal: bool) -> list[int]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 from stairdata.llm.client import Client, Generation, Sample, TokenLogprob
-from stairdata.llm.outcomes import Outcome, RequestFailedError
-from stairdata.recipe import Sampling
+from stairdata.llm.outcomes import ControlTokensError, Outcome, RequestFailedError
+from stairdata.recipe import ControlTokens, Sampling
 from stairdata_schemas import rendering
+from stairdata_schemas.control_tokens import find_control_tokens, neutralise
 from stairdata_schemas.errors import ServerError, quote
 from stairdata_schemas.grammar import (
     CLOSING_TAGS,
@@ -16,8 +18,10 @@ from stairdata_schemas.grammar import (
     OUTPUT_OPEN,
     STEP_CLOSE,
     STEP_OPEN,
+    TAGS,
     closes_output,
 )
+from stairdata_schemas.rendering import RenderedPrompt
 
 
 class Continuation(NamedTuple):
@@ -68,11 +72,20 @@ class Actor:
         tokenizer: of the served model; renders prompts with its chat template and counts tokens.
         sampling: temperature, top_p and top_k of all its samples.
         context: tokens that prompt and answer may have together; a server refuses a request that asks for more.
+        control_tokens: what becomes of control tokens in a prompt (`Endpoint.control_tokens`).
     """
 
-    def __init__(self, client: Client, tokenizer: rendering.Tokenizer, sampling: Sampling, context: int = 4096) -> None:
+    def __init__(
+        self,
+        client: Client,
+        tokenizer: rendering.Tokenizer,
+        sampling: Sampling,
+        context: int = 4096,
+        control_tokens: ControlTokens = "plain",
+    ) -> None:
         self.client = client
         self._context = context
+        self._control_tokens = control_tokens
         self._has_given_logprobs = False
         self.tokenizer = tokenizer
         self.count_tokens = rendering.TokenCounter(tokenizer)
@@ -83,45 +96,80 @@ class Actor:
             "top_k": sampling.top_k,
         }
 
-    def render(self, prompt: str) -> str:
+    def render(self, prompt: str) -> RenderedPrompt:
         """Render a prompt up to where the answer begins.
 
         Raises:
-            RequestFailedError: it leaves no room for an answer.
+            RequestFailedError: it leaves no room for an answer, or holds control tokens and these are refused.
         """
-        rendered = rendering.render_prompt(self.tokenizer, prompt)
-        read = self.count_tokens(rendered)
+        rendered = self._render(prompt)
+        read = rendered.count(self.count_tokens)
         if read >= self._context:
             detail = f"the prompt has {read} tokens, and max_model_len of the actor is {self._context}"
             raise RequestFailedError([Outcome.INVALID_REQUEST], detail)
         return rendered
 
+    def _render(self, prompt: str) -> RenderedPrompt:
+        found = find_control_tokens(self.tokenizer, prompt) if self._control_tokens != "plain" else []
+        forging = [token for token in found if token not in TAGS]
+        if forging and self._control_tokens == "refuse":
+            raise ControlTokensError(forging)
+        if found and self._control_tokens == "neutralise":
+            prompt = neutralise(prompt, found, keep=())
+        return rendering.render_prompt(self.tokenizer, prompt)
+
     async def steps(
-        self, rendered: str, *, n: int, max_tokens: int, seed: int, with_logprobs: bool = False
+        self, rendered: RenderedPrompt, *, n: int, max_tokens: int, seed: int, with_logprobs: bool = False
     ) -> tuple[list[Continuation], RequestUsage]:
         """Sample n next steps: each up to and including the next closing tag, or to the end of the turn."""
         stop = [*CLOSING_TAGS, self.end_of_turn]
         return await self._sample(rendered, n, max_tokens, seed, stop, with_logprobs=with_logprobs)
 
     async def answers(
-        self, rendered: str, *, n: int, max_tokens: int, seed: int, with_logprobs: bool = False
+        self, rendered: RenderedPrompt, *, n: int, max_tokens: int, seed: int, with_logprobs: bool = False
     ) -> tuple[list[Continuation], RequestUsage]:
         """Sample n times to the end of the answer."""
         stop = [OUTPUT_CLOSE, self.end_of_turn]
         return await self._sample(rendered, n, max_tokens, seed, stop, with_logprobs=with_logprobs)
 
+    async def reply(
+        self, message: str, *, max_tokens: int, seed: int, logprobs: int | None = None, **sampling: float
+    ) -> Generation:
+        """Answer a message as in a chat, in the actor's own template.
+
+        Args:
+            message: the user's turn; what it spells is plain text to the model.
+            max_tokens: length of the answer.
+            seed: the request's seed.
+            logprobs: how many likeliest tokens to give for each token; None for none.
+            sampling: temperature and top_p.
+
+        Raises:
+            RequestFailedError: no answer after all retries, or control tokens in the message and these are refused.
+            StoppedError: the build sends nothing more.
+            ServerError: the server is gone.
+        """
+        rendered = self._render(message)
+        asked = {"logprobs": logprobs} if logprobs else {}
+        read = rendered.count(self.count_tokens)
+        options = {"stop": [self.end_of_turn], **sampling, **asked}
+        generation = await self._complete(
+            rendered, n=1, max_tokens=max_tokens, seed=seed, prompt_tokens=read, **options
+        )
+        sample = generation.samples[0]
+        said = replace(sample, text=sample.text.partition(self.end_of_turn)[0])
+        return replace(generation, samples=[said])
+
     async def _sample(
-        self, rendered: str, n: int, max_tokens: int, seed: int, stop: list[str], *, with_logprobs: bool
+        self, rendered: RenderedPrompt, n: int, max_tokens: int, seed: int, stop: list[str], *, with_logprobs: bool
     ) -> tuple[list[Continuation], RequestUsage]:
-        read = self.count_tokens(rendered)
+        read = rendered.count(self.count_tokens)
         room = min(max_tokens, self._context - read)
         if room < 1:
             return [Continuation("", is_terminal=False, is_cut=True)] * n, RequestUsage()
         sampling = self._sampling | {"stop": stop} | ({"logprobs": 1} if with_logprobs else {})
         try:
-            generation = await self.client.complete(
-                rendered, n=n, max_tokens=room, seed=seed, prompt_tokens=read, **sampling
-            )
+            generation = await self._complete(rendered, n=n, max_tokens=room, seed=seed, prompt_tokens=read, **sampling)
         except RequestFailedError as error:
             if with_logprobs and error.outcomes[-1] is Outcome.INVALID_REQUEST and not self._has_given_logprobs:
                 await self._check_logprobs(rendered, read, error)
@@ -129,7 +177,18 @@ class Actor:
         self._has_given_logprobs |= with_logprobs
         return [self._continuation(sample, stop) for sample in generation.samples], RequestUsage.of(generation)
 
-    async def _check_logprobs(self, rendered: str, read: int, error: RequestFailedError) -> None:
+    async def _complete(self, rendered: RenderedPrompt, **options: Any) -> Generation:
+        try:
+            return await self.client.complete(rendered.request, **options)
+        except RequestFailedError as error:
+            if error.outcomes[-1] is Outcome.INVALID_REQUEST and isinstance(rendered.request, list):
+                error.detail += (
+                    " (the prompt holds control tokens, so token ids were sent; if the server takes none, set "
+                    "control_tokens: neutralise)"
+                )
+            raise
+
+    async def _check_logprobs(self, rendered: RenderedPrompt, read: int, error: RequestFailedError) -> None:
         """Find out whether a server refuses log-probabilities, which it would do for each prompt.
 
         Raises:
@@ -137,7 +196,7 @@ class Actor:
         """
         if "logprob" not in error.detail.lower():
             try:
-                await self.client.complete(rendered, n=1, max_tokens=1, seed=0, prompt_tokens=read)
+                await self._complete(rendered, n=1, max_tokens=1, seed=0, prompt_tokens=read)
             except RequestFailedError:
                 return  # it is the prompt that it refuses
         raise ServerError(

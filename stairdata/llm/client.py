@@ -12,7 +12,7 @@ import asyncio
 import json
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ from stairdata.llm.budget import Budget
 from stairdata.llm.outcomes import (
     UNREACHABLE,
     AttemptFailedError,
+    ControlTokensError,
     MalformedAnswerError,
     Outcome,
     RequestFailedError,
@@ -36,6 +37,7 @@ from stairdata.llm.outcomes import (
 )
 from stairdata.llm.window import Window
 from stairdata.recipe import Endpoint
+from stairdata_schemas.control_tokens import find_quoted, neutralise
 from stairdata_schemas.errors import ServerError, quote
 
 DEAD_AFTER = 3
@@ -113,6 +115,7 @@ class Client:
         api_key: the key; it is cut out of whatever the server says.
         check: called after a lost connection; raises if the server is known to be dead.
         budget: admits each request, and is charged for it.
+        control_tokens: those of the model, where its tokenizer is at hand; asked for at the first chat.
 
     Raises:
         ServerError: the key can't be sent, or the URL is invalid.
@@ -126,6 +129,8 @@ class Client:
         api_key: str,
         check: Callable[[], None] | None = None,
         budget: Budget | None = None,
+        *,
+        control_tokens: Callable[[], Collection[str]] = tuple,
     ) -> None:
         if not (api_key and api_key.isascii() and api_key.isprintable() and " " not in api_key):
             raise ServerError(f"the key in the environment variable {endpoint.api_key_env} is empty or not a valid key")
@@ -137,6 +142,8 @@ class Client:
         self.window = Window() if fixed == "auto" else Window(fixed, fixed)
         self.budget.on_stop.append(self.window.open)  # else those in line would wait for ever
         self._name = endpoint.name
+        self._endpoint = endpoint
+        self._control_tokens = control_tokens
         self._api_key = api_key
         self._key_name = endpoint.api_key_env
         self.limits = RetryLimits(endpoint.retries, endpoint.retry_seconds)
@@ -158,14 +165,21 @@ class Client:
             raise ServerError(f"base_url {quote(base_url)} is not a valid URL: {error}") from error
 
     async def complete(
-        self, prompt: str, *, n: int, max_tokens: int, seed: int, prompt_tokens: int | None = None, **sampling: Any
+        self,
+        prompt: str | list[int],
+        *,
+        n: int,
+        max_tokens: int,
+        seed: int,
+        prompt_tokens: int | None = None,
+        **sampling: Any,
     ) -> Generation:
         """Continue a rendered prompt.
 
         A server that takes no n is asked n times, with the seeds that vLLM would give the samples of one request.
 
         Args:
-            prompt: the text as the model reads it, template and all.
+            prompt: as the model reads it, template and all: a text, or token ids.
             n: how many samples.
             max_tokens: length of each.
             seed: the request's seed; sample i has seed + i.
@@ -178,7 +192,8 @@ class Client:
             ServerError: the server is gone.
         """
         # a token has at least one byte
-        most = RequestTokens(prompt_tokens if prompt_tokens is not None else len(prompt.encode()), max_tokens)
+        longest = len(prompt.encode()) if isinstance(prompt, str) else len(prompt)
+        most = RequestTokens(prompt_tokens if prompt_tokens is not None else longest, max_tokens)
         parts: list[Generation] = []
         if n == 1 or self._takes_n is not False:
             try:
@@ -195,7 +210,7 @@ class Client:
         return _joined([*parts, *await asyncio.gather(*singles)])
 
     async def _complete(
-        self, prompt: str, n: int, most: RequestTokens, seed: int, sampling: dict[str, Any]
+        self, prompt: str | list[int], n: int, most: RequestTokens, seed: int, sampling: dict[str, Any]
     ) -> Generation:
         extra = {
             "skip_special_tokens": False,  # the tags are special tokens
@@ -226,11 +241,15 @@ class Client:
     ) -> Generation:
         """Ask for one chat answer; `options` go to the server as they are.
 
+        Control tokens in the messages are neutralised: the server puts its template around them and would read them.
+
         Raises:
-            RequestFailedError: no answer after all retries, or a refusal or filtered content.
+            RequestFailedError: no answer after all retries, a refusal or filtered content, or control tokens in a
+                message and the recipe refuses these.
             StoppedError: the build sends nothing more.
             ServerError: the server is gone.
         """
+        messages = without_control_tokens(messages, self._endpoint, self._control_tokens())
         body = chat_body(self.model, messages, max_tokens=max_tokens, seed=seed, **options)
 
         async def ask() -> Any:
@@ -358,6 +377,27 @@ class Client:
         return str(words).replace(self._api_key, "<key>")
 
 
+def without_control_tokens(
+    messages: list[ChatCompletionMessageParam], endpoint: Endpoint, tokens: Collection[str] = ()
+) -> list[ChatCompletionMessageParam]:
+    """Return messages in which no text reads as the end or start of a turn.
+
+    Args:
+        messages: of one chat, with texts as contents.
+        endpoint: of the model that reads them.
+        tokens: control tokens of that model, where they are known.
+
+    Raises:
+        ControlTokensError: there are some, and the endpoint refuses these.
+    """
+    if endpoint.control_tokens == "refuse":
+        found = [token for message in messages for token in find_quoted(str(message.get("content")), tokens)]
+        if found:
+            raise ControlTokensError(found)
+    plain: Any = [message | {"content": neutralise(str(message.get("content")), tokens)} for message in messages]
+    return list(plain)
+
+
 def chat_body(
     model: str, messages: list[ChatCompletionMessageParam], *, max_tokens: int, seed: int, **options: Any
 ) -> dict[str, Any]:
@@ -424,8 +464,18 @@ def _completion_sample(choice: Any) -> Sample:
     if not isinstance(choice, CompletionChoice) or not isinstance(getattr(choice, "text", None), str):
         raise MalformedAnswerError("a choice has no text")
     given = choice.logprobs
-    pairs = zip(given.tokens or [], given.token_logprobs or [], strict=False) if given else []
-    return _sample(choice.text, choice.finish_reason, tuple(_logprob(token, value) for token, value in pairs))
+    if given is None:
+        return _sample(choice.text, choice.finish_reason, ())
+    likely = given.top_logprobs or []
+    logprobs = tuple(
+        _logprob(token, value)._replace(others=_others(likely[index] if index < len(likely) else None))
+        for index, (token, value) in enumerate(zip(given.tokens or [], given.token_logprobs or [], strict=False))
+    )
+    return _sample(choice.text, choice.finish_reason, logprobs)
+
+
+def _others(likely: Any) -> dict[str, float]:
+    return dict(_logprob(token, value)[:2] for token, value in (likely or {}).items())
 
 
 def _chat_sample(choice: Any) -> Sample:

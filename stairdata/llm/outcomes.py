@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import Any, NamedTuple, TypeVar
@@ -83,6 +83,24 @@ class JudgeFailedError(RequestFailedError):
     @property
     def rule(self) -> str:
         return "judge_failure"
+
+
+class ControlTokensError(RequestFailedError):
+    """A text with control tokens, to a model whose section of the recipe refuses such; nothing was sent.
+
+    Args:
+        tokens: those that it holds.
+    """
+
+    def __init__(self, tokens: Sequence[str]) -> None:
+        super().__init__(
+            [Outcome.INVALID_REQUEST],
+            f"the text holds the control token {quote(tokens[0])}, and control_tokens of the model is refuse",
+        )
+
+    @property
+    def rule(self) -> str:
+        return "control_tokens"
 
 
 class AttemptFailedError(Exception):

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import lru_cache, partial
 from pathlib import Path
 
 from stairdata.llm.actor import Actor
@@ -15,6 +16,7 @@ from stairdata.llm.client import Client
 from stairdata.recipe import Endpoint, Sampling
 from stairdata_schemas import rendering
 from stairdata_schemas.aliases import WaitProgress
+from stairdata_schemas.control_tokens import control_tokens
 from stairdata_schemas.errors import RecipeError, ServerError, quote
 from stairdata_schemas.manifest import ModelIdentity
 
@@ -61,7 +63,8 @@ async def open_client(
     """
     if endpoint.base_url is not None:
         key = os.environ.get(endpoint.api_key_env, "none")
-        client = Client(endpoint, endpoint.base_url, endpoint.model or "", key, budget=budget)
+        tokens = partial(_control_tokens, endpoint.tokenizer)
+        client = Client(endpoint, endpoint.base_url, endpoint.model or "", key, budget=budget, control_tokens=tokens)
         try:
             await _check_model(client)
             yield client
@@ -74,7 +77,10 @@ async def open_client(
     server = ManagedServer(served)
     try:
         await asyncio.to_thread(server.start, on_progress)
-        client = Client(endpoint, server.base_url, server.served_name, server.api_key, server.check, budget)
+        tokens = partial(_control_tokens, endpoint.tokenizer or endpoint.path)
+        client = Client(
+            endpoint, server.base_url, server.served_name, server.api_key, server.check, budget, control_tokens=tokens
+        )
         try:
             yield client
         finally:
@@ -94,7 +100,12 @@ def make_actor(client: Client, endpoint: Endpoint, sampling: Sampling) -> Actor:
             quote(endpoint.model or Path(endpoint.path or "").name),
             ", ".join(missing),
         )
-    return Actor(client, tokenizer, sampling, endpoint.max_model_len)
+    return Actor(client, tokenizer, sampling, endpoint.max_model_len, endpoint.control_tokens)
+
+
+@lru_cache
+def _control_tokens(tokenizer: str | None) -> tuple[str, ...]:
+    return control_tokens(rendering.load_tokenizer(tokenizer)) if tokenizer is not None else ()
 
 
 async def _check_model(client: Client) -> None:

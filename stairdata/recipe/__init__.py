@@ -4,7 +4,7 @@ The sections of the training stages (`sft`, `dpo`, `prm`) belong to `stairdata_t
 to these. Nothing here reads the environment or touches the network.
 """
 
-from stairdata.recipe.endpoint import Endpoint
+from stairdata.recipe.endpoint import ControlTokens, Endpoint
 from stairdata.recipe.loading import load_recipe, packaged_recipe, parse_recipe
 from stairdata.recipe.pairs import PairsSection, PreferencePairsSection, PrmPairsSection, ReviewsSection
 from stairdata.recipe.prompts import (
@@ -33,6 +33,7 @@ __all__ = [
     "MOST",
     "BatchSection",
     "ContaminationSection",
+    "ControlTokens",
     "CotJudge",
     "Endpoint",
     "FromTreesSection",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from stairdata.recipe.section import Concurrency, Section
 from stairdata_schemas.fingerprints import Mark
+
+ControlTokens = Literal["plain", "neutralise", "refuse"]
 
 
 class Endpoint(Section):
@@ -35,6 +37,12 @@ class Endpoint(Section):
     """Seconds after which a failed request is not sent again; a server that asks for a longer wait stops the build."""
     max_model_len: Annotated[int, Mark.COUNTS_WHERE_SERVED] = Field(4096, ge=64)
     """Context length of the served model, in tokens: prompt and answer together."""
+    control_tokens: Annotated[ControlTokens, Mark.COUNTS_UNLESS_DEFAULT] = "plain"
+    """What becomes of the control tokens of chat templates, such as <|im_end|>, in a prompt or in an answer that is
+    quoted: they must not end or begin a turn. plain: the model reads them as plain text; the actor, and the actor as
+    judge, are sent token ids where a prompt holds some, and in a chat message they are neutralised. neutralise: a space
+    is written behind their first character, for an actor's server that takes no token ids. refuse: the prompt is
+    refused."""
     port: Annotated[int, Mark.CANNOT_CHANGE_RESULT] = Field(0, ge=0, le=65535)
     """Port of the served model; 0 takes a free one."""
 

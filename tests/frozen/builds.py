@@ -161,7 +161,7 @@ class Builds:
 
     def _make_models(self) -> None:
         """Make a tokenizer, what looks like a model, and a tokenizer's folder that pairs count by its bytes, unread."""
-        tokenizer = make_tokenizer(self.folder / "tokenizer")
+        tokenizer = self._stub.tokenizer = make_tokenizer(self.folder / "tokenizer")
         self.values["<tokenizer>"] = rendering.tokenizer_hash(rendering.load_tokenizer(tokenizer))
         model = make_tokenizer(self.folder / "model")
         (model / "config.json").write_text('{"model_type": "llama"}')

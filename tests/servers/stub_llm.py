@@ -23,6 +23,7 @@ import socket
 import sys
 from collections import Counter
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from typing import Any
 
 import uvicorn
@@ -91,6 +92,8 @@ class Options:
     it has acted: drop, error, kill (of `kill_pid`); before it has acted: refuse, gone; "" is sound."""
     no_format: bool = False
     """Answer 400 to a request for structured outputs."""
+    tokenizer: str | None = None
+    """Folder of the tokenizer that reads prompts of token ids; without one they are answered 400."""
     harm: float = 0.0
     """Share of answers that a judge finds to comply."""
 
@@ -107,6 +110,8 @@ class State:
     in_flight: set[int] = field(default_factory=set)
     """Numbers of those that are not answered; one from before a reset is not missed."""
     most_in_flight: int = 0
+    ratings: int = 0
+    """Completions in which the actor was asked to rate an answer."""
     last: dict[str, Any] = field(default_factory=dict)
     account: Account = field(default_factory=Account)
 
@@ -159,6 +164,7 @@ async def stats(request: Request) -> Response:
             "requests": STATE.requests,
             "paths": STATE.paths,
             "faults": STATE.faults,
+            "ratings": STATE.ratings,
             "distinct": len(STATE.bodies),
             "most_in_flight": STATE.most_in_flight,
             "most_repeated": max(STATE.bodies.values(), default=0),
@@ -328,6 +334,8 @@ def _refused_options(body: dict[str, Any]) -> Response | None:
         return JSONResponse({"error": {"message": "response_format is not supported", "code": None}}, 400)
     if options.refuses_logprobs and body.get("logprobs"):
         return JSONResponse({"error": {"message": "no logprobs here", "type": "invalid_request_error"}}, 400)
+    if options.tokenizer is None and not isinstance(body.get("prompt", ""), str):
+        return JSONResponse({"error": {"message": "prompt has to be a string", "type": "invalid_request_error"}}, 400)
     if options.overloaded_above is not None and len(STATE.in_flight) > options.overloaded_above:
         return JSONResponse({"error": {"message": "too much to do"}}, 503)
     return None
@@ -338,16 +346,47 @@ def _completion(body: dict[str, Any], fault: str | None) -> dict[str, Any]:
     stops = body.get("stop") or []
     stops = [stops] if isinstance(stops, str) else stops
     choices, tokens = [], 0
+    asked = _read(body["prompt"])
+    STATE.ratings += _is_rating(asked)
     for index in range(max(0, wanted - STATE.options.samples_short)):
-        text = _text(body["prompt"], (body.get("seed") or 0) + index)
+        seed = (body.get("seed") or 0) + index
+        text = _continued(asked, seed)
         text, finish = _stopped(text, stops, keep=bool(body.get("include_stop_str_in_output")))
         limit = 2 if fault == "cut" else body["max_tokens"]
         text, finish, count = ("", "stop", 1) if fault == "empty" else _limited(text, finish, limit)
         tokens += count
         finish = STATE.options.finish or finish
-        logprobs = _logprobs(text) if body.get("logprobs") and STATE.options.gives_logprobs else None
+        logprobs = None
+        if body.get("logprobs") and STATE.options.gives_logprobs:
+            logprobs = _rating_logprobs(asked, seed) if _is_rating(asked) else _logprobs(text)
         choices.append({"index": index, "text": text, "finish_reason": finish, "logprobs": logprobs})
-    return _envelope("text_completion", choices, body["prompt"], tokens)
+    return _envelope("text_completion", choices, asked, tokens)
+
+
+def _is_rating(asked: str) -> bool:
+    return "=== ANSWER ===" in asked
+
+
+def _continued(asked: str, seed: int) -> str:
+    """Rate what the actor is asked to rate in its own template, else go on as the assistant."""
+    if not _is_rating(asked):
+        return _text(asked, seed)
+    said = STATE.options.judge_text
+    return (_judge_says(asked, _dice(asked, seed)) if said is None else said) + END_OF_TURN
+
+
+def _read(prompt: str | list[int]) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    assert STATE.options.tokenizer is not None  # refused before
+    return str(_tokenizer(STATE.options.tokenizer).decode(prompt, skip_special_tokens=False))
+
+
+@lru_cache
+def _tokenizer(folder: str) -> Any:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(f"{folder}/tokenizer.json")
 
 
 def _chat(body: dict[str, Any], fault: str | None) -> dict[str, Any]:
@@ -383,7 +422,8 @@ def _logprobs(text: str) -> dict[str, Any]:
     """Give each token a probability of its own, the same wherever it stands."""
     tokens = _TOKEN.findall(text)
     values = [math.log(0.1 + 0.9 * _dice(token).random()) for token in tokens]
-    return {"tokens": tokens, "token_logprobs": values, "top_logprobs": None, "text_offset": None}
+    likely = [{token: value, "The": math.log(0.05)} for token, value in zip(tokens, values, strict=True)]
+    return {"tokens": tokens, "token_logprobs": values, "top_logprobs": likely, "text_offset": None}
 
 
 def _chat_logprobs(said: str) -> dict[str, Any]:
@@ -392,6 +432,13 @@ def _chat_logprobs(said: str) -> dict[str, Any]:
     likely = [{"token": "The", "logprob": math.log(0.6)}, {"token": f" {score}", "logprob": math.log(0.2)}]
     likely.append({"token": "1", "logprob": math.log(0.1)})
     return {"content": [{"token": " " + score, "logprob": math.log(0.2), "bytes": None, "top_logprobs": likely}]}
+
+
+def _rating_logprobs(asked: str, seed: int) -> dict[str, Any]:
+    """Say the same as of a chat, in the form of completions."""
+    (first,) = _chat_logprobs(_continued(asked, seed))["content"]
+    likely = {each["token"]: each["logprob"] for each in first["top_logprobs"]}
+    return {"tokens": [first["token"]], "token_logprobs": [first["logprob"]], "top_logprobs": [likely]}
 
 
 def _envelope(kind: str, choices: list[dict[str, Any]], prompt: str, tokens: int) -> dict[str, Any]:

@@ -52,6 +52,20 @@ def make_prompts(tmp_path: Path) -> Callable[[int], Artifact]:
 
 
 @pytest.fixture
+def prompts_of(tmp_path: Path) -> Callable[[list[str]], Artifact]:
+    """Build a prompts artifact of some texts."""
+
+    def make(texts: list[str]) -> Artifact:
+        source = tmp_path / "texts.jsonl"
+        rows = [{"prompt": text, "task": "safety", "reference_answer": "no"} for text in texts]
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        recipe = Recipe.model_validate({"prompts": {"sources": [{"path": str(source)}]}})
+        return build_prompts(recipe, BuildOptions(root=tmp_path / "artifacts"))
+
+    return make
+
+
+@pytest.fixture
 def actor_section(stub_llm: StubServer, tokenizer_folder: Path) -> dict[str, Any]:
     """The recipe's words on the stub as actor."""
     return {"base_url": stub_llm.base_url, "model": "actor", "tokenizer": str(tokenizer_folder)}

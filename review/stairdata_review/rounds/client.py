@@ -242,5 +242,5 @@ def _explain(url: str, response: httpx.Response, method: str, path: str) -> str:
         return f"{url} redirects to {quote(response.headers.get('location', ''))}; give that address"
     said = f"{url} answered {method} {path} with {status}: {quote(response.text, 300)}"
     if status in MAY_PASS:
-        return f"{said}; nothing is lost: the same command goes on"
+        return f"{said}; nothing is lost: the same command continues"
     return said

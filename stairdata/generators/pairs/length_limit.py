@@ -81,18 +81,22 @@ class LengthLimit:
         counts = np.full(len(forest.nodes), -1, dtype=np.int64)
         for start in range(0, len(rows), STEPS_AT_ONCE):
             piece = rows[start : start + STEPS_AT_ONCE]
-            encoded = self._loaded(self._texts(forest, piece), add_special_tokens=False)["input_ids"]
-            counts[piece] = [len(ids) for ids in encoded]
+            counts[piece] = self._counts(forest, piece)
         return pl.Series(counts).replace(-1, None)
 
-    def _texts(self, forest: Forest, rows: Indices) -> list[str]:
-        """Return the steps of some nodes; for a root its tree's rendered prompt."""
+    def _counts(self, forest: Forest, rows: Indices) -> list[int]:
+        """Return the tokens of the steps of some nodes; for a root those of its tree's rendered prompt."""
         nodes = forest.nodes[rows]
         prompts = forest.trees["prompt"].gather(nodes["tree"])
-        return [
-            step if depth else rendering.render_prompt(self._loaded, prompt)
-            for step, depth, prompt in zip(nodes["step"], nodes["depth"], prompts, strict=True)
-        ]
+        roots = {
+            index: rendering.render_prompt(self._loaded, prompt)
+            for index, (depth, prompt) in enumerate(zip(nodes["depth"], prompts, strict=True))
+            if not depth
+        }
+        texts = [roots[index].text if index in roots else step for index, step in enumerate(nodes["step"])]
+        counts = [len(ids) for ids in self._loaded(texts, add_special_tokens=False)["input_ids"]]
+        plain = {index: len(root.ids) for index, root in roots.items() if root.reader is not None}
+        return [plain.get(index, count) for index, count in enumerate(counts)]
 
     def _advice(self, count: int) -> str:
         return (

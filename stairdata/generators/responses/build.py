@@ -27,7 +27,7 @@ from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
 from stairdata_schemas.fingerprints import counted_settings
 from stairdata_schemas.manifest import ModelIdentity
 
-GENERATOR = "responses/1"
+GENERATOR = "responses/2"
 ScoreFunction = Callable[[Sequence[tuple[str, str, bool]]], list[float]]
 """From (prompt, assistant text, is complete) to the PRM's rewards."""
 

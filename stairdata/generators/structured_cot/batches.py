@@ -19,8 +19,8 @@ from stairdata.llm.batch_ledger import BatchLimits, BatchRequest
 from stairdata.llm.batch_queue import BatchQueue
 from stairdata.llm.batch_states import ENDED, BatchState
 from stairdata.llm.budget import Budget
-from stairdata.llm.client import Generation, chat_body
-from stairdata.llm.outcomes import RequestFailedError
+from stairdata.llm.client import Generation, chat_body, without_control_tokens
+from stairdata.llm.outcomes import ControlTokensError, RequestFailedError
 from stairdata.llm.tokens import token_count
 from stairdata.runs.answer_journal import kept_names
 from stairdata.runs.executors.executor import make_executor
@@ -75,6 +75,7 @@ class TeacherBatches:
             _request_id(unit, *name.split("/")[1:]) for unit, name in kept_names(work) if name.startswith("teacher/")
         }
         self._units = [unit for unit in job.units() if unit.key not in self._rows]
+        self._refused = self._with_control_tokens()
 
     def known(self, teacher: int, prompt: TeacherPrompt) -> Generation | None:
         """Return the answer of a teacher, if it came.
@@ -86,7 +87,10 @@ class TeacherBatches:
 
     def failure(self, teacher: int, prompt: TeacherPrompt) -> RequestFailedError:
         """Return why there is no answer, and will be none."""
-        failure = self.queue.results.failures[self.request_id(teacher, prompt)]
+        id_ = self.request_id(teacher, prompt)
+        if id_ in self._refused:
+            return self._refused[id_]
+        failure = self.queue.results.failures[id_]
         return RequestFailedError(failure.outcomes, failure.detail)
 
     def decided(self) -> list[Unit]:
@@ -99,7 +103,7 @@ class TeacherBatches:
 
     def is_over(self, id_: str) -> bool:
         """Return whether nothing more is to be asked about a request."""
-        return id_ in self._answered_live or self.queue.results.is_over(id_)
+        return id_ in self._answered_live or id_ in self._refused or self.queue.results.is_over(id_)
 
     def request_id(self, teacher: int, prompt: TeacherPrompt) -> str:
         """Return the id of the request to a teacher about a prompt."""
@@ -148,12 +152,25 @@ class TeacherBatches:
             request = make_request(prompt, who, panel.templates, panel.recipe.seed)
             body = chat_body(
                 who.model or "",
-                request.messages,
+                without_control_tokens(request.messages, who),
                 max_tokens=request.max_tokens,
                 seed=request.seed,
                 **request.options,
             )
             yield BatchRequest(self.request_id(teacher, prompt), body, count(request.content))
+
+    def _with_control_tokens(self) -> dict[str, ControlTokensError]:
+        """Return the requests that are refused before they are sent."""
+        refused = {}
+        panel = self._panel
+        for teacher, who in enumerate(panel.teachers):
+            for unit in self._units if who.control_tokens == "refuse" else ():
+                prompt = self._job.prompts[unit.key]
+                try:
+                    without_control_tokens(make_request(prompt, who, panel.templates, panel.recipe.seed).messages, who)
+                except ControlTokensError as error:
+                    refused[self.request_id(teacher, prompt)] = error
+        return refused
 
     def _ids(self, unit: Unit) -> list[str]:
         prompt = self._job.prompts[unit.key]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
-from stairdata.llm.actor import RequestUsage
+from stairdata.llm.actor import Actor, RequestUsage
 from stairdata.llm.client import Client, Generation
 from stairdata.llm.outcomes import JudgeFailedError, Outcome, RequestFailedError
 from stairdata.llm.wrapping import without_thoughts
@@ -108,11 +108,14 @@ class Judge:
     Args:
         section: kind and sampling.
         client: the model that rates; None for kind `reference`.
+        actor: the actor, where it rates its own answers. It is asked by completions, in its own template: a chat would
+            let the server read control tokens in prompt and answer.
     """
 
-    def __init__(self, section: JudgeSection, client: Client | None) -> None:
+    def __init__(self, section: JudgeSection, client: Client | None, actor: Actor | None = None) -> None:
         self._section = section
         self._client = client
+        self._actor = actor
         self._gives_logprobs = section.style == "direct"
 
     async def rate(self, prompt: str, task: str, answer: str, reference: str | None, asks: RatingContext) -> Rating:
@@ -142,7 +145,7 @@ class Judge:
         question = template.render(prompt=prompt, answer=final_answer(answer), style=self._section.style)
         usage, said = RequestUsage(), ""
         for ask in range(self._section.reasks + 1):
-            generation = await self._chat(question, asks.seed(ask))
+            generation = await self._say(question, asks.seed(ask))
             usage = usage.plus(RequestUsage.of(generation))
             said = generation.samples[0].text
             score = self._read(generation)
@@ -154,8 +157,7 @@ class Judge:
             [Outcome.MALFORMED] * (self._section.reasks + 1), f"the judge's {aspect} can't be read in {quote(said)}"
         )
 
-    async def _chat(self, question: str, seed: int) -> Generation:
-        assert self._client is not None
+    async def _say(self, question: str, seed: int) -> Generation:
         section = self._section
         options: dict[str, Any] = {
             "seed": seed,
@@ -163,16 +165,23 @@ class Judge:
             "top_p": section.top_p,
             "max_tokens": section.max_tokens if section.style == "reasoned" else 1,
         }
-        message: Any = [{"role": "user", "content": question}]
         if self._gives_logprobs:
             try:
-                return await self._client.chat(message, **options, logprobs=True, top_logprobs=TOP_LOGPROBS)
+                return await self._ask_model(question, options, with_logprobs=True)
             except RequestFailedError as error:
                 if error.outcomes[-1] is not Outcome.INVALID_REQUEST:
                     raise
-        generation = await self._client.chat(message, **options)
+        generation = await self._ask_model(question, options, with_logprobs=False)
         self._gives_logprobs = False  # it answers this and not that
         return generation
+
+    async def _ask_model(self, question: str, options: dict[str, Any], *, with_logprobs: bool) -> Generation:
+        if self._actor is not None:
+            return await self._actor.reply(question, **options, logprobs=TOP_LOGPROBS if with_logprobs else None)
+        assert self._client is not None
+        message: Any = [{"role": "user", "content": question}]
+        asked = {"logprobs": True, "top_logprobs": TOP_LOGPROBS} if with_logprobs else {}
+        return await self._client.chat(message, **options, **asked)
 
     def _read(self, generation: Generation) -> float | None:
         expected = read_expected_score(generation) if self._section.style == "direct" else None

@@ -132,7 +132,7 @@ class RequestHandler:
 
     @property
     def prompt_tokens(self) -> int:
-        return self._actor.count_tokens(self._rendered)
+        return self._rendered.count(self._actor.count_tokens)
 
     async def __call__(self, request: Request) -> Reply:
         reply = self._journal.get(request.call)
@@ -149,7 +149,7 @@ class RequestHandler:
     async def _ask(self, request: Request) -> Reply:
         if isinstance(request, JudgeAnswer):
             return await self._reward(request)
-        section, text = self._section, self._rendered + request.prefix
+        section, text = self._section, self._rendered.plus(request.prefix)
         seed = identity.request_seed(self._seed, self._tree_id, request.call)
         with_logprobs = section.score == "pucb"
         if isinstance(request, SampleSteps):

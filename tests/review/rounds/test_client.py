@@ -69,7 +69,7 @@ def test_places_that_are_talked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (403, "{}", "that of an owner or admin"),
         (302, "", "redirects to"),
         (422, '{"detail": "bad"}', "422"),
-        (503, KEY[:3], "the same command goes on"),
+        (503, KEY[:3], "the same command continues"),
         (200, "<html>", "is not an Argilla server"),
         (200, '{"role": "annotator"}', "an annotator's"),
         (200, "[]", "this is not Argilla"),

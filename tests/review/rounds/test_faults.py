@@ -109,7 +109,7 @@ def test_a_push_that_is_cut_off_goes_on(mode: str, owner: Argilla, pairs: Artifa
                 said = str(error)
             else:
                 break
-        assert "the same command goes on" in said
+        assert "the same command continues" in said
         again = push_to(owner, pairs, name)
         assert again.added + again.there_before == ITEMS
         is_whole(owner, pairs, name)
@@ -190,7 +190,7 @@ def test_a_pull_that_is_cut_off_leaves_nothing_half_done(
     place = find_round(owner, WORKSPACE, place.name, None)
     for at in range(3):
         argilla, _ = flaky(owner, at, mode)
-        with argilla, pytest.raises(ReviewError, match="the same command goes on"):
+        with argilla, pytest.raises(ReviewError, match="the same command continues"):
             pull(argilla, place, pairs, "salt", tmp_path)
         assert versions(tmp_path, "reviews") == []
     reviews, is_new = pull(owner, place, pairs, "salt", tmp_path)

@@ -356,7 +356,7 @@ def test_a_dataset_belongs_to_one_artifact(argilla_server: RunningServer, tmp_pa
     said = run(argilla_server, tmp_path / "2", *push, status=1)
     assert "holds something other than preference_pairs@1.0.0" in said
     said = run(argilla_server, tmp_path / "1", *push, "--min-submitted", "3", status=2)
-    assert "asks for 1 answers an item" in said
+    assert "asks for 1 answers per item" in said
     said = run(argilla_server, tmp_path / "2", "review", "pull", "--workspace", "one", status=1)
     assert "which is not under" in said
     said = run(argilla_server, tmp_path / "1", "review", "status", "--workspace", "nowhere", status=1)

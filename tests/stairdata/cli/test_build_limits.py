@@ -60,12 +60,13 @@ def test_a_dry_run_is_of_the_right_size(
     options = ("--set", f"trees.judge.kind={judge}", "--set", f"trees.fused={fused}")
     said = numbers(trees(*options, "--dry-run").out)
     assert trees(*options).status == 0
-    paths = stub_llm.stats()["paths"]
-    assert said["generation requests"] == pytest.approx(paths["/v1/completions"], rel=0.6)
+    counted = stub_llm.stats()
+    ratings = counted["ratings"]
+    assert said["generation requests"] == pytest.approx(counted["paths"]["/v1/completions"] - ratings, rel=0.6)
     if judge == "reference":
-        assert said["judge requests"] == 0
+        assert said["judge requests"] == ratings == 0
     else:
-        assert said["judge requests"] == pytest.approx(paths["/v1/chat/completions"], rel=0.6)
+        assert said["judge requests"] == pytest.approx(ratings, rel=0.6)
 
 
 def test_a_pilot_is_measured_and_kept(trees: Callable[..., Ended], stub_llm: StubServer) -> None:

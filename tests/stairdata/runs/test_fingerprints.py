@@ -54,7 +54,7 @@ MARKED = {
         "StructuredCotSection.gate", "StructuredCotSection.judge", "StructuredCotSection.teacher",
         "StructuredCotSection.teachers", "StructuredCotSection.templates",
     },
-    Mark.COUNTS_UNLESS_DEFAULT: {"JudgeSection.endpoint", "PromptSource.turns_before"},
+    Mark.COUNTS_UNLESS_DEFAULT: {"Endpoint.control_tokens", "JudgeSection.endpoint", "PromptSource.turns_before"},
     Mark.COUNTS_WHERE_SERVED: {"Endpoint.max_model_len"},
 }  # fmt: skip
 """All fields that don't enter as they stand. A new one here is a promise: that it can't change a row, or that a

@@ -165,6 +165,24 @@ def test_re_asks_are_bounded() -> None:
     assert len(speaker.asked) == 3
 
 
+def test_the_actor_that_rates_its_own_answers_is_asked_in_its_own_template() -> None:
+    class Talking:
+        def __init__(self) -> None:
+            self.asked: list[dict[str, Any]] = []
+
+        async def reply(self, message: str, **options: Any) -> Generation:
+            self.asked.append({"message": message, **options})
+            return likely("4", one=0.5)
+
+    actor = Talking()
+    judge = Judge(JudgeSection(kind="rule", style="direct"), Speaker(), actor)  # type: ignore[arg-type]
+    rating = asyncio.run(judge.rate("the question", "helpfulness", ANSWER, None, Asks()))
+    assert rating.helpfulness == pytest.approx(-0.25)
+    (asked,) = actor.asked
+    assert "the question" in asked.pop("message")
+    assert asked == {"max_tokens": 1, "seed": 100, "temperature": 0.6, "top_p": 0.9, "logprobs": 20}
+
+
 def test_the_published_rule_asks_on_helpfulness_prompts_alone() -> None:
     speaker = Speaker("Score: 2")
     assert rate(JudgeSection(kind="rule"), speaker, "safety") == (-1.0, 1.0, RequestUsage(), ())
