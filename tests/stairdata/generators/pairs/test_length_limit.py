@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -86,6 +86,12 @@ def test_each_step_is_tokenised_once_in_batches(tmp_path: Path, monkeypatch: pyt
     calls: list[list[str]] = []
 
     class Tokenizer:
+        chat_template = "words"
+        added_tokens_decoder: ClassVar[dict[int, Any]] = {}
+
+        def __len__(self) -> int:
+            return 0
+
         def __call__(self, texts: list[str], *, add_special_tokens: bool) -> dict[str, list[list[int]]]:
             assert not add_special_tokens
             calls.append(texts)
