@@ -47,6 +47,7 @@ from stairdata.llm.vllm_server import ManagedServer, ServerOptions
 from stairdata.recipe import Recipe
 from stairdata.runs.options import BuildOptions
 from stairdata_schemas.artifacts import Artifact
+from stairdata_schemas.grammar import OUTPUT_CLOSE
 
 HERE = Path(__file__).parent
 
@@ -200,7 +201,7 @@ def report_server(options: argparse.Namespace, artifact: Artifact, watch: Watch,
     """Print the speed of a run."""
     seconds, trees = watch.ended - watch.began, artifact.manifest.rows
     tokens = sum(one.tokens for one in sent)
-    judged = sum(one.is_chat for one in sent)
+    judged = sum(one.is_chat or OUTPUT_CLOSE not in one.body["stop"] for one in sent)  # the actor rates by completions
     asked = len(sent) - judged
     evaluations = artifact.manifest.details["evaluations"]
     show(f"{trees} trees x {options.iterations} iterations in {seconds:.0f} s: {3600 * trees / seconds:.0f} trees/h")
