@@ -18,6 +18,7 @@ from stairdata_schemas.aliases import WaitProgress
 from stairdata_schemas.errors import RecipeError, ServerError, quote
 from stairdata_schemas.manifest import ModelIdentity
 
+NAMES = 20  # models of a server that a message shows
 _log = logging.getLogger("stairdata")
 
 
@@ -100,5 +101,6 @@ def make_actor(client: Client, endpoint: Endpoint, sampling: Sampling) -> Actor:
 async def _check_model(client: Client) -> None:
     served = await client.models()
     if client.model not in served:
-        names = ", ".join(map(quote, served)) or "nothing"
+        names = ", ".join(map(quote, served[:NAMES])) or "nothing"
+        names += f" and {len(served) - NAMES:,} more" if len(served) > NAMES else ""
         raise ServerError(f"the server at {client.base_url} does not serve {quote(client.model)}; it serves {names}")
