@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import json
 import socket
@@ -13,6 +14,8 @@ from typing import Any
 
 import httpx2
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stairdata.llm.batch_answers import find_answers, tokens_used
 from stairdata.llm.batch_api import BatchApi
@@ -28,6 +31,12 @@ from tests.servers.hostile_llm import Attack, HostileServer, Sent, chat_answer, 
 
 HEAD = "HTTP/1.1 200 OK\nContent-Type: application/json\n\n"
 SECONDS = 0.3
+NAMES = [
+    "choices", "usage", "error", "errors", "message", "code", "status", "detail", "content", "refusal", "logprobs",
+    "token", "logprob", "top_logprobs", "finish_reason", "index", "prompt_tokens", "completion_tokens", "id", "object",
+    # what objects of pydantic call their own
+    "_fields_set", "self", "model_config", "model_fields", "copy", "__class__", "__dict__",
+]  # fmt: skip
 
 
 def ask(server: HostileServer, budget: Budget | None = None, **endpoint: Any) -> Generation:
@@ -172,6 +181,48 @@ def test_large_answers_are_read_one_at_a_time() -> None:
 
     assert [len(answer.content) for answer in asyncio.run(several())] == [LARGE + 2] * 9
     assert most == 1
+
+
+JUNK = st.recursive(
+    st.sampled_from([None, True, -1, 0, 10**400, 1e308, float("nan"), "", "a", "9" * 5000, "\ud83d", "\x1b[2J"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=4),
+    max_leaves=6,
+)
+
+
+@pytest.fixture(scope="module")
+def ask_for() -> Iterator[Callable[[str], Generation]]:
+    """Send a request whose answer is the JSON given."""
+    answers: list[str] = []
+    head = {"content-type": "application/json"}
+    transport = httpx2.MockTransport(lambda _: httpx2.Response(200, text=answers.pop(), headers=head))
+    client = Client(Endpoint(retries=0), "http://127.0.0.1:1/v1", "m", "key")
+    client.openai._client = BoundedHttpClient(transport=transport)
+    with asyncio.Runner() as runner:
+
+        def ask(text: str) -> Generation:
+            answers.append(text)
+            return runner.run(client.chat([{"role": "user", "content": "Rate."}], max_tokens=50, seed=7))
+
+        yield ask
+        runner.run(client.close())
+
+
+@given(
+    st.dictionaries(st.sampled_from(NAMES), JUNK, max_size=3), JUNK, st.sampled_from(["", "choice", "message", "all"])
+)
+@settings(max_examples=100)
+def test_whatever_json_a_server_sends_the_request_ends_in_an_outcome(
+    ask_for: Callable[[str], Generation], changes: Any, junk: Any, place: str
+) -> None:
+    body: Any = chat_answer(**changes)
+    if place == "choice":
+        body["choices"] = [chat_answer()["choices"][0] | changes]
+    elif place == "message":
+        body["choices"] = [chat_answer()["choices"][0] | {"message": changes, "logprobs": junk}]
+    with contextlib.suppress(RequestFailedError, ServerError):
+        generation = ask_for(json.dumps(junk if place == "all" else body))
+        assert 0 <= generation.prompt_tokens + generation.completion_tokens <= 10_000
 
 
 # -- what answers say they took --------------------------------------------------------------------------------------
