@@ -7,7 +7,7 @@ request that was not tried: it counts as missing and is submitted again.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +15,7 @@ from openai.types.chat import ChatCompletion
 
 from stairdata.llm.batch_ledger import BatchJob, Ledger
 from stairdata.llm.batch_states import BatchState
-from stairdata.llm.client import Generation, read_chat, whole_number
-from stairdata.llm.error_bodies import error_in
+from stairdata.llm.client import Generation, RequestTokens, believed_usage, read_chat
 from stairdata.llm.outcomes import (
     FORBIDDEN,
     RETRIED,
@@ -27,6 +26,13 @@ from stairdata.llm.outcomes import (
     is_final_for_all,
     outcome_of_status,
 )
+from stairdata.llm.wire.bounded_http import LISTING, MOST_BYTES
+from stairdata.llm.wire.error_bodies import error_in
+from stairdata_schemas.errors import ArtifactError
+from stairdata_schemas.network.body_limits import BodyLimit, BodyLimitError, BodyMeter
+
+LINE = BodyLimit(MOST_BYTES, LISTING.values)
+"""The most that the line of an answer may hold; the file as a whole is limited where it is fetched."""
 
 
 class AnswerPlace(NamedTuple):
@@ -102,7 +108,7 @@ class BatchResults:
 
     def _found(self, job: BatchJob) -> dict[str, AnswerPlace | RequestFailedError]:
         paths = self._ledger.answer_files(job)
-        found = find_answers(paths)
+        found = find_answers(paths, known_ids(self._ledger, job))
         is_short = job.state is BatchState.COMPLETED and len(found) < job.requests
         if is_short and shared_refusal(paths) is None:
             # what a completed batch leaves out counts as tried: it would be submitted without end
@@ -112,8 +118,23 @@ class BatchResults:
         return found
 
 
-def find_answers(paths: Iterable[Path]) -> dict[str, AnswerPlace | RequestFailedError]:
-    """Return where the answer to each request is, or how the request failed; those that were not tried are absent."""
+def known_ids(ledger: Ledger, job: BatchJob) -> Container[str] | None:
+    """Return the ids that the lines of a batch may have; None where the files that hold them were removed."""
+    try:
+        return frozenset(ledger.ids(job))
+    except ArtifactError:
+        return None
+
+
+def find_answers(
+    paths: Iterable[Path], ids: Container[str] | None = None
+) -> dict[str, AnswerPlace | RequestFailedError]:
+    """Return where the answer to each request is, or how the request failed; those that were not tried are absent.
+
+    Args:
+        paths: the files of a batch.
+        ids: of its requests; other lines are nobody's. None: every line is somebody's.
+    """
     found: dict[str, AnswerPlace | RequestFailedError] = {}
     for path in paths:
         for begin, record in _records(path):
@@ -121,6 +142,8 @@ def find_answers(paths: Iterable[Path]) -> dict[str, AnswerPlace | RequestFailed
             status, code, message = _refusal(record)
             # without a status it never came to its turn (expired, cancelled); refused to all, nobody's would have
             if not isinstance(id_, str) or status is None or _is_for_all(status, code, message):
+                continue
+            if ids is not None and id_ not in ids:
                 continue
             failure = _failure(record, status, code, message)
             found[id_] = failure or AnswerPlace(path, begin)
@@ -137,14 +160,29 @@ def shared_refusal(paths: Iterable[Path]) -> str | None:
     return None
 
 
-def tokens_used(paths: Iterable[Path]) -> Iterator[tuple[int, int]]:
-    """Yield the prompt and completion tokens of each answer, those of refusals included."""
+def tokens_used(
+    paths: Iterable[Path], ids: Container[str] | None = None, most: int | None = None
+) -> Iterator[RequestTokens | None]:
+    """Yield the tokens of each answer, those of refusals included; None for one that can't have taken what it says.
+
+    Args:
+        paths: the files of a batch.
+        ids: of its requests, as for `find_answers`; of several lines about one, the first counts.
+        most: the most tokens that all of its requests can take, where known.
+    """
+    seen: set[str] = set()
     for path in paths:
         for _, record in _records(path):
-            body = _body(record)
-            usage = body.get("usage") if isinstance(body, dict) else None
-            if isinstance(usage, dict):
-                yield whole_number(usage.get("prompt_tokens")), whole_number(usage.get("completion_tokens"))
+            body, id_ = _body(record), record.get("custom_id")
+            if not isinstance(body, dict) or body.get("usage") is None:
+                continue
+            if ids is not None and (not isinstance(id_, str) or id_ not in ids or id_ in seen):
+                continue
+            seen.add(str(id_) if ids is not None else "")
+            try:
+                yield believed_usage(_completion(body), RequestTokens(most, most) if most is not None else None)
+            except MalformedAnswerError:
+                yield None
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -153,15 +191,17 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         return
     begin = 0
     with path.open("rb") as file:
-        for line in file:
+        # a line that goes on beyond the limit is read in pieces, none of which is a record
+        while line := file.readline(LINE.bytes):
             yield begin, _record(line)
             begin += len(line)
 
 
 def _record(line: bytes) -> dict[str, Any]:
     try:
+        BodyMeter(LINE).count(line)
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError, BodyLimitError):
         return {}
     return record if isinstance(record, dict) else {}
 
@@ -205,4 +245,16 @@ def _is_for_all(status: int | None, code: str | None, message: str) -> bool:
 def _generation(body: Any) -> Generation:
     if not isinstance(body, dict):
         raise MalformedAnswerError("the answer is not a chat completion")
-    return read_chat(ChatCompletion.construct(**body))  # unchecked, as the openai package makes live answers
+    return read_chat(_completion(body))
+
+
+def _completion(body: dict[str, Any]) -> ChatCompletion:
+    """Make of a body, unchecked, what the openai package makes of live answers.
+
+    Raises:
+        MalformedAnswerError: its keys are none that the package can take.
+    """
+    try:
+        return ChatCompletion.construct(**body)
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise MalformedAnswerError(f"the answer is not a chat completion: {error}") from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,8 +22,10 @@ from stairdata.llm.batch_ledger import ENDPOINT, BatchJob, BatchReport, Ledger
 from stairdata.llm.batch_states import BatchState
 from stairdata.llm.client import Client
 from stairdata.llm.outcomes import MalformedAnswerError, RequestFailedError, check_answer, with_retries
+from stairdata.llm.wire.bounded_http import MEBIBYTE, body_limit
 from stairdata_schemas.errors import ServerError, quote
 from stairdata_schemas.files import sync_file
+from stairdata_schemas.network.body_limits import BodyLimit
 
 T = TypeVar("T")
 KEY = "stairdata_job"
@@ -33,6 +36,14 @@ CLOCK_SKEW = 86_400
 batches are older than the one that is looked for, by more than any clock is wrong."""
 LIST_LAG = 60.0
 """Seconds by which the list of an account's batches may be behind: one that was just made need not be in it yet."""
+MOST_LISTED = 10_000
+"""Batches. A list of an account that is longer than that has no end."""
+REQUEST_BYTES = 16_384
+TOKEN_BYTES = 64
+"""What a line of an answer takes up beside its text, and a token of its text: generously, on the average of a file."""
+LONGEST_ID = 500
+MOST_WORDS = 10_000
+MOST_COUNTED = 1_000_000_000
 SURELY_NOT_MADE = {400, 401, 403, 404, 429}
 """The server read the request and refused it. Other errors may come from something in between, after it has acted."""
 
@@ -55,6 +66,7 @@ class BatchApi:
             with path.open("rb") as file:
                 uploaded_file = await self._openai.files.create(file=(path.name, file), purpose="batch")
             check_answer(uploaded_file)
+            _check_id(uploaded_file.id)
             return uploaded_file.id
 
         return await self._retried(uploaded)
@@ -106,25 +118,38 @@ class BatchApi:
 
         return self._report(await self._retried(cancelled))
 
-    async def fetch(self, file_id: str, path: Path) -> bool:
-        """Download a file, whole or not at all; False if the server no longer has it."""
+    async def fetch(self, file_id: str, path: Path, limit: BodyLimit) -> bool:
+        """Download a file, whole or not at all; False if the server no longer has it.
+
+        Args:
+            file_id: the server's.
+            path: where to.
+            limit: how large it may be.
+        """
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
         async def fetched() -> bool:
-            async with self._openai.files.with_streaming_response.content(file_id) as response:
-                try:
-                    with temporary.open("wb") as file:
-                        async for piece in response.iter_bytes():
-                            file.write(piece)
-                except httpx2.TransportError as error:
-                    # the openai package wraps only what goes wrong before the body; retries know only its errors
-                    raise openai.APIConnectionError(request=response.http_request) from error
+            content = self._openai.files.with_streaming_response.content(file_id)
+            try:
+                with body_limit(limit):
+                    async with content as response:
+                        with temporary.open("wb") as file:
+                            async for piece in response.iter_bytes():
+                                file.write(piece)
+            except httpx2.TimeoutException as error:
+                # the openai package wraps only what goes wrong before the body; retries know only its errors
+                raise openai.APITimeoutError(request=error.request) from error
+            except httpx2.RequestError as error:
+                raise openai.APIConnectionError(request=error.request) from error
             return True
 
-        if not await self._retried(lambda: _unless_gone(fetched())):
-            return False
-        sync_file(temporary)
-        temporary.replace(path)
+        try:
+            if not await self._retried(lambda: _unless_gone(fetched())):
+                return False
+            sync_file(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
         return True
 
     async def _retrieved(self, batch_id: str) -> Batch:
@@ -146,9 +171,13 @@ class BatchApi:
         try:
             page = await self._openai.batches.list(limit=100)
             check_answer(page)
+            listed = 0
             async for batch in page:
+                listed += 1
+                if listed > MOST_LISTED:
+                    raise MalformedAnswerError(f"the list of batches has more than {MOST_LISTED:,}")
                 if (batch.metadata or {}).get(KEY) == job.key:
-                    return batch
+                    return _checked(batch)
                 if batch.created_at < job.prepared_at - CLOCK_SKEW:
                     break
         except openai.NotFoundError:
@@ -158,7 +187,8 @@ class BatchApi:
     async def _retried(self, send: Callable[[], Awaitable[T]]) -> T:
         client = self._client
         try:
-            answer, _ = await with_retries(send, client.limits, lambda _: None, client.budget.sleep)
+            attempt = partial(_readable, send)
+            answer, _ = await with_retries(attempt, client.limits, lambda _: None, client.budget.sleep)
         except RequestFailedError as error:
             raise ServerError(
                 f"the Batch API at {client.base_url} failed or refused ({error.outcomes[-1]}: "
@@ -170,26 +200,58 @@ class BatchApi:
         return answer
 
     def _report(self, batch: Batch) -> BatchReport:
-        errors = (batch.errors.data if batch.errors else None) or []
-        was_full = batch.status == "failed" and any(error.code == QUEUE_FULL for error in errors)
-        counts = batch.request_counts
+        try:
+            errors = [(error.code, error.message) for error in (batch.errors.data if batch.errors else None) or []]
+            counts = (batch.request_counts.completed, batch.request_counts.failed) if batch.request_counts else ()
+        except (TypeError, AttributeError) as error:
+            url, shown = self._client.base_url, quote(batch.id)
+            raise ServerError(f"the Batch API at {url} says of batch {shown} what can't be read: {error}") from error
+        was_full = batch.status == "failed" and any(code == QUEUE_FULL for code, _ in errors)
+        completed, failed = map(_count, counts or (None, None))
         return BatchReport(
             batch.id,
             BatchState.TURNED_AWAY if was_full else BatchState(batch.status),
-            counts.completed if counts else None,
-            counts.failed if counts else None,
+            completed,
+            failed,
             batch.output_file_id,
             batch.error_file_id,
-            self._client.redact("; ".join(f"{error.code}: {error.message}" for error in errors[:3])),
+            self._client.redact("; ".join(f"{code}: {message}" for code, message in errors[:3]))[:MOST_WORDS],
         )
 
 
+def answers_limit(job: BatchJob) -> BodyLimit:
+    """Return how large a file of a batch's answers may be."""
+    return BodyLimit(MEBIBYTE + job.requests * REQUEST_BYTES + job.most_tokens * TOKEN_BYTES, None)
+
+
 def _checked(batch: Batch) -> Batch:
-    """Refuse an answer that is an error; a failed batch says what went wrong in `errors`, which is no such error."""
+    """Refuse an answer that is an error or no batch; a failed batch says what went wrong in `errors`, which is none."""
     if not getattr(batch, "id", None):
         check_answer(batch)
         raise MalformedAnswerError("the answer is not a batch")
+    for id_ in (batch.id, batch.output_file_id, batch.error_file_id):
+        if id_ is not None:
+            _check_id(id_)
     return batch
+
+
+def _check_id(id_: object) -> None:
+    """Refuse what can't be an id: it is kept, put into addresses, and shown."""
+    if not isinstance(id_, str) or not 0 < len(id_) <= LONGEST_ID or not id_.isprintable():
+        raise MalformedAnswerError(f"the server gives {quote(id_)} as an id")
+
+
+def _count(number: object) -> int | None:
+    """Return how many requests a server counts; None where it can't be so many."""
+    return number if type(number) is int and 0 <= number < MOST_COUNTED else None
+
+
+async def _readable(send: Callable[[], Awaitable[T]]) -> T:
+    """Wait for an answer; one of a shape that no server should send makes the openai package stumble, or us."""
+    try:
+        return await send()
+    except (TypeError, AttributeError) as error:
+        raise MalformedAnswerError(f"the answer can't be read: {error}") from error
 
 
 async def _unless_gone(answer: Awaitable[T]) -> T | None:

@@ -13,8 +13,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import chain
 from pathlib import Path
 
-from stairdata.llm.batch_answers import BatchResults, shared_refusal, tokens_used
-from stairdata.llm.batch_api import BatchApi
+from stairdata.llm.batch_answers import BatchResults, known_ids, shared_refusal, tokens_used
+from stairdata.llm.batch_api import BatchApi, answers_limit
 from stairdata.llm.batch_ledger import BatchJob, BatchLimits, BatchRequest, Ledger
 from stairdata.llm.batch_states import ANSWERED, ENDED, BatchEvent, BatchState
 from stairdata.llm.budget import Budget, Expense
@@ -240,11 +240,12 @@ class BatchQueue:
         api, paths = self._apis[job.endpoint], self._ledger.answer_files(job)
         is_gone = False
         for file_id, path in zip((job.output_file_id, job.error_file_id), paths, strict=True):
-            if file_id is not None and not await api.fetch(file_id, path):
+            if file_id is not None and not await api.fetch(file_id, path, answers_limit(job)):
                 is_gone = True  # what the other file holds counts all the same
         total = Expense()
-        for read, written in tokens_used(paths):
-            total = total.plus(self._price(job.endpoint, read, written))
+        share = Expense(job.most_tokens // job.requests, job.most_cost / job.requests)
+        for used in tokens_used(paths, known_ids(self._ledger, job), job.most_tokens):
+            total = total.plus(share if used is None else self._price(job.endpoint, *used))
         job.spent_tokens, job.spent_cost = total
         self._ledger.apply(job, BatchEvent.FORGOTTEN if is_gone else BatchEvent.ANSWERS_SAVED)
 

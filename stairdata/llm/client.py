@@ -36,6 +36,7 @@ from stairdata.llm.outcomes import (
     with_retries,
 )
 from stairdata.llm.window import Window
+from stairdata.llm.wire.bounded_http import AnswerLimitError, BoundedHttpClient, body_limit, limit_for
 from stairdata.recipe import Endpoint
 from stairdata_schemas.control_tokens import find_quoted, neutralise
 from stairdata_schemas.errors import ServerError, quote
@@ -45,8 +46,15 @@ DEAD_AFTER = 3
 answers a probe."""
 PROBE_SECONDS = 10.0
 """Listing models takes no computing; a server that can't do it in that time does not answer anybody."""
+START_SECONDS = 60.0
+"""The same before the first request: the server may have to wake up."""
 TEMPLATE_TOKENS = 64
 """What a chat template may add to a message."""
+CREDIBLE_TIMES = 10
+CREDIBLE_TOKENS = 1000
+"""Usage of so many times what a request can take is believed, and of so many tokens whatever it can take."""
+MOST_TOKENS = 100_000_000
+"""Of any one answer."""
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
@@ -142,8 +150,12 @@ class Client:
         self.window = Window() if fixed == "auto" else Window(fixed, fixed)
         self.budget.on_stop.append(self.window.open)  # else those in line would wait for ever
         self._name = endpoint.name
+<<<<<<< HEAD
         self._endpoint = endpoint
         self._control_tokens = control_tokens
+=======
+        self._timeout = endpoint.timeout
+>>>>>>> work-i12b
         self._api_key = api_key
         self._key_name = endpoint.api_key_env
         self.limits = RetryLimits(endpoint.retries, endpoint.retry_seconds)
@@ -159,7 +171,7 @@ class Client:
                 max_retries=0,
                 timeout=endpoint.timeout,
                 # a proxy of the environment must not see what stays on this machine
-                http_client=openai.DefaultAsyncHttpxClient(trust_env=urlsplit(base_url).hostname not in LOOPBACK),
+                http_client=BoundedHttpClient(trust_env=urlsplit(base_url).hostname not in LOOPBACK),
             )
         except Exception as error:
             raise ServerError(f"base_url {quote(base_url)} is not a valid URL: {error}") from error
@@ -219,22 +231,27 @@ class Client:
             "top_k": sampling.get("top_k", 0) or -1,
         }
         plain = {key: value for key, value in sampling.items() if key != "top_k"}
+        limit = limit_for(samples=n, max_tokens=most.completion_tokens, logprobs=plain.get("logprobs"))
 
         async def ask() -> Any:
-            return await self.openai.completions.create(
-                model=self.model,
-                prompt=prompt,
-                n=n,
-                max_tokens=most.completion_tokens,
-                seed=seed,
-                extra_body=extra,
-                **plain,
-            )
+            with body_limit(limit):
+                return await self.openai.completions.create(
+                    model=self.model,
+                    prompt=prompt,
+                    n=n,
+                    max_tokens=most.completion_tokens,
+                    seed=seed,
+                    extra_body=extra,
+                    **plain,
+                )
+
+        most_of_all = most._replace(completion_tokens=n * most.completion_tokens)
 
         def read(answer: Any) -> Generation:
-            return _generation(answer, n, _completion_sample, may_ignore_n=self._takes_n is not True)
+            may_ignore_n = self._takes_n is not True
+            return _generation(answer, n, _completion_sample, most_of_all, may_ignore_n=may_ignore_n)
 
-        return await self._send(ask, read, most._replace(completion_tokens=n * most.completion_tokens))
+        return await self._send(ask, read, most_of_all)
 
     async def chat(
         self, messages: list[ChatCompletionMessageParam], *, max_tokens: int, seed: int, **options: Any
@@ -251,11 +268,14 @@ class Client:
         """
         messages = without_control_tokens(messages, self._endpoint, self._control_tokens())
         body = chat_body(self.model, messages, max_tokens=max_tokens, seed=seed, **options)
+        most = RequestTokens(most_read(body), max_tokens)
+        logprobs = body.get("top_logprobs", 0) if body.get("logprobs") else None
 
         async def ask() -> Any:
-            return await self.openai.chat.completions.create(**body)
+            with body_limit(limit_for(samples=1, max_tokens=max_tokens, logprobs=logprobs)):
+                return await self.openai.chat.completions.create(**body)
 
-        return await self._send(ask, read_chat, RequestTokens(most_read(body), max_tokens))
+        return await self._send(ask, lambda answer: read_chat(answer, most), most)
 
     async def models(self) -> list[str]:
         """List the server's models: the health check of a server that isn't ours.
@@ -264,7 +284,7 @@ class Client:
             ServerError: it can't be reached, or refuses the key.
         """
         try:
-            page = await self.openai.models.list()
+            page = await self.openai.models.list(timeout=min(self._timeout, START_SECONDS))
             check_answer(page)
             return [model.id async for model in page]
         except Exception as error:
@@ -306,11 +326,15 @@ class Client:
                 self.tally.requests += 1
                 try:
                     answer = await ask()
-                except openai.APIConnectionError:
+                except openai.APIConnectionError as error:
+                    if isinstance(error.__cause__, AnswerLimitError):
+                        paid.append(most)  # it answered, and more than it was asked for
                     # if a server that was started here has died, that is the error, and no retry will help
                     await asyncio.to_thread(self._check)
                     raise
-                paid.append(self._usage(answer))  # before it is read: what can't be read has to be paid, too
+                except (TypeError, AttributeError) as error:  # of a shape that the openai package stumbles over
+                    raise MalformedAnswerError(f"the answer can't be read: {error}") from error
+                paid.append(self._usage(answer, most))  # before it is read: what can't be read has to be paid, too
                 generation = read(answer)
                 slot.work = generation.completion_tokens + 1  # an answer without tokens was work, too
                 return generation
@@ -320,7 +344,7 @@ class Client:
             if failure.is_final_for_all or (failure.is_forbidden and not self._has_answered):
                 raise ServerError(
                     f"the LLM server at {self.base_url} rejects all requests: {quote(self.redact(failure.detail))}; "
-                    "finished work is kept: fix the key or the account and run the same command again"
+                    f"finished work is kept: {failure.remedy} and run the same command again"
                 ) from failure
             if failure.is_overload:
                 self.window.overloaded(sent_at)
@@ -341,14 +365,14 @@ class Client:
         finally:
             self.budget.settle(ticket, self._name, *(paid[0] if paid else RequestTokens(0, 0)))
 
-    def _usage(self, answer: Any) -> RequestTokens:
+    def _usage(self, answer: Any, most: RequestTokens) -> RequestTokens:
         usage = getattr(answer, "usage", None)
         if usage is None and isinstance(getattr(answer, "choices", None), list) and self.budget.counts_tokens:
             raise ServerError(
                 f"the LLM server at {self.base_url} does not say how many tokens an answer took, so a limit on tokens "
                 "or cost can't be enforced; finished work is kept: leave the limit out, or use another server"
             )
-        return _usage_of(usage)
+        return RequestTokens(0, 0) if usage is None else believed_usage(answer, most) or most
 
     async def _note_failure(self, error: RequestFailedError) -> None:
         """Find out whether the server is gone, which must not cost a prompt, or only this request has failed."""
@@ -368,7 +392,7 @@ class Client:
             await self.openai.with_options(timeout=PROBE_SECONDS).models.list()
         except openai.APIConnectionError:
             return False
-        except openai.OpenAIError:
+        except (openai.OpenAIError, ValueError, RecursionError):
             pass  # an answer, if not the one asked for
         return True
 
@@ -411,14 +435,18 @@ def most_read(body: dict[str, Any]) -> int:
     return schema + sum(len(str(message.get("content")).encode()) + TEMPLATE_TOKENS for message in body["messages"])
 
 
-def read_chat(answer: Any) -> Generation:
+def read_chat(answer: Any, most: RequestTokens | None = None) -> Generation:
     """Read the one answer of a chat request.
+
+    Args:
+        answer: what the openai package made of it.
+        most: the most tokens that the request can take, where known.
 
     Raises:
         MalformedAnswerError: it is no chat answer.
         RequestFailedError: the model refused, or a filter withheld it.
     """
-    return _generation(answer, 1, _chat_sample)
+    return _generation(answer, 1, _chat_sample, most)
 
 
 def _joined(parts: list[Generation]) -> Generation:
@@ -433,7 +461,14 @@ def _joined(parts: list[Generation]) -> Generation:
     )
 
 
-def _generation(answer: Any, wanted: int, read: Callable[[Any], Sample], *, may_ignore_n: bool = False) -> Generation:
+def _generation(
+    answer: Any,
+    wanted: int,
+    read: Callable[[Any], Sample],
+    most: RequestTokens | None,
+    *,
+    may_ignore_n: bool = False,
+) -> Generation:
     """Read an answer that may be anything: the openai package does not check what a server sends."""
     check_answer(answer)
     choices = getattr(answer, "choices", None)
@@ -447,17 +482,39 @@ def _generation(answer: Any, wanted: int, read: Callable[[Any], Sample], *, may_
     if len(samples) != wanted and not (may_ignore_n and len(samples) == 1):
         raise MalformedAnswerError(f"{len(samples)} samples instead of {wanted}")
     is_cut = any(sample.finish == "length" for sample in samples)
-    used = _usage_of(getattr(answer, "usage", None))
-    return Generation(samples, *used, outcomes=(Outcome.LENGTH if is_cut else Outcome.OK,))
+    outcome = Outcome.LENGTH if is_cut else Outcome.OK
+    used = RequestTokens(0, 0)
+    if getattr(answer, "usage", None) is not None:
+        believed = believed_usage(answer, most)
+        used, outcome = (believed, outcome) if believed else (most or used, Outcome.UNBELIEVABLE_USAGE)
+    return Generation(samples, *used, outcomes=(outcome,))
 
 
-def _usage_of(usage: Any) -> RequestTokens:
-    return RequestTokens(*(whole_number(getattr(usage, name, None)) for name in RequestTokens._fields))
+def believed_usage(answer: Any, most: RequestTokens | None) -> RequestTokens | None:
+    """Return the tokens that an answer says it took; None where it can't have taken these.
+
+    Args:
+        answer: what the openai package made of it.
+        most: the most tokens that the request can take, where known. A model's template may add to a prompt, and some
+            servers overlook the limit on an answer, so that several times as many are believed.
+    """
+    usage = getattr(answer, "usage", None)
+    said: list[Any] = [getattr(usage, name, None) for name in RequestTokens._fields]
+    ceilings = [max(CREDIBLE_TOKENS, CREDIBLE_TIMES * number) for number in most] if most else [MOST_TOKENS] * 2
+    if not all(type(number) is int and 0 <= number <= top for number, top in zip(said, ceilings, strict=True)):
+        return None
+    used = RequestTokens(*said)
+    is_empty = not used.prompt_tokens or (not used.completion_tokens and _has_text(answer))
+    return None if is_empty else used
 
 
-def whole_number(value: Any) -> int:
-    """Return a count that a server gave; 0 for anything that is not a count."""
-    return value if isinstance(value, int) and value > 0 else 0
+def _has_text(answer: Any) -> bool:
+    choices = getattr(answer, "choices", None)
+    texts = [
+        getattr(choice, "text", None) or getattr(getattr(choice, "message", None), "content", None)
+        for choice in (choices if isinstance(choices, list) else [])
+    ]
+    return any(texts)
 
 
 def _completion_sample(choice: Any) -> Sample:

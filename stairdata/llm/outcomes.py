@@ -9,14 +9,18 @@ from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import Any, NamedTuple, TypeVar
 
+import httpx2
 import openai
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
-from stairdata.llm.error_bodies import ErrorBody, error_in
+from stairdata.llm.wire.bounded_http import AnswerLimitError, RedirectError
+from stairdata.llm.wire.error_bodies import ErrorBody, error_in
 from stairdata_schemas.errors import ServerError, quote
 
 T = TypeVar("T")
 
+LONGEST_SAID = 10_000_000
+"""Seconds. A server may ask for a wait of 309 digits."""
 FIRST_WAIT = 0.5
 LONGEST_WAIT = 30.0
 """Seconds. A retry waits for a random time of up to FIRST_WAIT, and the bound doubles with each up to LONGEST_WAIT."""
@@ -27,6 +31,8 @@ class Outcome(StrEnum):
 
     OK = "ok"
     LENGTH = "length"
+    UNBELIEVABLE_USAGE = "unbelievable_usage"
+    """Like the two above, with numbers of tokens that an answer can't have taken: the most it can take is charged."""
     REFUSAL = "refusal"
     CONTENT_FILTER = "content_filter"
     INVALID_REQUEST = "invalid_request"
@@ -113,6 +119,7 @@ class AttemptFailedError(Exception):
         is_overload: the server has more to do than it can.
         is_final_for_all: no other request will fare better (a key that is refused, an account without credit).
         is_forbidden: the same, unless another request has fared better already.
+        remedy: what to do about one that is final for all.
     """
 
     def __init__(
@@ -124,6 +131,7 @@ class AttemptFailedError(Exception):
         is_overload: bool = False,
         is_final_for_all: bool = False,
         is_forbidden: bool = False,
+        remedy: str = "fix the key or the account",
     ) -> None:
         self.outcome = outcome
         self.detail = detail
@@ -131,6 +139,7 @@ class AttemptFailedError(Exception):
         self.is_overload = is_overload
         self.is_final_for_all = is_final_for_all
         self.is_forbidden = is_forbidden
+        self.remedy = remedy
         super().__init__(detail)
 
 
@@ -215,9 +224,13 @@ async def with_retries(
 def _check_wait(failure: AttemptFailedError, limits: RetryLimits) -> None:
     if failure.retry_after is not None and failure.retry_after >= limits.seconds:
         raise ServerError(
-            f"the LLM server asks to wait {failure.retry_after:.0f} s, longer than retry_seconds "
+            f"the LLM server asks to wait {_wait_in_words(failure.retry_after)}, longer than retry_seconds "
             f"({limits.seconds:g}), and says {quote(failure.detail)}; finished work is kept: try again after that"
         )
+
+
+def _wait_in_words(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < LONGEST_SAID else f"more than {LONGEST_SAID} s"
 
 
 def _wait(state: RetryCallState) -> float:
@@ -234,13 +247,21 @@ def classify(error: Exception) -> AttemptFailedError:
     if isinstance(error, openai.APITimeoutError):
         return AttemptFailedError(Outcome.TIMEOUT, "the server did not answer in time", is_overload=True)
     if isinstance(error, openai.APIConnectionError):
-        return AttemptFailedError(Outcome.CONNECTION, str(error.__cause__ or error))
+        return _from_connection(error.__cause__ or error)
     if isinstance(error, openai.APIStatusError):
         retry_after = _seconds(error.response.headers.get("retry-after"))
         return _from_status(error.status_code, getattr(error, "code", None), error.message, retry_after)
     if isinstance(error, ErrorAnswerError) and error.error.status is not None:
         return _from_status(error.error.status, error.error.code, error.error.message)
     return AttemptFailedError(Outcome.MALFORMED, str(error))
+
+
+def _from_connection(cause: BaseException) -> AttemptFailedError:
+    if isinstance(cause, RedirectError):
+        remedy = "if the address is right, write it as base_url"
+        return AttemptFailedError(Outcome.INVALID_REQUEST, str(cause), is_final_for_all=True, remedy=remedy)
+    is_body = isinstance(cause, AnswerLimitError | httpx2.DecodingError)
+    return AttemptFailedError(Outcome.MALFORMED if is_body else Outcome.CONNECTION, str(cause))
 
 
 def _from_status(status: int, code: str | None, detail: str, retry_after: float | None = None) -> AttemptFailedError:

@@ -20,6 +20,7 @@ from stairdata_schemas.control_tokens import control_tokens
 from stairdata_schemas.errors import RecipeError, ServerError, quote
 from stairdata_schemas.manifest import ModelIdentity
 
+NAMES = 20  # models of a server that a message shows
 _log = logging.getLogger("stairdata")
 
 
@@ -111,5 +112,6 @@ def _control_tokens(tokenizer: str | None) -> tuple[str, ...]:
 async def _check_model(client: Client) -> None:
     served = await client.models()
     if client.model not in served:
-        names = ", ".join(map(quote, served)) or "nothing"
+        names = ", ".join(map(quote, served[:NAMES])) or "nothing"
+        names += f" and {len(served) - NAMES:,} more" if len(served) > NAMES else ""
         raise ServerError(f"the server at {client.base_url} does not serve {quote(client.model)}; it serves {names}")

@@ -28,6 +28,7 @@ from typing import IO, Literal, Self
 
 from stairdata_schemas.aliases import WaitProgress
 from stairdata_schemas.errors import ModelError, ServerError, quote
+from stairdata_schemas.network.socket_deadlines import SocketDeadline
 from stairdata_schemas.processes import GRACE, HOST, SupervisedProcess, free_port, log_tail, port_obstacle
 from stairdata_schemas.rendering import check_model_folder
 
@@ -35,6 +36,7 @@ PREFILL_TOKENS = 8192
 SMALL_MACHINE = 4  # cores up to which none is set aside for vLLM's front end
 POLL = 0.5
 REQUEST_TIMEOUT = 10.0
+MOST_BYTES = 1_000_000  # of the list of its models
 PROBE_TIMEOUT = 120.0
 WORDS_LIMIT = 300
 
@@ -400,9 +402,13 @@ def _get(port: int, path: str, api_key: str) -> bytes | None:
     # not httpx: a proxy in the environment must not come between us and this machine
     connection = HTTPConnection(HOST, port, timeout=REQUEST_TIMEOUT)
     try:
-        connection.request("GET", path, headers={"Authorization": f"Bearer {api_key}"})
-        answer = connection.getresponse()
-        return answer.read() if answer.status == 200 else None
+        with SocketDeadline(REQUEST_TIMEOUT) as deadline:
+            connection.connect()
+            deadline.watch(connection.sock)
+            connection.request("GET", path, headers={"Authorization": f"Bearer {api_key}"})
+            answer = connection.getresponse()
+            body = answer.read(MOST_BYTES + 1) if answer.status == 200 else None
+        return None if deadline.is_over or (body is not None and len(body) > MOST_BYTES) else body
     except (OSError, HTTPException):
         return None
     finally:
@@ -412,5 +418,5 @@ def _get(port: int, path: str, api_key: str) -> bytes | None:
 def _model_names(answer: bytes) -> list[str]:
     try:
         return [model["id"] for model in json.loads(answer)["data"]]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return []

@@ -30,7 +30,8 @@ class Endpoint(Section):
     """Requests in flight at most. auto: as many as make the server faster, up to 512. Either way fewer while it
     reports that it is overloaded."""
     timeout: Annotated[float, Mark.CANNOT_CHANGE_RESULT] = Field(600, gt=0)
-    """Seconds a request may take."""
+    """Seconds a request may take, from connecting to the last byte of its answer; files of the Batch API have a second
+    more for each 64 KiB."""
     retries: Annotated[int, Mark.CANNOT_CHANGE_RESULT] = Field(8, ge=0)
     """How often a failed request is sent again, with exponential back-off."""
     retry_seconds: Annotated[float, Mark.CANNOT_CHANGE_RESULT] = Field(900, ge=0)

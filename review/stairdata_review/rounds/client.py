@@ -7,9 +7,11 @@ the search engine, which may lag behind the database.
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -21,14 +23,23 @@ from stairdata_review.server.folder import default_folder
 from stairdata_review.server.running_server import find_server
 from stairdata_schemas.aliases import Json
 from stairdata_schemas.errors import ReviewError, UsageError, quote
+from stairdata_schemas.network.body_limits import BodyLimit, BodyLimitError, BodyMeter
+from stairdata_schemas.network.socket_deadlines import SocketDeadline
 
 LOCAL = frozenset({"127.0.0.1", "localhost", "::1"})
 KEY_VARIABLE = "ARGILLA_API_KEY"
 SPACES = ".hf.space"
 TIMEOUT = 120.0
+"""Seconds that a request may take, from connecting to the last byte of its answer."""
+LIMIT = BodyLimit(128 * 2**20, 2_000_000)
+"""Of one answer. The largest is a page of 500 records with their responses."""
+MOST_RECORDS = 10_000_000
+"""Of a dataset; a server that speaks of more does not end."""
 WAITS = (0.5, 2.0, 8.0)
 """Seconds before a request is sent again."""
 PAGE = 500
+REWRITTEN = frozenset({b"content-length", b"transfer-encoding", b"content-type"})
+"""Headers that go with a body as it is sent. The charset goes, too: httpx takes "bz2" for one, and decompresses."""
 MAY_PASS = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses that may be gone when the request is sent again."""
 
@@ -101,7 +112,8 @@ class Argilla:
     def __init__(self, access: ServerAccess) -> None:
         self.url = access.url
         host = urlsplit(access.url).hostname or ""
-        headers = {"X-Argilla-Api-Key": access.key}
+        # httpx would decompress an answer without a limit
+        headers = {"X-Argilla-Api-Key": access.key, "Accept-Encoding": "identity"}
         if host.endswith(SPACES) and os.environ.get(SPACE_TOKEN):  # a private Space asks for a token of the Hub as well
             headers["Authorization"] = f"Bearer {os.environ[SPACE_TOKEN]}"
         self._http = httpx.Client(
@@ -109,7 +121,10 @@ class Argilla:
             headers=headers,
             timeout=TIMEOUT,
             trust_env=host not in LOCAL,  # no proxy between a machine and itself
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # none is kept
+            limits=httpx.Limits(max_connections=1),  # so that the last connection made is the one in use
         )
+        self._socket: socket.socket | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -118,6 +133,7 @@ class Argilla:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._http.close()
+        self._forget_socket()
 
     def check(self) -> Json:
         """Return who the key belongs to.
@@ -165,7 +181,7 @@ class Argilla:
         while offset < total:
             params: Json = {"offset": offset, "limit": PAGE, **({"include": "responses"} if responses else {})}
             page = self.get(f"/datasets/{dataset_id}/records", params)
-            total, items = page["total"], page["items"]
+            total, items = self._checked_page(page)
             if not items:
                 break
             offset += len(items)
@@ -187,7 +203,7 @@ class Argilla:
     ) -> Any:
         for wait in (*(WAITS if waits is None else waits), None):
             try:
-                response = self._http.request(method, path, json=body, params=params)
+                response = self._ask(method, path, body, params)
             except httpx.TransportError as error:
                 if wait is None:
                     raise ReviewError(
@@ -200,13 +216,65 @@ class Argilla:
             time.sleep(wait)
         raise AssertionError("the last round returns or raises")
 
+    def _ask(self, method: str, path: str, body: Json | None, params: Json | None) -> httpx.Response:
+        """Send a request once.
+
+        Raises:
+            httpx.TransportError: no answer, or none within the time.
+            ReviewError: the answer is larger than any of Argilla's, or compressed although nobody asked for that.
+        """
+        whole, meter = bytearray(), BodyMeter(LIMIT)
+        with SocketDeadline(TIMEOUT) as deadline:
+            if self._socket is not None:
+                deadline.watch(self._socket)
+
+            def note_connection(event: str, info: Json) -> None:
+                if event == "connection.connect_tcp.complete":
+                    self._forget_socket()
+                    # a copy: TLS takes the descriptor out of the original
+                    self._socket = info["return_value"].get_extra_info("socket").dup()
+                    deadline.watch(self._socket)
+
+            options: Json = {"json": body, "params": params, "extensions": {"trace": note_connection}}
+            try:
+                with self._http.stream(method, path, **options) as response:
+                    self._check_plain(response, path)
+                    for piece in response.iter_bytes():
+                        meter.count(piece)
+                        whole += piece
+            except BodyLimitError as error:
+                raise ReviewError(f"{self.url} is not an Argilla server: {method} {path}: {error}") from None
+            except httpx.TransportError:
+                if not deadline.is_over:
+                    raise
+            if deadline.is_over:
+                raise httpx.ReadTimeout(f"the answer was not complete after {TIMEOUT:g} s")
+        headers = [(name, value) for name, value in response.headers.raw if name.lower() not in REWRITTEN]
+        return httpx.Response(response.status_code, headers=headers, content=bytes(whole), request=response.request)
+
+    def _forget_socket(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = None
+
+    def _check_plain(self, response: httpx.Response, path: str) -> None:
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise ReviewError(f"{self.url} compresses its answer to {path}, which it was not asked to do")
+
+    def _checked_page(self, page: Any) -> tuple[int, list[Json]]:
+        total = page.get("total") if isinstance(page, dict) else None
+        items = page.get("items") if isinstance(page, dict) else None
+        if type(total) is not int or total > MOST_RECORDS or not isinstance(items, list):
+            raise ReviewError(f"{self.url} is not an Argilla server: it answers with something else than records")
+        return total, items
+
     def _answer(self, response: httpx.Response, method: str, path: str) -> Any:
         if response.is_success:
             if not response.content:
                 return None
             try:
                 return response.json()
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise ReviewError(
                     f"{self.url} is not an Argilla server: it answers {path} with something else"
                 ) from None

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-import urllib.request
+from contextlib import closing
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stairdata_review.server.credentials import FILE, Credentials, read_credentials
 from stairdata_review.server.folder import DATABASE, STATE, default_folder, is_held
 from stairdata_schemas.errors import ReviewError
+from stairdata_schemas.network.socket_deadlines import SocketDeadline
 
 REQUEST_TIMEOUT = 10.0
+MOST_BYTES = 100_000  # of the description of a user
 
 
 class RunningServer(BaseModel):
@@ -70,11 +74,20 @@ def is_healthy(server: RunningServer) -> bool:
     """Tell whether a server answers, and knows the owner's key: another program on the port does not pass for it."""
     try:
         headers = {"X-Argilla-Api-Key": server.credentials().api_key}
-        request = urllib.request.Request(f"{server.url}/api/v1/me", headers=headers)  # noqa: S310 (ours)
-        # no proxy between a machine and itself
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(request, timeout=REQUEST_TIMEOUT) as response:
-            owner = json.load(response)
-    except (ReviewError, OSError, ValueError):
+        owner = json.loads(_get(server.url, "/api/v1/me", headers))
+    except (ReviewError, OSError, HTTPException, ValueError, RecursionError):
         return False
     return isinstance(owner, dict) and owner.get("role") == "owner"
+
+
+def _get(url: str, path: str, headers: dict[str, str]) -> bytes:
+    """Fetch a path of a server on this machine, which needs no proxy; empty unless the answer is 200 and short."""
+    parts = urlsplit(url)
+    connection = HTTPConnection(parts.hostname or "", parts.port, timeout=REQUEST_TIMEOUT)
+    with closing(connection), SocketDeadline(REQUEST_TIMEOUT) as deadline:
+        connection.connect()
+        deadline.watch(connection.sock)
+        connection.request("GET", path, headers=headers)
+        answer = connection.getresponse()
+        body = answer.read(MOST_BYTES + 1)
+    return body if answer.status == 200 and len(body) <= MOST_BYTES and not deadline.is_over else b""

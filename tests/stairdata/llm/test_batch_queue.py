@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import openai
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,6 +27,7 @@ from stairdata.llm.batch_states import REPORTED, BatchEvent, BatchStanding, Batc
 from stairdata.llm.budget import Budget, BudgetLimits, Expense
 from stairdata.llm.client import chat_body
 from stairdata.llm.outcomes import Outcome, RequestFailedError
+from stairdata.llm.wire.bounded_http import BoundedHttpClient
 from stairdata.recipe import Endpoint, Price
 from stairdata_schemas.errors import BudgetError, RecipeError, ServerError
 from stairdata_schemas.files import sync_file, write_atomic
@@ -196,8 +196,10 @@ class Provider(httpx2.AsyncBaseTransport):
 
 @pytest.fixture
 def provider(monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> Provider:
-    made, connect = Provider(), openai.DefaultAsyncHttpxClient
-    monkeypatch.setattr(openai, "DefaultAsyncHttpxClient", lambda **options: connect(transport=made, **options))
+    made = Provider()
+    monkeypatch.setattr(
+        "stairdata.llm.client.BoundedHttpClient", lambda **options: BoundedHttpClient(transport=made, **options)
+    )
 
     def stepping(act: Callable[..., None]) -> Callable[..., None]:
         def stepped(*arguments: Any) -> None:

@@ -321,7 +321,7 @@ def test_an_error_instead_of_the_list_of_models(monkeypatch: pytest.MonkeyPatch)
     async def work() -> None:
         client = Client(Endpoint(), "http://127.0.0.1:1/v1", "actor", KEY)
 
-        async def listed() -> Any:
+        async def listed(**_: Any) -> Any:
             return AsyncPage[Any].construct(error={"code": 402, "message": f"no credit for {KEY}"})
 
         monkeypatch.setattr(client.openai.models, "list", listed)

@@ -19,6 +19,7 @@ WORDS = ("message", "msg", "error_msg", "detail", "error")
 """Keys under which servers put what went wrong, in an error object or at the top of a body."""
 _NO_CREDIT = re.compile(r"insufficient[ _](?:credit|quota|balance|fund)|exceeded your current quota", re.IGNORECASE)
 _BAD_KEY = re.compile(r"(?:invalid|incorrect|missing|no)[ _](?:api[ _]key|auth|token|credential)", re.IGNORECASE)
+_ERROR_STATUS = re.compile(r"[45][0-9]{2}")
 _TOO_MANY = re.compile(r"rate[ _-]?limit|too many requests", re.IGNORECASE)
 
 
@@ -73,7 +74,8 @@ def _read(error: Any) -> ErrorBody:
 
 def _status(status: Any, code: Any, named: str | None, message: str) -> int | None:
     for number in (code, status):
-        if isinstance(number, int | str) and str(number).isdigit() and 400 <= int(number) < 600:
+        # as a text first: int() refuses thousands of digits, and digits of some scripts
+        if isinstance(number, int | str) and _ERROR_STATUS.fullmatch(str(number)):
             return int(number)
     said = f"{named or ''} {message}"
     for pattern, meaning in ((_NO_CREDIT, 402), (_BAD_KEY, 401), (_TOO_MANY, 429)):

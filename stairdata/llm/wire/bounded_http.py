@@ -1,0 +1,201 @@
+"""HTTP to a model server that may be anybody's: bounded in time and memory, and no prompt goes anywhere else.
+
+The invariant: a request is over, with its last byte, when its time is; no more is read than what was asked for can take
+up; and the body that the openai package then reads is plain, in memory and within that limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from contextvars import ContextVar
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Any, TypeVar
+
+import httpx2
+import openai
+
+from stairdata_schemas.errors import quote
+from stairdata_schemas.network.body_limits import BodyLimit, BodyLimitError, BodyMeter
+
+T = TypeVar("T")
+
+SLOWEST = 65_536
+"""Bytes per second. Uploads and downloads of files have that much longer than `timeout`."""
+MEBIBYTE = 2**20
+LARGE = MEBIBYTE
+"""Bytes. As many answers are read at a time as requests are in flight; of those above that size, one."""
+MOST_BYTES = 128 * MEBIBYTE
+"""Of one answer, whatever was asked for."""
+LISTING = BodyLimit(16 * MEBIBYTE, 200_000)
+"""Of what is no answer of a model: models (OpenRouter's 500 take up one MiB), files, batches."""
+ENVELOPE = BodyLimit(MEBIBYTE, 10_000)
+"""Of all but the texts: usage, timings, citations, whatever else servers add; or of an error."""
+SAMPLE_VALUES = 200
+TOKEN_BYTES = 256
+"""The longest tokens of today's vocabularies are 128 characters, and JSON may escape each."""
+LOGPROB_BYTES = 1024
+"""Of a token and its log-probability, its text, and its bytes as a list of numbers."""
+LOGPROB_VALUES = 32
+REWRITTEN = {b"content-encoding", b"content-length", b"transfer-encoding", b"content-type"}
+
+_limit: ContextVar[BodyLimit] = ContextVar("limit", default=LISTING)
+
+
+class AnswerLimitError(httpx2.TransportError):
+    """An answer holds more than what was asked for can take up; it was not read to its end."""
+
+
+class RedirectError(httpx2.TransportError):
+    """A server sends a request elsewhere."""
+
+
+@contextmanager
+def body_limit(limit: BodyLimit) -> Iterator[None]:
+    """Limit the answers to the requests of this block; without one, `LISTING` does."""
+    token = _limit.set(limit)
+    try:
+        yield
+    finally:
+        _limit.reset(token)
+
+
+def limit_for(*, samples: int, max_tokens: int, logprobs: int | None = None) -> BodyLimit:
+    """Return what the answer of a model may hold, generously.
+
+    Args:
+        samples: that were asked for.
+        max_tokens: length of each.
+        logprobs: how many tokens were asked for in the place of each, beside its own; None is no log-probability.
+    """
+    tokens = samples * max_tokens
+    entries = 0 if logprobs is None else tokens * (1 + logprobs)
+    size = ENVELOPE.bytes + tokens * TOKEN_BYTES + entries * LOGPROB_BYTES
+    values = (ENVELOPE.values or 0) + samples * SAMPLE_VALUES + entries * LOGPROB_VALUES
+    return BodyLimit(min(size, MOST_BYTES), values)
+
+
+class BoundedHttpClient(openai.DefaultAsyncHttpxClient):
+    """What the openai package sends with, in place of its own client.
+
+    The `timeout` of a request is the time that all of it may take, from connecting to the last byte. Redirects are
+    refused, and cookies are not kept. Options are those of `httpx2.AsyncClient`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))  # they would pile up, and go with each request
+        super().__init__(cookies=no_cookies, **options)
+        self._large = asyncio.Lock()
+
+    async def send(self, request: httpx2.Request, *, stream: bool = False, **options: Any) -> httpx2.Response:
+        """Send a request.
+
+        Raises:
+            httpx2.TimeoutException: it took too long.
+            AnswerLimitError: the answer holds more than its limit; of a stream, where it is read.
+            RedirectError: the answer is a redirect.
+        """
+        clock = _Clock(request)
+        options["follow_redirects"] = False
+        response = await clock.run(super().send(request, stream=True, **options))
+        try:
+            if 300 <= response.status_code < 400:
+                where = quote(response.headers.get("location", ""))
+                message = f"the server redirects to {where}, and a prompt goes nowhere but to base_url"
+                raise RedirectError(message, request=request)
+            body = _Body(response, clock, request, is_file=stream)
+            if stream:
+                return _plain(response, request, stream=body)
+            return _plain(response, request, content=await self._whole(body, clock))
+        except BaseException:
+            await response.aclose()
+            raise
+
+    async def _whole(self, body: _Body, clock: _Clock) -> bytes:
+        whole = bytearray()
+        is_large = False
+        async with AsyncExitStack() as stack:
+            async for piece in body:
+                whole += piece
+                if len(whole) > LARGE and not is_large:
+                    is_large = True
+                    await clock.run(stack.enter_async_context(self._large))
+        await body.aclose()
+        return bytes(whole)
+
+
+class _Clock:
+    """The time that a request may take, from now on."""
+
+    def __init__(self, request: httpx2.Request) -> None:
+        self._request = request
+        limits = [limit for limit in request.extensions.get("timeout", {}).values() if limit is not None]
+        self._seconds = max(limits, default=None)
+        self._end = None
+        if self._seconds is not None:
+            uploaded = int(request.headers.get("content-length", 0))
+            self._end = asyncio.get_running_loop().time() + self._seconds + uploaded / SLOWEST
+
+    def extend(self, received: int) -> None:
+        """Allow for some bytes of a file that came."""
+        if self._end is not None:
+            self._end += received / SLOWEST
+
+    async def run(self, step: Awaitable[T]) -> T:
+        """Wait for a step of the request.
+
+        Raises:
+            httpx2.ReadTimeout: its time is over.
+        """
+        try:
+            async with asyncio.timeout_at(self._end):
+                return await step
+        except TimeoutError as error:
+            message = f"the answer was not complete after {self._seconds:g} s"
+            raise httpx2.ReadTimeout(message, request=self._request) from error
+
+
+class _Body(httpx2.AsyncByteStream):
+    """A body as it arrives, decompressed in pieces, counted and timed."""
+
+    def __init__(self, response: httpx2.Response, clock: _Clock, request: httpx2.Request, *, is_file: bool) -> None:
+        self._response = response
+        self._request = request
+        self._clock = clock
+        self._meter = BodyMeter(_with_echo(_limit.get(), request))
+        self._is_file = is_file
+
+    async def __aiter__(self) -> AsyncGenerator[bytes]:
+        pieces = self._response.aiter_bytes()
+        # each piece by itself: a generator must not hold a time limit while others run
+        while (piece := await self._clock.run(anext(pieces, None))) is not None:
+            try:
+                self._meter.count(piece)
+            except BodyLimitError as error:
+                raise AnswerLimitError(str(error), request=self._request) from error
+            if self._is_file:
+                self._clock.extend(len(piece))
+            yield piece
+
+    async def aclose(self) -> None:
+        await self._response.aclose()
+
+
+def _with_echo(limit: BodyLimit, request: httpx2.Request) -> BodyLimit:
+    """Allow for a server that repeats what it was asked, as errors do."""
+    if limit.values is None or not request.headers.get("content-type", "").startswith("application/json"):
+        return limit
+    asked = int(request.headers.get("content-length", 0))
+    return BodyLimit(limit.bytes + 2 * asked, limit.values + asked // 2)
+
+
+def _plain(response: httpx2.Response, request: httpx2.Request, **body: Any) -> httpx2.Response:
+    """Return a response with a body that is not encoded any more."""
+    headers = [(name, value) for name, value in response.headers.raw if name.lower() not in REWRITTEN]
+    # without its parameters: Python takes "bz2" for a charset, too, and would decompress a text without a limit
+    kind = response.headers.get("content-type", "").partition(";")[0]
+    headers += [(b"content-type", kind.encode("ascii", "replace"))] if kind else []
+    return httpx2.Response(
+        response.status_code, headers=headers, request=request, extensions=response.extensions, **body
+    )
