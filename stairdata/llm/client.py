@@ -37,6 +37,7 @@ from stairdata.llm.outcomes import (
 from stairdata.llm.window import Window
 from stairdata.recipe import Endpoint
 from stairdata_schemas.errors import ServerError, quote
+from stairdata_schemas.secrets.redaction import hold, redact
 
 DEAD_AFTER = 3
 """Requests in a row that did not reach the server, each after all its retries, until it counts as gone even though it
@@ -138,6 +139,7 @@ class Client:
         self.budget.on_stop.append(self.window.open)  # else those in line would wait for ever
         self._name = endpoint.name
         self._api_key = api_key
+        hold(api_key)
         self._key_name = endpoint.api_key_env
         self.limits = RetryLimits(endpoint.retries, endpoint.retry_seconds)
         self._check = check or (lambda: None)
@@ -155,7 +157,7 @@ class Client:
                 http_client=openai.DefaultAsyncHttpxClient(trust_env=urlsplit(base_url).hostname not in LOOPBACK),
             )
         except Exception as error:
-            raise ServerError(f"base_url {quote(base_url)} is not a valid URL: {error}") from error
+            raise ServerError(f"base_url {quote(redact(base_url))} is not a valid URL: {redact(str(error))}") from error
 
     async def complete(
         self, prompt: str, *, n: int, max_tokens: int, seed: int, prompt_tokens: int | None = None, **sampling: Any
@@ -355,7 +357,7 @@ class Client:
 
     def redact(self, words: object) -> str:
         """Cut the key out of what a server says."""
-        return str(words).replace(self._api_key, "<key>")
+        return redact(str(words).replace(self._api_key, "<key>"))
 
 
 def chat_body(

@@ -31,6 +31,7 @@ from stairdata_schemas.aliases import WaitProgress
 from stairdata_schemas.errors import ModelError, ServerError, quote
 from stairdata_schemas.processes import GRACE, HOST, SupervisedProcess, free_port, log_tail, port_obstacle
 from stairdata_schemas.rendering import check_model_folder
+from stairdata_schemas.secrets.redaction import hold
 
 PREFILL_TOKENS = 8192
 SMALL_MACHINE = 4  # cores up to which none is set aside for vLLM's front end
@@ -111,6 +112,7 @@ class ManagedServer:
         self.options = options
         self.served_name = options.served_name
         self.api_key = secrets.token_urlsafe(32)
+        hold(self.api_key)
         self.port = options.port
         self._command = command or vllm_command
         self._grace = grace

@@ -61,16 +61,22 @@ _NOT_SECRET = frozenset(
 
 def own_secrets() -> dict[str, str]:
     """Return the values that must not leave this machine, each with the name of the variable that holds it."""
-    found: dict[str, str] = {}
-    for name, value in sorted(os.environ.items()):
-        for secret in _secrets_in(name, value):
-            found.setdefault(secret, name)
+    found = environment_secrets()
     with suppress(ImportError):
         from huggingface_hub import get_token
 
         token = get_token() or ""
         if _can_be_secret(token):
             found.setdefault(token, HUB_TOKEN)
+    return found
+
+
+def environment_secrets() -> dict[str, str]:
+    """Return those of the environment alone."""
+    found: dict[str, str] = {}
+    for name, value in sorted(os.environ.items()):
+        for secret in _secrets_in(name, value):
+            found.setdefault(secret, name)
     return found
 
 

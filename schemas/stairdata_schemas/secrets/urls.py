@@ -25,13 +25,18 @@ def url_credentials(url: str) -> str | None:
         return None
     if has_login or ("://" not in url and re.match(r"[^/\s@]+:[^/\s@]+@", url)):
         return "a user name or password"
-    named = next((name for name, _ in _query(url) if _TELLING.search(name)), None)
+    named = next((name for name, _ in _query(url) if is_telling_parameter(name)), None)
     return None if named is None else f"a key in its query ({named}=)"
+
+
+def is_telling_parameter(name: str) -> bool:
+    """Return whether a parameter of a URL is named like a secret."""
+    return _TELLING.search(name) is not None
 
 
 def query_secrets(url: str) -> Iterator[str]:
     """Yield the values in a URL's query and fragment that are named like secrets."""
-    yield from (value for name, value in _query(url) if _TELLING.search(name))
+    yield from (value for name, value in _query(url) if is_telling_parameter(name))
 
 
 def without_credentials(url: str) -> str:
