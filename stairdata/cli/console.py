@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO, cast
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +25,14 @@ def make_streams_whole() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def keep_secrets_out_of_stderr() -> None:
+    """Let nothing write a secret to stderr: no message, log, warning or traceback; stdout shows what was asked for."""
+    from stairdata_schemas.secrets.redaction import RedactingStream
+
+    if not isinstance(sys.stderr, RedactingStream):
+        sys.stderr = cast("TextIO", RedactingStream(sys.stderr))
 
 
 def stderr() -> Console:

@@ -11,7 +11,7 @@ import typer
 
 from stairdata.cli import artifacts, diff, hub, interop, quickstart, review, serve, show, train
 from stairdata.cli.build import group
-from stairdata.cli.console import make_streams_whole, say
+from stairdata.cli.console import keep_secrets_out_of_stderr, make_streams_whole, say
 
 INTERRUPTED = 130
 ENVIRONMENT = {
@@ -80,6 +80,7 @@ def main() -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     make_streams_whole()
+    keep_secrets_out_of_stderr()
     try:
         _run()
     except KeyboardInterrupt:  # Ctrl-C once more, while the first one was being dealt with

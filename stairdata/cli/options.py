@@ -51,3 +51,22 @@ def read_recipe(path: Path | None, overrides: list[str] | None) -> FullRecipe:
     from stairdata.stages import read_full_recipe
 
     return read_full_recipe(path, overrides or [])
+
+
+def check_url(url: str, option: str, remedy: str) -> None:
+    """Refuse a URL with a password or key in it, which a manifest, a message or the list of processes would show.
+
+    Args:
+        url: as it was typed.
+        option: the option or variable that it was given by.
+        remedy: where the secret belongs.
+
+    Raises:
+        UsageError: without the URL in its message.
+    """
+    from stairdata_schemas.errors import UsageError
+    from stairdata_schemas.secrets.urls import url_credentials
+
+    held = url_credentials(url)
+    if held is not None:
+        raise UsageError(f"the URL of {option} holds {held}; leave it out and {remedy}")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from stairdata.cli.console import emit, print_table, say, show_progress
-from stairdata.cli.options import JsonOption
+from stairdata.cli.options import JsonOption, check_url
 
 
 def quickstart(
@@ -32,8 +32,9 @@ def quickstart(
 
     chosen = {"tree_prompts": prompts, "iterations": iterations, "pairs": pairs}
     sizes = (SMOKE if smoke else SMALL)._replace(**{key: value for key, value in chosen.items() if value is not None})
+    teacher = find_teacher(teacher_url, teacher_model)
     with locked(folder), show_progress() as progress:
-        summary = Pipeline(folder, sizes, find_teacher(teacher_url, teacher_model), progress).run()
+        summary = Pipeline(folder, sizes, teacher, progress).run()
     if json_:
         emit(json.dumps(summary))
         return
@@ -42,11 +43,11 @@ def quickstart(
 
 def find_teacher(url: str | None, model: str) -> dict[str, str] | None:
     """Return the teacher to ask, if one is named or a key for OpenAI is set."""
-    if url is not None:
-        return {"base_url": url, "model": model}
-    if os.environ.get("OPENAI_API_KEY"):
-        return {"base_url": os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1", "model": model}
-    return None
+    named = os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+    if url is None and not os.environ.get("OPENAI_API_KEY"):
+        return None
+    check_url(url or named, "OPENAI_BASE_URL" if url is None else "--teacher-url", "set the key as OPENAI_API_KEY")
+    return {"base_url": url or named, "model": model}
 
 
 def _print_summary(summary: dict[str, Any], folder: Path) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from stairdata.cli import review_round
 from stairdata.cli.console import emit, say
-from stairdata.cli.options import JsonOption
+from stairdata.cli.options import JsonOption, check_url
 from stairdata.cli.review_round import FolderOption, RemoteOption, UrlOption, WorkspaceOption
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ app = typer.Typer(help="People compare pairs in Argilla; their verdicts become a
 
 @app.command("serve")
 def serve(
+    context: typer.Context,
     folder: FolderOption = None,
     port: Annotated[
         int | None, typer.Option("--port", min=0, max=65535, help="Default: 6900 or a free one; 0 takes a free one.")
@@ -37,6 +38,9 @@ def serve(
     from stairdata_review.server.running_server import find_server
     from stairdata_review.server.server_processes import run_server
 
+    source = context.get_parameter_source("redis_url")
+    if redis_url and source is not None and source.name == "COMMANDLINE":  # which every user of the machine can list
+        check_url(redis_url, "--redis-url", "set the whole URL as the environment variable STAIRDATA_REDIS_URL")
     place = (folder or default_folder()).absolute()
     if background:
         already = find_server(place)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
@@ -30,7 +30,7 @@ from stairdata_schemas.manifest import sha256_of_json
 
 NOTEWORTHY_BYTES = 64 * 1024**2
 """Smaller artifacts are read again in less than a second."""
-_SCHEMA_MODULES = ("kinds", "artifacts", "grammar", "identity", "text/visible")
+_SCHEMA_MODULES = ("kinds", "artifacts", "grammar", "identity", "text/visible", "secrets/shapes", "secrets/own")
 
 
 class CheckResult(NamedTuple):
@@ -56,12 +56,12 @@ def is_large(artifact: Artifact) -> bool:
     return sum(entry.bytes for entry in artifact.manifest.files) >= NOTEWORTHY_BYTES
 
 
-def check(artifact: Artifact, own: Sequence[str]) -> CheckResult:
+def check(artifact: Artifact, own: Mapping[str, str]) -> CheckResult:
     """Check an artifact's bytes against its manifest, and each row unless a note says that it was checked.
 
     Args:
         artifact: what is about to be published.
-        own: the environment's own secrets, which no row may hold.
+        own: this machine's own secrets, which no row may hold, each with the name of its variable.
     """
     if is_noted(artifact, own):
         return CheckResult(validate_artifact(artifact, rows=False), [])

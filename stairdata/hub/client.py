@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from stairdata.hub.addresses import TagName, is_config, parse_tag
 from stairdata_schemas.errors import HubError, quote
 from stairdata_schemas.manifest import MANIFEST_NAME
+from stairdata_schemas.secrets.redaction import hold
+from stairdata_schemas.secrets.urls import url_credentials
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -64,11 +66,19 @@ class Repository(NamedTuple):
 
 
 def api() -> HfApi:
-    """Return the Hub's client."""
+    """Return the Hub's client.
+
+    Raises:
+        HubError: HF_ENDPOINT holds a password or key, which cards and messages would show.
+    """
     from importlib.metadata import version
 
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants, get_token
 
+    held = url_credentials(constants.ENDPOINT)
+    if held is not None:
+        raise HubError(f"the URL in HF_ENDPOINT holds {held}; leave it out, and set the key as HF_TOKEN")
+    hold(get_token() or "")
     return HfApi(library_name="stairdata", library_version=version("stairdata"))
 
 

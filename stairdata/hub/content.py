@@ -20,7 +20,7 @@ from stairdata.hub.addresses import ConfigPath, parse_tag
 from stairdata.hub.checks import check
 from stairdata.hub.client import README, FileListing, Repository, holds, manifests, read, tree
 from stairdata.hub.releases import changelog_line, manifest_at, parse_manifest, previous
-from stairdata.hub.secrets import check_secrets, own_secrets
+from stairdata.hub.secrets import check_secrets
 from stairdata_schemas.aliases import CountProgress
 from stairdata_schemas.artifacts import Artifact, parse_version
 from stairdata_schemas.cards import card as cards
@@ -28,6 +28,7 @@ from stairdata_schemas.cards.card import Card, CardConfig, Plot
 from stairdata_schemas.cards.croissant import CROISSANT_NAME, croissant
 from stairdata_schemas.errors import HubError, PublishError, ReleaseConflictError, quote
 from stairdata_schemas.manifest import MANIFEST_NAME, Manifest
+from stairdata_schemas.secrets.own import own_secrets
 
 SHOWN = 5
 

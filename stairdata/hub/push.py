@@ -44,11 +44,12 @@ from stairdata.hub.content import (
     render_card,
     state_of,
 )
-from stairdata.hub.secrets import SecretHit, own_secrets, scan_texts
+from stairdata.hub.secrets import SecretHit, scan_texts
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import HubError, PublishError, ReleaseConflictError, quote
 from stairdata_schemas.files import write_atomic
 from stairdata_schemas.manifest import ORIGIN_NAME, Origin, read_origin
+from stairdata_schemas.secrets.own import own_secrets
 
 Say = Callable[[str], None]
 RACES = 100
@@ -387,7 +388,7 @@ class _Publisher:
         hits: list[SecretHit] = list(scan_texts({README: card}, own_secrets()))
         if hits and README not in self.release.options.allow_secrets:
             raise PublishError(
-                f"the card would hold what looks like a secret: {hits[0].what} ({hits[0].beginning}…); take it out of "
+                f"the card would hold what looks like a secret: {hits[0].what}{hits[0].beginning}; take it out of "
                 f"{README}, here or on the Hub, or repeat with --allow-secret {README}"
             )
         return card

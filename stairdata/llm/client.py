@@ -40,6 +40,7 @@ from stairdata.llm.wire.bounded_http import AnswerLimitError, BoundedHttpClient,
 from stairdata.recipe import Endpoint
 from stairdata_schemas.control_tokens import find_quoted, neutralise
 from stairdata_schemas.errors import ServerError, quote
+from stairdata_schemas.secrets.redaction import hold, redact
 
 DEAD_AFTER = 3
 """Requests in a row that did not reach the server, each after all its retries, until it counts as gone even though it
@@ -157,6 +158,7 @@ class Client:
         self._timeout = endpoint.timeout
 >>>>>>> work-i12b
         self._api_key = api_key
+        hold(api_key)
         self._key_name = endpoint.api_key_env
         self.limits = RetryLimits(endpoint.retries, endpoint.retry_seconds)
         self._check = check or (lambda: None)
@@ -174,7 +176,7 @@ class Client:
                 http_client=BoundedHttpClient(trust_env=urlsplit(base_url).hostname not in LOOPBACK),
             )
         except Exception as error:
-            raise ServerError(f"base_url {quote(base_url)} is not a valid URL: {error}") from error
+            raise ServerError(f"base_url {quote(redact(base_url))} is not a valid URL: {redact(str(error))}") from error
 
     async def complete(
         self,
@@ -398,7 +400,7 @@ class Client:
 
     def redact(self, words: object) -> str:
         """Cut the key out of what a server says."""
-        return str(words).replace(self._api_key, "<key>")
+        return redact(str(words).replace(self._api_key, "<key>"))
 
 
 def without_control_tokens(

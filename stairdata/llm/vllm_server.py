@@ -1,7 +1,7 @@
 """A vLLM server that this process starts and watches, and that ends with it, however it ends.
 
-It listens on 127.0.0.1 alone, wants a random key that it gets through its environment, and is a supervised process
-(`stairdata_schemas.processes`).
+It listens on 127.0.0.1 alone, wants a random key that it gets through its environment (`server_guard.py`), and is a
+supervised process (`stairdata_schemas.processes`).
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Literal, Self
 
+from stairdata.llm.server_guard import KEY_VARIABLE, ServerGuard
 from stairdata_schemas.aliases import WaitProgress
 from stairdata_schemas.errors import ModelError, ServerError, quote
 from stairdata_schemas.network.socket_deadlines import SocketDeadline
 from stairdata_schemas.processes import GRACE, HOST, SupervisedProcess, free_port, log_tail, port_obstacle
 from stairdata_schemas.rendering import check_model_folder
+from stairdata_schemas.secrets.redaction import hold
 
 PREFILL_TOKENS = 8192
 SMALL_MACHINE = 4  # cores up to which none is set aside for vLLM's front end
@@ -112,6 +114,7 @@ class ManagedServer:
         self.options = options
         self.served_name = options.served_name
         self.api_key = secrets.token_urlsafe(32)
+        hold(self.api_key)
         self.port = options.port
         self._command = command or vllm_command
         self._grace = grace
@@ -254,6 +257,7 @@ def vllm_command(options: ServerOptions, port: int) -> list[str]:
         "--generation-config=vllm",
         "--enable-prefix-caching",
         "--disable-uvicorn-access-log",
+        f"--middleware={ServerGuard.__module__}.{ServerGuard.__qualname__}",
         *(["--enforce-eager"] if eager else []),
         *(_whole_prefills(options) if _is_cpu_build() else []),
         *options.extra,
@@ -365,7 +369,8 @@ def _lacking() -> str:
 def _environment(options: ServerOptions, model: str, api_key: str) -> dict[str, str]:
     default = {"VLLM_CPU_KVCACHE_SPACE": str(options.kv_cache_gib)} | (_all_cores() if _is_cpu_build() else {})
     fixed = {
-        "VLLM_API_KEY": api_key,
+        KEY_VARIABLE: api_key,
+        "VLLM_USE_RUST_FRONTEND": "0",  # another web server, which knows no middleware
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",

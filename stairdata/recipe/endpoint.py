@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from stairdata.recipe.section import Concurrency, Section
+from stairdata.recipe.section import Concurrency, Section, secret_error
 from stairdata_schemas.fingerprints import Mark
+from stairdata_schemas.secrets.shapes import looks_like_key
+from stairdata_schemas.secrets.urls import url_credentials
 
 ControlTokens = Literal["plain", "neutralise", "refuse"]
 
@@ -51,6 +53,21 @@ class Endpoint(Section):
     def name(self) -> str:
         """What prices and rows call the model: its name at the server, or the last part of its folder."""
         return self.model or Path(self.path or "").name
+
+    @field_validator("base_url")
+    @classmethod
+    def _no_login(cls, value: str | None) -> str | None:
+        held = url_credentials(value) if value is not None else None  # also without a scheme: me:word@host/v1
+        if held is not None:
+            raise secret_error(f"the URL holds {held}")
+        return value
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        if looks_like_key(value):
+            raise secret_error("this looks like a key, not like the name of a variable")
+        return value
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:

@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from stairdata.recipe.recipe import Recipe
+from stairdata.recipe.section import SECRET
 from stairdata_schemas.errors import RecipeError, UsageError, nearest, quote
 from stairdata_schemas.formats import yaml_core
+from stairdata_schemas.secrets.redaction import redact
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)
 PACKAGED = Path(__file__).parent.parent / "recipes"
@@ -76,26 +78,26 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise RecipeError(f"the recipe {path} has to be a mapping of sections, found {quote(data)}")
+        raise RecipeError(f"the recipe {path} has to be a mapping of sections, found {quote(redact(_as_text(data)))}")
     return data
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise UsageError(f"--set {quote(override)}: write key.key=value, such as trees.iterations=50")
+        raise UsageError(f"--set {quote(redact(override))}: write key.key=value, such as trees.iterations=50")
     *path, last = key.split(".")
     try:
         value = yaml_core.load(text)
     except yaml_core.YamlKeyTwiceError as error:
-        raise UsageError(f"--set {quote(override)}: {error}") from error
+        raise UsageError(f"--set {quote(redact(override))}: {error}") from error
     except yaml_core.UnreadableYamlError as error:
-        raise UsageError(f"--set {quote(override)}: the value is not YAML; quote it") from error
+        raise UsageError(f"--set {quote(redact(override))}: the value is not YAML; quote it") from error
     section = data
     for name in path:
         inner = section.setdefault(name, {})
         if not isinstance(inner, dict):
-            raise UsageError(f"--set {quote(override)}: {name!r} is not a section")
+            raise UsageError(f"--set {quote(redact(override))}: {name!r} is not a section")
         section = inner
     section[last] = value
 
@@ -109,8 +111,14 @@ def _explain(error: ValidationError, model: type[BaseModel], path: Path | None, 
         close = nearest(str(first["loc"][-1]), known)
         hint = f"did you mean {close!r}?" if close else f"known keys: {', '.join(known)}"
         return f"{source}: unknown key {where!r}; {hint}"
+    if first["type"] == SECRET:
+        return f"{source}: {where}: {first['msg']}"
     value = first["input"] if first["loc"] else data
-    return f"{source}: {where or 'top level'}: {first['msg']}, found {quote(value)}"
+    return f"{source}: {where or 'top level'}: {first['msg']}, found {quote(redact(_as_text(value)))}"
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else repr(value)
 
 
 def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

@@ -25,6 +25,8 @@ from stairdata_schemas.aliases import Json
 from stairdata_schemas.errors import ReviewError, UsageError, quote
 from stairdata_schemas.network.body_limits import BodyLimit, BodyLimitError, BodyMeter
 from stairdata_schemas.network.socket_deadlines import SocketDeadline
+from stairdata_schemas.secrets.redaction import hold
+from stairdata_schemas.secrets.urls import url_credentials
 
 LOCAL = frozenset({"127.0.0.1", "localhost", "::1"})
 KEY_VARIABLE = "ARGILLA_API_KEY"
@@ -91,10 +93,11 @@ def _check_url(url: str, *, remote: bool) -> None:
         host = parts.hostname
     except ValueError:
         host = None
+    # before anything else: the message of a wrong address shows it
+    if url_credentials(url) is not None or (host is not None and (parts.query or parts.fragment)):
+        raise UsageError(f"--url must not contain a name, password or query; the key belongs in {KEY_VARIABLE}")
     if host is None or parts.scheme not in {"http", "https"}:
         raise UsageError(f"--url {quote(url)} is not an address; write https://argilla.example.org")
-    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-        raise UsageError(f"--url must not contain a name, password or query; the key belongs in {KEY_VARIABLE}")
     if host in LOCAL:
         return
     if parts.scheme != "https":
@@ -111,6 +114,7 @@ class Argilla:
 
     def __init__(self, access: ServerAccess) -> None:
         self.url = access.url
+        hold(access.key)
         host = urlsplit(access.url).hostname or ""
         # httpx would decompress an answer without a limit
         headers = {"X-Argilla-Api-Key": access.key, "Accept-Encoding": "identity"}

@@ -32,6 +32,7 @@ from stairdata_review.server.running_server import RunningServer, is_healthy
 from stairdata_schemas.errors import ReviewError, StairDataError, quote
 from stairdata_schemas.files import write_atomic, write_private
 from stairdata_schemas.processes import HOST, SupervisedProcess, free_port, last_line, port_obstacle, started_at
+from stairdata_schemas.secrets.urls import without_credentials
 
 ENGINE = Path(__file__).parents[1] / "engine"
 """Started by its path: it runs in the environment of Argilla's server, which has no stairdata."""
@@ -264,10 +265,7 @@ def choose_port(port: int | None) -> int:
 
 
 def _without_password(url: str | None) -> str | None:
-    if url is None:
-        return None
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
+    return None if url is None else without_credentials(url)
 
 
 def last_words(log: Path) -> str:

@@ -144,7 +144,7 @@ def _check_for_push(artifact: Artifact, progress: Progress) -> None:
     from stairdata.hub.checks import check, is_large, is_noted
 
     if is_large(artifact):
-        from stairdata.hub.secrets import own_secrets
+        from stairdata_schemas.secrets.own import own_secrets
 
         own = own_secrets()
         if not is_noted(artifact, own):  # a build that was finished before costs no hashing

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from stairdata.cli.build.shared import COSTS, SharedOptions, comma_separated, takes_shared_options
+from stairdata.cli.options import check_url
 
 
 class ExecutorName(StrEnum):
@@ -50,6 +51,9 @@ def build(
     if pilot and not shared.dry_run:
         raise UsageError("--pilot needs --dry-run; --limit builds an artifact from the first rows")
     recipe = shared.read_recipe()
+    for url in comma_separated(endpoints):
+        check_url(url, "--endpoints", "set the key as the variable that actor.api_key_env names")
+    check_url(address or "", "--address", "let Ray take it from its own environment")
     execution = Execution(executor.value, address, comma_separated(endpoints))
     shared.run(
         lambda options: forecast_trees(recipe, options, execution, pilot),

@@ -15,7 +15,6 @@ from stairdata.hub.access import Gate
 from stairdata.hub.client import read
 from stairdata.hub.content import PushOptions, prepare
 from stairdata.hub.push import make_plan, push
-from stairdata.hub.secrets import PATTERNS, scan_texts
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.cards import card as cards
 from stairdata_schemas.errors import HubError, PublishError, UsageError
@@ -216,33 +215,15 @@ def test_a_laxer_licence_than_the_parents_is_refused(hub: HubServer, make: Make)
 
 # -- secrets -------------------------------------------------------------------------------------------------
 
-EXAMPLES = {
+EXAMPLES = {  # of all shapes: tests/security/test_secret_shapes.py
     "Hugging Face token": LEAKED,
-    "Hugging Face organisation token": "api_org_" + "a1B2" * 9,
-    "OpenAI or Anthropic key": "sk-ant-api03-" + "a1B2_" * 9,
     "GitHub token": "ghp_" + "a1B2" * 9,
-    "GitLab token": "glpat-" + "a1B2" * 5,
-    "AWS key": "AKIA" + "A1B2" * 4,
-    "Google key": "AIza" + "a1B2c" * 7,
-    "Slack token": "xoxb-123456789012-abc",
-    "Stripe key": "sk_live_" + "a1B2" * 6,
-    "PyPI token": "pypi-AgEI" + "a1B2" * 12,
-    "npm token": "npm_" + "a1B2" * 9,
-    "Groq key": "gsk_" + "a1B2" * 13,
-    "NVIDIA key": "nvapi-" + "a1B2" * 16,
-    "Replicate token": "r8_" + "a1B2" * 10,
-    "SendGrid key": "SG." + "a1B2" * 6 + "." + "a1B2" * 10,
-    "JSON web token": "eyJ" + "a1B2" * 5 + ".eyJ" + "a1B2" * 9 + "." + "a1B2" * 9,
     "private key": "-----BEGIN OPENSSH PRIVATE KEY-----",
     "password in a URL": "https://me:secret123@example.org",
 }
 
 
-def test_every_pattern_has_an_example() -> None:
-    assert EXAMPLES.keys() == PATTERNS.keys()
-
-
-@pytest.mark.parametrize("what", PATTERNS)
+@pytest.mark.parametrize("what", EXAMPLES)
 def test_a_secret_in_a_row_is_named_without_being_shown(what: str, hub: HubServer, make: Make) -> None:
     artifact = make("harmless", f"my key is {EXAMPLES[what]}, don't tell")
     with pytest.raises(PublishError) as caught:
@@ -254,11 +235,6 @@ def test_a_secret_in_a_row_is_named_without_being_shown(what: str, hub: HubServe
     assert said.endswith(f"--allow-secret {key}")
     assert hub.requests == []
     push(artifact, PushOptions(REPO, allow_secrets=(key,)))
-
-
-@pytest.mark.parametrize("text", ["skating sk-short", "hf_tokenizers", "key: value", "https://a.org/b:c@d", "AKIA"])
-def test_plain_words_are_no_secrets(text: str) -> None:
-    assert list(scan_texts({"a": text})) == []
 
 
 def test_a_secret_deep_in_a_tree_or_in_the_recipe_is_found(hub: HubServer, make: Make) -> None:
@@ -297,12 +273,22 @@ def test_a_secret_in_the_card_here_or_there_is_found(hub: HubServer, make: Make)
         push(make("b"), PushOptions(REPO))
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("MY_JUDGE_KEY", "plain words that are my secret"),
+        ("AWS_SECRET_ACCESS_KEY", "kq/7Rz+0pWv/Lm3Xc9Ty2Bn8Gh5Jd1Fs6Qa4Ue/Zo"),
+        ("SMTP_PASS", "pa55/word"),
+    ],
+)
 def test_a_secret_of_this_environment_is_found_whatever_it_looks_like(
-    hub: HubServer, make: Make, monkeypatch: pytest.MonkeyPatch
+    variable: str, value: str, hub: HubServer, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MY_JUDGE_KEY", "plain words that are my secret")
-    with pytest.raises(PublishError, match="secret of this environment"):
-        push(make("I say: plain words that are my secret."), PushOptions(REPO))
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(PublishError, match=rf"secret of this environment \({variable}\)") as caught:
+        push(make(f"I say: {value}."), PushOptions(REPO))
+    assert value[:4] not in str(caught.value)
+    assert hub.requests == []
 
 
 def test_the_token_is_nowhere_but_in_the_header(hub: HubServer, make: Make, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from stairdata_schemas import artifacts
 from stairdata_schemas.artifacts import Artifact
 
 Make = Callable[..., Artifact]
-OWN = ["a-secret-of-this-environment"]
+SECRET = "a-secret-of-this-environment"
+OWN = {SECRET: "MY_KEY"}
 
 
 @pytest.fixture(autouse=True)
@@ -47,9 +48,9 @@ def test_the_second_check_of_the_same_bytes_reads_no_row(make: Make, rows_read: 
     assert check(artifact, OWN) == ([], [])
     assert len(rows_read) == 1
     assert check(artifact, OWN) == ([], [])
-    assert check(artifact, []) == ([], [])
+    assert check(artifact, {}) == ([], [])
     assert len(rows_read) == 1
-    assert OWN[0] not in note_of(tmp_path).read_text()
+    assert SECRET not in note_of(tmp_path).read_text()
     assert note_of(tmp_path).stat().st_mode & 0o777 == 0o600
 
 
@@ -68,8 +69,8 @@ def test_another_secret_or_another_rule_has_the_rows_read_again(
 ) -> None:
     artifact = make("say another-secret-of-this-place")
     check(artifact, OWN)
-    assert [hit.what for hit in check(artifact, ["another-secret-of-this-place"]).hits] == [
-        "secret of this environment"
+    assert [hit.what for hit in check(artifact, {"another-secret-of-this-place": "OTHER_KEY"}).hits] == [
+        "secret of this environment (OTHER_KEY)"
     ]
     assert is_noted(artifact, OWN)
     monkeypatch.setattr(checks, "_rules", lambda: "those of another release")

@@ -162,6 +162,7 @@ def test_the_key_goes_through_the_environment_alone_and_nothing_is_reported_home
     environ = record["environ"]
     assert isinstance(environ, dict)
     assert environ["VLLM_API_KEY"] == server.api_key
+    assert environ["VLLM_USE_RUST_FRONTEND"] == "0"
     assert server.api_key not in str(record["argv"])
     for name in ("HF_HUB_DISABLE_TELEMETRY", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "HF_HUB_OFFLINE"):
         assert environ[name] == "1"
@@ -370,6 +371,7 @@ def test_the_command_is_words_for_vllm(options: ServerOptions, monkeypatch: pyte
     assert command[:4] == [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server"]
     assert f"--model={options.model}" in command
     assert {"--host=127.0.0.1", "--port=4711", "--served-model-name=actor", "--enforce-eager"} <= set(command)
+    assert "--middleware=stairdata.llm.server_guard.ServerGuard" in command
     assert {"--no-enable-chunked-prefill", "--max-num-batched-tokens=8192"} <= set(command)
     monkeypatch.setattr(server_module, "_is_cpu_build", lambda: False)
     assert {"--enforce-eager", "--no-enable-chunked-prefill"}.isdisjoint(vllm_command(options, 4711))
