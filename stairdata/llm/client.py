@@ -151,12 +151,9 @@ class Client:
         self.window = Window() if fixed == "auto" else Window(fixed, fixed)
         self.budget.on_stop.append(self.window.open)  # else those in line would wait for ever
         self._name = endpoint.name
-<<<<<<< HEAD
         self._endpoint = endpoint
         self._control_tokens = control_tokens
-=======
         self._timeout = endpoint.timeout
->>>>>>> work-i12b
         self._api_key = api_key
         hold(api_key)
         self._key_name = endpoint.api_key_env
