@@ -69,7 +69,7 @@ def test_sft_batches_hold_prompt_answer_and_one_end_of_turn(
     trainer = sft_trainer(Dataset.from_list(sft_rows), models[family], sft_config(), tmp_path, "f")
     tokenizer = trainer.processing_class
     expected = {
-        render_prompt(tokenizer, row["prompt"]) + row["completion"] + end_text(family): (
+        render_prompt(tokenizer, row["prompt"]).text + row["completion"] + end_text(family): (
             row["completion"] + end_text(family)
         )
         for row in sft_rows
@@ -91,7 +91,7 @@ def test_dpo_batches_end_only_terminal_steps(
     for row in pair_rows:
         for side in ("chosen", "rejected"):
             end = end_text(family) if row[f"{side}_is_terminal"] else ""
-            text = render_prompt(tokenizer, row["prompt"]) + row[side] + end
+            text = render_prompt(tokenizer, row["prompt"]).text + row[side] + end
             expected[text] = row[side][row["prefix_length"] :] + end
     seen = {}
     for batch in batches(trainer):
@@ -108,7 +108,7 @@ def test_prm_batches_end_only_terminal_steps(
     trainer = prm_trainer(Dataset.from_list(pair_rows), models[family], prm_config(), tmp_path, "f")
     tokenizer = trainer.processing_class
     expected = {
-        render_prompt(tokenizer, row["prompt"]) + row[side] + (end_text(family) if row[f"{side}_is_terminal"] else "")
+        render_prompt(tokenizer, row["prompt"]).text + row[side] + (end_text(family) if row[f"{side}_is_terminal"] else "")
         for row in pair_rows
         for side in ("chosen", "rejected")
     }
