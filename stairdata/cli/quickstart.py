@@ -32,8 +32,9 @@ def quickstart(
 
     chosen = {"tree_prompts": prompts, "iterations": iterations, "pairs": pairs}
     sizes = (SMOKE if smoke else SMALL)._replace(**{key: value for key, value in chosen.items() if value is not None})
+    teacher = find_teacher(teacher_url, teacher_model)
     with locked(folder), show_progress() as progress:
-        summary = Pipeline(folder, sizes, find_teacher(teacher_url, teacher_model), progress).run()
+        summary = Pipeline(folder, sizes, teacher, progress).run()
     if json_:
         emit(json.dumps(summary))
         return

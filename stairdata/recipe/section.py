@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -45,12 +44,14 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_credentials(cls, value: Any) -> Any:
-        for text in _texts(value):
-            held = url_credentials(text) if "://" in text else None
-            if held is not None:
-                raise secret_error(f"the URL holds {held}")
-        return value
+    def _no_credentials_as_typed(cls, value: Any) -> Any:
+        # a path would no longer look like a URL; the values of a section are told by their own names
+        return value if isinstance(value, dict) else _without_credentials(value, depth=1)
+
+    @field_validator("*")
+    @classmethod
+    def _no_credentials_inside(cls, value: Any) -> Any:
+        return _without_credentials(value, depth=3)
 
 
 class Sampling(Section):
@@ -64,10 +65,13 @@ class Sampling(Section):
     """0 turns it off; sent only to servers that are not OpenAI's."""
 
 
-def _texts(value: Any, depth: int = 3) -> Iterator[str]:
-    """Yield the texts of a value before it is read, as deep as a field outside a section of its own can be."""
+def _without_credentials(value: Any, depth: int) -> Any:
+    """Return a value as it is if no text in it is a URL with credentials; sections inside it look at their own."""
     if isinstance(value, str):
-        yield value
-    elif depth and isinstance(value, list | tuple | dict):
+        held = url_credentials(value) if "://" in value else None
+        if held is not None:
+            raise secret_error(f"the URL holds {held}")
+    elif depth and isinstance(value, list | dict):
         for inner in value.values() if isinstance(value, dict) else value:
-            yield from _texts(inner, depth - 1)
+            _without_credentials(inner, depth - 1)
+    return value
