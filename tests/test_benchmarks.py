@@ -50,11 +50,13 @@ def figure(output: str, pattern: str) -> float:
         (["prompts.py", "--prompts", "300", "--stream", "1000", "--count", "50"], "50 out of 1,000"),
         (["hub.py", "--gigabytes", "0.004"], "lfs pull:"),
         (["hub.py", "--gigabytes", "0.004", "--lane", "xet", "--repeats", "2"], "medians of 2:\nxet bare push:"),
+        (["secret_scan.py", "texts.jsonl", "--megabytes", "1"], "2 different texts, 0.00 MB, taken for secrets: 1"),
     ],
-    ids=["instant", "memory", "pairs", "teacher", "teacher-killed", "prompts", "hub-lfs", "hub-xet"],
+    ids=["instant", "memory", "pairs", "teacher", "teacher-killed", "prompts", "hub-lfs", "hub-xet", "secret-scan"],
 )
 def test_a_benchmark_runs(arguments: list[str], words: str, tmp_path: Path) -> None:
     script, *rest = arguments
+    (tmp_path / "texts.jsonl").write_text(json.dumps({"a": "plain words", "b": ["hf_" + "aB3" * 12]}) + "\n")
     assert words in run(script, *rest, folder=tmp_path)
 
 

@@ -1,6 +1,6 @@
 """A vLLM server that this process starts and watches, and that ends with it, however it ends.
 
-It listens on 127.0.0.1 alone, wants a random key that it gets through its environment (`server_guard.py`), and is a
+It listens on 127.0.0.1 alone, wants a random key that it gets through its environment (`in_server/guard.py`), and is a
 supervised process (`stairdata_schemas.processes`).
 """
 
@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Literal, Self
 
-from stairdata.llm.server_guard import KEY_VARIABLE, ServerGuard
+from stairdata.llm.in_server.guard import KEY_VARIABLE, ServerGuard
 from stairdata_schemas.aliases import WaitProgress
 from stairdata_schemas.errors import ModelError, ServerError, quote
 from stairdata_schemas.network.socket_deadlines import SocketDeadline

@@ -202,7 +202,7 @@ def test_what_is_written_to_a_stream_has_no_secret_in_it() -> None:
 
 @pytest.fixture
 def echoing_server() -> Iterator[str]:
-    """The URL of a server that refuses every key, and repeats it in its answer."""
+    """The URL of a server that refuses what is sent to it, and repeats the key."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -210,7 +210,13 @@ def echoing_server() -> Iterator[str]:
             given = self.headers.get("Authorization", "").removeprefix("Bearer ")
             message = f"Incorrect API key provided: {given}"
             body = json.dumps({"error": {"message": message, "code": "invalid_api_key"}}).encode()
-            self.send_response(401)
+            self.answer(401, body)
+
+        def do_GET(self) -> None:
+            self.answer(200, b'{"object": "list", "data": [{"id": "m", "object": "model"}]}')
+
+        def answer(self, status: int, body: bytes) -> None:
+            self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from stairdata.llm.server_guard import KEY_VARIABLE, ServerGuard
+from stairdata.llm.in_server.guard import KEY_VARIABLE, ServerGuard
 from stairdata.llm.vllm_server import ManagedServer, ServerOptions, vllm_missing
 
 KEY = "k3y-of-this-server"

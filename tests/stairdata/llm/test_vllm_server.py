@@ -371,7 +371,7 @@ def test_the_command_is_words_for_vllm(options: ServerOptions, monkeypatch: pyte
     assert command[:4] == [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server"]
     assert f"--model={options.model}" in command
     assert {"--host=127.0.0.1", "--port=4711", "--served-model-name=actor", "--enforce-eager"} <= set(command)
-    assert "--middleware=stairdata.llm.server_guard.ServerGuard" in command
+    assert "--middleware=stairdata.llm.in_server.guard.ServerGuard" in command
     assert {"--no-enable-chunked-prefill", "--max-num-batched-tokens=8192"} <= set(command)
     monkeypatch.setattr(server_module, "_is_cpu_build", lambda: False)
     assert {"--enforce-eager", "--no-enable-chunked-prefill"}.isdisjoint(vllm_command(options, 4711))

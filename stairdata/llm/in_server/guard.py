@@ -24,10 +24,10 @@ OPEN_PATH = "/health"
 _LOCAL_HOST = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\])(?::[0-9]{1,5})?", re.IGNORECASE)
 _POLICY_VIOLATION = 1008  # RFC 6455, section 7.4.1
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+AsgiScope = MutableMapping[str, Any]
+AsgiReceive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+AsgiSend = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+AsgiApp = Callable[[AsgiScope, AsgiReceive, AsgiSend], Awaitable[None]]
 
 
 class ServerGuard:
@@ -49,7 +49,7 @@ class ServerGuard:
         self._app = app
         self._digest = _digest(key.encode())
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: AsgiScope, receive: AsgiReceive, send: AsgiSend) -> None:
         """Let a request through, or refuse it."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
@@ -61,7 +61,7 @@ class ServerGuard:
         else:
             await self._app(scope, receive, send)
 
-    def _has_key(self, scope: Scope) -> bool:
+    def _has_key(self, scope: AsgiScope) -> bool:
         given = _values(scope, b"authorization")
         if len(given) != 1:
             return False
@@ -70,16 +70,16 @@ class ServerGuard:
         return scheme.lower() == b"bearer" and hmac.compare_digest(_digest(key.strip()), self._digest)
 
 
-def _is_local(scope: Scope) -> bool:
+def _is_local(scope: AsgiScope) -> bool:
     given = _values(scope, b"host")
     return len(given) == 1 and _LOCAL_HOST.fullmatch(given[0].decode("latin-1")) is not None
 
 
-def _is_health_check(scope: Scope) -> bool:
+def _is_health_check(scope: AsgiScope) -> bool:
     return scope["type"] == "http" and scope["path"] == OPEN_PATH and scope["method"] in {"GET", "HEAD"}
 
 
-def _values(scope: Scope, name: bytes) -> list[bytes]:
+def _values(scope: AsgiScope, name: bytes) -> list[bytes]:
     return [value for key, value in scope["headers"] if key.lower() == name]
 
 
@@ -87,7 +87,7 @@ def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
-async def _refuse(scope: Scope, send: Send, status: int, why: str) -> None:
+async def _refuse(scope: AsgiScope, send: AsgiSend, status: int, why: str) -> None:
     """Answer a request with an error in OpenAI's form, and a handshake of a websocket likewise where that works."""
     prefix = "http"
     if scope["type"] == "websocket":
