@@ -161,7 +161,7 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _record(line: bytes) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 

@@ -412,5 +412,5 @@ def _get(port: int, path: str, api_key: str) -> bytes | None:
 def _model_names(answer: bytes) -> list[str]:
     try:
         return [model["id"] for model in json.loads(answer)["data"]]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return []
