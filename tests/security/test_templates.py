@@ -111,14 +111,18 @@ def test_a_template_that_waits_for_a_word_in_the_prompt(tokenizer_folder: Path) 
         render_chat(tokenizer, [{"role": "user", "content": "now"}], add_generation_prompt=True)
 
 
+TEMPLATES = files("trl") / "chat_templates"
+QUICK = {"gptoss.jinja", "llama3.jinja", "qwen2_5.jinja", "qwen3.jinja"}
+KNOWN = sorted(path.name for path in TEMPLATES.iterdir() if path.name.endswith(".jinja") and "llava" not in path.name)
+"""Those of llava take no plain text."""
+
+
 @pytest.mark.parametrize(
-    "path", sorted((files("trl") / "chat_templates").iterdir(), key=str), ids=lambda path: path.name
+    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in KNOWN]
 )
-def test_templates_of_known_models_render_as_in_transformers(path: Any, tokenizer_folder: Path) -> None:
-    if not path.name.endswith(".jinja"):
-        pytest.skip("no template")
+def test_templates_of_known_models_render_as_in_transformers(name: str, tokenizer_folder: Path) -> None:
     tokenizer = load_tokenizer(tokenizer_folder)
-    tokenizer.chat_template = path.read_text(encoding="utf-8")
+    tokenizer.chat_template = (TEMPLATES / name).read_text(encoding="utf-8")
     for content in ("Why?", " a\n\n", '<think>x</think> "q" \u202e', "x" * 100_000):
         question = {"role": "user", "content": content}
         for messages, prompts in ([question], True), ([question, {"role": "assistant", "content": "<a> b"}], False):
@@ -146,16 +150,13 @@ def test_a_hostile_model_folder_is_one_message(name: str, tokenizer_folder: Path
     (folder / "chat_template.jinja").write_text(HOSTILE[name][0], encoding="utf-8")
     (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "Why?", "task": "safety"}) + "\n", encoding="utf-8")
     (tmp_path / "recipe.yaml").write_text(
-        "prompts:\n  sources: [{path: prompts.jsonl, license: mit}]\n  filters: {max_tokens: 50, tokenizer: ./model}\n",
+        "prompts:\n  sources: [{path: prompts.jsonl, license: mit}]\n  max_tokens: 50\n  tokenizer: ./model\n",
         encoding="utf-8",
     )
     check_one_message(["build", "prompts", "--recipe", "recipe.yaml"], tmp_path, HOSTILE[name][1])
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.slow] if name != "join" else []) for name in ("join", "nested loops")],
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow]) for name in ("join", "nested loops")])
 def test_a_hostile_template_of_a_recipe_is_one_message(name: str, tmp_path: Path) -> None:
     (tmp_path / "ask.jinja").write_text(HOSTILE[name][0], encoding="utf-8")
     (tmp_path / "recipe.yaml").write_text(
@@ -171,6 +172,7 @@ def test_a_hostile_template_of_a_recipe_is_one_message(name: str, tmp_path: Path
 DEEP = "[" * 3000 + "]" * 3000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [f"prompts: {DEEP}", "\n".join(" " * n + "a:" for n in range(3000))])
 def test_a_recipe_that_is_nested_too_deep_is_one_message(text: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
