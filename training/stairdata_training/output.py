@@ -26,7 +26,7 @@ from stairdata_schemas.files import sync_file, sync_folder, write_atomic
 TRAINING_FILE = "training.json"
 _STARTED_FILE = "started.json"
 _LAST_FILE_OF_A_CHECKPOINT = "trainer_state.json"
-_FAILED_WRITES = ("os error ", "No space left on device", "PytorchStreamWriter failed", "file write failed")
+_FAILED_WRITES = ("os error ", "No space left on device", "PytorchStreamWriter failed", "inline_container.cc")
 """How Rust's libraries and torch say that the system refused to write."""
 
 
