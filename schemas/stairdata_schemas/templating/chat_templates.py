@@ -23,8 +23,6 @@ from stairdata_schemas.templating.sandbox import BoundedTemplate
 if TYPE_CHECKING:
     from jinja2.parser import Parser
 
-    from stairdata_schemas.rendering import Tokenizer
-
 MESSAGE_SHOWN = 300
 _TEMPLATES_KEPT = 16
 _TRANSFORMERS = "transformers.tokenization_utils_base"
@@ -32,7 +30,7 @@ _DATE_FORMAT = 100
 
 
 def render_chat(
-    tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool, **variables: Any
+    tokenizer: Any, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool, **variables: Any
 ) -> str:
     """Render a chat with the tokenizer's own template.
 
@@ -51,11 +49,10 @@ def render_chat(
                 messages, tokenize=False, add_generation_prompt=add_generation_prompt, **variables
             )
             return text
-        own: Any = tokenizer
-        template = _compile(own.get_chat_template())
+        template = _compile(tokenizer.get_chat_template())
         return template.render(
             sum(len(message["content"]) for message in messages),
-            **own.special_tokens_map,
+            **tokenizer.special_tokens_map,
             **variables,
             messages=messages,
             tools=None,
