@@ -46,7 +46,7 @@ def _read(path: Path) -> dict[str, str]:
         known = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ReviewError(
             f"{path} can't be read ({type(error).__name__}); without it reviewers get other hashes"
         ) from None

@@ -483,7 +483,7 @@ def _open_work(target: Path, plan: BuildPlan, *, fresh: bool) -> None:
 def _work_in_progress(target: Path) -> Json:
     try:
         known: Json = json.loads((target / WORK / "build.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return known
 

@@ -24,6 +24,7 @@ from weakref import WeakKeyDictionary
 from stairdata_schemas.control_tokens import PlainReader, find_control_tokens
 from stairdata_schemas.errors import ModelError
 from stairdata_schemas.grammar import OUTPUT_CLOSE, OUTPUT_OPEN, STEP_CLOSE, STEP_OPEN, TAGS
+from stairdata_schemas.templating.chat_templates import render_chat
 
 DATE_STRING = "26 Jul 2024"  # templates that print today's date would make every day's prompts new
 COUNTS_KEPT = 16384
@@ -60,13 +61,13 @@ def load_tokenizer(model: str | Path) -> Any:
     """Load a tokenizer that has a chat template, without remote code.
 
     Raises:
-        ModelError: no tokenizer there, or one without a chat template.
+        ModelError: no tokenizer there, or one without a chat template, or with one that can't be used.
     """
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(model), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # tokenizers raises Exception itself, and others what a damaged file leads to
         raise ModelError(
             f"no tokenizer can be loaded from {str(model)!r}: {_first_line(error)}; "
             "give a model folder with tokenizer.json, or a Hub id"
@@ -76,6 +77,7 @@ def load_tokenizer(model: str | Path) -> Any:
             f"the tokenizer of {str(model)!r} has no chat template; give an instruction-tuned model, "
             "or a tokenizer that has one"
         )
+    render_prompt(tokenizer, "?")  # a template that can't be used shows before any work is done
     return tokenizer
 
 
@@ -116,7 +118,8 @@ def render_prompt(tokenizer: Tokenizer, prompt: str) -> RenderedPrompt:
     """Render one user turn up to the point where the assistant's text begins.
 
     Raises:
-        ModelError: the prompt holds control tokens, and this tokenizer can't read them as plain text.
+        ModelError: the tokenizer's chat template can't be used, or the prompt holds control tokens, and this tokenizer
+            can't read them as plain text.
     """
     if not find_control_tokens(tokenizer, prompt):
         return RenderedPrompt(tokenizer, _in_template(tokenizer, prompt))
@@ -126,13 +129,8 @@ def render_prompt(tokenizer: Tokenizer, prompt: str) -> RenderedPrompt:
 
 
 def _in_template(tokenizer: Tokenizer, prompt: str) -> str:
-    text: str = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}],
-        tokenize=False,
-        add_generation_prompt=True,
-        date_string=DATE_STRING,
-    )
-    return text
+    messages = [{"role": "user", "content": prompt}]
+    return render_chat(tokenizer, messages, add_generation_prompt=True, date_string=DATE_STRING)
 
 
 _READERS: WeakKeyDictionary[Tokenizer, tuple[int, PlainReader]] = WeakKeyDictionary()
@@ -197,11 +195,8 @@ def end_of_turn(tokenizer: Tokenizer) -> EndOfTurn:
     Raises:
         ModelError: the template ends turns with no special token and the tokenizer has no EOS.
     """
-    rendered: str = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "?"}, {"role": "assistant", "content": _SENTINEL}],
-        tokenize=False,
-        date_string=DATE_STRING,
-    )
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _SENTINEL}]
+    rendered = render_chat(tokenizer, messages, add_generation_prompt=False, date_string=DATE_STRING)
     special = tokenizer.added_tokens_decoder
     ids = encode(tokenizer, rendered.rpartition(_SENTINEL)[2])
     found = next((token for token in ids if token in special and special[token].special), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from stairdata.runs.progress import Progress
 
 SECONDS_BETWEEN_LINES = 15.0
+DELETE = 0x7F  # a control character that JSON leaves as it is
 
 
 def make_streams_whole() -> None:
@@ -50,8 +52,27 @@ def say(message: str) -> None:
 
 
 def emit(text: str) -> None:
-    """Write a result to stdout."""
-    sys.stdout.write(text + "\n")
+    """Write a result to stdout: as it is into a file or pipe, and so that a terminal obeys nothing in it.
+
+    Escapes are those of JSON, so an object has the same values either way.
+    """
+    sys.stdout.write((_json_visible(text) if sys.stdout.isatty() else text) + "\n")
+
+
+def _json_visible(text: str) -> str:
+    from stairdata_schemas.errors import visible
+
+    if visible(text) == text:
+        return text
+    shown = (
+        character
+        if visible(character) == character
+        else json.dumps(character)[1:-1]
+        if ord(character) != DELETE
+        else "\\u007f"
+        for character in text
+    )
+    return "".join(shown)
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:
@@ -85,6 +106,8 @@ def show_progress() -> Iterator[Progress]:
         TimeElapsedColumn,
     )
 
+    from stairdata_schemas.errors import visible
+
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -96,7 +119,8 @@ def show_progress() -> Iterator[Progress]:
         task = bar.add_task("", total=None, detail="")
 
         def update(what: str, done: int, total: int, detail: str = "") -> None:
-            bar.update(task, description=what, completed=done, total=total or None, detail=detail)
+            shown, more = visible(what), visible(detail)
+            bar.update(task, description=shown, completed=done, total=total or None, detail=more)
 
         yield update
 

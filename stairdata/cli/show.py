@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from datetime import date, datetime, timedelta
+from datetime import time as clock_time
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,10 +64,25 @@ def show(
     elif artifact.kind == "trees" and not rows:
         list_trees(artifact)
     elif rows:
-        from stairdata_schemas.errors import quote
-
         for row in artifact.scan().head(rows).collect().iter_rows(named=True):
-            print_table(["column", "value"], [[key, quote(value)] for key, value in row.items() if value is not None])
+            print_table(["column", "value"], [[key, _cell(value)] for key, value in row.items() if value is not None])
+
+
+def _cell(value: object) -> str:
+    """Return a value shortened, with times as ISO 8601 has them, also inside lists."""
+    from stairdata_schemas.errors import quote
+
+    return quote(_plain(value))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, datetime | date | clock_time):
+        return value.isoformat()
+    return str(value) if isinstance(value, timedelta | Decimal) else value
 
 
 def _facts(artifact: Artifact) -> list[tuple[str, str]]:

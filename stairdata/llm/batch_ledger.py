@@ -205,7 +205,7 @@ class Ledger:
                 return self._ids_file(job).read_text(encoding="utf-8").split()
             with self.requests_file(job).open("rb") as file:
                 return [json.loads(line)["custom_id"] for line in file]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, RecursionError) as error:
             raise ArtifactError(
                 f"batch {job.batch_id or job.key}: requests can't be read: {error}; put back a copy of the file, or "
                 f"cancel the batches at the provider and remove the folder {self.folder}"

@@ -1,4 +1,7 @@
-"""Answers of units that take several requests: kept until the unit's row is written, so that none is paid for twice."""
+"""Answers of units that take several requests: kept until the unit's row is written, so that none is asked for again.
+
+An answer that had not arrived when the process was killed is not here: it is paid for, and asked for again.
+"""
 
 from __future__ import annotations
 

@@ -20,12 +20,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from stairdata_schemas.errors import BuildLockedError, TrainingError
+from stairdata_schemas.errors import BuildLockedError, StairDataError, TrainingError, quote
 from stairdata_schemas.files import sync_file, sync_folder, write_atomic
 
 TRAINING_FILE = "training.json"
 _STARTED_FILE = "started.json"
 _LAST_FILE_OF_A_CHECKPOINT = "trainer_state.json"
+_FAILED_WRITES = ("os error ", "No space left on device", "PytorchStreamWriter failed", "inline_container.cc")
+"""How Rust's libraries and torch say that the system refused to write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,28 @@ def locked(output: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def failed_writes_named(folder: Path) -> Iterator[None]:
+    """Turn what safetensors, tokenizers and torch raise where a file can't be written into one message.
+
+    Each has an error of its own, with the system's words in it; none is an OSError.
+
+    Raises:
+        TrainingError: a file couldn't be written.
+    """
+    try:
+        yield
+    except (OSError, StairDataError):
+        raise
+    except Exception as error:
+        if not any(words in str(error) for words in _FAILED_WRITES):
+            raise
+        raise TrainingError(
+            f"a file under {folder} can't be written: {quote(' '.join(str(error).split()))}; the newest "
+            "checkpoint is kept: make room or name another output folder, and run the same command again"
+        ) from error
 
 
 def finished(output: Path, fingerprint: str) -> TrainingSummary | None:
@@ -152,7 +176,7 @@ def _beside(output: Path, suffix: str) -> Path:
 def _read(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 

@@ -175,9 +175,10 @@ def train(plan: TrainingPlan, build: BuildTrainer, on_progress: OnProgress | Non
         if done is not None:
             return done
         partial = outputs.start(output, fingerprint)
-        trainer = build(plan.rows(), plan.model, plan.config, partial, fingerprint)
-        summary = _run(trainer, plan.method, output, partial, on_progress)
-        save_model(trainer.model, trainer.processing_class, partial)
+        with outputs.failed_writes_named(partial):
+            trainer = build(plan.rows(), plan.model, plan.config, partial, fingerprint)
+            summary = _run(trainer, plan.method, output, partial, on_progress)
+            save_model(trainer.model, trainer.processing_class, partial)
         settings = plan.config.model_dump(mode="json") | {"model": str(plan.model)}
         return outputs.finish(output, fingerprint, settings, summary)
 

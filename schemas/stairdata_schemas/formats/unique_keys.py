@@ -26,7 +26,7 @@ def loads(text: str | bytes, *, line: int = 1) -> Any:
 
     Raises:
         KeyTwiceError: an object has a key twice.
-        json.JSONDecodeError: it is no JSON.
+        json.JSONDecodeError: it is no JSON, or is nested too deep.
         UnicodeDecodeError: bytes that are not UTF-8.
     """
     words = text if isinstance(text, str) else text.decode("utf-8")
@@ -37,7 +37,10 @@ def loads(text: str | bytes, *, line: int = 1) -> Any:
             raise KeyTwiceError(_explain(words, line))
         return found
 
-    return json.loads(words, object_pairs_hook=unique)
+    try:
+        return json.loads(words, object_pairs_hook=unique)
+    except RecursionError as error:
+        raise json.JSONDecodeError("its lists and objects are nested too deep", words, 0) from error
 
 
 def check_names(names: Sequence[str]) -> None:

@@ -30,6 +30,9 @@ class YamlKeyTwiceError(UnreadableYamlError):
     """A mapping that has a key twice; the message says which and where."""
 
 
+NESTED_TOO_DEEP = "its lists and mappings are nested too deep"
+
+
 class CoreLoader(yaml.SafeLoader):
     """Reads YAML 1.2; a key that a mapping has twice is an error that names both places."""
 
@@ -94,7 +97,7 @@ def load(text: str) -> Any:
     try:
         return yaml.load(text, Loader=CoreLoader)  # noqa: S506 - a SafeLoader
     except RecursionError as error:
-        raise UnreadableYamlError("its lists and mappings are nested too deep") from error
+        raise UnreadableYamlError(NESTED_TOO_DEEP) from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an explicit tag that the value does not fit
         raise UnreadableYamlError(" ".join(str(error).split())) from error
 
@@ -107,6 +110,8 @@ def top_level(text: str) -> dict[str, str]:
     """
     try:
         root = yaml.compose(text, Loader=CoreLoader)
+    except RecursionError as error:
+        raise UnreadableYamlError(NESTED_TOO_DEEP) from error
     except yaml.YAMLError as error:
         raise UnreadableYamlError(" ".join(str(error).split())) from error
     if not isinstance(root, yaml.MappingNode) or root.flow_style:

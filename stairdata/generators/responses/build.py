@@ -115,7 +115,8 @@ class ResponseWorkload(Workload):
                 row = _response_row(unit.payload, self.name, self.recipe, pieces, actor)
                 cut = sum(piece.is_cut for piece in pieces)
                 row["completion_tokens"] = usage.completion_tokens
-                return UnitResult(row, {"cut_answers": cut}, dict(Counter(usage.outcomes)))
+                used = {name: getattr(usage, name) for name in ("requests", "prompt_tokens", "completion_tokens")}
+                return UnitResult(row, {"cut_answers": cut}, dict(Counter(usage.outcomes)), usage=used)
 
             yield WorkContext(work, client.window.room, [client])
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
-from jinja2.sandbox import SandboxedEnvironment
 
 from stairdata.generators.structured_cot.answer import WrittenAnswer
 from stairdata.generators.structured_cot.quality_gate import explain_rule
@@ -18,6 +17,7 @@ from stairdata.recipe import Teacher, TemplatesSection
 from stairdata_schemas import identity
 from stairdata_schemas.errors import RecipeError, quote
 from stairdata_schemas.kinds import TASKS
+from stairdata_schemas.templating.sandbox import BoundedTemplate
 
 TEMPLATE_VERSION = 1
 PROMPT_COLUMNS = ["prompt_id", "prompt", "task", "reference_answer", "reference_is_safe"]
@@ -40,7 +40,7 @@ class TeacherPrompt(NamedTuple):
 class TeacherTemplates:
     """What teachers are asked, by task; files of the recipe take the place of the project's own.
 
-    Values are never parsed as templates, and a file's template runs in jinja's sandbox.
+    Values are never parsed as templates, and a file's template runs in a sandbox, under limits of time and size.
 
     Raises:
         RecipeError: a file that can't be read, or is no template of the known variables.
@@ -54,23 +54,22 @@ class TeacherTemplates:
                 sources[task] = _source_of(path)
         for part in ("format_text", "failure"):
             sources[part] = _own_source(f"teacher_{part}_v{TEMPLATE_VERSION}.jinja")
-        environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
         self.hashes = {name: hashlib.sha256(source.encode()).hexdigest() for name, source in sources.items()}
-        self._templates = {name: _compile(environment, source, name, section) for name, source in sources.items()}
+        self._templates = {name: _compile(source, name, section) for name, source in sources.items()}
 
     def ask(self, prompt: TeacherPrompt, teacher: Teacher) -> str:
         """Return what a teacher is asked about a prompt."""
         try:
-            parts = [self._templates[prompt.task].render(**_variables(prompt))]
+            parts = [_render(self._templates[prompt.task], _variables(prompt))]
             parts[0].encode()
         except Exception as error:  # whatever a template of the user's may raise
             raise RecipeError(
                 f"the template for {prompt.task} can't be used for prompt {prompt.prompt_id}: {quote(str(error))}"
             ) from error
         if teacher.format == "text":
-            parts.append(self._templates["format_text"].render())
+            parts.append(_render(self._templates["format_text"], {}))
         if prompt.failure is not None:
-            parts.append(self._templates["failure"].render(failure=explain_rule(prompt.failure)))
+            parts.append(_render(self._templates["failure"], {"failure": explain_rule(prompt.failure)}))
         return "".join(parts)
 
 
@@ -122,13 +121,13 @@ def _source_of(path: Path) -> str:
         raise RecipeError(f"the template {path} can't be read: {error}") from error
 
 
-def _compile(environment: SandboxedEnvironment, source: str, name: str, section: TemplatesSection) -> jinja2.Template:
+def _compile(source: str, name: str, section: TemplatesSection) -> BoundedTemplate:
     """Compile a template, and try it, so that a slip in a file shows before anything is asked."""
     try:
-        template = environment.from_string(source)
+        template = BoundedTemplate(source, undefined=jinja2.StrictUndefined, autoescape=False)
         for reference, is_safe in itertools.product(("answer", None), (True, False, None)):
             tried = TeacherPrompt("0" * 16, "prompt", name, reference, is_safe)
-            template.render(**(_variables(tried) | {"failure": ""})).encode()
+            _render(template, _variables(tried) | {"failure": ""}).encode()
     except Exception as error:  # whatever a template of the user's may raise
         path = getattr(section, name, None)
         raise RecipeError(
@@ -136,6 +135,11 @@ def _compile(environment: SandboxedEnvironment, source: str, name: str, section:
             "reference_answer and reference_is_safe"
         ) from error
     return template
+
+
+def _render(template: BoundedTemplate, variables: dict[str, Any]) -> str:
+    given = sum(len(value) for value in variables.values() if isinstance(value, str))
+    return template.render(given, **variables)
 
 
 def _variables(prompt: TeacherPrompt) -> dict[str, Any]:

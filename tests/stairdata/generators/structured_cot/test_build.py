@@ -166,7 +166,7 @@ def test_templates_of_the_recipe(teach: Teach, stub_llm: StubServer, tmp_path: P
         ("{{ promt }}", "'promt' is undefined"),
         ("{% if %}", "Expected an expression"),
         ("{{ reference_answer[:5] }}", "not subscriptable"),
-        ("{{ [].pop() }}", "pop from empty list"),
+        ("{{ [].index(1) }}", "1 is not in list"),
         ("{{ prompt }}{{ '\\ud800' }}", "can't encode character"),
         ("{{ prompt.__class__.__mro__ }}", "unsafe"),
     ],

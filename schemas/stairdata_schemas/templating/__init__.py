@@ -1,0 +1,1 @@
+"""Templates that others wrote, rendered under limits on time and memory."""
