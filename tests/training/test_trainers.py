@@ -108,7 +108,9 @@ def test_prm_batches_end_only_terminal_steps(
     trainer = prm_trainer(Dataset.from_list(pair_rows), models[family], prm_config(), tmp_path, "f")
     tokenizer = trainer.processing_class
     expected = {
-        render_prompt(tokenizer, row["prompt"]).text + row[side] + (end_text(family) if row[f"{side}_is_terminal"] else "")
+        render_prompt(tokenizer, row["prompt"]).text
+        + row[side]
+        + (end_text(family) if row[f"{side}_is_terminal"] else "")
         for row in pair_rows
         for side in ("chosen", "rejected")
     }
