@@ -6,7 +6,6 @@ the client closes. What it is not about is answered as a sound server does: the 
 
 from __future__ import annotations
 
-import bz2
 import contextlib
 import gzip
 import json
@@ -162,11 +161,6 @@ def deflated(size: int) -> bytes:
     begin = packer.compress(b'"') + packer.flush(zlib.Z_FULL_FLUSH)
     block = packer.compress(b"a" * 2**20) + packer.flush(zlib.Z_FULL_FLUSH)  # which stands for itself from here on
     return begin + block * (size // 2**20)
-
-
-def bzipped(size: int) -> bytes:
-    """Compress zeros by a million times."""
-    return bz2.compress(bytes(2**25)) * (size // 2**25)
 
 
 def gzipped_twice(size: int) -> bytes:

@@ -41,7 +41,7 @@ WAITS = (0.5, 2.0, 8.0)
 """Seconds before a request is sent again."""
 PAGE = 500
 REWRITTEN = frozenset({b"content-length", b"transfer-encoding", b"content-type"})
-"""Headers that go with a body as it is sent. The charset goes, too: httpx takes "bz2" for one, and decompresses."""
+"""Headers that go with a body as it is sent. The charset goes, too: httpx takes "zlib" for one, and fails."""
 MAY_PASS = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses that may be gone when the request is sent again."""
 

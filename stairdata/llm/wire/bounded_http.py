@@ -193,7 +193,7 @@ def _with_echo(limit: BodyLimit, request: httpx2.Request) -> BodyLimit:
 def _plain(response: httpx2.Response, request: httpx2.Request, **body: Any) -> httpx2.Response:
     """Return a response with a body that is not encoded any more."""
     headers = [(name, value) for name, value in response.headers.raw if name.lower() not in REWRITTEN]
-    # without its parameters: Python takes "bz2" for a charset, too, and would decompress a text without a limit
+    # without its parameters: Python takes "zlib" and "punycode" for charsets, too, and fails on one, or takes minutes
     kind = response.headers.get("content-type", "").partition(";")[0]
     headers += [(b"content-type", kind.encode("ascii", "replace"))] if kind else []
     return httpx2.Response(

@@ -97,6 +97,21 @@ def test_more_than_was_asked_for_is_not_read_and_is_paid_for() -> None:
     assert budget.spent.tokens == len("Rate.") + 64 + 50
 
 
+def test_completions_are_bounded_likewise() -> None:
+    budget = Budget(BudgetLimits(total_tokens=10_000))
+
+    async def send(client: Client) -> Generation:
+        return await client.complete("Why?", n=3, max_tokens=50, seed=7, logprobs=1)
+
+    attack = streams(HEAD, forever(b'"' + b"a" * 9999))
+    with HostileServer(attack) as server, pytest.raises(RequestFailedError) as caught:
+        run(server, send, budget)
+    limit = limit_for(samples=3, max_tokens=50, logprobs=1)
+    sent = len(server.requests[-1].body)
+    assert (caught.value.outcomes, budget.spent.tokens) == ([Outcome.MALFORMED], len("Why?") + 3 * 50)
+    assert f"more than {limit.bytes + 2 * sent:,} bytes" in caught.value.detail
+
+
 def test_what_may_be_read_grows_with_what_is_asked() -> None:
     small = limit_for(samples=1, max_tokens=100)
     for more in (
