@@ -11,6 +11,8 @@ from pydantic import BaseModel, ValidationError
 from stairdata.recipe.recipe import Recipe
 from stairdata_schemas.errors import RecipeError, UsageError, nearest, quote
 from stairdata_schemas.formats import yaml_core
+from stairdata_schemas.formats.bounded import read_text
+from stairdata_schemas.formats.limits import NOTE_BYTES
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)
 PACKAGED = Path(__file__).parent.parent / "recipes"
@@ -64,7 +66,7 @@ def parse_recipe(model: type[RecipeT], data: Mapping[str, Any], path: Path | Non
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        data = yaml_core.load(path.read_text(encoding="utf-8-sig"))
+        data = yaml_core.load(read_text(path, NOTE_BYTES, "utf-8-sig"))
     except FileNotFoundError as error:
         raise RecipeError(f"the recipe {path} does not exist") from error
     except (OSError, UnicodeDecodeError) as error:
