@@ -290,7 +290,7 @@ def validate_file(
     except TooLargeError as error:
         return [Problem(entry.path, "too_large", 1, error.what)]
     except DamagedError as error:
-        return [Problem(entry.path, "parquet", 1, str(error))]
+        return [Problem(entry.path, "parquet", 1, error.what)]
     except (pl.exceptions.PolarsError, pa.ArrowException, OSError) as error:
         return [Problem(entry.path, "parquet", 1, quote(str(error)))]
 

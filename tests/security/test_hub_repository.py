@@ -19,6 +19,11 @@ import pyarrow as pa
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
 
+from stairdata_review.tables.cells import read_rows
+from stairdata_schemas.artifacts import Artifact, open_artifact
+from stairdata_schemas.errors import InputError
+from stairdata_schemas.formats.limits import TooLargeError
+from stairdata_schemas.formats.xlsx import check_xlsx
 from stairdata_schemas.manifest import FileEntry, Manifest, content_hash, now
 from tests.conftest import HUB_TOKEN
 from tests.security import hostile_parquet
@@ -126,7 +131,7 @@ def test_a_hostile_artifact_is_not_valid(tmp_path: Path, make: MakeParquet, said
         ("show", "FOLDER", "--rows", "1"),
         ("show", "FOLDER", "--html", "page.html"),
         ("diff", "FOLDER", "OTHER"),
-        ("export", "thu-ml", "FOLDER", "--output", "out.json"),
+        ("export", "FOLDER", "out.json"),
     ],
     ids=lambda arguments: arguments[0],
 )
@@ -149,15 +154,24 @@ def test_a_hostile_artifact_on_the_hub(tmp_path: Path, hub: HubServer, make: Mak
     assert _files(tmp_path / "pulled") == []
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["manifest.json", "README.md"])
-def test_a_huge_small_file_on_the_hub(tmp_path: Path, hub: HubServer, name: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "size", "said"),
+    [
+        ("manifest.json", 600 * MEBIBYTE, f"manifest.json in {REPO}"),
+        pytest.param("manifest.json", 0, "is over the limit of 16.0 MB", marks=pytest.mark.slow),
+        pytest.param("README.md", 600 * MEBIBYTE, f"README.md in {REPO}", marks=pytest.mark.slow),
+        pytest.param("README.md", 0, "is over the limit of 1.0 MB", marks=pytest.mark.slow),
+        pytest.param(DATA, 0, "is over the limit of", marks=pytest.mark.slow),
+        pytest.param(DATA, 600 * MEBIBYTE, "is over the limit of", marks=pytest.mark.slow),
+    ],
+)
+def test_a_file_that_is_larger_than_listed(tmp_path: Path, hub: HubServer, path: str, size: int, said: str) -> None:
     folder = _artifact(tmp_path / "made", hostile_parquet.honest(tmp_path, "?"))
-    with (tmp_path / "huge").open("wb") as file:
-        file.truncate(600 * MEBIBYTE)
-    _publish({DATA: folder / DATA, "manifest.json": folder / "manifest.json"} | {name: tmp_path / "huge"})
-    ended = _run(tmp_path, "pull", f"{REPO}@v1.0.0", "--root", "pulled")
-    _check(ended, f"{name} in {REPO}")
+    (tmp_path / "card").write_text("# A card\n")
+    _publish({DATA: folder / DATA, "manifest.json": folder / "manifest.json", "README.md": tmp_path / "card"})
+    hub.control(swollen={path: size})
+    ended = _run(tmp_path, "pull", f"{REPO}@v1.0.0", "--root", "pulled", HF_HUB_DISABLE_XET="1")
+    _check(ended, said)
     assert not (tmp_path / "pulled" / "prompts").exists()
 
 
@@ -274,7 +288,7 @@ def _far_cell() -> Iterator[bytes]:
 
 def _spaces() -> Iterator[bytes]:
     yield SHEET.encode()
-    yield from [b" " * 2**20] * 300
+    yield from [b" " * 2**20] * 150
 
 
 @pytest.mark.parametrize(
@@ -282,17 +296,14 @@ def _spaces() -> Iterator[bytes]:
     [
         ({"sharedStrings": _shared_text, "worksheets__sheet1": _cells}, "the texts of its cells"),
         ({"worksheets__sheet1": _far_cell}, "cells up to its last one"),
-        ({"worksheets__sheet1": _spaces}, "what it unpacks to"),
+        pytest.param({"worksheets__sheet1": _spaces}, "what it unpacks to", marks=pytest.mark.slow),
     ],
     ids=["a text in many cells", "a cell far out", "a bomb"],
 )
 def test_a_hostile_spreadsheet(tmp_path: Path, parts: dict[str, Callable[[], Iterator[bytes]]], said: str) -> None:
-    from stairdata_schemas.errors import StairDataError
-    from stairdata_schemas.formats.xlsx import check_xlsx
-
     path = tmp_path / "answers.xlsx"
     _zip(path, **{name: make() for name, make in parts.items()})
-    with pytest.raises(StairDataError, match=said):
+    with pytest.raises(TooLargeError, match=said):
         check_xlsx(path)
 
 
@@ -310,3 +321,33 @@ def test_the_limits_can_be_raised(tmp_path: Path) -> None:
     arguments = ("build", "prompts", "--set", "prompts.sources=[{path: source.jsonl}]", "--root", "artifacts")
     _check(_run(tmp_path, *arguments, STAIRDATA_READ_LIMITS="0.05"), "line 1 is longer than the limit of 1.6 MB")
     assert _run(tmp_path, *arguments).code == 0
+
+
+# -- readers that take more than a command to reach, in this process: what refuses is what the commands go through ---
+
+
+@pytest.mark.parametrize("read", [Artifact.scan, Artifact.dataset])
+def test_what_trains_and_reports_reads_nothing_of_a_hostile_artifact(
+    tmp_path: Path, read: Callable[[Artifact], object]
+) -> None:
+    artifact = open_artifact(_artifact(tmp_path, hostile_parquet.repeated_value(tmp_path)))
+    with pytest.raises(TooLargeError, match="rows 1 to 8192, field 'prompt'"):
+        read(artifact)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("answers.csv", b"item_id,verdict\n" + b"a,b\n" * 30_000, "cells"),
+        ("answers.csv", b'item_id\n"' + b"a\n" * 2**20, "the row that begins in line 2"),
+        ("answers.jsonl", b'{"a": "' + b"a" * 2**21, "line 1 is longer"),
+        ("answers.jsonl", b'{"a": 1}\n' * 30_000, "cells"),
+    ],
+)
+def test_answers_of_reviewers_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, said: str
+) -> None:
+    monkeypatch.setenv("STAIRDATA_READ_LIMITS", "0.02")  # the sizes here are a fiftieth of what would be refused
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        read_rows(tmp_path / name)

@@ -10,6 +10,8 @@ from stairdata_schemas.errors import InputError, quote
 from stairdata_schemas.formats.limits import ROW_BYTES, check, scaled
 from stairdata_schemas.formats.unique_keys import KeyTwiceError, check_names
 
+LONGEST_FIELD = 2**31 - 1
+
 
 class CsvRow(NamedTuple):
     """A row with as many fields as the head."""
@@ -42,7 +44,7 @@ def read_csv(lines: Iterable[str], name: str, separator: str = ",") -> Iterator[
         InputError: a column's name stands in the head twice, or quotes are not as RFC 4180 has them. After such a
             quote nobody knows where the next row begins, so nothing of the file is used.
     """
-    csv.field_size_limit(scaled(ROW_BYTES))
+    csv.field_size_limit(LONGEST_FIELD)  # the limit on rows says more
     record = _Record(lines, name)
     reader = csv.reader(record, delimiter=separator, strict=True)
     head: list[str] | None = None
@@ -76,6 +78,7 @@ class _Record:
         self._lines = iter(lines)
         self._name = name
         self._size = 0
+        self._most = scaled(ROW_BYTES)
         self._kept: list[str] = []
         self.first = 1
         self.line = 0
@@ -97,7 +100,7 @@ class _Record:
         self.line += 1
         self._kept.append(line)
         self._size += len(line)
-        if self._size > ROW_BYTES:
+        if self._size > self._most:
             check(self._size, ROW_BYTES, self._name, f"the row that begins in line {self.first}")
         return line
 

@@ -43,7 +43,15 @@ _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBL
 
 
 class DamagedError(InputError):
-    """What should be parquet is none."""
+    """What should be parquet is none.
+
+    Attributes:
+        what: what is wrong, without the name of the file.
+    """
+
+    def __init__(self, what: str, name: object = None) -> None:
+        self.what = what
+        super().__init__(what if name is None else f"{name}: {what}; get a complete file")
 
 
 # -- Thrift's compact protocol (https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md) ----
@@ -249,11 +257,11 @@ def open_parquet(path: Path, **options: Any) -> Iterator[pq.ParquetFile]:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=1024**2, **options) as opened:
             yield opened
     except pa.ArrowException as error:
-        raise DamagedError(f"{path} is not a parquet file: {error}") from error
+        raise DamagedError(f"it is not a parquet file: {error}", path) from error
     except OSError as error:
         if error.errno is not None:
             raise
-        raise DamagedError(f"{path} can't be read: {error}; get a complete file") from error  # of a page
+        raise DamagedError(f"it can't be read: {error}", path) from error  # of a page
 
 
 def check_footer(file: IO[bytes], name: object) -> None:
@@ -268,15 +276,15 @@ def check_footer(file: IO[bytes], name: object) -> None:
     tail = file.read(8)
     length = int.from_bytes(tail[:4], "little")
     if end < 12 or tail[4:] != _MAGIC or length > end - 12:
-        raise DamagedError(f"{name} is not a parquet file: it does not end as one does")
+        raise DamagedError("it is not a parquet file: it does not end as one does", name)
     limits.check(length, limits.FOOTER_BYTES, name, "the footer")
     file.seek(end - 8 - length)
     try:
         _check_schema(_Thrift(file.read(length)), name)
     except IndexError:
-        raise DamagedError(f"{name} is not a parquet file: its footer is cut") from None
+        raise DamagedError("it is not a parquet file: its footer is cut", name) from None
     except DamagedError as error:
-        raise DamagedError(f"{name} is not a parquet file: {error}") from None
+        raise DamagedError(f"it is not a parquet file: {error}", name) from None
 
 
 def _check_schema(thrift: _Thrift, name: object) -> None:
@@ -345,6 +353,9 @@ class _Survey:
         ]
         self._most = limits.largest_expansion(os.fstat(file.fileno()).st_size)
         self._pages = 0
+        self._most_pages = limits.scaled(limits.PAGES)
+        self._page_limit = limits.scaled(limits.PAGE_BYTES)
+        self._value_limit = limits.scaled(limits.VALUE_BYTES)
 
     def row_groups(self) -> Iterator[RowGroup]:
         total, first = 0, 1
@@ -416,28 +427,27 @@ class _Survey:
         return found
 
     def _take_dictionary(self, found: _Chunk, page: _Page, content: int, where: str) -> None:
-        if page.size > limits.DICTIONARY_BYTES:
-            what = f"{where}{quote(found.leaf.path)}: a dictionary"
-            limits.check(page.size, limits.DICTIONARY_BYTES, self._path, what)
+        what = f"{where}{quote(found.leaf.path)}: a dictionary"
+        limits.check(page.size, limits.DICTIONARY_BYTES, self._path, what)
         if found.dictionary is not None:
-            raise DamagedError(f"{self._path} is damaged: a column of it has two dictionaries")
+            raise DamagedError("it is damaged: a column of it has two dictionaries", self._path)
         found.dictionary, found.content = page, content
         found.plain += page.size + limits.VALUE_OVERHEAD * page.values
 
     def _check_page(self, page: _Page, leaf: Any, place: tuple[int, int, int]) -> None:
-        limit = limits.PAGE_BYTES if page.values > 1 else limits.VALUE_BYTES + limits.KIBIBYTE  # levels take some
-        if page.size <= limit:
-            return
+        if page.size <= (self._page_limit if page.values > 1 else self._value_limit + limits.KIBIBYTE):
+            return  # levels take some bytes beside a value
         first, rows, seen = place  # rows of a column without lists are its values
         where = _rows(first, rows) if leaf.max_repetition_level else _rows(first + seen, page.values)
         what = f"{where}, field {quote(leaf.path)}" + (": a page" if page.values > 1 else "")
+        limit = limits.PAGE_BYTES if page.values > 1 else limits.VALUE_BYTES
         limits.check(page.size, limit, self._path, what)
 
     def _page(self, at: int) -> _Page | None:
         """Read the header of the page that begins there; None at the end of the file."""
         self._pages += 1
-        if self._pages > limits.scaled(limits.PAGES):
-            raise TooLargeError(self._path, f"it has over {limits.scaled(limits.PAGES)} pages, which is the limit")
+        if self._pages > self._most_pages:
+            raise TooLargeError(self._path, f"it has over {self._most_pages} pages, which is the limit")
         for length in (_USUAL_HEADER, limits.NOTE_BYTES):  # statistics stand in it, with values in full
             self._file.seek(at)
             data = self._file.read(length)
@@ -447,7 +457,7 @@ class _Survey:
                 if len(data) < length:
                     return None
             except DamagedError as error:
-                raise DamagedError(f"{self._path} is not a parquet file that can be read: {error}") from None
+                raise DamagedError(f"it is damaged: {error}", self._path) from None
         raise TooLargeError(self._path, f"the header of a page is over the limit of {limits.size(limits.NOTE_BYTES)}")
 
     def _content(self, page: _Page, at: int, column: Any) -> Any:
@@ -593,10 +603,10 @@ def iterate_batches(
         limits.check(group.nested, limits.NESTED_GROUP_BYTES, path, what)
         first += group.rows
     fitting = _fitting(groups, piece)
-    first = 1
+    first, largest = 1, limits.scaled(limits.VALUE_BYTES)
     with open_parquet(path) as file:
         for batch in file.iter_batches(batch_size=max(1, min(rows, fitting)), columns=columns):
-            if batch.nbytes > limits.VALUE_BYTES:  # else no value can be over it
+            if batch.nbytes > largest:  # else no value can be over it
                 _check_values(batch, first, path)
             yield batch
             first += batch.num_rows
