@@ -32,7 +32,7 @@ from stairdata_schemas.manifest import sha256_of_json
 
 NOTEWORTHY_BYTES = 64 * 1024**2
 """Smaller artifacts are read again in less than a second."""
-_SCHEMA_MODULES = ("kinds", "artifacts", "grammar", "identity", "text/visible")
+_SCHEMA_MODULES = ("kinds", "artifacts", "formats/parquet", "grammar", "identity", "text/visible")
 
 
 class CheckResult(NamedTuple):

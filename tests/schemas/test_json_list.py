@@ -97,5 +97,5 @@ def test_a_key_twice_is_told(tmp_path: Path) -> None:
 
 def test_an_element_beyond_all_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stairdata_schemas.formats.json_list.ROW_BYTES", 100)
-    with pytest.raises(InputError, match="an element has more than 100 characters"):
+    with pytest.raises(InputError, match="an element of the list, from byte 0 on: .* over the limit of 100 bytes"):
         read(tmp_path, b'["' + b"x" * 20_000 + b'"]')

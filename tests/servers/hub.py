@@ -716,6 +716,7 @@ async def swell(size: int) -> AsyncIterator[bytes]:
         piece = b" " * min(2**20, size - sent if size else 2**20)
         sent += len(piece)
         yield piece
+        await asyncio.sleep(0)  # else nobody notices that the client has gone
 
 
 def main() -> None:
