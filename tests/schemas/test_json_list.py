@@ -97,5 +97,7 @@ def test_a_key_twice_is_told(tmp_path: Path) -> None:
 
 def test_an_element_beyond_all_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stairdata_schemas.formats.json_list.ROW_BYTES", 100)
-    with pytest.raises(InputError, match="an element of the list, from byte 0 on: .* over the limit of 100 bytes"):
+    with pytest.raises(
+        InputError, match=r"element of the list, from byte [0-9]+ on: [0-9.]+ \w+, over the limit of 100 bytes"
+    ):
         read(tmp_path, b'["' + b"x" * 20_000 + b'"]')

@@ -131,7 +131,6 @@ def test_a_hostile_artifact_is_not_valid(tmp_path: Path, make: MakeParquet, said
         ("show", "FOLDER", "--rows", "1"),
         ("show", "FOLDER", "--html", "page.html"),
         ("diff", "FOLDER", "OTHER"),
-        ("export", "FOLDER", "out.json"),
     ],
     ids=lambda arguments: arguments[0],
 )
