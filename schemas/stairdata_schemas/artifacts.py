@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stairdata_schemas import grammar, identity
 from stairdata_schemas.errors import ArtifactError, ArtifactNotFoundError, GrammarError, UsageError, nearest, quote
+from stairdata_schemas.formats.limits import TooLargeError
+from stairdata_schemas.formats.parquet import DamagedError, check_artifact_files, iterate_batches
 from stairdata_schemas.kinds import KINDS, LATER_COLUMNS, SCHEMA_VERSION, kind_name, polars_schema, row_schema
 from stairdata_schemas.manifest import (
     MANIFEST_NAME,
@@ -31,7 +32,6 @@ from stairdata_schemas.manifest import (
     sha256_of_file,
 )
 
-PIECE_BYTES = 8 * 1024**2
 READERS = 2
 """Files read at once; more would take more memory than time is won."""
 _VERSION = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)", re.ASCII)
@@ -72,13 +72,22 @@ class Artifact:
         """Return the rows as a polars LazyFrame, columns in the schema's order.
 
         A column that came later and that older files lack is null.
+
+        Raises:
+            TooLargeError: a file would decode to more than a limit allows.
         """
+        check_artifact_files(self.data_files)
         return scan_files(self.data_files, schema=polars_schema(self.kind), missing_columns="insert")
 
     def dataset(self) -> Any:
-        """Return the rows as a memory-mapped `datasets.Dataset`."""
+        """Return the rows as a memory-mapped `datasets.Dataset`.
+
+        Raises:
+            TooLargeError: a file would decode to more than a limit allows.
+        """
         from datasets import load_dataset
 
+        check_artifact_files(self.data_files)
         files = [glob.escape(str(path.absolute())) for path in self.data_files]  # it takes names for patterns
         return load_dataset("parquet", data_files={"train": files}, split="train")
 
@@ -276,7 +285,12 @@ def validate_file(
     if not rows:
         return []
     try:
+        check_artifact_files([path])
         return _validate_table(artifact, entry, path, visit)
+    except TooLargeError as error:
+        return [Problem(entry.path, "too_large", 1, error.what)]
+    except DamagedError as error:
+        return [Problem(entry.path, "parquet", 1, error.what)]
     except (pl.exceptions.PolarsError, pa.ArrowException, OSError) as error:
         return [Problem(entry.path, "parquet", 1, quote(str(error)))]
 
@@ -320,14 +334,10 @@ def scan_files(paths: Sequence[Path], **options: Any) -> pl.LazyFrame:
 
 def iterate_frames(path: Path, rows: int = 4096) -> Iterator[pl.DataFrame]:
     """Read a parquet file in pieces of bounded size: about 8 MB, and at most that many rows."""
-    # pre_buffer would hold a whole row group several times over
-    with pq.ParquetFile(path, pre_buffer=False) as file:
-        size = sum(file.metadata.row_group(index).total_byte_size for index in range(file.metadata.num_row_groups))
-        fitting = PIECE_BYTES * file.metadata.num_rows // max(size, 1)
-        for batch in file.iter_batches(batch_size=max(1, min(rows, fitting))):
-            frame = pl.from_arrow(batch)
-            assert isinstance(frame, pl.DataFrame)
-            yield frame
+    for batch in iterate_batches(path, rows):
+        frame = pl.from_arrow(batch)
+        assert isinstance(frame, pl.DataFrame)
+        yield frame
 
 
 def _validate_rows(kind: str, where: str, frame: pl.DataFrame) -> Iterator[Problem]:

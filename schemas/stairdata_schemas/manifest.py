@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stairdata_schemas.aliases import Json
 from stairdata_schemas.errors import ArtifactError
+from stairdata_schemas.formats.bounded import read_text
+from stairdata_schemas.formats.limits import MANIFEST_BYTES, NOTE_BYTES, TooLargeError, check_json
 from stairdata_schemas.formats.unique_keys import KeyTwiceError, check_keys
 
 MANIFEST_NAME = "manifest.json"
@@ -182,8 +184,8 @@ def now() -> datetime:
 def read_origin(folder: Path) -> Origin | None:
     """Read where an artifact stands on the Hub, if it was pulled from there or pushed."""
     try:
-        return Origin.model_validate_json((folder / ORIGIN_NAME).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValidationError):
+        return Origin.model_validate_json(read_text(folder / ORIGIN_NAME, NOTE_BYTES))
+    except (OSError, UnicodeDecodeError, ValidationError, TooLargeError):
         return None  # a note beside the artifact, which is whole without it
 
 
@@ -195,13 +197,16 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_NAME
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, MANIFEST_BYTES)
+        check_json(text, path, "the manifest")
     except FileNotFoundError as error:
         raise ArtifactError(
             f"{folder} has no {MANIFEST_NAME}: the artifact is incomplete; run its build again to finish it"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path} can't be read: {error}") from error
+    except TooLargeError as error:
+        raise ArtifactError(str(error)) from None
     try:
         check_keys(text)
         manifest = Manifest.model_validate_json(text)

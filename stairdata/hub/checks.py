@@ -26,11 +26,22 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from stairdata.hub.secrets import RowScanner, SecretHit
 from stairdata_schemas.artifacts import Artifact, Problem, validate_artifact
 from stairdata_schemas.files import cache_folder, write_atomic
+from stairdata_schemas.formats.bounded import read_text
+from stairdata_schemas.formats.limits import NOTE_BYTES, TooLargeError
 from stairdata_schemas.manifest import sha256_of_json
 
 NOTEWORTHY_BYTES = 64 * 1024**2
 """Smaller artifacts are read again in less than a second."""
-_SCHEMA_MODULES = ("kinds", "artifacts", "grammar", "identity", "text/visible", "secrets/shapes", "secrets/own")
+_SCHEMA_MODULES = (
+    "kinds",
+    "artifacts",
+    "formats/parquet",
+    "grammar",
+    "identity",
+    "text/visible",
+    "secrets/shapes",
+    "secrets/own",
+)
 
 
 class CheckResult(NamedTuple):
@@ -77,8 +88,8 @@ def is_noted(artifact: Artifact, own: Iterable[str]) -> bool:
     path = _note_path(artifact)
     try:
         state = path.stat()
-        note = CheckNote.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValidationError):
+        note = CheckNote.model_validate_json(read_text(path, NOTE_BYTES))
+    except (OSError, UnicodeDecodeError, ValidationError, TooLargeError):
         return False
     is_mine = state.st_uid == os.getuid() and not state.st_mode & 0o022
     return is_mine and all(_slow_hash(value, note.salt) in note.secrets for value in own)

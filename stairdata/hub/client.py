@@ -10,11 +10,13 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from stairdata.hub.addresses import TagName, is_config, parse_tag
 from stairdata_schemas.errors import HubError, quote
+from stairdata_schemas.formats.limits import HUB_FILES, NOTE_BYTES, VARIABLE, scaled
 from stairdata_schemas.manifest import MANIFEST_NAME
 from stairdata_schemas.secrets.redaction import hold
 from stairdata_schemas.secrets.urls import url_credentials
@@ -75,10 +77,13 @@ def api() -> HfApi:
 
     from huggingface_hub import HfApi, constants, get_token
 
+    from stairdata.hub.transfers import bound_transfers
+
     held = url_credentials(constants.ENDPOINT)
     if held is not None:
         raise HubError(f"the URL in HF_ENDPOINT holds {held}; leave it out, and set the key as HF_TOKEN")
     hold(get_token() or "")
+    bound_transfers()
     return HfApi(library_name="stairdata", library_version=version("stairdata"))
 
 
@@ -118,7 +123,12 @@ def tree(name: str, revision: str) -> FileListing:
     from huggingface_hub.hf_api import RepoFile
 
     def listed() -> list[Any]:
-        return list(api().list_repo_tree(name, revision=revision, repo_type=DATASET, recursive=True))
+        most = scaled(HUB_FILES)
+        entries = api().list_repo_tree(name, revision=revision, repo_type=DATASET, recursive=True)
+        found = list(islice(entries, most + 1))
+        if len(found) > most:
+            raise HubError(f"{name} holds over {most} files and folders, which is the limit ({VARIABLE} raises it)")
+        return found
 
     with hub_errors(name):
         entries = [entry for entry in retried(listed) if isinstance(entry, RepoFile)]
@@ -127,8 +137,14 @@ def tree(name: str, revision: str) -> FileListing:
     }
 
 
-def read(name: str, path: str, revision: str) -> bytes:
+def read(name: str, path: str, revision: str, limit: int = NOTE_BYTES) -> bytes:
     """Read a small file of a repository at a commit, past any cache.
+
+    Args:
+        name: the repository.
+        path: of the file in it.
+        revision: the commit.
+        limit: most bytes; no more is fetched, whatever size the Hub lists.
 
     Raises:
         HubError: not there, too large, or the Hub can't be reached or refuses.
@@ -136,15 +152,22 @@ def read(name: str, path: str, revision: str) -> bytes:
     from huggingface_hub import get_session, hf_hub_url
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
+    from stairdata.hub.transfers import TransferError, bound_transfers, transfer_limit
+
     url = hf_hub_url(name, path, repo_type=DATASET, revision=revision)
 
     def fetched() -> bytes:
-        response = get_session().get(url, headers=build_hf_headers(library_name="stairdata"))
+        bound_transfers()
+        with transfer_limit(scaled(limit)):
+            response = get_session().get(url, headers=build_hf_headers(library_name="stairdata"))
         hf_raise_for_status(response)
         return bytes(response.content)
 
     with hub_errors(name):
-        return retried(fetched)
+        try:
+            return retried(fetched)
+        except TransferError as error:
+            raise HubError(f"{path} in {name} at {revision[:12]} {error}; {VARIABLE}=2 doubles each limit") from None
 
 
 def manifests(files: FileListing) -> dict[str | None, str]:
@@ -234,12 +257,16 @@ def hub_errors(repo: str) -> Iterator[None]:
         LocalTokenNotFoundError,
     )
 
+    from stairdata.hub.transfers import TransferError
+
     try:
         yield
     except LocalEntryNotFoundError as error:
         raise HubError(explain(error.__cause__ or error, repo)) from None
     except (HfHubHTTPError, httpx2.HTTPError, ConnectionError, TimeoutError, HFValidationError) as error:
         raise HubError(explain(error, repo)) from None
+    except TransferError as error:
+        raise HubError(f"an answer about {repo} {error}; {VARIABLE}=2 doubles each limit") from None
     except LocalTokenNotFoundError as error:
         raise HubError(f"no Hub token; run `hf auth login`, or set HF_TOKEN ({type(error).__name__})") from None
     except (RuntimeError, ValueError) as error:

@@ -27,6 +27,9 @@ from stairdata_schemas.cards import card as cards
 from stairdata_schemas.cards.card import Card, CardConfig, Plot
 from stairdata_schemas.cards.croissant import CROISSANT_NAME, croissant
 from stairdata_schemas.errors import HubError, PublishError, ReleaseConflictError, quote
+from stairdata_schemas.formats.bounded import read_bytes
+from stairdata_schemas.formats.limits import CARD_BYTES, MANIFEST_BYTES
+from stairdata_schemas.formats.parquet import open_parquet
 from stairdata_schemas.manifest import MANIFEST_NAME, Manifest
 from stairdata_schemas.secrets.own import own_secrets
 
@@ -161,7 +164,7 @@ def _check_quarantine(artifact: Artifact, limit: float) -> None:
 
 def _local_card(artifact: Artifact) -> str:
     path = artifact.folder / README
-    return path.read_bytes().decode("utf-8") if path.is_file() else ""  # text mode would change line ends
+    return read_bytes(path, CARD_BYTES).decode("utf-8") if path.is_file() else ""  # text mode would change line ends
 
 
 def _small_files(artifact: Artifact, options: PushOptions, place: ConfigPath) -> dict[str, bytes]:
@@ -171,7 +174,7 @@ def _small_files(artifact: Artifact, options: PushOptions, place: ConfigPath) ->
     url = f"{constants.ENDPOINT}/datasets/{options.repo}"
     metadata = croissant(manifest, options.repo, url, options.license or manifest.license)
     files = {
-        MANIFEST_NAME: (artifact.folder / MANIFEST_NAME).read_bytes(),
+        MANIFEST_NAME: read_bytes(artifact.folder / MANIFEST_NAME, MANIFEST_BYTES),
         CROISSANT_NAME: (json.dumps(metadata, indent=2) + "\n").encode(),
     }
     if plots.available():
@@ -181,12 +184,12 @@ def _small_files(artifact: Artifact, options: PushOptions, place: ConfigPath) ->
 
 
 def _measured_info(artifact: Artifact, place: ConfigPath) -> dict[str, Any]:
-    import pyarrow.parquet as pq
-
-    there = set(pq.read_schema(artifact.data_files[0]).names)  # files may lack a nullable column of later schemas
+    with open_parquet(artifact.data_files[0]) as file:
+        there = set(file.schema_arrow.names)  # files may lack a nullable column of later schemas
     size = 0
     for path in artifact.data_files:
-        metadata = pq.read_metadata(path)
+        with open_parquet(path) as file:
+            metadata = file.metadata
         size += sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
     return {
         "config_name": place.config or artifact.kind,
@@ -210,11 +213,11 @@ def read_head(repo: str, commit: str) -> BranchHead:
     files = tree(repo, commit)
     found: dict[str | None, Manifest] = {}
     for config, path in manifests(files).items():
-        manifest = parse_manifest(read(repo, path, commit))
+        manifest = parse_manifest(read(repo, path, commit, MANIFEST_BYTES))
         if manifest is None:
             raise HubError(f"{repo} holds {path}, which is not a manifest that this release reads; use another --repo")
         found[config] = manifest
-    readme = read(repo, README, commit).decode("utf-8", "replace") if README in files else ""
+    readme = read(repo, README, commit, CARD_BYTES).decode("utf-8", "replace") if README in files else ""
     cards.check_head(readme, f"{README} in {repo}")
     return BranchHead(commit, files, found, readme)
 
@@ -342,7 +345,9 @@ def _kept(release: PreparedRelease, head: BranchHead, repository: Repository, ea
         return there
     base: dict[str, str] = {}
     if earlier is not None:
-        base = cards.user_text(read(repository.name, README, repository.tags[earlier]).decode("utf-8", "replace"))
+        base = cards.user_text(
+            read(repository.name, README, repository.tags[earlier], CARD_BYTES).decode("utf-8", "replace")
+        )
     kept = {}
     for name in cards.SECTIONS:
         ours, theirs, common = (texts.get(name, "") for texts in (here, there, base))

@@ -10,6 +10,7 @@ from stairdata.hub.client import manifests, read, tree
 from stairdata.hub.releases import parse_manifest
 from stairdata_schemas.artifacts import Artifact, list_folders, open_artifact
 from stairdata_schemas.errors import ArtifactError, HubError
+from stairdata_schemas.formats.limits import MANIFEST_BYTES
 from stairdata_schemas.manifest import Manifest, Parent, read_origin
 
 
@@ -104,7 +105,7 @@ def _parent(parent: Parent, known: ParentIndex, seen: frozenset[str]) -> Ancesto
 def _remote_manifest(repo: str, commit: str, content_hash: str) -> Manifest | None:
     """Find the manifest with a content hash at a commit, whichever config it is."""
     for path in manifests(tree(repo, commit)).values():
-        manifest = parse_manifest(read(repo, path, commit))
+        manifest = parse_manifest(read(repo, path, commit, MANIFEST_BYTES))
         if manifest is not None and manifest.content_hash == content_hash:
             return manifest
     return None

@@ -48,6 +48,7 @@ from stairdata_schemas.cards import card as cards
 from stairdata_schemas.cards.card import Card, CardConfig
 from stairdata_schemas.errors import ArtifactError, HubError, UsageError, quote
 from stairdata_schemas.files import sync_file, sync_folder, write_atomic
+from stairdata_schemas.formats.limits import CARD_BYTES, MANIFEST_BYTES, VARIABLE
 from stairdata_schemas.kinds import KINDS, SCHEMA_VERSION
 from stairdata_schemas.manifest import (
     MANIFEST_NAME,
@@ -207,7 +208,7 @@ def _highest(found: Repository, releases: dict[str, TagName], config: str | None
 
 
 def _default_config(found: Repository) -> str | None:
-    return cards.default_config(read(found.name, README, found.head).decode("utf-8", "replace"))
+    return cards.default_config(read(found.name, README, found.head, CARD_BYTES).decode("utf-8", "replace"))
 
 
 def _commit_for(revision: str, found: Repository) -> str:
@@ -248,7 +249,7 @@ def _read_manifest(target: RemoteRelease) -> Manifest:
 
     path = target.place.prefix + MANIFEST_NAME
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / MANIFEST_NAME).write_bytes(read(target.repo, path, target.commit))
+        (Path(folder) / MANIFEST_NAME).write_bytes(read(target.repo, path, target.commit, MANIFEST_BYTES))
         try:
             manifest = read_manifest(Path(folder))
         except ArtifactError as error:
@@ -345,7 +346,13 @@ def _download(target: RemoteRelease, manifest: Manifest, folder: Path, progress:
         problems = problems or validate_whole(artifact)
     if problems:
         shutil.rmtree(folder / "data")
+        shutil.rmtree(folder / STAGING, ignore_errors=True)
         one = problems[0]
+        if one.rule == "too_large":
+            raise ArtifactError(
+                f"{target.repo} at {target.commit[:12]}: {one.where}, {one.example}; it was not kept; if you trust it, "
+                f"raise the limits with {VARIABLE}=2 (or more)"
+            )
         raise ArtifactError(
             f"{target.repo} at {target.commit[:12]} breaks the schema of {manifest.kind}: {one.where}: {one.rule} "
             f"({one.violations} times, such as {quote(one.example)}); it was not kept"
@@ -354,7 +361,7 @@ def _download(target: RemoteRelease, manifest: Manifest, folder: Path, progress:
     write_atomic(folder / README, _local_card(target, manifest))
     origin = Origin(repo=target.repo, commit=target.commit, tag=target.tag, config=target.place.config)
     write_atomic(folder / ORIGIN_NAME, origin.model_dump_json(indent=2) + "\n")
-    content = read(target.repo, target.place.prefix + MANIFEST_NAME, target.commit)
+    content = read(target.repo, target.place.prefix + MANIFEST_NAME, target.commit, MANIFEST_BYTES)
     write_atomic(folder / MANIFEST_NAME, content)
     shutil.rmtree(folder / STAGING, ignore_errors=True)
 
@@ -386,8 +393,11 @@ def _download_file(target: RemoteRelease, path: str, home: Path) -> None:
     """Download a file as it is, and move it to its place."""
     from huggingface_hub import hf_hub_download
 
+    from stairdata.hub.transfers import bound_transfers, transfer_limit
+
     staging = home.parents[1] / STAGING
-    with hub_errors(target.repo):
+    bound_transfers()
+    with hub_errors(target.repo), transfer_limit(target.files[path].size):
         downloaded = retried(
             lambda: hf_hub_download(target.repo, path, repo_type=DATASET, revision=target.commit, local_dir=staging)
         )
@@ -408,7 +418,7 @@ def _check_hash(home: Path, entry: FileEntry, found: str, target: RemoteRelease)
 def _local_card(target: RemoteRelease, manifest: Manifest) -> str:
     """Return the card of a local artifact: its config alone, with the user's own text and keys of the repository's."""
     there = README in target.files
-    text = read(target.repo, README, target.commit).decode("utf-8", "replace") if there else ""
+    text = read(target.repo, README, target.commit, CARD_BYTES).decode("utf-8", "replace") if there else ""
     license = cards.read_head(text).get("license")
     return cards.render(
         Card(

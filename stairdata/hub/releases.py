@@ -12,6 +12,7 @@ from stairdata.hub.client import Repository, read
 from stairdata_schemas.artifacts import Version, parse_version
 from stairdata_schemas.cards.card import inline
 from stairdata_schemas.errors import HubError, UsageError
+from stairdata_schemas.formats.limits import MANIFEST_BYTES, TooLargeError, check_json
 from stairdata_schemas.formats.unique_keys import KeyTwiceError, check_keys
 from stairdata_schemas.kinds import KINDS
 from stairdata_schemas.manifest import MANIFEST_NAME, Manifest
@@ -58,7 +59,7 @@ def manifest_at(repo: str, place: ConfigPath, commit: str) -> Manifest | None:
     from huggingface_hub.errors import EntryNotFoundError
 
     try:
-        content = read(repo, place.prefix + MANIFEST_NAME, commit)
+        content = read(repo, place.prefix + MANIFEST_NAME, commit, MANIFEST_BYTES)
     except HubError as error:
         if isinstance(error.__context__, EntryNotFoundError):
             return None
@@ -69,10 +70,11 @@ def manifest_at(repo: str, place: ConfigPath, commit: str) -> Manifest | None:
 def parse_manifest(content: bytes) -> Manifest | None:
     """Read a manifest's text; None if it is not one of ours."""
     try:
+        check_json(content.decode("utf-8", "replace"), MANIFEST_NAME, "the manifest")
         check_keys(content)
         manifest = Manifest.model_validate_json(content)
         parse_version(manifest.version)
-    except (ValidationError, UsageError, KeyTwiceError):
+    except (ValidationError, UsageError, KeyTwiceError, TooLargeError):
         return None
     return manifest if manifest.kind in KINDS else None
 

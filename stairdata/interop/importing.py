@@ -13,7 +13,6 @@ import polars as pl
 from stairdata.generators.prompts.known_datasets import published_prompt
 from stairdata.hub.pull import open_reference
 from stairdata.interop import thu_ml
-from stairdata.interop.json_list import Duplicates, read_list
 from stairdata.interop.thu_ml import BrokenError, Losses
 from stairdata.runs.options import BuildOptions
 from stairdata_schemas import identity
@@ -21,6 +20,7 @@ from stairdata_schemas.aliases import Row
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report, build_artifact
 from stairdata_schemas.errors import InputError, UsageError
+from stairdata_schemas.formats.json_list import Duplicates, read_list
 from stairdata_schemas.kinds import TASKS, polars_schema
 from stairdata_schemas.manifest import Parent, sha256_of_file
 from stairdata_schemas.quarantine import QuarantineRow

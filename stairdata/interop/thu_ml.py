@@ -15,9 +15,9 @@ import math
 from collections import Counter
 from typing import Any, NamedTuple
 
-from stairdata.interop.json_list import Duplicates
 from stairdata_schemas import grammar
 from stairdata_schemas.aliases import Row
+from stairdata_schemas.formats.json_list import Duplicates
 from stairdata_schemas.kinds import VALUE_TOLERANCE
 from stairdata_schemas.text.visible import is_blank
 

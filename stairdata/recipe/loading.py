@@ -12,6 +12,8 @@ from stairdata.recipe.recipe import Recipe
 from stairdata.recipe.section import SECRET
 from stairdata_schemas.errors import RecipeError, UsageError, nearest, quote
 from stairdata_schemas.formats import yaml_core
+from stairdata_schemas.formats.bounded import read_text
+from stairdata_schemas.formats.limits import NOTE_BYTES
 from stairdata_schemas.secrets.redaction import redact
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)
@@ -66,7 +68,7 @@ def parse_recipe(model: type[RecipeT], data: Mapping[str, Any], path: Path | Non
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        data = yaml_core.load(path.read_text(encoding="utf-8-sig"))
+        data = yaml_core.load(read_text(path, NOTE_BYTES, "utf-8-sig"))
     except FileNotFoundError as error:
         raise RecipeError(f"the recipe {path} does not exist") from error
     except (OSError, UnicodeDecodeError) as error:

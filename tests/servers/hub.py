@@ -27,7 +27,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,7 +37,7 @@ from urllib.parse import parse_qs, unquote
 import uvicorn
 import yaml
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -71,6 +71,8 @@ class Options:
     """Hold that many POSTs to /commit/ until all of them are there, then answer: a race for certain."""
     tokens: dict[str, list[str]] = field(default_factory=lambda: {"hf_test_write": ["write", "tester", "org"]})
     """Token to its role, its user and the organisations that it may write to."""
+    swollen: dict[str, int] = field(default_factory=dict)
+    """Path to how many bytes a download of it brings, whatever is listed; 0: it has no end."""
     shuffle_lfs: bool = False
     """Damage what is downloaded: the first byte of LFS files is flipped."""
 
@@ -610,6 +612,9 @@ class Hub:
         if entry is None:
             raise RefusedError(404, "EntryNotFound", "Entry not found", X_Repo_Commit=commit.oid)
         headers = {"X-Repo-Commit": commit.oid, "ETag": f'"{entry.sha256 if entry.lfs else entry.oid}"'}
+        if (swollen := self.options.swollen.get(unquote(path))) is not None and request.method == "GET":
+            length = {"Content-Length": str(swollen)} if swollen else {}
+            return StreamingResponse(swell(swollen), headers=headers | length)
         if entry.lfs:
             headers |= {"X-Linked-Size": str(entry.size), "X-Linked-Etag": f'"{entry.sha256}"'}
             if self.options.xet and (xet_hash := self.xet.hash_of(entry.sha256)):
@@ -702,6 +707,16 @@ ROUTES: list[tuple[str, str, Handler]] = [
     ("GET", rf"/cas/v1/reconstructions/{_OID}", Hub.reconstruction),
     ("GET HEAD POST", r"/cas/(.*)", Hub.cas_unknown),
 ]
+
+
+async def swell(size: int) -> AsyncIterator[bytes]:
+    """Send so many bytes, or with 0 as many as are taken."""
+    sent = 0
+    while not size or sent < size:
+        piece = b" " * min(2**20, size - sent if size else 2**20)
+        sent += len(piece)
+        yield piece
+        await asyncio.sleep(0)  # else nobody notices that the client has gone
 
 
 def main() -> None:

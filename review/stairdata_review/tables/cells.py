@@ -15,8 +15,19 @@ from typing import Any
 
 from stairdata_schemas.errors import InputError, UsageError, quote
 from stairdata_schemas.files import naming
+from stairdata_schemas.formats.bounded import lines
 from stairdata_schemas.formats.csv_rows import CsvRow, UnevenRow, read_csv
+from stairdata_schemas.formats.limits import (
+    ROW_BYTES,
+    TABLE_BYTES,
+    TABLE_CELLS,
+    TooLargeError,
+    check,
+    check_json,
+    scaled,
+)
 from stairdata_schemas.formats.unique_keys import KeyTwiceError, loads
+from stairdata_schemas.formats.xlsx import check_xlsx
 
 FORMATS = (".csv", ".xlsx", ".jsonl")
 CELL_LIMIT = 32_767
@@ -147,6 +158,8 @@ def read_rows(path: Path) -> list[TextRow]:
     """
     read = {".csv": _read_csv, ".xlsx": _read_xlsx, ".jsonl": _read_jsonl}[check_format(path)]
     try:
+        if path.is_file():
+            check(path.stat().st_size, TABLE_BYTES, path, "the file")
         rows = read(path)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
@@ -161,13 +174,23 @@ def read_rows(path: Path) -> list[TextRow]:
 
 def _read_csv(path: Path) -> list[TextRow]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        first = file.readline()
+        first = file.readline(ROW_BYTES)
         file.seek(0)
         separator = max(",;\t", key=first.count)  # spreadsheets follow the country
-        rows = list(read_csv(file, str(path), separator))
+        rows = []
+        cells = 0
+        for row in read_csv(lines(file, path), str(path), separator):
+            cells += len(row.cells) if isinstance(row, CsvRow) else 1
+            _check_cells(cells, path)
+            rows.append(row)
     if uneven := next((row for row in rows if isinstance(row, UnevenRow)), None):
         raise InputError(f"{path}, {uneven.detail}: {quote(uneven.raw)}; put a text with {quote(separator)} in quotes")
     return [{name: restore(cell) for name, cell in row.cells.items()} for row in rows if isinstance(row, CsvRow)]
+
+
+def _check_cells(cells: int, path: Path) -> None:
+    if cells > scaled(TABLE_CELLS):
+        raise TooLargeError(path, f"it has over {scaled(TABLE_CELLS)} cells, which is the limit")
 
 
 def _read_xlsx(path: Path) -> list[TextRow]:
@@ -175,6 +198,7 @@ def _read_xlsx(path: Path) -> list[TextRow]:
 
     if not path.is_file():
         raise FileNotFoundError(path)
+    check_xlsx(path)
     try:
         frame = fastexcel.read_excel(path).load_sheet(SHEET, dtypes="string").to_polars()
     except fastexcel.FastExcelError as error:
@@ -185,14 +209,18 @@ def _read_xlsx(path: Path) -> list[TextRow]:
 def _read_jsonl(path: Path) -> list[TextRow]:
     rows = []
     with path.open(encoding="utf-8-sig", newline="\n") as file:  # editors write a mark here too
-        for number, line in enumerate(file, 1):
+        cells = 0
+        for number, line in enumerate(lines(file, path), 1):
             if not line.strip():
                 continue
+            check_json(line, path, f"line {number}")
             try:
                 row: Any = loads(line, line=number)
             except ValueError as error:
                 raise InputError(f"{path}, line {number} is not JSON: {error}") from error
             if not isinstance(row, dict):
                 raise InputError(f"{path}, line {number} has to be an object, found {quote(row)}")
+            cells += 1 + len(row)
+            _check_cells(cells, path)
             rows.append({str(name): "" if cell is None else str(cell) for name, cell in row.items()})
     return rows

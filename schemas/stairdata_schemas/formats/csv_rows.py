@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from stairdata_schemas.errors import InputError, quote
+from stairdata_schemas.formats.limits import ROW_BYTES, check, scaled
 from stairdata_schemas.formats.unique_keys import KeyTwiceError, check_names
 
 LONGEST_FIELD = 2**31 - 1
@@ -39,11 +40,12 @@ def read_csv(lines: Iterable[str], name: str, separator: str = ",") -> Iterator[
         separator: of fields.
 
     Raises:
+        TooLargeError: a row has more characters than `ROW_BYTES`.
         InputError: a column's name stands in the head twice, or quotes are not as RFC 4180 has them. After such a
             quote nobody knows where the next row begins, so nothing of the file is used.
     """
-    csv.field_size_limit(LONGEST_FIELD)
-    record = _Record(lines)
+    csv.field_size_limit(LONGEST_FIELD)  # the limit on rows says more
+    record = _Record(lines, name)
     reader = csv.reader(record, delimiter=separator, strict=True)
     head: list[str] | None = None
     while True:
@@ -72,8 +74,11 @@ def read_csv(lines: Iterable[str], name: str, separator: str = ",") -> Iterator[
 class _Record:
     """The lines of a file, those of the current row kept."""
 
-    def __init__(self, lines: Iterable[str]) -> None:
+    def __init__(self, lines: Iterable[str], name: str) -> None:
         self._lines = iter(lines)
+        self._name = name
+        self._size = 0
+        self._most = scaled(ROW_BYTES)
         self._kept: list[str] = []
         self.first = 1
         self.line = 0
@@ -81,6 +86,7 @@ class _Record:
     def begin(self) -> None:
         self.first = self.line + 1
         self._kept.clear()
+        self._size = 0
 
     @property
     def raw(self) -> str:
@@ -93,6 +99,9 @@ class _Record:
         line = next(self._lines)
         self.line += 1
         self._kept.append(line)
+        self._size += len(line)
+        if self._size > self._most:
+            check(self._size, ROW_BYTES, self._name, f"the row that begins in line {self.first}")
         return line
 
 

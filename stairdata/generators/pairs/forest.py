@@ -9,19 +9,23 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow.parquet as pq
 
 from stairdata.runs.options import BuildOptions
 from stairdata_schemas.artifacts import Artifact
+from stairdata_schemas.formats.parquet import iterate_batches, open_parquet
 from stairdata_schemas.kinds import VALUE_TOLERANCE
 from stairdata_schemas.quarantine import QuarantineRow
 
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
 NODES_AT_ONCE = 2**15
+BYTES_AT_ONCE = 64 * 1024**2
 TREE_COLUMNS = ("tree_id", "prompt_id", "prompt", "task", "actor", "round")
 _REQUIRED = ("node_id", "parent_id", "depth", "step", "is_terminal", "visits", "value_sum")
 NODE_FIELDS = (*_REQUIRED, "reward", "tokens")
@@ -63,13 +67,13 @@ class Forest(NamedTuple):
 def read_trees(trees: Artifact) -> Iterator[pl.DataFrame]:
     """Read what pairs are made of, in frames of about 32,000 nodes: no rollout's text, no usage."""
     for path in trees.data_files:
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             columns = [name for name in _leaf_paths(file) if _is_needed(name)]
             size = _trees_at_once(file)
-            for batch in file.iter_batches(batch_size=size, columns=columns):
-                frame = pl.from_arrow(batch)
-                assert isinstance(frame, pl.DataFrame)
-                yield frame
+        for batch in iterate_batches(path, size, columns, piece=BYTES_AT_ONCE):
+            frame = pl.from_arrow(batch)
+            assert isinstance(frame, pl.DataFrame)
+            yield frame
 
 
 def sound_frames(
@@ -91,7 +95,7 @@ def sound_frames(
 def lacks_tokens(trees: Artifact) -> bool:
     """Tell by the files' statistics whether a node has no `tokens`; files without statistics count as lacking."""
     for path in trees.data_files:
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             column = next(index for index, name in enumerate(_leaf_paths(file)) if _field(name) == "tokens")
             for group in range(file.metadata.num_row_groups):
                 statistics = file.metadata.row_group(group).column(column).statistics

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import gzip
 import io
 import json
 import lzma
@@ -17,14 +16,16 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from stairdata_schemas.aliases import Row
-from stairdata_schemas.artifacts import PIECE_BYTES
 from stairdata_schemas.errors import InputError, quote
+from stairdata_schemas.formats.bounded import COMPRESSIONS, lines, open_bytes
 from stairdata_schemas.formats.csv_rows import UnevenRow, read_csv
+from stairdata_schemas.formats.json_list import Duplicates, read_list
+from stairdata_schemas.formats.limits import DOCUMENT_BYTES, check, check_json, scaled
+from stairdata_schemas.formats.parquet import iterate_batches, open_parquet
 from stairdata_schemas.formats.unique_keys import KeyTwiceError, loads
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
 ROWS_AT_ONCE = 4096
 # what pyarrow raises over such a value: its own exceptions are ValueError, KeyError and so on, too
@@ -159,48 +160,33 @@ def _ending(path: Path) -> str:
     """Return the ending that says the format, without that of a compression."""
     suffix = path.suffix.lower()
     inner = Path(path.stem).suffix.lower()
-    return inner if suffix in _OPENERS and inner != ".parquet" else suffix
+    return inner if suffix in COMPRESSIONS and inner != ".parquet" else suffix
 
 
 @contextlib.contextmanager
 def _text(path: Path, newline: str | None = None) -> Iterator[IO[str]]:
     """Open a file as text; bytes that are no UTF-8 are escaped, see `_utf8`."""
-    with _bytes(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", "surrogateescape", newline) as file:
+    with open_bytes(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", "surrogateescape", newline) as file:
         yield file
 
 
-@contextlib.contextmanager
-def _bytes(path: Path) -> Iterator[IO[bytes]]:
-    with _OPENERS.get(path.suffix.lower(), open)(path, "rb") as file:
-        yield file
-
-
-def _open_zst(path: Path, _mode: str) -> io.BufferedReader:
-    import pyarrow as pa
-
-    return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
-
-
-_OPENERS: dict[str, Callable[..., IO[bytes]]] = {".gz": gzip.open, ".xz": lzma.open, ".zst": _open_zst}  # type: ignore[dict-item]
-
-
-def _utf8(lines: Iterable[str], path: Path) -> Iterator[str]:
+def _utf8(text: Iterable[str], path: Path) -> Iterator[str]:
     """Yield the lines of a file that is UTF-8 throughout.
 
     Raises:
         InputError: it is not; the message says where.
     """
     offset = 0
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text, start=1):
         if line.isascii():
             offset += len(line)
         elif (escaped := _ESCAPED.search(line)) is not None:
             if number == 1:
-                with _bytes(path) as file:
+                with open_bytes(path) as file:
                     start = file.read(3)
                 if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
                     raise InputError(f"{path} can't be read: it is UTF-16, not utf-8; save it as UTF-8")
-            with _bytes(path) as file:
+            with open_bytes(path) as file:
                 offset += 3 if file.read(3) == codecs.BOM_UTF8 else 0
             offset += len(line[: escaped.start()].encode("utf-8", "surrogateescape"))
             before = quote(line[max(0, escaped.start() - 40) : escaped.start()])
@@ -216,9 +202,10 @@ def _utf8(lines: Iterable[str], path: Path) -> Iterator[str]:
 def _read_jsonl(path: Path) -> Iterator[Row | BrokenRow]:
     is_first = True
     with _text(path, newline="\n") as file:
-        for number, line in enumerate(_utf8(file, path), 1):
+        for number, line in enumerate(_utf8(lines(file, path), path), 1):
             if not line.strip():
                 continue
+            check_json(line, path, f"line {number}")
             row = _parse_line(line, number)
             if is_first and isinstance(row, BrokenRow) and line.lstrip().startswith("["):
                 raise InputError(f"{path} is a JSON list, not one object a line; give it a name that ends in .json")
@@ -235,9 +222,17 @@ def _parse_line(line: str, number: int) -> Row | BrokenRow:
 
 
 def _read_json(path: Path) -> Iterator[Row | BrokenRow]:
+    with _text(path, newline="\n") as file:
+        most = scaled(DOCUMENT_BYTES)
+        text = file.read(most + 1)
+    if len(text) > most and text.lstrip().startswith("["):
+        del text
+        yield from _read_long_list(path)
+        return
+    check(len(text), DOCUMENT_BYTES, path, "one JSON document that is no list")
+    check_json(text, path, "the document")
     try:
-        with _text(path, newline="\n") as file:
-            text = "".join(_utf8(file, path))
+        text = "".join(_utf8(io.StringIO(text, newline="\n"), path))
         value = loads(text)
     except json.JSONDecodeError as error:
         if isinstance(_parse_line(text.lstrip().partition("\n")[0], 1), dict):
@@ -246,6 +241,13 @@ def _read_json(path: Path) -> Iterator[Row | BrokenRow]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} can't be read: {error}") from error
     for item in _list_in(value, path):
+        yield item if isinstance(item, dict) else BrokenRow("not_an_object", json.dumps(item))
+
+
+def _read_long_list(path: Path) -> Iterator[Row | BrokenRow]:
+    for number, item in enumerate(read_list(path), 1):
+        if isinstance(item, Duplicates):
+            raise InputError(f"{path}: element {number} has the key {quote(item.key)} twice; remove one")
         yield item if isinstance(item, dict) else BrokenRow("not_an_object", json.dumps(item))
 
 
@@ -267,7 +269,7 @@ def _is_rows(value: Any) -> bool:
 
 def _read_csv(path: Path) -> Iterator[Row | BrokenRow]:
     with _text(path, newline="") as file:
-        for row in read_csv(_utf8(file, path), str(path), "\t" if _ending(path) == ".tsv" else ","):
+        for row in read_csv(_utf8(lines(file, path), path), str(path), "\t" if _ending(path) == ".tsv" else ","):
             if isinstance(row, UnevenRow):
                 yield BrokenRow("wrong_number_of_fields", row.raw, row.detail)
             else:
@@ -280,20 +282,8 @@ def parquet_columns(path: Path) -> list[str]:
     Raises:
         InputError: it is none.
     """
-    with _parquet(path) as file:
+    with open_parquet(path) as file:
         return list(file.schema_arrow.names)
-
-
-@contextlib.contextmanager
-def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path, pre_buffer=False) as file:  # it would hold a row group several times over
-            yield file
-    except pa.ArrowException as error:
-        raise InputError(f"{path} is not a parquet file: {error}") from error
 
 
 def _read_parquet(path: Path, wanted: Callable[[str], bool] | None = None) -> Iterator[Row]:
@@ -301,21 +291,19 @@ def _read_parquet(path: Path, wanted: Callable[[str], bool] | None = None) -> It
 
     Not by way of polars: it has no types for some columns of parquet, and ends the process's thread over them.
     """
-    with _parquet(path) as file:
+    with open_parquet(path) as file:
         schema = file.schema_arrow
-        columns = [name for name in schema.names if wanted is None or wanted(name)]
-        if twice := [name for name, count in Counter(columns).items() if count > 1]:
-            raise InputError(f"{path} has two columns called {quote(twice[0])}; rename one")
-        metadata, labels = file.metadata, _class_labels(schema)
-        size = sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
-        rows = max(1, min(ROWS_AT_ONCE, PIECE_BYTES * metadata.num_rows // max(size, 1)))
-        for batch in file.iter_batches(batch_size=rows, columns=columns):
-            values = [
-                [ClassName.of(value, labels[name]) for value in _values(column)] if name in labels else _values(column)
-                for name, column in zip(batch.schema.names, batch.columns, strict=True)
-            ]
-            for place in range(batch.num_rows):
-                yield {name: column[place] for name, column in zip(batch.schema.names, values, strict=True)}
+    columns = [name for name in schema.names if wanted is None or wanted(name)]
+    if twice := [name for name, count in Counter(columns).items() if count > 1]:
+        raise InputError(f"{path} has two columns called {quote(twice[0])}; rename one")
+    labels = _class_labels(schema)
+    for batch in iterate_batches(path, ROWS_AT_ONCE, columns):
+        values = [
+            [ClassName.of(value, labels[name]) for value in _values(column)] if name in labels else _values(column)
+            for name, column in zip(batch.schema.names, batch.columns, strict=True)
+        ]
+        for place in range(batch.num_rows):
+            yield {name: column[place] for name, column in zip(batch.schema.names, values, strict=True)}
 
 
 def _class_labels(schema: pa.Schema) -> dict[str, list[str]]:

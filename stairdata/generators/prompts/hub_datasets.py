@@ -13,6 +13,8 @@ from stairdata.generators.prompts.known_datasets import known_source
 from stairdata.hub.client import ATTEMPTS, LONGEST_WAIT, api, explain, is_transient, redact, retried
 from stairdata_schemas.aliases import Row
 from stairdata_schemas.errors import InputError, quote
+from stairdata_schemas.formats.limits import HUB_ROWS_BYTES, TooLargeError, scaled, size
+from stairdata_schemas.formats.memory import held, memory_limit
 
 _SHA = re.compile(r"[0-9a-f]{40}")
 
@@ -39,17 +41,24 @@ def read_hub(source: HubRows) -> Iterator[Row]:
     """
     _info(source.dataset, source.revision, source.like)  # says within seconds that the Hub is away; what follows waits
     state: dict[str, Any] | None = None
-    failures = 0
+    failures = most = 0
     while True:
         rows: Any = None
         try:
-            rows = _open(source)
+            most = most or _most()
+            with memory_limit(most):
+                rows = _open(source)
             if state is not None:
                 rows.load_state_dict(state)
             labels = {name: kind.names for name, kind in (rows.features or {}).items() if hasattr(kind, "int2str")}
-            for row in rows:
+            for row in _bounded(rows, most):
                 failures = 0
                 yield row | {name: ClassName.of(row.get(name), names) for name, names in labels.items()}
+        except MemoryError as error:
+            raise TooLargeError(
+                f"the Hub dataset {quote(source.dataset)}",
+                f"a row, or the rows that are read at a time, take more than {size(scaled(HUB_ROWS_BYTES))}",
+            ) from error
         except Exception as error:
             if failures == ATTEMPTS - 1 or not _is_passing(error):
                 raise InputError(_refusal(error, source.dataset, source.revision, source.like)) from error
@@ -58,6 +67,22 @@ def read_hub(source: HubRows) -> Iterator[Row]:
             failures += 1
         else:
             return
+
+
+def _most() -> int:
+    now = held()
+    return now + scaled(HUB_ROWS_BYTES) if now else 0
+
+
+def _bounded(rows: Any, most: int) -> Iterator[Row]:
+    """Yield rows; what reads them runs under a limit of memory, what is done with them does not."""
+    found = iter(rows)
+    while True:
+        with memory_limit(most):
+            row = next(found, None)
+        if row is None:
+            return
+        yield row
 
 
 def _open(source: HubRows) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import polars as pl
 
@@ -17,6 +18,7 @@ from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
 from stairdata_schemas.errors import InputError
 from stairdata_schemas.fingerprints import counted_settings
+from stairdata_schemas.formats.limits import TABLE_BYTES, check
 from stairdata_schemas.kinds import TASKS, polars_schema
 from stairdata_schemas.manifest import sha256_of_file
 from stairdata_schemas.quarantine import QuarantineRow
@@ -46,11 +48,21 @@ def build_from_file(recipe: Recipe, options: BuildOptions) -> Artifact:
     )
 
     def content(_: Build) -> BuildContent:
-        rows, refused = _read(path.name, list(read_rows(path)))
+        rows, refused = _read(path.name, _all(path))
         frame = pl.DataFrame(rows[: options.limit], schema=polars_schema("structured_cot"))
         return BuildContent([frame], refused, Report(notes=["written by hand; no teacher model took part"]))
 
     return build_as_told(plan, content, options)
+
+
+def _all(path: Path) -> list[Row | BrokenRow]:
+    """Read all rows, if they are few enough to be held: somebody wrote them by hand."""
+    found, size = [], 0
+    for raw in read_rows(path):
+        size += len(raw.raw) if isinstance(raw, BrokenRow) else len(json.dumps(raw, default=str))
+        check(size, TABLE_BYTES, path, "rows written by hand")
+        found.append(raw)
+    return found
 
 
 def _read(name: str, raws: list[Row | BrokenRow]) -> tuple[list[Row], list[QuarantineRow]]:

@@ -16,6 +16,8 @@ from stairdata.generators.structured_cot.quality_gate import explain_rule
 from stairdata.recipe import Teacher, TemplatesSection
 from stairdata_schemas import identity
 from stairdata_schemas.errors import RecipeError, quote
+from stairdata_schemas.formats.bounded import read_text
+from stairdata_schemas.formats.limits import NOTE_BYTES
 from stairdata_schemas.kinds import TASKS
 from stairdata_schemas.templating.sandbox import BoundedTemplate
 
@@ -116,7 +118,7 @@ def _own_source(name: str) -> str:
 
 def _source_of(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path, NOTE_BYTES)
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"the template {path} can't be read: {error}") from error
 

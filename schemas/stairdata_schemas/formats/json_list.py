@@ -11,12 +11,13 @@ import json
 from collections.abc import Iterator
 from json.decoder import JSONDecodeError
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from stairdata_schemas.errors import InputError, quote
+from stairdata_schemas.formats.bounded import open_bytes
+from stairdata_schemas.formats.limits import ROW_BYTES, check, check_json
 
 WINDOW_BYTES = 4 * 1024**2
-LARGEST_ELEMENT = 1024**3
 _WHITESPACE = " \t\n\r"
 _CUT_NUMBER = len("e-")  # what a number may go on with that is not yet a number
 _LONGEST_TOKEN = len("-Infinity") + len("\\ud83d\\ude00")
@@ -39,14 +40,14 @@ def read_list(path: Path) -> Iterator[Any]:
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty")
     try:
-        with path.open("rb") as file:
+        with open_bytes(path) as file:
             yield from _Reader(path, file).elements()
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror}") from error
 
 
 class _Reader:
-    def __init__(self, path: Path, file: BinaryIO) -> None:
+    def __init__(self, path: Path, file: IO[bytes]) -> None:
         self._path = path
         self._file = file
         self._decoder = json.JSONDecoder(object_pairs_hook=_object)
@@ -112,8 +113,8 @@ class _Reader:
         """Forget what stands before a position, and read on, at least as much as is kept."""
         passed, self._window = self._window[:position], self._window[position:]
         self._start += len(passed) if passed.isascii() else len(passed.encode("utf-8", "surrogatepass"))
-        if len(self._window) > LARGEST_ELEMENT:
-            raise self._broken(f"an element has more than {LARGEST_ELEMENT} characters", 0)
+        what = f"an element of the list, from byte {self._start} on"
+        check(len(self._window), ROW_BYTES, self._path, what)
         chunk = self._file.read(max(WINDOW_BYTES, len(self._window)))
         self._is_at_end = not chunk
         try:
@@ -122,6 +123,8 @@ class _Reader:
             at = self._read - len(self._utf8.getstate()[0]) + error.start
             raise InputError(f"{self._path} is not UTF-8 at byte {at}; nothing was written") from error
         self._read += len(chunk)
+        if len(self._window) > 2 * WINDOW_BYTES:
+            check_json(self._window, self._path, what)
         return 0
 
     def _check_end(self, position: int) -> None:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stairdata.interop.json_list import Duplicates, read_list
 from stairdata_schemas.errors import InputError
+from stairdata_schemas.formats.json_list import Duplicates, read_list
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -22,7 +22,7 @@ VALUES = st.recursive(
 
 @pytest.fixture(autouse=True, params=[1, 7, 4096])
 def window(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stairdata.interop.json_list.WINDOW_BYTES", request.param)
+    monkeypatch.setattr("stairdata_schemas.formats.json_list.WINDOW_BYTES", request.param)
 
 
 @given(
@@ -96,6 +96,8 @@ def test_a_key_twice_is_told(tmp_path: Path) -> None:
 
 
 def test_an_element_beyond_all_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stairdata.interop.json_list.LARGEST_ELEMENT", 100)
-    with pytest.raises(InputError, match="an element has more than 100 characters"):
+    monkeypatch.setattr("stairdata_schemas.formats.json_list.ROW_BYTES", 100)
+    with pytest.raises(
+        InputError, match=r"element of the list, from byte [0-9]+ on: [0-9.]+ \w+, over the limit of 100 bytes"
+    ):
         read(tmp_path, b'["' + b"x" * 20_000 + b'"]')

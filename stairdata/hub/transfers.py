@@ -1,0 +1,150 @@
+"""Bounds on what the Hub sends: bytes and time of each answer, whatever it announces.
+
+The client of huggingface_hub waits for each piece of an answer by itself, so that a server that sends a byte a second
+never ends, and it keeps whatever comes. The transport here counts and watches the clock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import httpx2
+
+from stairdata_schemas.formats.limits import HUB_ANSWER_BYTES, scaled, size
+
+FIRST_SECONDS = 60.0
+"""That an answer may take, however small."""
+SLOWEST = 16 * 1024
+"""Bytes a second that an answer has to bring over the whole of its time, after that."""
+_LIMIT: ContextVar[int | None] = ContextVar("limit", default=None)
+_BEGAN: ContextVar[float | None] = ContextVar("began", default=None)
+
+
+class TransferError(Exception):
+    """An answer that is over a limit; the message says which."""
+
+
+@contextmanager
+def transfer_limit(limit: int) -> Iterator[None]:
+    """Allow the answers to requests of this thread so many bytes."""
+    token = _LIMIT.set(limit)
+    try:
+        yield
+    finally:
+        _LIMIT.reset(token)
+
+
+def bound_transfers() -> None:
+    """Have the Hub's client go through the transport of this module, from now on."""
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils import _http
+
+    original = _http._GLOBAL_CLIENT_FACTORY
+    if getattr(original, "is_bounded", False):
+        return
+
+    def bounded() -> httpx2.Client:
+        client = original()
+        client._transport = _Transport(client._transport)
+        client._mounts = {pattern: inner and _Transport(inner) for pattern, inner in client._mounts.items()}
+        return client
+
+    bounded.is_bounded = True  # type: ignore[attr-defined]
+    set_client_factory(bounded)
+
+
+class _Transport(httpx2.BaseTransport):
+    """Counts what comes, and ends what takes too long."""
+
+    def __init__(self, inner: httpx2.BaseTransport) -> None:
+        self._inner = inner
+        pool: Any = getattr(inner, "_pool", None)
+        if pool is not None:
+            pool._network_backend = _Backend(pool._network_backend)
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        request.headers["accept-encoding"] = "identity"  # what is counted is what is kept
+        is_file = "/resolve/" in request.url.path or "range" in request.headers
+        limit = _LIMIT.get() or (None if is_file else scaled(HUB_ANSWER_BYTES))
+        began = time.monotonic()
+        token = _BEGAN.set(began)
+        try:
+            response = self._inner.handle_request(request)
+        finally:
+            _BEGAN.reset(token)
+        if response.headers.get("content-encoding", "identity") != "identity":
+            response.close()
+            raise TransferError("came compressed although that was not asked for")
+        if request.method != "HEAD" and response.is_success:
+            _check_announced(response, limit)
+        response.stream = _Stream(response.stream, limit, began)
+        return response
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class _Stream(httpx2.SyncByteStream):
+    """The body of an answer."""
+
+    def __init__(self, stream: Any, limit: int | None, began: float) -> None:
+        self._stream, self._limit, self._began = stream, limit, began
+
+    def __iter__(self) -> Iterator[bytes]:
+        count = 0
+        for piece in self._stream:
+            count += len(piece)
+            if self._limit is not None and count > self._limit:
+                raise TransferError(f"is over the limit of {size(self._limit)}")
+            _check_time(self._began, count)
+            yield piece
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class _Backend:
+    """Opens connections that watch the clock until the head of an answer is there: it may come byte by byte, too."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def connect_tcp(self, *arguments: Any, **options: Any) -> Any:
+        return _Connection(self._inner.connect_tcp(*arguments, **options))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+class _Connection:
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def read(self, *arguments: Any, **options: Any) -> Any:
+        began = _BEGAN.get()
+        if began is not None:
+            _check_time(began, 0)
+        return self._inner.read(*arguments, **options)
+
+    def start_tls(self, *arguments: Any, **options: Any) -> Any:
+        return _Connection(self._inner.start_tls(*arguments, **options))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def _check_time(began: float, count: int) -> None:
+    seconds = time.monotonic() - began
+    if seconds > FIRST_SECONDS + count / SLOWEST:
+        raise TransferError(f"is too slow: {size(count)} in {seconds:.0f} seconds")
+
+
+def _check_announced(response: httpx2.Response, limit: int | None) -> None:
+    announced = response.headers.get("content-length", "")
+    if limit is not None and announced.isdecimal() and int(announced) > limit:
+        response.close()
+        raise TransferError(f"has {size(int(announced))}, over the limit of {size(limit)}")
