@@ -26,7 +26,7 @@ from stairdata_schemas.formats.limits import (
     check_json,
     scaled,
 )
-from stairdata_schemas.formats.unique_keys import KeyTwiceError, loads
+from stairdata_schemas.formats.unique_keys import KeyTwiceError, check_names, loads
 from stairdata_schemas.formats.xlsx import check_xlsx
 
 FORMATS = (".csv", ".xlsx", ".jsonl")
@@ -200,9 +200,13 @@ def _read_xlsx(path: Path) -> list[TextRow]:
         raise FileNotFoundError(path)
     check_xlsx(path)
     try:
-        frame = fastexcel.read_excel(path).load_sheet(SHEET, dtypes="string").to_polars()
+        book = fastexcel.read_excel(path)
+        head = book.load_sheet(SHEET, header_row=None, n_rows=1, dtypes="string").to_polars()
+        frame = book.load_sheet(SHEET, dtypes="string").to_polars()
     except fastexcel.FastExcelError as error:
         raise InputError(f"{path} can't be read: {quote(str(error))}; it needs a sheet {SHEET!r}") from error
+    for names in head.iter_rows():  # fastexcel would give the second column of a name another one
+        check_names([name or "" for name in names])
     return [{name: restore(_unescape(cell or "")) for name, cell in row.items()} for row in frame.iter_rows(named=True)]
 
 

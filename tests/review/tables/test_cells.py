@@ -126,6 +126,17 @@ def test_files_that_are_no_tables(name: str, content: bytes | None, message: str
         read_rows(tmp_path / name)
 
 
+def test_a_spreadsheet_with_a_column_twice(tmp_path: Path) -> None:
+    import xlsxwriter
+
+    with xlsxwriter.Workbook(tmp_path / "t.xlsx") as book:
+        sheet = book.add_worksheet("Review")
+        for number, row in enumerate([["item_id", "verdict", "", "verdict", ""], ["1", "A", "x", "B", "y"]]):
+            sheet.write_row(number, 0, row)
+    with pytest.raises(InputError, match="'verdict' stands twice in the head, as columns 2 and 4"):
+        read_rows(tmp_path / "t.xlsx")
+
+
 @pytest.mark.parametrize(
     ("name", "content"), [("t.jsonl", '{"item_id": "1"}\n'), ("t.csv", "item_id\n1\n"), ("t.csv", '"item_id"\n"1"\n')]
 )
