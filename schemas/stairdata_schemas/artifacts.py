@@ -84,8 +84,12 @@ class Artifact:
 
         Raises:
             TooLargeError: a file would decode to more than a limit allows.
+            ArtifactError: a folder has `::` in its name, which `datasets` takes for an archive and a file in it.
         """
         from datasets import load_dataset
+
+        if "::" in str(self.folder.absolute()):
+            raise ArtifactError(f"{self.folder}: datasets can't read a folder with '::' in its path; rename or move it")
 
         check_artifact_files(self.data_files)
         files = [glob.escape(str(path.absolute())) for path in self.data_files]  # it takes names for patterns

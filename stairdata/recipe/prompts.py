@@ -122,3 +122,14 @@ class PromptsSection(Section):
     """The model that labels rows without a task; without it such rows are refused."""
     concurrency: Annotated[Concurrency, Mark.CANNOT_CHANGE_RESULT] = "auto"
     """Prompts labelled at a time; auto: one is started whenever the server could take one more request."""
+
+    @model_validator(mode="after")
+    def _all_evaluation_prompts(self) -> Self:
+        for source in self.decontaminate:
+            given = [] if isinstance(source, str) else source.model_fields_set & {"where", "skip", "count"}
+            if given:
+                raise ValueError(
+                    f"all rows of a set in decontaminate count, so {', '.join(sorted(given))} can't choose among them; "
+                    "leave it out, or write the rows that count to a file"
+                )
+        return self

@@ -216,6 +216,14 @@ def test_an_artifact_loads_as_a_dataset(shards: Artifact, tmp_path: Path, monkey
     assert loaded.features == features("prompts")
 
 
+def test_a_folder_that_datasets_takes_for_an_archive_is_refused(shards: Artifact, tmp_path: Path) -> None:
+    place = tmp_path / "run::1" / "prompts"
+    place.mkdir(parents=True)
+    shards.folder.rename(place / "1.0.0")
+    with pytest.raises(ArtifactError, match="'::' in its path; rename or move it"):
+        Artifact(place / "1.0.0", shards.manifest).dataset()
+
+
 def test_an_artifact_loads_with_polars_alone(shards: Artifact, prompts: Frame) -> None:
     frame = pl.read_parquet(f"{shards.folder}/data/*.parquet")
     assert frame.equals(prompts(*"abcdef"))
