@@ -105,16 +105,16 @@ class _Family:
         self.labels: list[str] = []
         self._first = first
         self._words = -(-len(first) // 64)
-        self._bits = np.zeros((1, self._words), dtype=np.uint64)
+        self._bits = np.zeros((self._words, 1), dtype=np.uint64)  # a column a text: whole rows are counted at a time
         self._sizes = np.zeros(1, dtype=np.int64)
         self._others: dict[int, array[int]] = {}
 
     def add(self, label: str, ngrams: Numbers) -> None:
         place = len(self.labels)
         if place == len(self._sizes):
-            self._bits = np.concatenate([self._bits, np.zeros_like(self._bits)])
+            self._bits = np.concatenate([self._bits, np.zeros_like(self._bits)], axis=1)
             self._sizes = np.concatenate([self._sizes, np.zeros_like(self._sizes)])
-        self._bits[place], others = self._split(ngrams)
+        self._bits[:, place], others = self._split(ngrams)
         self._sizes[place] = len(ngrams)
         for each in others:
             self._others.setdefault(each, array("q")).append(place)
@@ -124,7 +124,9 @@ class _Family:
         """Return the Jaccard index with each text."""
         count = len(self.labels)
         bits, others = self._split(ngrams)
-        shared = np.bitwise_count(self._bits[:count] & bits).sum(axis=1, dtype=np.int64)
+        shared = np.zeros(count, dtype=np.int64)
+        for row, own in zip(self._bits, bits, strict=True):
+            shared += np.bitwise_count(row[:count] & own)
         for each in others:
             if each in self._others:
                 shared[np.frombuffer(self._others[each], dtype=np.int64)] += 1
