@@ -23,7 +23,7 @@ def url_credentials(url: str) -> str | None:
         has_login = "@" in parts.netloc
     except ValueError:  # not a URL, which somebody else will say
         return None
-    if has_login or ("://" not in url and re.match(r"[^/\s@]+:[^/\s@]+@", url)):
+    if has_login or ("://" not in url and re.match(r"[^/\s@:]++:[^/\s@]++@", url)):
         return "a user name or password"
     named = next((name for name, _ in _query(url) if is_telling_parameter(name)), None)
     return None if named is None else f"a key in its query ({named}=)"
