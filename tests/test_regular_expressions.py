@@ -108,12 +108,13 @@ def written_patterns() -> list[Written]:
     for path in sorted(path for folder in CODE for path in (HERE.parent / folder).rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         names = {id(node.value): node.targets[0] for node in ast.walk(tree) if isinstance(node, ast.Assign)}
-        called = [
-            node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        calls = [
+            (node, ast.unparse(node.func.value), node.func.attr)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
         ]
-        for node in called:
-            function = ast.unparse(node.func).partition(".")
-            if function[0] != "re" or function[2] not in {"compile", *SEARCHING, *AT_THE_START}:
+        for node, owner, method in calls:
+            if owner != "re" or method not in {"compile", *SEARCHING, *AT_THE_START}:
                 continue
             pattern = node.args[0]
             if not (isinstance(pattern, ast.Constant) and isinstance(pattern.value, str)):
@@ -121,8 +122,8 @@ def written_patterns() -> list[Written]:
             flags = [ast.unparse(each) for each in (*node.args[1:], *(keyword.value for keyword in node.keywords))]
             value = sum(vars(re)[name] for each in flags for name in re.findall(r"re\.([A-Z]+)", each))
             name = ast.unparse(names[id(node)]) if id(node) in names else None
-            uses = {use.func.attr for use in called if name is not None and ast.unparse(use.func.value) == name}
-            methods = {function[2]} - {"compile"} | uses
+            uses = {used for _, other, used in calls if name is not None and other == name}
+            methods = {method} - {"compile"} | uses
             if path.name == "yaml_core.py":  # handed to PyYAML, which matches at the start
                 methods = AT_THE_START
             place = f"{path.relative_to(HERE.parent)}:{node.lineno}"
