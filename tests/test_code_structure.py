@@ -72,6 +72,7 @@ SPLITS_MORE = {"splitlines", "readlines", "textwrap"}
 """What takes U+2028, U+0085, a form feed and others for the end of a line."""
 LOGS = {
     "environment.py",
+    "memory.py",
     "models.py",
     "processes.py",
     "rendering.py",

@@ -7,7 +7,7 @@ closing tag, and tags are single special tokens, the pieces' ids joined are the 
 
 End-of-turn belongs after terminal steps alone: after a partial step it would teach the model to stop there.
 
-What a user wrote is plain text to the model, also where it spells control tokens (see control_tokens.py).
+What a user wrote is plain text to the model, also where it spells control tokens (see templating/control_tokens.py).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
-from stairdata_schemas.control_tokens import PlainReader, find_control_tokens
 from stairdata_schemas.errors import ModelError
 from stairdata_schemas.grammar import OUTPUT_CLOSE, OUTPUT_OPEN, STEP_CLOSE, STEP_OPEN, TAGS
 from stairdata_schemas.templating.chat_templates import render_chat
+from stairdata_schemas.templating.control_tokens import PlainReader, find_control_tokens
 
 DATE_STRING = "26 Jul 2024"  # templates that print today's date would make every day's prompts new
 COUNTS_KEPT = 16384

@@ -10,7 +10,6 @@ from stairdata.llm.client import Client, Generation, Sample, TokenLogprob
 from stairdata.llm.outcomes import ControlTokensError, Outcome, RequestFailedError
 from stairdata.recipe import ControlTokens, Sampling
 from stairdata_schemas import rendering
-from stairdata_schemas.control_tokens import find_control_tokens, neutralise
 from stairdata_schemas.errors import ServerError, quote
 from stairdata_schemas.grammar import (
     CLOSING_TAGS,
@@ -22,6 +21,7 @@ from stairdata_schemas.grammar import (
     closes_output,
 )
 from stairdata_schemas.rendering import RenderedPrompt
+from stairdata_schemas.templating.control_tokens import find_control_tokens, neutralise
 
 
 class Continuation(NamedTuple):

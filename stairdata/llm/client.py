@@ -38,9 +38,9 @@ from stairdata.llm.outcomes import (
 from stairdata.llm.window import Window
 from stairdata.llm.wire.bounded_http import AnswerLimitError, BoundedHttpClient, body_limit, limit_for
 from stairdata.recipe import Endpoint
-from stairdata_schemas.control_tokens import find_quoted, neutralise
 from stairdata_schemas.errors import ServerError, quote
 from stairdata_schemas.secrets.redaction import hold, redact
+from stairdata_schemas.templating.control_tokens import find_quoted, neutralise
 
 DEAD_AFTER = 3
 """Requests in a row that did not reach the server, each after all its retries, until it counts as gone even though it

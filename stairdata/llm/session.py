@@ -16,9 +16,9 @@ from stairdata.llm.client import Client
 from stairdata.recipe import Endpoint, Sampling
 from stairdata_schemas import rendering
 from stairdata_schemas.aliases import WaitProgress
-from stairdata_schemas.control_tokens import control_tokens
 from stairdata_schemas.errors import RecipeError, ServerError, quote
 from stairdata_schemas.manifest import ModelIdentity
+from stairdata_schemas.templating.control_tokens import control_tokens
 
 NAMES = 20  # models of a server that a message shows
 _log = logging.getLogger("stairdata")

@@ -1,1 +1,1 @@
-"""Templates that others wrote, rendered under limits on time and memory."""
+"""Templates that others wrote, rendered under limits; and no text in them is read as control tokens."""

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stairdata_schemas.control_tokens import control_tokens, find_control_tokens, find_quoted, neutralise
 from stairdata_schemas.errors import ModelError
 from stairdata_schemas.grammar import TAGS
 from stairdata_schemas.rendering import encode, encode_prompt, render_prompt
+from stairdata_schemas.templating.control_tokens import control_tokens, find_control_tokens, find_quoted, neutralise
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | trim + '<|im_end|>\n' }}{% endfor %}"
