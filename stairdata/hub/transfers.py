@@ -21,7 +21,24 @@ FIRST_SECONDS = 60.0
 SLOWEST = 16 * 1024
 """Bytes a second that an answer has to bring over the whole of its time, after that."""
 _LIMIT: ContextVar[int | None] = ContextVar("limit", default=None)
-_BEGAN: ContextVar[float | None] = ContextVar("began", default=None)
+_CLOCK: ContextVar[_Clock | None] = ContextVar("clock", default=None)
+
+
+class _Clock:
+    """How long an answer takes: an upload counts before it, however long it takes."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin again, since a piece of the request went out."""
+        self._began = time.monotonic()
+
+    def check(self, count: int) -> None:
+        """End an answer of which too little has come."""
+        seconds = time.monotonic() - self._began
+        if seconds > FIRST_SECONDS + count / SLOWEST:
+            raise TransferError(f"is too slow: {size(count)} in {seconds:.0f} seconds")
 
 
 class TransferError(Exception):
@@ -70,18 +87,18 @@ class _Transport(httpx2.BaseTransport):
         request.headers["accept-encoding"] = "identity"  # what is counted is what is kept
         is_file = "/resolve/" in request.url.path or "range" in request.headers
         limit = _LIMIT.get() or (None if is_file else scaled(HUB_ANSWER_BYTES))
-        began = time.monotonic()
-        token = _BEGAN.set(began)
+        clock = _Clock()
+        token = _CLOCK.set(clock)
         try:
             response = self._inner.handle_request(request)
         finally:
-            _BEGAN.reset(token)
+            _CLOCK.reset(token)
         if response.headers.get("content-encoding", "identity") != "identity":
             response.close()
             raise TransferError("came compressed although that was not asked for")
         if request.method != "HEAD" and response.is_success:
             _check_announced(response, limit)
-        response.stream = _Stream(response.stream, limit, began)
+        response.stream = _Stream(response.stream, limit, clock)
         return response
 
     def close(self) -> None:
@@ -91,8 +108,8 @@ class _Transport(httpx2.BaseTransport):
 class _Stream(httpx2.SyncByteStream):
     """The body of an answer."""
 
-    def __init__(self, stream: Any, limit: int | None, began: float) -> None:
-        self._stream, self._limit, self._began = stream, limit, began
+    def __init__(self, stream: Any, limit: int | None, clock: _Clock) -> None:
+        self._stream, self._limit, self._clock = stream, limit, clock
 
     def __iter__(self) -> Iterator[bytes]:
         count = 0
@@ -100,7 +117,7 @@ class _Stream(httpx2.SyncByteStream):
             count += len(piece)
             if self._limit is not None and count > self._limit:
                 raise TransferError(f"is over the limit of {size(self._limit)}")
-            _check_time(self._began, count)
+            self._clock.check(count)
             yield piece
 
     def close(self) -> None:
@@ -125,22 +142,22 @@ class _Connection:
         self._inner = inner
 
     def read(self, *arguments: Any, **options: Any) -> Any:
-        began = _BEGAN.get()
-        if began is not None:
-            _check_time(began, 0)
+        clock = _CLOCK.get()
+        if clock is not None:
+            clock.check(0)
         return self._inner.read(*arguments, **options)
+
+    def write(self, *arguments: Any, **options: Any) -> None:
+        self._inner.write(*arguments, **options)
+        clock = _CLOCK.get()
+        if clock is not None:
+            clock.restart()
 
     def start_tls(self, *arguments: Any, **options: Any) -> Any:
         return _Connection(self._inner.start_tls(*arguments, **options))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
-
-
-def _check_time(began: float, count: int) -> None:
-    seconds = time.monotonic() - began
-    if seconds > FIRST_SECONDS + count / SLOWEST:
-        raise TransferError(f"is too slow: {size(count)} in {seconds:.0f} seconds")
 
 
 def _check_announced(response: httpx2.Response, limit: int | None) -> None:

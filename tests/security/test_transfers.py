@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import httpx2
 import pytest
@@ -71,6 +72,23 @@ def test_an_answer_that_does_not_end(
         with pytest.raises(TransferError, match=said):
             client.get(f"{url}/api/datasets")
         assert time.monotonic() - began < 30
+
+
+def test_an_upload_may_take_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def answer() -> Iterator[bytes]:
+        yield HEAD + b"content-length: 2\r\n\r\nok"
+
+    def pieces() -> Iterator[bytes]:
+        for _ in range(5):
+            now[0] += 50
+            yield b"a" * 1000
+
+    monkeypatch.setattr(transfers, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with _serving(answer, 0.0) as url, _client() as client:
+        assert client.put(f"{url}/lfs", content=pieces()).text == "ok"
+        assert now[0] > transfers.FIRST_SECONDS
 
 
 def test_a_file_may_have_the_size_that_is_known_of_it() -> None:
