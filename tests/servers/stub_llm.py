@@ -110,6 +110,8 @@ class State:
     in_flight: set[int] = field(default_factory=set)
     """Numbers of those that are not answered; one from before a reset is not missed."""
     most_in_flight: int = 0
+    usage: list[int] = field(default_factory=lambda: [0, 0])
+    """Tokens of the prompts and of the completions that were answered, as the answers say."""
     ratings: int = 0
     """Completions in which the actor was asked to rate an answer."""
     last: dict[str, Any] = field(default_factory=dict)
@@ -164,6 +166,7 @@ async def stats(request: Request) -> Response:
             "requests": STATE.requests,
             "paths": STATE.paths,
             "faults": STATE.faults,
+            "usage": STATE.usage,
             "ratings": STATE.ratings,
             "distinct": len(STATE.bodies),
             "most_in_flight": STATE.most_in_flight,
@@ -443,6 +446,7 @@ def _rating_logprobs(asked: str, seed: int) -> dict[str, Any]:
 
 def _envelope(kind: str, choices: list[dict[str, Any]], prompt: str, tokens: int) -> dict[str, Any]:
     read = len(_TOKEN.findall(prompt))
+    STATE.usage = [STATE.usage[0] + read, STATE.usage[1] + tokens]
     usage = {"prompt_tokens": read, "completion_tokens": tokens, "total_tokens": read + tokens}
     return {
         "id": "1", "object": kind, "created": 0, "model": STATE.options.model, "choices": choices, "usage": usage,

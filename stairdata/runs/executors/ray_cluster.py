@@ -5,6 +5,9 @@ nothing but its seeds and its server's answers, so the rows are those of the loc
 way are in the build's work folder where a replica sees it (one machine, a shared disk), else in a temporary folder of
 its own.
 
+Ray ends the process, in C++ and past all `finally`, once a cluster's head has not answered for 60 s. So the head is
+watched here, and the run ends in an error of ours before that.
+
 Limits on tokens and cost are checked here as units come in: what is in flight then is over them. They are exact with
 the local executor alone.
 """
@@ -12,24 +15,29 @@ the local executor alone.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
 import logging
 import os
+import re
+import socket
+import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from stairdata.llm.budget import Budget, Expense, StoppedError
 from stairdata.llm.outcomes import JudgeFailedError, Outcome, RequestFailedError
 from stairdata.recipe import Recipe
 from stairdata.recipe.section import Concurrency
 from stairdata.runs.units import Unit, UnitFailedError, UnitResult, WorkContext, Workload
-from stairdata_schemas.errors import ServerError, StairDataError, UsageError
+from stairdata_schemas.errors import ServerError, StairDataError, UsageError, quote
 
 if TYPE_CHECKING:
     from stairdata.runs.units import UnitFailure
@@ -38,6 +46,14 @@ T = TypeVar("T")
 UNITS_IN_FLIGHT = 64  # of a replica where concurrency is auto: a window's first size
 HANDED_OUT = 2  # units handed to a replica, as a multiple of those it works on at a time: it never waits for Ray
 CPUS = 0.1  # a replica mostly waits for its server
+HEAD_SECONDS = 2.0  # between two looks at the head, and for it to accept a connection
+HEAD_MISSES = 5  # looks in a row at a head that is gone: some 10 s if it refuses, 20 s if it is silent
+REACH_SECONDS = 10.0  # for a cluster to accept a connection
+LEAVE_SECONDS = 15.0  # for Ray to shut down without a head: 5 if that refuses, for ever if it is silent
+
+
+class HeadGoneError(ServerError):
+    """The head of the Ray cluster is gone."""
 
 
 class ServerAssignment:
@@ -163,25 +179,27 @@ class RayExecutor:
 
         Raises:
             UsageError: Ray isn't installed.
-            ServerError: all servers are gone.
+            ServerError: all servers are gone, or the cluster's head is.
         """
         by_key = {unit.key: unit for unit in units}
         gone: list[str] = []
         with _cluster(self._address):
             replicas, gpus = self._size()
+            results = _from_thread(lambda: self._stream(units, replicas, gpus), watch_head(_head_address()))
             with KeptJournals(HANDED_OUT * self._in_flight * replicas) as journals:
-                async for key, result in _from_thread(lambda: self._stream(units, replicas, gpus)):
-                    self._budget.charge(Expense(*result["spent"]))
-                    if "gone" in result:
-                        gone.append(result["gone"])
-                    else:
-                        end = read_result(result)
-                        # The journal is removed here and later than usual: see `KeptJournals`.
-                        yield by_key[key], end._replace(leftover=None) if isinstance(end, UnitResult) else end
-                        if isinstance(end, UnitResult) and end.leftover is not None:
-                            journals.add(end.leftover)
-                    if self._is_over():
-                        return
+                async with aclosing(results):
+                    async for key, result in results:
+                        self._budget.charge(Expense(*result["spent"]))
+                        if "gone" in result:
+                            gone.append(result["gone"])
+                        else:
+                            end = read_result(result)
+                            # The journal is removed here and later than usual: see `KeptJournals`.
+                            yield by_key[key], end._replace(leftover=None) if isinstance(end, UnitResult) else end
+                            if isinstance(end, UnitResult) and end.leftover is not None:
+                                journals.add(end.leftover)
+                        if self._is_over():
+                            return
         if gone:
             raise ServerError(gone[0])
 
@@ -237,10 +255,59 @@ def read_result(result: dict[str, Any]) -> UnitResult | UnitFailure:
     return error
 
 
-async def _from_thread(make: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
+async def watch_head(address: str, seconds: float = HEAD_SECONDS) -> NoReturn:
+    """Wait until a cluster's head no longer accepts connections.
+
+    Args:
+        address: `host:port` of the head's GCS. One that can't be reached from here to begin with, as behind a proxy,
+            is not taken for gone.
+        seconds: between two looks, and at most for one.
+
+    Raises:
+        HeadGoneError: it is.
+    """
+    missed, seen = 0, False
+    while missed < HEAD_MISSES:
+        if await asyncio.to_thread(_accepts, address, seconds):
+            missed, seen = 0, True
+        elif seen:
+            missed += 1
+        await asyncio.sleep(seconds)
+    raise HeadGoneError(
+        f"the head of the Ray cluster at {quote(address)} is gone; finished work is kept: start the cluster again, "
+        "unless this command had started it, and run the same command again"
+    )
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse a `host:port` that nobody listens at, which Ray would try for minutes; it reads other addresses itself."""
+    if re.fullmatch(r"[^/]+:\d+", address) and not _accepts(address, REACH_SECONDS):
+        raise ServerError(f"no Ray cluster answers at {quote(address)}: start it, and run the same command again")
+
+
+def _accepts(address: str, seconds: float) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
+    except OSError:
+        return False
+    return True
+
+
+def _head_address() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
+
+
+async def _from_thread(make: Callable[[], Iterator[T]], watch: Coroutine[Any, Any, NoReturn]) -> AsyncGenerator[T]:
     """Iterate in a thread, so that the event loop goes on watching the clock and Ctrl-C.
 
     The thread is a daemon: one that waits for a cluster that is gone does not keep the process from ending.
+
+    Args:
+        make: makes the iterator, in the thread.
+        watch: ends the iteration by its error, after what had arrived before it.
     """
     loop = asyncio.get_running_loop()
     arrived: asyncio.Queue[tuple[T] | BaseException | None] = asyncio.Queue()
@@ -258,11 +325,16 @@ async def _from_thread(make: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
         else:
             send(None)
 
+    watching = asyncio.create_task(watch)
+    watching.add_done_callback(lambda task: None if task.cancelled() else arrived.put_nowait(task.exception()))
     threading.Thread(target=iterate, name="ray-results", daemon=True).start()
-    while (item := await arrived.get()) is not None:
-        if isinstance(item, BaseException):
-            raise item
-        yield item[0]
+    try:
+        while (item := await arrived.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item[0]
+    finally:
+        watching.cancel()
 
 
 @contextmanager
@@ -275,13 +347,39 @@ def _cluster(address: str | None) -> Iterator[None]:
         raise UsageError("--executor ray needs Ray: pip install 'stairdata[ray]'") from error
     started = not ray.is_initialized()
     if started:
+        _check_reachable(address or "")
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    leave = ray.shutdown
     try:
         yield
+    except HeadGoneError:
+        leave = partial(leave_without_head, ray.shutdown)
+        raise
     finally:
         if started:
-            ray.shutdown()
+            leave()
+
+
+def leave_without_head(shut_down: Callable[[], None], seconds: float = LEAVE_SECONDS) -> None:
+    """Shut Ray down, or have the process end without that, where it waits for a head that is silent.
+
+    Args:
+        shut_down: Ray's.
+        seconds: it may take.
+    """
+    leaving = threading.Thread(target=shut_down, name="ray-shutdown", daemon=True)
+    leaving.start()
+    leaving.join(seconds)
+    if leaving.is_alive():
+        atexit.register(_end)
+
+
+def _end() -> None:
+    """End the process; with Ray's threads still running, the interpreter would end in a segmentation fault."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import hypothesis.strategies as st
 import pytest
@@ -15,7 +19,13 @@ from stairdata.llm.budget import Budget, StoppedError
 from stairdata.llm.outcomes import Outcome, RequestFailedError
 from stairdata.recipe.section import Concurrency
 from stairdata.runs.executors.local import LocalExecutor
-from stairdata.runs.executors.ray_cluster import _from_thread, read_result
+from stairdata.runs.executors.ray_cluster import (
+    HeadGoneError,
+    _check_reachable,
+    _from_thread,
+    read_result,
+    watch_head,
+)
 from stairdata.runs.units import Unit, UnitFailedError, UnitResult, WorkContext
 from stairdata_schemas.errors import BudgetError, ServerError
 
@@ -230,17 +240,83 @@ def test_results_of_replicas_are_read_as_they_were() -> None:
         assert (failed.rule, failed.detail, failed.before) == (rule, "late", {"ok": 4})
 
 
+async def never() -> NoReturn:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+def read_all(make: Callable[[], Any], watch: Coroutine[Any, Any, NoReturn], found: list[int]) -> None:
+    async def run() -> None:
+        async for number in _from_thread(make, watch):
+            found.append(number)  # noqa: PERF401 - what came before the error counts
+
+    asyncio.run(run())
+
+
 def test_a_thread_hands_over_all_and_then_its_error() -> None:
     def three() -> Any:
         yield from (1, 2, 3)
-        raise ServerError("the head is gone")
+        raise ServerError("the servers are gone")
 
     found: list[int] = []
+    with pytest.raises(ServerError, match="the servers are gone"):
+        read_all(three, never(), found)
+    assert found == [1, 2, 3]
+
+
+def test_a_head_that_is_gone_ends_the_wait_for_results() -> None:
+    """What had come in is handed over first; the thread that waits for the rest is left behind."""
+    head = socket.create_server(("127.0.0.1", 0))
+    address = "{}:{}".format(*head.getsockname())
+    is_over = threading.Event()
+
+    def two() -> Any:
+        yield from (1, 2)
+        while head.accept()[0].recv(1) != b"":  # until the watch has seen it
+            pass
+        head.close()
+        is_over.wait()
+
+    found: list[int] = []
+    try:
+        with pytest.raises(HeadGoneError, match=f"'{address}' is gone; finished work is kept: start .* again"):
+            read_all(two, watch_head(address, 0.02), found)
+    finally:
+        is_over.set()
+    assert found == [1, 2]
+
+
+def test_a_head_that_never_was_in_reach_is_not_taken_for_gone() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = "{}:{}".format(*free.getsockname())
 
     async def run() -> None:
-        async for number in _from_thread(three):
-            found.append(number)  # noqa: PERF401 - what came before the error counts
+        await asyncio.wait_for(watch_head(address, 0.001), 0.2)
 
-    with pytest.raises(ServerError, match="the head is gone"):
+    with pytest.raises(TimeoutError):
         asyncio.run(run())
-    assert found == [1, 2, 3]
+
+
+def test_an_address_that_nobody_listens_at_is_refused_before_ray_tries_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = "{}:{}".format(*free.getsockname())
+        _check_reachable(address)
+    with pytest.raises(ServerError, match=f"no Ray cluster answers at '{address}': start it"):
+        _check_reachable(address)
+    for other in ("auto", "local", "ray://head:10001", ""):
+        _check_reachable(other)
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+def test_a_shutdown_that_waits_for_a_silent_head_does_not_keep_the_process(hangs: bool) -> None:
+    program = (
+        "import atexit, sys, threading\n"
+        "from stairdata.runs.executors.ray_cluster import leave_without_head\n"
+        "atexit.register(print, 'the interpreter came to its own end')\n"
+        f"leave_without_head({'threading.Event().wait' if hangs else 'int'}, 0.2)\n"
+        "print('left')\n"
+        "sys.exit(1)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert ended.stdout.splitlines() == ["left"] + ["the interpreter came to its own end"] * (not hangs)

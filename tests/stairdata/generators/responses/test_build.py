@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from stairdata.generators.responses.build import ScoreFunction, build_responses
+from stairdata.llm.budget import BudgetLimits
 from stairdata.recipe import Recipe
 from stairdata.runs.options import BuildOptions
 from stairdata_schemas import identity
 from stairdata_schemas.artifacts import Artifact, validate_artifact
+from stairdata_schemas.errors import BudgetError
 from stairdata_schemas.manifest import ModelIdentity
 
 if TYPE_CHECKING:
@@ -29,10 +31,17 @@ def build(
     make_prompts: Callable[[int], Artifact],
     tmp_path: Path,
 ) -> Callable[..., Artifact]:
-    def answer(count: int, score: ScoreFunction | None = None, *, root: str = "answers", **section: Any) -> Artifact:
+    def answer(
+        count: int,
+        score: ScoreFunction | None = None,
+        *,
+        root: str = "answers",
+        limits: BudgetLimits | None = None,
+        **section: Any,
+    ) -> Artifact:
         prompts = make_prompts(count)
         recipe = Recipe.model_validate({"actor": {"retries": 2, **actor_section}, "responses": section})
-        options = BuildOptions(root=tmp_path / root, inputs=(str(prompts.folder),))
+        options = BuildOptions(root=tmp_path / root, inputs=(str(prompts.folder),), limits=limits or BudgetLimits())
         return build_responses(recipe, options, score, PRM if score else None)
 
     return answer
@@ -58,6 +67,23 @@ def test_one_answer_a_prompt(build: Callable[..., Artifact], stub_llm: StubServe
     assert body["stop"] == ["<|/Output|>", "<|im_end|>"]
     assert artifact.manifest.usage.requests == stub_llm.stats()["requests"] == 5
     assert artifact.manifest.usage.completion_tokens == sum(row["completion_tokens"] for row in rows) > 0
+
+
+def test_usage_is_what_the_server_says(build: Callable[..., Artifact], stub_llm: StubServer) -> None:
+    usage, said = build(5, n=3).manifest.usage, stub_llm.stats()
+    assert (usage.requests, usage.prompt_tokens, usage.completion_tokens) == (5, *said["usage"])
+    assert min(said["usage"]) > 5
+
+
+def test_usage_of_a_resumed_build_is_that_of_all_its_runs(build: Callable[..., Artifact], stub_llm: StubServer) -> None:
+    with pytest.raises(BudgetError):
+        build(6, concurrency=1, max_tokens=64, limits=BudgetLimits(total_tokens=400))
+    first = stub_llm.stats()
+    assert 0 < first["requests"] < 6
+    usage, said = build(6, concurrency=1, max_tokens=64).manifest.usage, stub_llm.stats()
+    assert usage.requests == said["requests"] == 6
+    assert (usage.prompt_tokens, usage.completion_tokens) == tuple(said["usage"])
+    assert all(0 < before < after for before, after in zip(first["usage"], said["usage"], strict=True))
 
 
 def test_the_best_of_n_has_the_highest_score(build: Callable[..., Artifact], stub_llm: StubServer) -> None:
