@@ -21,10 +21,10 @@ FIRST_SECONDS = 60.0
 SLOWEST = 16 * 1024
 """Bytes a second that an answer has to bring over the whole of its time, after that."""
 _LIMIT: ContextVar[int | None] = ContextVar("limit", default=None)
-_CLOCK: ContextVar[_Clock | None] = ContextVar("clock", default=None)
+_CLOCK: ContextVar[_AnswerClock | None] = ContextVar("clock", default=None)
 
 
-class _Clock:
+class _AnswerClock:
     """How long an answer takes: an upload counts before it, however long it takes."""
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class _Transport(httpx2.BaseTransport):
         request.headers["accept-encoding"] = "identity"  # what is counted is what is kept
         is_file = "/resolve/" in request.url.path or "range" in request.headers
         limit = _LIMIT.get() or (None if is_file else scaled(HUB_ANSWER_BYTES))
-        clock = _Clock()
+        clock = _AnswerClock()
         token = _CLOCK.set(clock)
         try:
             response = self._inner.handle_request(request)
@@ -108,7 +108,7 @@ class _Transport(httpx2.BaseTransport):
 class _Stream(httpx2.SyncByteStream):
     """The body of an answer."""
 
-    def __init__(self, stream: Any, limit: int | None, clock: _Clock) -> None:
+    def __init__(self, stream: Any, limit: int | None, clock: _AnswerClock) -> None:
         self._stream, self._limit, self._clock = stream, limit, clock
 
     def __iter__(self) -> Iterator[bytes]:
