@@ -188,10 +188,13 @@ def _counts(details: Mapping[str, Any]) -> Mapping[str, Any]:
 def agreement_rows(details: Mapping[str, Any]) -> list[list[str]]:
     """Return the agreement of reviewers as a table: of all, by task, by depth; [] where there is none."""
     figures = details.get("agreement") or {}
-    parts = [("all", figures)] if figures else []
-    for name in ("task", "depth"):
-        parts += [(f"{name} {key}", part) for key, part in figures.get(f"by_{name}", {}).items()]
-    return [row for what, part in parts for row in _agreement_of(what, part)]
+    try:
+        parts = [("all", figures)] if figures else []
+        for name in ("task", "depth"):
+            parts += [(f"{name} {key}", part) for key, part in figures.get(f"by_{name}", {}).items()]
+        return [row for what, part in parts for row in _agreement_of(what, part)]
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
+        return []  # the details of a manifest are as free as whoever wrote it: these are not the figures of ours
 
 
 def _agreement_of(what: str, part: Mapping[str, Any]) -> Iterator[list[str]]:
@@ -315,13 +318,15 @@ def user_lines(card: str) -> dict[str, str]:
     """
     text = _head_of(card)
     keys = user_keys(card)
+    if not keys:
+        return {}  # or a head that can't be read
     taken = {key: lines for key, lines in yaml_core.top_level(text).items() if key in keys}
     joined = "".join(taken.values())
     try:
         is_whole = yaml_core.load(joined) == keys
     except yaml_core.UnreadableYamlError:  # an alias of something in a key of ours
         is_whole = False
-    if is_whole or not keys:
+    if is_whole:
         return taken
     return {key: yaml.dump({key: value}, Dumper=_HeadDumper, allow_unicode=True) for key, value in keys.items()}
 
@@ -353,7 +358,8 @@ def default_config(card: str) -> str | None:
     """Return the config that loads without a name."""
     configs = read_head(card).get("configs")
     entries = [entry for entry in configs if isinstance(entry, dict)] if isinstance(configs, list) else []
-    return next((str(entry.get("config_name")) for entry in entries if entry.get("default")), None)
+    name = next((entry.get("config_name") for entry in entries if entry.get("default")), None)
+    return name if isinstance(name, str) else None
 
 
 def _marked(name: str, text: str) -> str:
