@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from stairdata_schemas.errors import InputError
 from tests.security.fuzz.targets import SEEDS, TARGETS, Target, find_fault
+from tests.security.fuzz.worker import search
 
 ALL = sorted(path for path in SEEDS.glob("*/*") if path.is_file())
 
@@ -49,3 +50,15 @@ def test_what_takes_long_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     fault = find_fault(Target(st.binary(), lambda _, __: None), b"")
     assert fault is not None
     assert fault.name == "slow"
+
+
+def test_a_search_keeps_the_smallest_input_of_each_fault(tmp_path: Path) -> None:
+    def read(data: bytes, folder: Path) -> None:
+        if len(data) > 2:
+            raise KeyError("long")
+        if data[:1] == b"x":
+            raise TypeError("x")
+
+    assert search(Target(st.binary(max_size=9) | st.just(b"xy"), read), 1.0, tmp_path) > 0
+    found = sorted((path.name.partition("-")[0], len(path.read_bytes())) for path in tmp_path.glob("*.seed"))
+    assert found in ([("KeyError", 3), ("TypeError", 1)], [("KeyError", 3), ("TypeError", 2)])

@@ -333,11 +333,15 @@ def user_lines(card: str) -> dict[str, str]:
 
 def user_text(card: str) -> dict[str, str]:
     """Return what a person wrote between the marked lines, by section."""
+    text = card.replace("\r\n", "\n")
     found = {}
     for name in SECTIONS:
-        match = re.search(_pattern(name), card.replace("\r\n", "\n"), re.DOTALL)
-        if match and match.group(1).strip():
-            found[name] = match.group(1).strip("\n")
+        begin, end = map(re.escape, _marks(name))
+        # one after the other: as one pattern, thousands of beginnings would each look for an end through the whole card
+        opening = re.compile(rf"^{begin}\n", re.MULTILINE).search(text)
+        closing = opening and re.compile(rf"^{end}$", re.MULTILINE).search(text, opening.end())
+        if opening and closing and (written := text[opening.end() : closing.start()]).strip():
+            found[name] = written.strip("\n")
     return found
 
 
@@ -369,11 +373,6 @@ def _marked(name: str, text: str) -> str:
 
 def _marks(name: str) -> tuple[str, str]:
     return f"<!-- your {name}: begin (kept when this card is generated again) -->", f"<!-- your {name}: end -->"
-
-
-def _pattern(name: str) -> str:
-    begin, end = map(re.escape, _marks(name))
-    return rf"^{begin}\n(.*?)^{end}$".replace("^", r"(?m:^)").replace("$", r"(?m:$)")
 
 
 def inline(text: str) -> str:

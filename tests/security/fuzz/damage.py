@@ -119,7 +119,7 @@ def _damaged_once(draw: st.DrawFn, data: bytes) -> bytes:  # noqa: PLR0911 - a w
     if action == "insert":
         return data[:begin] + draw(st.sampled_from(TOKENS)) + data[begin:]
     if action == "repeat":
-        times = draw(st.sampled_from([2, 3, 30, 1_000, 100_000]))
+        times = draw(st.sampled_from([2, 2, 3, 3, 30, 30, 300, 3_000, 100_000]))
         return data[:begin] + data[begin:end] * min(times, LONGEST // max(1, end - begin)) + data[end:]
     if action == "overwrite":
         return data[:begin] + draw(st.binary(max_size=end - begin)) + data[end:]

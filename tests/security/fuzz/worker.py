@@ -25,6 +25,10 @@ class FoundError(Exception):
     """An input that fails in a new way, for hypothesis to make it smaller."""
 
 
+class TimeIsOverError(KeyboardInterrupt):
+    """Ends a search; hypothesis lets it through."""
+
+
 def search(target: Target, seconds: float, folder: Path) -> int:
     """Read inputs until the time is over; return how many."""
     end, count = time.monotonic() + seconds, 0
@@ -45,7 +49,7 @@ def search(target: Target, seconds: float, folder: Path) -> int:
     def try_one(data: bytes) -> None:
         nonlocal count
         if time.monotonic() > end:
-            return
+            raise TimeIsOverError
         count += 1
         current.write_bytes(data)
         fault = find_fault(target, data)
@@ -61,10 +65,9 @@ def search(target: Target, seconds: float, folder: Path) -> int:
 
     while time.monotonic() < end:
         settled_now: set[str] = set()
-        with suppress(FoundError):
+        with suppress(FoundError, TimeIsOverError):
             seed(random.getrandbits(64))(options(given(target.inputs)(try_one)))()
         settled |= settled_now
-    current.unlink(missing_ok=True)
     return count
 
 
