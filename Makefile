@@ -12,7 +12,7 @@ ACCELERATOR ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: install install-cpu install-gpu check fix test test-slow bench quickstart smoke build clean
+.PHONY: install install-cpu install-gpu check fix test test-slow fuzz bench quickstart smoke build clean
 
 install: $(VENV)/.installed
 
@@ -46,6 +46,11 @@ test: install
 
 test-slow: install
 	$(BIN)/pytest -m slow
+
+# Ten minutes of damaged manifests, cards, parquet files, answers of model servers and recipes; or make fuzz SECONDS=60
+SECONDS ?= 600
+fuzz: install
+	$(BIN)/python -m tests.security.fuzz.run --seconds $(SECONDS)
 
 # The benchmarks that need neither a model nor somebody else's program, at the sizes of docs/performance.md.
 bench: install

@@ -34,7 +34,8 @@ from stairdata_schemas.manifest import (
 
 READERS = 2
 """Files read at once; more would take more memory than time is won."""
-_VERSION = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)", re.ASCII)
+_NUMBER = r"(0|[1-9]\d{0,99})"  # Python reads no number of 5,000 digits
+_VERSION = re.compile(rf"{_NUMBER}\.{_NUMBER}\.{_NUMBER}", re.ASCII)
 _DATA_FILE = re.compile(r"data/train-\d{5}-of-\d{5}\.parquet", re.ASCII)
 
 

@@ -15,7 +15,7 @@ from stairdata_schemas.errors import UsageError, quote
 _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _ADDRESS = re.compile(rf"({_NAME}/{_NAME})(?:@(.+))?", re.ASCII)
 _CONFIG = re.compile(r"[A-Za-z0-9_]+(?:[.-][A-Za-z0-9_]+)*", re.ASCII)
-_NUMBER = r"(?:0|[1-9]\d*)"
+_NUMBER = r"(?:0|[1-9]\d{0,99})"  # as many digits as `parse_version` reads
 _TAG = re.compile(rf"(?:(.+)-)?v({_NUMBER}\.{_NUMBER}\.{_NUMBER})", re.ASCII)
 _RESERVED = {"data", "plots", "quarantine", "default"}
 

@@ -306,7 +306,8 @@ def _card_config(release: PreparedRelease, name: str | None, manifest: Manifest,
 def _dataset_info(release: PreparedRelease, configs: list[CardConfig], there: Any) -> Any:
     """Return `dataset_info` of the YAML head: ours measured, the others' as they stand there."""
     entries = there if isinstance(there, list) else [there]
-    known = {entry.get("config_name"): entry for entry in entries if isinstance(entry, dict)}
+    named = [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("config_name"), str)]
+    known = {entry["config_name"]: entry for entry in named}
     found = []
     for config in configs:
         if config.name == release.config_name:

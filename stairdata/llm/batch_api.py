@@ -19,7 +19,7 @@ import openai
 from openai.types import Batch
 
 from stairdata.llm.batch_ledger import ENDPOINT, BatchJob, BatchReport, Ledger
-from stairdata.llm.batch_states import BatchState
+from stairdata.llm.batch_states import OURS, BatchState
 from stairdata.llm.client import Client
 from stairdata.llm.outcomes import MalformedAnswerError, RequestFailedError, check_answer, with_retries
 from stairdata.llm.wire.bounded_http import MEBIBYTE, body_limit
@@ -206,11 +206,12 @@ class BatchApi:
         except (TypeError, AttributeError) as error:
             url, shown = self._client.base_url, quote(batch.id)
             raise ServerError(f"the Batch API at {url} says of batch {shown} what can't be read: {error}") from error
+        state = BatchState(batch.status)
         was_full = batch.status == "failed" and any(code == QUEUE_FULL for code, _ in errors)
         completed, failed = map(_count, counts or (None, None))
         return BatchReport(
             batch.id,
-            BatchState.TURNED_AWAY if was_full else BatchState(batch.status),
+            BatchState.TURNED_AWAY if was_full else BatchState.IN_PROGRESS if state in OURS else state,
             completed,
             failed,
             batch.output_file_id,

@@ -65,6 +65,8 @@ QUEUED = frozenset(
     }
 )
 """Its prompt tokens take room in the account's queue, or will."""
+OURS = frozenset({BatchState.PREPARED, BatchState.TURNED_AWAY, BatchState.LOST})
+"""Words that no server says."""
 ANSWERED = frozenset({BatchState.COMPLETED, BatchState.EXPIRED, BatchState.CANCELLED})
 """It has ended and may have answers to fetch."""
 ENDED = ANSWERED | {BatchState.FAILED}

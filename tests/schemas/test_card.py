@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -220,3 +221,11 @@ def test_a_key_in_another_form_is_written_anew(head: str) -> None:
 def test_a_head_that_can_not_be_read_is_not_thrown_away(head: str, message: str) -> None:
     with pytest.raises(PublishError, match=message):
         card.check_head(f"---\n{head}\n---\n", "README.md")
+
+
+def test_a_card_of_many_beginnings_is_read_in_linear_time() -> None:
+    text = render_card(manifest())
+    begin = next(line for line in text.split("\n") if "your notes: begin" in line)
+    began = time.process_time()
+    assert card.user_text(f"{begin}\n" * 3000 + "\n" * 500_000) == {}
+    assert time.process_time() - began < 5  # it took half a minute

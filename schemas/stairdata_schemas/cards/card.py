@@ -188,10 +188,13 @@ def _counts(details: Mapping[str, Any]) -> Mapping[str, Any]:
 def agreement_rows(details: Mapping[str, Any]) -> list[list[str]]:
     """Return the agreement of reviewers as a table: of all, by task, by depth; [] where there is none."""
     figures = details.get("agreement") or {}
-    parts = [("all", figures)] if figures else []
-    for name in ("task", "depth"):
-        parts += [(f"{name} {key}", part) for key, part in figures.get(f"by_{name}", {}).items()]
-    return [row for what, part in parts for row in _agreement_of(what, part)]
+    try:
+        parts = [("all", figures)] if figures else []
+        for name in ("task", "depth"):
+            parts += [(f"{name} {key}", part) for key, part in figures.get(f"by_{name}", {}).items()]
+        return [row for what, part in parts for row in _agreement_of(what, part)]
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
+        return []  # the details of a manifest are as free as whoever wrote it: these are not the figures of ours
 
 
 def _agreement_of(what: str, part: Mapping[str, Any]) -> Iterator[list[str]]:
@@ -315,24 +318,30 @@ def user_lines(card: str) -> dict[str, str]:
     """
     text = _head_of(card)
     keys = user_keys(card)
+    if not keys:
+        return {}  # or a head that can't be read
     taken = {key: lines for key, lines in yaml_core.top_level(text).items() if key in keys}
     joined = "".join(taken.values())
     try:
         is_whole = yaml_core.load(joined) == keys
     except yaml_core.UnreadableYamlError:  # an alias of something in a key of ours
         is_whole = False
-    if is_whole or not keys:
+    if is_whole:
         return taken
     return {key: yaml.dump({key: value}, Dumper=_HeadDumper, allow_unicode=True) for key, value in keys.items()}
 
 
 def user_text(card: str) -> dict[str, str]:
     """Return what a person wrote between the marked lines, by section."""
+    text = card.replace("\r\n", "\n")
     found = {}
     for name in SECTIONS:
-        match = re.search(_pattern(name), card.replace("\r\n", "\n"), re.DOTALL)
-        if match and match.group(1).strip():
-            found[name] = match.group(1).strip("\n")
+        begin, end = map(re.escape, _marks(name))
+        # one after the other: as one pattern, thousands of beginnings would each look for an end through the whole card
+        opening = re.compile(rf"^{begin}\n", re.MULTILINE).search(text)
+        closing = opening and re.compile(rf"^{end}$", re.MULTILINE).search(text, opening.end())
+        if opening and closing and (written := text[opening.end() : closing.start()]).strip():
+            found[name] = written.strip("\n")
     return found
 
 
@@ -353,7 +362,8 @@ def default_config(card: str) -> str | None:
     """Return the config that loads without a name."""
     configs = read_head(card).get("configs")
     entries = [entry for entry in configs if isinstance(entry, dict)] if isinstance(configs, list) else []
-    return next((str(entry.get("config_name")) for entry in entries if entry.get("default")), None)
+    name = next((entry.get("config_name") for entry in entries if entry.get("default")), None)
+    return name if isinstance(name, str) else None
 
 
 def _marked(name: str, text: str) -> str:
@@ -363,11 +373,6 @@ def _marked(name: str, text: str) -> str:
 
 def _marks(name: str) -> tuple[str, str]:
     return f"<!-- your {name}: begin (kept when this card is generated again) -->", f"<!-- your {name}: end -->"
-
-
-def _pattern(name: str) -> str:
-    begin, end = map(re.escape, _marks(name))
-    return rf"^{begin}\n(.*?)^{end}$".replace("^", r"(?m:^)").replace("$", r"(?m:$)")
 
 
 def inline(text: str) -> str:

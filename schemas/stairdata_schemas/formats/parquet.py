@@ -37,6 +37,8 @@ _SIZES = {1: 0, 2: 0, 3: 1, 7: 8}
 _MOST_READ = 32 * 1024**2
 """Values that are looked at one by one."""
 _DATA_PAGE, _DICTIONARY_PAGE, _DATA_PAGE_2 = 0, 2, 3
+_CODECS = {1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
+"""Of Arrow, by their number in a footer; 0 is none at all."""
 _BY_DICTIONARY = frozenset({2, 8})  # PLAIN_DICTIONARY, RLE_DICTIONARY
 _BY_PREFIX = 7  # DELTA_BYTE_ARRAY
 _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
@@ -184,6 +186,127 @@ def _page(data: bytes) -> _Page:
     return _Page(found[1], found[2], found[3], values, encoding, levels, thrift.at)
 
 
+# -- the footer ------------------------------------------------------------------------------------------------
+
+
+class ColumnChunk(NamedTuple):
+    """What a footer says of one column in one row group."""
+
+    begin: int
+    """Where its first page stands in the file."""
+    packed: int
+    """Bytes of its pages in the file."""
+    values: int
+    codec: int
+    """The number of the compression; 0 is none."""
+    nulls: int | None
+    """None where the footer doesn't count them."""
+
+
+class RowGroupEntry(NamedTuple):
+    """What a footer says of one row group."""
+
+    rows: int
+    chunks: list[ColumnChunk]
+    """In the order of the schema's leaves."""
+
+
+def row_group_entries(path: Path, leaves: int) -> list[RowGroupEntry]:
+    """Read what the footer of a file says of its row groups.
+
+    Not by way of pyarrow, whose `RowGroupMetaData.column` ends the process over statistics that contradict the schema:
+    the C++ exception passes through it.
+
+    Args:
+        path: the file.
+        leaves: columns that each row group has to have.
+
+    Raises:
+        TooLargeError: the footer is over a limit.
+        DamagedError: it is no parquet.
+    """
+    with path.open("rb") as file:
+        check_footer(file, path)
+        end = file.seek(-8, os.SEEK_END)
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(end - length)
+        thrift = _Thrift(file.read(length))
+    try:
+        found: list[RowGroupEntry] = []
+        for number, kind in thrift.fields():
+            if (number, kind) == (4, 9):
+                found = [_row_group_entry(thrift) for _ in range(_structs(thrift))]
+            else:
+                thrift.skip(kind)
+        if any(len(group.chunks) != leaves for group in found):
+            raise DamagedError("a row group in it has other columns than its schema")
+        return found
+    except IndexError:
+        raise DamagedError("it is not a parquet file: its footer is cut", path) from None
+    except DamagedError as error:
+        raise DamagedError(f"it is not a parquet file: {error}", path) from None
+
+
+def _structs(thrift: _Thrift) -> int:
+    """Read the head of a list of structs; return how many there are."""
+    count, inner = thrift.items()
+    if count and inner != 12:
+        raise DamagedError("a list in it holds something else than it should")
+    return count
+
+
+def _row_group_entry(thrift: _Thrift) -> RowGroupEntry:
+    chunks: list[ColumnChunk] = []
+    rows = 0
+    for number, kind in thrift.fields():
+        if (number, kind) == (1, 9):
+            chunks = [_column_chunk(thrift) for _ in range(_structs(thrift))]
+        elif (number, kind) == (3, 6):
+            rows = thrift.integer()
+        else:
+            thrift.skip(kind)
+    return RowGroupEntry(rows, chunks)
+
+
+def _column_chunk(thrift: _Thrift) -> ColumnChunk:
+    chunk = None
+    for number, kind in thrift.fields():
+        if (number, kind) == (3, 12):
+            chunk = _column_metadata(thrift)
+        else:
+            thrift.skip(kind)
+    if chunk is None:
+        raise DamagedError("its footer says nothing of a column")
+    return chunk
+
+
+def _column_metadata(thrift: _Thrift) -> ColumnChunk:
+    found: dict[int, int] = {}
+    nulls = None
+    for number, kind in thrift.fields():
+        if (number, kind) in {(4, 5), (5, 6), (7, 6), (9, 6), (11, 6)}:
+            found[number] = thrift.integer()
+        elif (number, kind) == (12, 12):  # statistics
+            nulls = _integer_in(thrift, 3)
+        else:
+            thrift.skip(kind)
+    if not {4, 5, 7, 9} <= found.keys() or min(found[5], found[7], found[9]) < 0:
+        raise DamagedError("what its footer says of a column is damaged")
+    begin, dictionary = found[9], found.get(11, 0)
+    return ColumnChunk(dictionary if 0 < dictionary < begin else begin, found[7], found[5], found[4], nulls)
+
+
+def _integer_in(thrift: _Thrift, wanted: int) -> int | None:
+    """Read one field of a struct."""
+    value = None
+    for number, kind in thrift.fields():
+        if (number, kind) == (wanted, 6):
+            value = thrift.integer()
+        else:
+            thrift.skip(kind)
+    return value
+
+
 # -- a file ----------------------------------------------------------------------------------------------------
 
 
@@ -191,7 +314,7 @@ def _page(data: bytes) -> _Page:
 class _Chunk:
     """What the pages of one column in one row group decode to."""
 
-    column: Any
+    column: ColumnChunk
     leaf: Any
     plain: int = 0
     """Bytes of pages, without what a dictionary repeats; `VALUE_OVERHEAD` included."""
@@ -258,6 +381,8 @@ def open_parquet(path: Path, **options: Any) -> Iterator[pq.ParquetFile]:
         buffer = 1024**2 if path.stat().st_size > limits.EXPANSION_FLOOR else 0
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=buffer, **options) as opened:
             yield opened
+    except UnicodeDecodeError as error:
+        raise DamagedError(f"a name or a text in it is not UTF-8: {error}", path) from error
     except pa.ArrowException as error:
         raise DamagedError(f"it is not a parquet file: {error}", path) from error
     except OSError as error:
@@ -347,13 +472,15 @@ class _Survey:
         self._file = file
         self._path = path
         self._opened = opened
+        self._entries = row_group_entries(path, len(opened.schema))
         schema = opened.schema
         self._leaves = [
             (index, schema.column(index))
             for index in range(len(schema))
             if columns is None or {(leaf := schema.column(index).path), leaf.split(".")[0]} & set(columns)
         ]
-        self._most = limits.largest_expansion(os.fstat(file.fileno()).st_size)
+        self._size = os.fstat(file.fileno()).st_size
+        self._most = limits.largest_expansion(self._size)
         self._pages = 0
         self._most_pages = limits.scaled(limits.PAGES)
         self._page_limit = limits.scaled(limits.PAGE_BYTES)
@@ -361,7 +488,7 @@ class _Survey:
 
     def row_groups(self) -> Iterator[RowGroup]:
         total, first = 0, 1
-        for number in range(self._opened.metadata.num_row_groups):
+        for number in range(len(self._entries)):
             group = self._row_group(number, first, self._most - total)
             yield group
             total += group.size
@@ -373,10 +500,9 @@ class _Survey:
 
     def _row_group(self, number: int, first: int, left: int) -> RowGroup:
         """Add up a row group, as exactly as it takes to see that it is small, and that it leaves enough for others."""
-        metadata = self._opened.metadata.row_group(number)
-        rows = metadata.num_rows
-        chunks = [self._chunk(_Chunk(metadata.column(index), leaf), first, rows) for index, leaf in self._leaves]
-        groups = self._opened.metadata.num_row_groups
+        rows, columns = self._entries[number]
+        chunks = [self._chunk(_Chunk(columns[index], leaf), first, rows) for index, leaf in self._leaves]
+        groups = len(self._entries)
         enough = min(limits.scaled(limits.ROW_GROUP_BYTES), left // max(1, groups - number))
         for narrow in (self._by_largest, self._by_reading):
             for chunk in sorted(chunks, key=lambda chunk: chunk.repeats, reverse=True):
@@ -400,11 +526,9 @@ class _Survey:
     def _chunk(self, found: _Chunk, first: int, rows: int) -> _Chunk:
         """Add up the pages of a column; `first` and `rows` say which rows it holds, for messages."""
         column, leaf, seen = found.column, found.leaf, 0
-        at = column.data_page_offset
-        if column.has_dictionary_page and 0 < column.dictionary_page_offset < at:
-            at = column.dictionary_page_offset
-        end = at + column.total_compressed_size
-        total, width = column.num_values, _WIDTHS.get(leaf.physical_type, 0)
+        at = column.begin
+        end = at + column.packed
+        total, width = column.values, _WIDTHS.get(leaf.physical_type, 0)
         while at < end or (seen < total and at < end + _OLD_WRITERS):
             page = self._page(at)
             if page is None:
@@ -450,6 +574,8 @@ class _Survey:
         self._pages += 1
         if self._pages > self._most_pages:
             raise TooLargeError(self._path, f"it has over {self._most_pages} pages, which is the limit")
+        if at >= self._size:
+            return None
         for length in (_USUAL_HEADER, limits.NOTE_BYTES):  # statistics stand in it, with values in full
             self._file.seek(at)
             data = self._file.read(length)
@@ -462,17 +588,17 @@ class _Survey:
                 raise DamagedError(f"it is damaged: {error}", self._path) from None
         raise TooLargeError(self._path, f"the header of a page is over the limit of {limits.size(limits.NOTE_BYTES)}")
 
-    def _content(self, page: _Page, at: int, column: Any) -> Any:
+    def _content(self, page: _Page, at: int, column: ColumnChunk) -> Any:
         """Return the content of a small page; None where it can't be unpacked here."""
         import pyarrow as pa
 
         self._file.seek(at)
         packed = self._file.read(page.packed)
         levels = packed[: page.levels]  # never packed
-        if column.compression == "UNCOMPRESSED":
+        if column.codec == 0:
             return packed
         try:
-            codec = pa.Codec(column.compression.lower())
+            codec = pa.Codec(_CODECS.get(column.codec, ""))
             content = codec.decompress(memoryview(packed)[page.levels :], page.size - page.levels)
             return levels + bytes(content) if levels else memoryview(content).cast("B")
         except (pa.ArrowException, ValueError, OSError):
@@ -513,7 +639,7 @@ class _Survey:
                 total += pc.sum(lengths.take(values.indices)).as_py() or 0
         chunk.repeats = total
 
-    def _prefixes(self, page: _Page, at: int, column: Any, leaf: Any) -> int:
+    def _prefixes(self, page: _Page, at: int, column: ColumnChunk, leaf: Any) -> int:
         """Add up the bytes that values share with the value before them (DELTA_BYTE_ARRAY), an upper bound."""
         content = self._content(page, at, column)
         if content is None:

@@ -22,6 +22,10 @@ _INT = re.compile(r"0|-?[1-9][0-9]*")
 _FLOAT = re.compile(r"-?[0-9]+\.[0-9]+")
 
 
+_OF_TAGS = (ValueError, LookupError, TypeError, AttributeError)
+"""What PyYAML raises over an explicit tag that its value does not fit, such as `!!bool x` or `!!timestamp x`."""
+
+
 class UnreadableYamlError(Exception):
     """A text that is no YAML; the message says why and where, on one line."""
 
@@ -30,6 +34,12 @@ class YamlKeyTwiceError(UnreadableYamlError):
     """A mapping that has a key twice; the message says which and where."""
 
 
+MOST_NODES = 50_000
+"""Scalars, lists and mappings of a document: PyYAML takes a second for 20,000; the longest cards have some 10,000."""
+MOST_REPEATED = 32 * 2**20
+"""Characters of a document in which each alias is replaced by what it stands for."""
+NODE_CHARACTERS = 16
+"""That a node counts as, beside its text."""
 NESTED_TOO_DEEP = "its lists and mappings are nested too deep"
 
 
@@ -37,6 +47,14 @@ class CoreLoader(yaml.SafeLoader):
     """Reads YAML 1.2; a key that a mapping has twice is an error that names both places."""
 
     yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 - as PyYAML declares it
+
+    nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.nodes += 1
+        if self.nodes > MOST_NODES:
+            raise UnreadableYamlError(f"it has more than {MOST_NODES:,} values; write less")
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         check_keys(node)
@@ -92,14 +110,49 @@ def load(text: str) -> Any:
     """Read one document.
 
     Raises:
-        UnreadableYamlError: it is no YAML, or a mapping has a key twice.
+        UnreadableYamlError: it is no YAML, a mapping has a key twice, or aliases make it endless or very large.
     """
     try:
-        return yaml.load(text, Loader=CoreLoader)  # noqa: S506 - a SafeLoader
+        loader = CoreLoader(text)
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        _check_aliases(root, {})
+        return loader.construct_document(root)
     except RecursionError as error:
         raise UnreadableYamlError(NESTED_TOO_DEEP) from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: an explicit tag that the value does not fit
+    except (yaml.YAMLError, *_OF_TAGS) as error:
         raise UnreadableYamlError(" ".join(str(error).split())) from error
+
+
+def _check_aliases(node: yaml.Node, sizes: dict[int, int | None]) -> int:
+    """Refuse what is inside itself, or becomes very large where it is written out: nine lines can repeat to gigabytes.
+
+    Args:
+        node: the root of a document.
+        sizes: of the nodes that were seen, by their id; None while a node is open.
+
+    Returns:
+        The characters that the node takes up without aliases.
+
+    Raises:
+        UnreadableYamlError: it is no tree of a sensible size.
+    """
+    if id(node) in sizes:
+        known = sizes[id(node)]
+        if known is None:
+            raise UnreadableYamlError(f"an alias at {_place(node.start_mark)} stands inside what it stands for")
+        return known
+    sizes[id(node)] = None
+    if isinstance(node, yaml.ScalarNode):
+        size = len(node.value)
+    else:
+        parts = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
+        size = sum(_check_aliases(part, sizes) for part in parts)
+    if size > MOST_REPEATED:
+        raise UnreadableYamlError(f"its aliases repeat more than {MOST_REPEATED:,} characters; write less of them")
+    sizes[id(node)] = size + NODE_CHARACTERS
+    return size + NODE_CHARACTERS
 
 
 def top_level(text: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ import polars as pl
 
 from stairdata.runs.options import BuildOptions
 from stairdata_schemas.artifacts import Artifact
-from stairdata_schemas.formats.parquet import iterate_batches, open_parquet
+from stairdata_schemas.formats.parquet import RowGroupEntry, iterate_batches, open_parquet, row_group_entries
 from stairdata_schemas.kinds import VALUE_TOLERANCE
 from stairdata_schemas.quarantine import QuarantineRow
 
@@ -68,8 +68,9 @@ def read_trees(trees: Artifact) -> Iterator[pl.DataFrame]:
     """Read what pairs are made of, in frames of about 32,000 nodes: no rollout's text, no usage."""
     for path in trees.data_files:
         with open_parquet(path) as file:
-            columns = [name for name in _leaf_paths(file) if _is_needed(name)]
-            size = _trees_at_once(file)
+            leaves = _leaf_paths(file)
+        columns = [name for name in leaves if _is_needed(name)]
+        size = _trees_at_once(leaves, row_group_entries(path, len(leaves)))
         for batch in iterate_batches(path, size, columns, piece=BYTES_AT_ONCE):
             frame = pl.from_arrow(batch)
             assert isinstance(frame, pl.DataFrame)
@@ -96,11 +97,10 @@ def lacks_tokens(trees: Artifact) -> bool:
     """Tell by the files' statistics whether a node has no `tokens`; files without statistics count as lacking."""
     for path in trees.data_files:
         with open_parquet(path) as file:
-            column = next(index for index, name in enumerate(_leaf_paths(file)) if _field(name) == "tokens")
-            for group in range(file.metadata.num_row_groups):
-                statistics = file.metadata.row_group(group).column(column).statistics
-                if statistics is None or statistics.null_count is None or statistics.null_count > 0:
-                    return True
+            leaves = _leaf_paths(file)
+        column = next(index for index, name in enumerate(leaves) if _field(name) == "tokens")
+        if any(group.chunks[column].nulls != 0 for group in row_group_entries(path, len(leaves))):
+            return True
     return False
 
 
@@ -120,11 +120,9 @@ def _is_needed(path: str) -> bool:
     return path in TREE_COLUMNS or _field(path) in (*NODE_FIELDS, "rollouts")
 
 
-def _trees_at_once(file: pq.ParquetFile) -> int:
-    metadata = file.metadata
-    column = next(index for index, name in enumerate(_leaf_paths(file)) if _field(name) == "node_id")
-    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-    widest = max((group.column(column).num_values / max(group.num_rows, 1) for group in groups), default=1)
+def _trees_at_once(leaves: list[str], groups: list[RowGroupEntry]) -> int:
+    column = next(index for index, name in enumerate(leaves) if _field(name) == "node_id")
+    widest = max((group.chunks[column].values / max(group.rows, 1) for group in groups), default=1)
     return max(1, int(NODES_AT_ONCE / max(widest, 1)))
 
 
