@@ -36,6 +36,8 @@ CLOCK_SKEW = 86_400
 batches are older than the one that is looked for, by more than any clock is wrong."""
 LIST_LAG = 60.0
 """Seconds by which the list of an account's batches may be behind: one that was just made need not be in it yet."""
+MOST_PAGES = 200
+"""Of the list of batches; each is a request, and we ask for 100 batches a page."""
 MOST_LISTED = 10_000
 """Batches. A list of an account that is longer than that has no end."""
 REQUEST_BYTES = 16_384
@@ -171,15 +173,17 @@ class BatchApi:
         try:
             page = await self._openai.batches.list(limit=100)
             check_answer(page)
-            listed = 0
-            async for batch in page:
-                listed += 1
-                if listed > MOST_LISTED:
-                    raise MalformedAnswerError(f"the list of batches has more than {MOST_LISTED:,}")
-                if (batch.metadata or {}).get(KEY) == job.key:
-                    return _checked(batch)
-                if batch.created_at < job.prepared_at - CLOCK_SKEW:
-                    break
+            listed = pages = 0
+            async for part in page.iter_pages():
+                pages += 1
+                listed += len(part.data or [])
+                if listed > MOST_LISTED or pages > MOST_PAGES:
+                    raise MalformedAnswerError(f"the list of batches has more than {MOST_LISTED:,}, or very many pages")
+                for batch in part.data or []:
+                    if (batch.metadata or {}).get(KEY) == job.key:
+                        return _checked(batch)
+                    if batch.created_at < job.prepared_at - CLOCK_SKEW:
+                        return None
         except openai.NotFoundError:
             pass
         return None
