@@ -44,8 +44,10 @@ fix: install
 test: install
 	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadfile
 
+# Attacks are small processes that wait for each other's ends; the rest has servers of models that take all cores.
 test-slow: install
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow tests/security --numprocesses 2 --dist load
+	$(BIN)/pytest -m slow --ignore tests/security
 
 # Ten minutes of damaged manifests, cards, parquet files, answers of model servers and recipes; or make fuzz SECONDS=60
 SECONDS ?= 600
