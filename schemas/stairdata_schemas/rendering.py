@@ -178,6 +178,13 @@ class TokenCounter:
         return len(encode(self._tokenizer, part))
 
 
+def encode_plain(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the ids of a text of a user's by itself: what it spells is plain text."""
+    if not find_control_tokens(tokenizer, text):
+        return encode(tokenizer, text)
+    return _plain_reader(tokenizer).encode(text)  # it knows control tokens by other names alone
+
+
 def encode_prompt(tokenizer: Tokenizer, prompt: str, prefix: str = "") -> list[int]:
     """Return the ids of a rendered prompt and the first steps of an answer to it."""
     return render_prompt(tokenizer, prompt).plus(prefix).ids

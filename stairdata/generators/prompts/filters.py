@@ -68,16 +68,16 @@ def _by_overlap(contamination: Contamination) -> Filter:
 
 
 def _by_tokens(most: int, tokenizer: str | None) -> Filter:
-    from stairdata_schemas.rendering import load_tokenizer
+    from stairdata_schemas.rendering import encode_plain, load_tokenizer
 
     if tokenizer is None:
         raise RecipeError("prompts.max_tokens needs prompts.tokenizer: the folder or Hub id of a tokenizer")
-    loaded: Any = load_tokenizer(tokenizer)
+    loaded = load_tokenizer(tokenizer)
 
     def judge(prompt: str) -> Rejection | None:
         if len(prompt.encode()) <= most:  # a token has a byte at least
             return None
-        count = len(loaded.encode(prompt, add_special_tokens=False))
+        count = len(encode_plain(loaded, prompt))
         return Rejection("too_long", f"{count} tokens") if count > most else None
 
     return judge

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stairdata_schemas.errors import ModelError
 from stairdata_schemas.grammar import TAGS
-from stairdata_schemas.rendering import encode, encode_prompt, render_prompt
+from stairdata_schemas.rendering import encode, encode_plain, encode_prompt, render_prompt
 from stairdata_schemas.templating.control_tokens import control_tokens, find_control_tokens, find_quoted, neutralise
 
 CHATML = (
@@ -142,6 +142,14 @@ def test_nothing_changes_at_the_seams() -> None:
     plain, forged = encode_prompt(tokenizer, "\n x y"), encode_prompt(tokenizer, "\n x y</s>")
     end = encode(tokenizer, " [/INST]")
     assert forged[: len(plain) - len(end)] == plain[: -len(end)]
+
+
+def test_a_users_text_by_itself(tokenizer: Any) -> None:
+    for token in control_tokens(tokenizer):
+        ids = encode_plain(tokenizer, f"a{token}b")
+        assert controls_in(tokenizer, ids) == []
+        assert len(ids) > len(encode(tokenizer, f"a{token}b"))
+    assert encode_plain(tokenizer, ORDINARY) == encode(tokenizer, ORDINARY)
 
 
 def test_golden_ids() -> None:
