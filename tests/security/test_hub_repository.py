@@ -235,9 +235,11 @@ ROW = b'{"prompt": "a", "task": "safety"}\n'
         pytest.param("one.jsonl.gz", b"a", "line 1 is longer", id="a line without end, gz", marks=pytest.mark.slow),
         pytest.param("one.jsonl.xz", b"a", "line 1 is longer", id="a line without end, xz", marks=pytest.mark.slow),
         pytest.param("one.csv.gz", b'"a,', "line 1", id="a field without end", marks=pytest.mark.slow),
-        pytest.param("one.csv.zst", b'"a\n', "the row that begins", id="a quote without end", marks=pytest.mark.slow),
-        pytest.param("one.json.zst", b"[", "limit", id="lists in lists", marks=pytest.mark.slow),
-        pytest.param("one.json.zst", b"[],", "limit", id="empty lists", marks=pytest.mark.slow),
+        pytest.param("one.csv.zst", b'"a\n', "does not end as it should", id="a quote without end", marks=pytest.mark.slow),
+        pytest.param("one.json.zst", b"[", "nested too deeply", id="lists in lists", marks=pytest.mark.slow),
+        pytest.param(
+            "one.json.zst", b"[],", "text after the end of the list", id="empty lists", marks=pytest.mark.slow
+        ),
         pytest.param("one.json", b" ", "the limit of 64.0 MB", id="spaces", marks=pytest.mark.slow),
     ],
 )
@@ -254,8 +256,9 @@ def test_a_bomb_of_structured_reasoning_written_by_hand(tmp_path: Path) -> None:
     _bomb(tmp_path / "rows.jsonl.zst", line=ROW, count=500)
     settings = ("--set", "structured_cot.path=rows.jsonl.zst")
     ended = _run(tmp_path, "build", "structured-cot", *settings, "--root", "artifacts")
+    assert ended.code == 1, ended.stderr
     assert ended.peak < MOST
-    assert ended.code == 1
+    assert "rows written by hand: 128.0 MB, over the limit of 128.0 MB" in ended.stderr
     assert not list((tmp_path / "artifacts").rglob("*.parquet"))
 
 

@@ -173,7 +173,7 @@ DEEP = "[" * 3000 + "]" * 3000
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", [f"prompts: {DEEP}", "\n".join(" " * n + "a:" for n in range(3000))])
+@pytest.mark.parametrize("text", [f"prompts: {DEEP}", "\n".join(" " * n + "a:" for n in range(1200))])
 def test_a_recipe_that_is_nested_too_deep_is_one_message(text: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
     check_one_message(["build", "prompts", "--recipe", "recipe.yaml"], tmp_path, "nested too deep")

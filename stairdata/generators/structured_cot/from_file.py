@@ -26,6 +26,8 @@ from stairdata_schemas.text.visible import is_blank
 
 GENERATOR = "structured_cot/1"
 BY_HAND = "hand-written"
+ROW_COST = 512
+"""Bytes that a row takes up in memory beside its texts, about."""
 
 
 def build_from_file(recipe: Recipe, options: BuildOptions) -> Artifact:
@@ -59,7 +61,7 @@ def _all(path: Path) -> list[Row | BrokenRow]:
     """Read all rows, if they are few enough to be held: somebody wrote them by hand."""
     found, size = [], 0
     for raw in read_rows(path):
-        size += len(raw.raw) if isinstance(raw, BrokenRow) else len(json.dumps(raw, default=str))
+        size += ROW_COST + (len(raw.raw) if isinstance(raw, BrokenRow) else len(json.dumps(raw, default=str)))
         check(size, TABLE_BYTES, path, "rows written by hand")
         found.append(raw)
     return found
