@@ -16,7 +16,7 @@ import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
@@ -81,7 +81,7 @@ def load_tokenizer(model: str | Path) -> Any:
     return tokenizer
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RenderedPrompt:
     """One user turn in a model's chat template, and what the assistant has said so far."""
 
@@ -99,7 +99,7 @@ class RenderedPrompt:
             return replace(self, text=self.text + steps)
         return replace(self, text=self.text + steps, written=self.written + self.reader.write(steps))
 
-    @property
+    @cached_property
     def ids(self) -> list[int]:
         """What the model reads."""
         return encode(self.tokenizer, self.text) if self.reader is None else self.reader.encode(self.written)

@@ -150,10 +150,8 @@ class Client:
         fixed = endpoint.concurrency
         self.window = Window() if fixed == "auto" else Window(fixed, fixed)
         self.budget.on_stop.append(self.window.open)  # else those in line would wait for ever
-        self._name = endpoint.name
         self._endpoint = endpoint
         self._control_tokens = control_tokens
-        self._timeout = endpoint.timeout
         self._api_key = api_key
         hold(api_key)
         self._key_name = endpoint.api_key_env
@@ -283,7 +281,7 @@ class Client:
             ServerError: it can't be reached, or refuses the key.
         """
         try:
-            page = await self.openai.models.list(timeout=min(self._timeout, START_SECONDS))
+            page = await self.openai.models.list(timeout=min(self._endpoint.timeout, START_SECONDS))
             check_answer(page)
             return [model.id async for model in page]
         except Exception as error:
@@ -357,12 +355,12 @@ class Client:
     @asynccontextmanager
     async def _paid(self, most: RequestTokens) -> AsyncIterator[list[RequestTokens]]:
         """Set aside what an attempt can take, and charge what its answer says it took, read or not."""
-        ticket = await self.budget.admit(self._name, *most)
+        ticket = await self.budget.admit(self._endpoint.name, *most)
         paid: list[RequestTokens] = []
         try:
             yield paid
         finally:
-            self.budget.settle(ticket, self._name, *(paid[0] if paid else RequestTokens(0, 0)))
+            self.budget.settle(ticket, self._endpoint.name, *(paid[0] if paid else RequestTokens(0, 0)))
 
     def _usage(self, answer: Any, most: RequestTokens) -> RequestTokens:
         usage = getattr(answer, "usage", None)

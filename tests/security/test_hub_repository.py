@@ -235,7 +235,9 @@ ROW = b'{"prompt": "a", "task": "safety"}\n'
         pytest.param("one.jsonl.gz", b"a", "line 1 is longer", id="a line without end, gz", marks=pytest.mark.slow),
         pytest.param("one.jsonl.xz", b"a", "line 1 is longer", id="a line without end, xz", marks=pytest.mark.slow),
         pytest.param("one.csv.gz", b'"a,', "line 1", id="a field without end", marks=pytest.mark.slow),
-        pytest.param("one.csv.zst", b'"a\n', "does not end as it should", id="a quote without end", marks=pytest.mark.slow),
+        pytest.param(
+            "one.csv.zst", b'"a\n', "does not end as it should", id="a quote without end", marks=pytest.mark.slow
+        ),
         pytest.param("one.json.zst", b"[", "nested too deeply", id="lists in lists", marks=pytest.mark.slow),
         pytest.param(
             "one.json.zst", b"[],", "text after the end of the list", id="empty lists", marks=pytest.mark.slow

@@ -86,21 +86,18 @@ class PlainReader:
     def write(self, text: str) -> str:
         """Write a text's control tokens by their names, and give back those that were held, as plain text."""
         named = self._pattern.sub(lambda found: self._names[found[0]], text)
-        return self._give_back(named)
+        return self.show(named)
 
     def show(self, text: str) -> str:
         """Give back the control tokens that were held, for whoever reads the text."""
-        return self._give_back(text)
+        for token, held in self._held.items():
+            text = text.replace(held, token)
+        return text
 
     def encode(self, written: str) -> list[int]:
         """Return the token ids of what `write` wrote, nothing added around them."""
         ids: list[int] = self._copy.encode(written, add_special_tokens=False).ids
         return ids
-
-    def _give_back(self, text: str) -> str:
-        for token, held in self._held.items():
-            text = text.replace(held, token)
-        return text
 
 
 def control_tokens(tokenizer: Any) -> tuple[str, ...]:
