@@ -126,31 +126,48 @@ def build_responses(recipe: FullRecipe, options: BuildOptions) -> Artifact:
 
 
 def train_stage(
-    stage: str, recipe: FullRecipe, artifact: Artifact, model: str, output: Path, progress: Progress
+    stage: str,
+    recipe: FullRecipe,
+    artifact: Artifact,
+    model: str,
+    output: Path,
+    progress: Progress,
+    *,
+    fresh: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> TrainingSummary:
     """Run one training stage.
+
+    Args:
+        stage: sft, dpo or prm.
+        recipe: all sections.
+        artifact: what to train on.
+        model: model folder or Hub id to start from.
+        output: folder of the finished model.
+        progress: told each step.
+        fresh: replace unfinished work, and a model of other data or settings.
+        tell: called with sentences on the rows, and with warnings.
 
     Raises:
         TrainingError: the training extra is missing, or the data would train something else than meant.
     """
     from stairdata_training.plan import TrainingPlan
 
-    plan = TrainingPlan(stage, artifact, model, output, getattr(recipe, stage))
-    done = plan.finished()
+    plan = TrainingPlan(stage, artifact, model, output, getattr(recipe, stage), fresh=fresh)
+    done = plan.finished() if plan.processes == 1 else None
     if done is not None:
         return done  # before torch is imported, which takes seconds
     _prepare_libraries()
     from stairdata_training import running
-    from stairdata_training.dpo import dpo_trainer
-    from stairdata_training.prm import prm_trainer
-    from stairdata_training.sft import sft_trainer
+    from stairdata_training.dpo import DPO
+    from stairdata_training.prm import PRM
+    from stairdata_training.sft import SFT
 
     def on_progress(step: int, steps: int, logs: dict[str, float]) -> None:
         loss = f" (loss {logs['loss']:.3f})" if "loss" in logs else ""
         progress(f"train {stage}{loss}", step, steps)
 
-    trainers: dict[str, running.BuildTrainer] = {"sft": sft_trainer, "dpo": dpo_trainer, "prm": prm_trainer}
-    return running.train(plan, trainers[stage], on_progress)
+    return running.train(plan, {"sft": SFT, "dpo": DPO, "prm": PRM}[stage], on_progress, tell)
 
 
 def _prepare_libraries() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,10 @@ def train(
     root: RootOption = None,
     model: Annotated[str | None, typer.Option("--model", help="Model to start from; default: the recipe's.")] = None,
     output: Annotated[Path | None, typer.Option("--output", help="Folder to write; default: the recipe's.")] = None,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Replace unfinished work, and a model of other data or settings."),
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Train on an artifact; a finished model of the same data and settings is returned as it is."""
@@ -51,7 +56,9 @@ def train(
             f"{artifact.kind}@X.Y.Z"
         )
     with show_progress() as progress:
-        result = train_stage(stage, settings, artifact, str(start), Path(target), progress)
+        result = train_stage(stage, settings, artifact, str(start), Path(target), progress, fresh=fresh, tell=say)
+    if int(os.environ.get("RANK", "0")) > 0:
+        return  # the first of several processes speaks for all
     say(f"{stage}: {result.rows} rows, {result.steps} steps, {result.seconds:.0f} s, loss {result.last_loss:.3f}")
     if json_:
         facts = {"stage": stage, "model": str(target), "data": artifact.reference, "rows": result.rows}

@@ -59,12 +59,13 @@ def byte_tokenizer(family: str) -> Any:
     return tokenizer
 
 
-def tiny_model(folder: Path, family: str) -> Path:
+def tiny_model(folder: Path, family: str, *, tags: bool = False) -> Path:
+    """A tiny random model; with tags like one that SFT has been through."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    tokenizer = byte_tokenizer(family)
+    tokenizer = prepared_tokenizer(family) if tags else byte_tokenizer(family)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -87,6 +88,19 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Tiny random models of two template families."""
     root = tmp_path_factory.mktemp("models")
     return {family: tiny_model(root / family, family) for family in SPECIAL}
+
+
+@pytest.fixture(scope="session")
+def actors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same with the grammar's tags, from which DPO and PRM can start."""
+    root = tmp_path_factory.mktemp("actors")
+    return {family: tiny_model(root / family, family, tags=True) for family in SPECIAL}
+
+
+@pytest.fixture(scope="session")
+def starts(models: dict[str, Path], actors: dict[str, Path]) -> dict[str, dict[str, Path]]:
+    """By method and family, the tiny models that a training can start from."""
+    return {"sft": models, "dpo": actors, "prm": actors}
 
 
 @pytest.fixture(params=["chatml", "llama3"])

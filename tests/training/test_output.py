@@ -13,9 +13,12 @@ import pytest
 from datasets import Dataset
 
 from stairdata_schemas.errors import BuildLockedError, TrainingError
+from stairdata_schemas.manifest import sha256_of_json
 from stairdata_training import output as outputs
 from stairdata_training.config import SftConfig
-from stairdata_training.sft import train_sft
+from stairdata_training.plan import TrainingPlan
+from stairdata_training.running import train
+from stairdata_training.sft import SFT, train_sft
 
 CONFIG = SftConfig(
     epochs=2,
@@ -27,6 +30,7 @@ CONFIG = SftConfig(
     gradient_checkpointing=False,
 )
 Rows = list[dict[str, Any]]
+F, G = ({"trainer": "sft/2", "settings": {"seed": seed}, "data": "d", "start_model": "m"} for seed in (1, 2))
 
 # Trains, and at a given step says so and waits for a line that never comes: the test kills it there.
 CHILD = """
@@ -34,7 +38,9 @@ import json, sys
 from pathlib import Path
 from datasets import Dataset
 from stairdata_training.config import SftConfig
-from stairdata_training.sft import train_sft
+from stairdata_training.plan import TrainingPlan
+from stairdata_training.running import train
+from stairdata_training.sft import SFT, train_sft
 
 job = json.load(sys.stdin)
 def on_progress(step, total, metrics):
@@ -100,17 +106,17 @@ def test_a_killed_run_goes_on_and_ends_as_if_never_killed(
 
 
 @pytest.mark.slow
-def test_other_settings_start_afresh_after_a_kill(models: dict[str, Path], sft_rows: Rows, tmp_path: Path) -> None:
+def test_unfinished_work_of_other_settings_is_kept(models: dict[str, Path], sft_rows: Rows, tmp_path: Path) -> None:
     output, steps = tmp_path / "out", []
     kill_in_training(tmp_path, sft_rows, models["llama3"], output, stop=4)
-    assert (outputs.partial_folder(output) / "checkpoints" / "checkpoint-2").is_dir()
-    train_sft(
-        Dataset.from_list(sft_rows),
-        models["llama3"],
-        output,
-        CONFIG.model_copy(update={"seed": CONFIG.seed + 1}),
-        on_progress=lambda step, *_: steps.append(step),
-    )
+    checkpoint = outputs.partial_folder(output) / "checkpoints" / "checkpoint-2"
+    other = CONFIG.model_copy(update={"seed": CONFIG.seed + 1})
+    rows = Dataset.from_list(sft_rows)
+    with pytest.raises(TrainingError, match=r"unfinished work of another training: seed is '42' there and '43' here"):
+        train_sft(rows, models["llama3"], output, other)
+    assert checkpoint.is_dir()
+    plan = TrainingPlan("sft", rows, models["llama3"], output, other, fresh=True)
+    train(plan, SFT, lambda step, *_: steps.append(step))
     assert steps[0] == 1
 
 
@@ -125,7 +131,11 @@ def test_a_finished_output_is_returned_as_it_is(models: dict[str, Path], sft_row
     again = train_sft(rows, models["chatml"], output, CONFIG.model_copy(update={"max_steps": 2}), on_progress=never)
     assert again == first
     assert (output / "model.safetensors").stat().st_mtime_ns == before
-    changed = train_sft(rows, models["chatml"], output, CONFIG.model_copy(update={"max_steps": 3}))
+    other = CONFIG.model_copy(update={"max_steps": 3})
+    with pytest.raises(TrainingError, match=r"out holds a model of another training: max_steps is '2' there and '3'"):
+        train_sft(rows, models["chatml"], output, other)
+    assert (output / "model.safetensors").stat().st_mtime_ns == before
+    changed = train(TrainingPlan("sft", rows, models["chatml"], output, other, fresh=True), SFT)
     assert changed.steps == 3
     assert json.loads((output / "training.json").read_text(encoding="utf-8"))["summary"]["steps"] == 3
     assert not output.with_name("out.old").exists()
@@ -137,7 +147,7 @@ def test_a_run_killed_before_its_last_rename_is_not_trained_again(
     rows, output = Dataset.from_list(sft_rows), tmp_path / "out"
     steps: list[int] = []
 
-    def train() -> outputs.TrainingSummary:
+    def attempt() -> outputs.TrainingSummary:
         config = CONFIG.model_copy(update={"max_steps": 2})
         return train_sft(rows, models["chatml"], output, config, on_progress=lambda step, *_: steps.append(step))
 
@@ -147,9 +157,9 @@ def test_a_run_killed_before_its_last_rename_is_not_trained_again(
     with monkeypatch.context() as patch:
         patch.setattr(outputs, "publish", killed)
         with pytest.raises(KeyboardInterrupt):
-            train()
+            attempt()
     assert not output.exists()
-    assert train().steps == 2
+    assert attempt().steps == 2
     assert steps == [1, 2]
     assert (output / "model.safetensors").is_file()
 
@@ -185,25 +195,27 @@ def summary_of(output: Path) -> outputs.TrainingSummary:
 
 def test_a_kill_between_the_last_write_and_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "out"
-    partial = outputs.start(output, "f")
+    partial = outputs.start(output, F)
     (partial / "model.safetensors").write_text("new")
     with monkeypatch.context() as patch:
         patch.setattr(outputs, "publish", lambda _: None)
-        outputs.finish(output, "f", {}, summary_of(output))
-    assert outputs.finished(output, "f") is None  # nothing moves while the folder may be another process's
+        outputs.finish(output, F, {}, summary_of(output))
+    assert outputs.finished(output, F) is None  # nothing moves while the folder may be another process's
     assert not output.exists()
     outputs.publish_finished(output)
-    assert outputs.finished(output, "f") == summary_of(output)
+    assert outputs.finished(output, F) == summary_of(output)
     assert (output / "model.safetensors").read_text() == "new"
 
 
 def test_a_kill_between_the_two_renames(tmp_path: Path) -> None:
     output = tmp_path / "out"
-    outputs.start(output, "f")
-    outputs.finish(output, "f", {}, summary_of(output))
-    partial = outputs.start(output, "g")
-    (partial / "training.json").write_text((output / "training.json").read_text().replace('"f"', '"g"'))
+    outputs.start(output, F)
+    outputs.finish(output, F, {}, summary_of(output))
+    partial = outputs.start(output, G, fresh=True)
+    (partial / "training.json").write_text(
+        (output / "training.json").read_text().replace(sha256_of_json(F), sha256_of_json(G))
+    )
     output.rename(tmp_path / "out.old")
     outputs.publish_finished(output)
-    assert outputs.finished(output, "g") == summary_of(output)
+    assert outputs.finished(output, G) == summary_of(output)
     assert not (tmp_path / "out.old").exists()

@@ -19,7 +19,10 @@ from stairdata_training.config import TRAINED_ON, DpoConfig, LoraConfig, PrmConf
 from stairdata_training.plan import TrainingPlan
 
 CONFIGS: dict[str, type[TrainingConfig]] = {"sft": SftConfig, "dpo": DpoConfig, "prm": PrmConfig}
-CANNOT_CHANGE_THE_RESULT = {"model", "output", "checkpoint_steps"}
+CANNOT_CHANGE_THE_RESULT = {
+    "model", "output", "checkpoint_steps", "gradient_checkpointing", "max_dropped", "report_to",
+}  # fmt: skip
+COUNT_BY_THEIR_PRODUCT = {"batch_size", "gradient_accumulation"}
 OTHER_VALUES: dict[str, Any] = {
     "model": "org/other",
     "output": "elsewhere",
@@ -39,7 +42,14 @@ OTHER_VALUES: dict[str, Any] = {
     "gradient_checkpointing": False,
     "checkpoint_steps": 7,
     "lora": {"rank": 4},
+    "too_long": "drop",
+    "bad_rows": "drop",
+    "max_dropped": 0.5,
+    "save_dtype": "float32",
+    "report_to": "tensorboard",
     "beta": 0.3,
+    "loss": "ipo",
+    "sft_weight": 0.5,
 }
 
 
@@ -69,10 +79,29 @@ def test_each_field_counts_unless_it_cannot_change_the_result(method: str) -> No
     config = CONFIGS[method]
     plain = fingerprint(method, config())
     for name in config.model_fields:
+        if name == "label_smoothing":  # for one loss alone: below
+            continue
         changed = config.model_validate({name: OTHER_VALUES[name]})
         assert getattr(changed, name) != getattr(config(), name)
         assert (fingerprint(method, changed) == plain) == (name in CANNOT_CHANGE_THE_RESULT), name
-    assert {name for name in config.model_fields if mark_of(config, name)} == CANNOT_CHANGE_THE_RESULT
+    marked = {name for name in config.model_fields if mark_of(config, name)}
+    assert marked == CANNOT_CHANGE_THE_RESULT | COUNT_BY_THEIR_PRODUCT
+
+
+def test_label_smoothing_counts_with_the_loss_that_has_it() -> None:
+    robust = [DpoConfig(loss="robust", label_smoothing=share) for share in (0.0, 0.1)]
+    assert fingerprint("dpo", robust[0]) != fingerprint("dpo", robust[1])
+    with pytest.raises(ValueError, match="label_smoothing is for loss: robust"):
+        DpoConfig(label_smoothing=0.1)
+
+
+def test_the_split_of_a_step_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    def of(batch: int, accumulation: int, processes: int) -> str:
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        return fingerprint("sft", SftConfig(batch_size=batch, gradient_accumulation=accumulation))
+
+    assert len({of(4, 4, 1), of(2, 8, 1), of(2, 4, 2), of(1, 4, 4)}) == 1
+    assert of(4, 4, 2) != of(4, 4, 1)
 
 
 @pytest.mark.parametrize("name", LoraConfig.model_fields)
@@ -85,23 +114,17 @@ def test_each_field_of_the_adapters_counts(name: str) -> None:
 @pytest.mark.parametrize(
     ("method", "config", "frozen"),
     [
-        ("sft", SftConfig(), "f5a662986a660fa93c000d6777fed5c7caf1c68d05899748c7a6424bd448ab85"),
+        ("sft", SftConfig(), "d947cede28a053d92da370fa4f4e3a687cd1562783f0f2131ff879bcb7bf633b"),
         (
             "dpo",
             DpoConfig(beta=0.2, model="a", output="b"),
-            "dc1982674346128d7c6ce7d90d57e17427f0cddd218de849e230650cece8bc89",
+            "726087f6271129f1c077fb57ff857b827d01590576e1a35d169b953abb1efff2",
         ),
-        (
-            "prm",
-            PrmConfig(lora=LoraConfig(rank=4)),
-            "45b740958d4f9ad8763a0f8a3b802241ef9709004ab644abd7d4d8e492a6ccf2",
-        ),
+        ("prm", PrmConfig(lora=LoraConfig(rank=4)), "83e6b9e4b6915a32a50803f08ed0ff1e9a452b47106bb0d633acfda04150abf8"),
     ],
 )
-def test_models_that_the_command_line_finished_before_are_found(
-    method: str, config: TrainingConfig, frozen: str
-) -> None:
-    """Taken from the command line when it still counted `checkpoint_steps`, with the default of it."""
+def test_finished_models_are_found_again(method: str, config: TrainingConfig, frozen: str) -> None:
+    """A change here makes everybody's finished models those of another training: raise the trainer's number."""
     assert fingerprint(method, config) == frozen
 
 

@@ -81,7 +81,7 @@ def test_a_tokenizer_that_cuts_tags_is_refused(tokenizer: Any, monkeypatch: pyte
 
 
 def test_sft_text(tokenizer: Any, family: str) -> None:
-    ids = sft_row(tokenizer, cot(WHOLE), 500)
+    ids = sft_row(tokenizer, cot(WHOLE))
     trained = [token for token in ids["labels"] if token != IGNORED]
     assert tokenizer.decode(ids["input_ids"]) == HEAD[family] + WHOLE + END[family]
     assert tokenizer.decode(trained) == WHOLE + END[family]
@@ -91,7 +91,7 @@ def test_sft_text(tokenizer: Any, family: str) -> None:
 
 def test_sft_ids_literally(chatml: Any) -> None:
     tokenizer = chatml
-    ids = sft_row(tokenizer, cot("<|Output|>A<|/Output|>"), 500)
+    ids = sft_row(tokenizer, cot("<|Output|>A<|/Output|>"))
     # fmt: off
     prompt = [
         1, 118, 124, 118, 119, 104, 112, 13, 69, 104, 35, 110, 108, 113, 103, 49, 2, 13,  # system: Be kind.
@@ -108,7 +108,7 @@ def test_dpo_text(tokenizer: Any, family: str, terminal: tuple[bool, bool]) -> N
     sides = [STEP + (DONE if side else MORE) for side in terminal]
     if sides[0] == sides[1]:
         sides[1] = sides[1].replace("yes", "no").replace("cd", "ef")
-    ids = dpo_row(tokenizer, pair(sides[0], sides[1], terminal=terminal, cut=len(STEP)), 500)
+    ids = dpo_row(tokenizer, pair(sides[0], sides[1], terminal=terminal, cut=len(STEP)))
     ends = [END[family] if side else "" for side in terminal]
     assert tokenizer.decode(ids["prompt_ids"]) == HEAD[family] + STEP
     assert tokenizer.decode(ids["chosen_ids"]) == sides[0][len(STEP) :] + ends[0]
@@ -120,7 +120,7 @@ def test_prm_text(tokenizer: Any, family: str, terminal: tuple[bool, bool]) -> N
     sides = [STEP + (DONE if side else MORE) for side in terminal]
     if sides[0] == sides[1]:
         sides[1] = sides[1].replace("yes", "no").replace("cd", "ef")
-    ids = prm_row(tokenizer, pair(sides[0], sides[1], terminal=terminal, cut=0), 500)
+    ids = prm_row(tokenizer, pair(sides[0], sides[1], terminal=terminal, cut=0))
     ends = [END[family] if side else "" for side in terminal]
     assert tokenizer.decode(ids["chosen_ids"]) == HEAD[family] + sides[0] + ends[0]
     assert tokenizer.decode(ids["rejected_ids"]) == HEAD[family] + sides[1] + ends[1]
@@ -129,32 +129,16 @@ def test_prm_text(tokenizer: Any, family: str, terminal: tuple[bool, bool]) -> N
 
 def test_a_step_that_ends_the_turn_without_a_closing_tag(tokenizer: Any, family: str) -> None:
     row = pair("I can't help.", STEP, terminal=(True, False), cut=0)
-    ids = dpo_row(tokenizer, row, 500)
+    ids = dpo_row(tokenizer, row)
     assert tokenizer.decode(ids["chosen_ids"]) == "I can't help." + END[family]
     assert tokenizer.decode(ids["rejected_ids"]) == STEP
 
 
 def test_prefix_length_counts_code_points(tokenizer: Any, family: str) -> None:
     prefix = STEP.replace("ab", "ça 🙂")
-    ids = dpo_row(tokenizer, pair(prefix + MORE, prefix + DONE, terminal=(False, True), cut=len(prefix)), 500)
+    ids = dpo_row(tokenizer, pair(prefix + MORE, prefix + DONE, terminal=(False, True), cut=len(prefix)))
     assert tokenizer.decode(ids["prompt_ids"]) == HEAD[family] + prefix
     assert tokenizer.decode(ids["chosen_ids"]) == MORE
-
-
-@pytest.mark.parametrize("make", [dpo_row, prm_row])
-def test_a_pair_too_long_names_row_and_lengths(tokenizer: Any, make: Any) -> None:
-    row = pair(STEP + MORE, STEP + DONE, terminal=(False, True), cut=0)
-    length = make(tokenizer, row, 500)["length"]
-    assert make(tokenizer, row, length)
-    with pytest.raises(
-        TrainingError, match=rf"pair_id='0123456789abcdef' has {length} tokens.*max_length is {length - 1}"
-    ):
-        make(tokenizer, row, length - 1)
-
-
-def test_an_sft_row_too_long(tokenizer: Any) -> None:
-    with pytest.raises(TrainingError, match=r"prompt_id='8f434346648f6b96' has .* max_length is 20"):
-        sft_row(tokenizer, cot(WHOLE), 20)
 
 
 @pytest.mark.parametrize("make", [dpo_row, prm_row])
@@ -164,25 +148,25 @@ def test_equal_ids_are_refused_although_the_texts_differ(chatml: Any, make: Any)
     chatml.backend_tokenizer.normalizer = normalizers.NFC()
     row = pair(STEP + "caf\u00e9", STEP + "cafe\u0301", terminal=(False, False), cut=len(STEP))
     with pytest.raises(TrainingError, match=r"same .* token ids"):
-        make(chatml, row, 500)
+        make(chatml, row)
 
 
 @pytest.mark.parametrize("make", [dpo_row, prm_row])
 def test_end_of_turn_text_inside_a_step_is_refused(tokenizer: Any, family: str, make: Any) -> None:
     row = pair(STEP + END[family], STEP + MORE, terminal=(False, False), cut=0)
     with pytest.raises(TrainingError, match="stop in its middle"):
-        make(tokenizer, row, 500)
+        make(tokenizer, row)
 
 
 def test_an_sft_completion_with_end_of_turn_text_is_refused(tokenizer: Any, family: str) -> None:
-    with pytest.raises(TrainingError, match="without end-of-turn text"):
-        sft_row(tokenizer, cot(WHOLE + END[family]), 500)
+    with pytest.raises(TrainingError, match="stop in its middle"):
+        sft_row(tokenizer, cot(WHOLE + END[family]))
 
 
 def test_a_prefix_that_is_not_shared_is_refused(tokenizer: Any) -> None:
     row = pair(STEP + MORE, STEP.replace("ab", "xy") + MORE, terminal=(False, False), cut=len(STEP))
     with pytest.raises(TrainingError, match="differ"):
-        dpo_row(tokenizer, row, 500)
+        dpo_row(tokenizer, row)
 
 
 def test_new_embeddings_leave_the_old_ones_alone(models: dict[str, Path], family: str) -> None:
@@ -195,7 +179,8 @@ def test_new_embeddings_leave_the_old_ones_alone(models: dict[str, Path], family
     new = prepare_tokenizer(tokenizer)
     resize_embeddings(network, tokenizer, new)
     after = network.get_input_embeddings().weight.detach()
-    assert after.shape[0] == len(tokenizer)
+    assert after.shape[0] == -(-len(tokenizer) // 64) * 64
+    assert torch.equal(after[len(tokenizer)], before.mean(0))
     assert torch.equal(after[: before.shape[0]], before)
     assert torch.unique(after[new], dim=0).shape[0] == len(new)
     head = network.get_output_embeddings().weight

@@ -14,12 +14,12 @@ from datasets import Dataset
 from stairdata_schemas.errors import ModelError, TrainingError
 from stairdata_schemas.rendering import encode, encode_prompt, end_of_turn, load_tokenizer, missing_tags, render_prompt
 from stairdata_training.config import DpoConfig, LoraConfig, PrmConfig, SftConfig, TrainingConfig
-from stairdata_training.dpo import dpo_trainer, train_dpo
+from stairdata_training.dpo import DPO, train_dpo
+from stairdata_training.method import Method, prepare_trainer
 from stairdata_training.output import TrainingSummary
-from stairdata_training.prm import prm_trainer, train_prm
-from stairdata_training.running import LengthBatches
+from stairdata_training.prm import PRM, train_prm
 from stairdata_training.scoring import PrmScorer
-from stairdata_training.sft import sft_trainer, train_sft
+from stairdata_training.sft import SFT, train_sft
 
 Rows = list[dict[str, Any]]
 COMMON: dict[str, Any] = {
@@ -51,6 +51,10 @@ METHODS: dict[str, tuple[Callable[..., TrainingSummary], Callable[..., TrainingC
 }
 
 
+def trainer_of(method: Method, rows: Dataset, model: Path, config: TrainingConfig, folder: Path) -> Any:
+    return prepare_trainer(method, rows, model, config, folder).trainer
+
+
 def batches(trainer: Any) -> list[dict[str, torch.Tensor]]:
     return list(trainer.get_train_dataloader())
 
@@ -66,7 +70,7 @@ def end_text(family: str) -> str:
 def test_sft_batches_hold_prompt_answer_and_one_end_of_turn(
     models: dict[str, Path], family: str, sft_rows: Rows, tmp_path: Path
 ) -> None:
-    trainer = sft_trainer(Dataset.from_list(sft_rows), models[family], sft_config(), tmp_path, "f")
+    trainer = trainer_of(SFT, Dataset.from_list(sft_rows), models[family], sft_config(), tmp_path)
     tokenizer = trainer.processing_class
     expected = {
         render_prompt(tokenizer, row["prompt"]).text + row["completion"] + end_text(family): (
@@ -83,9 +87,9 @@ def test_sft_batches_hold_prompt_answer_and_one_end_of_turn(
 
 
 def test_dpo_batches_end_only_terminal_steps(
-    models: dict[str, Path], family: str, pair_rows: Rows, tmp_path: Path
+    actors: dict[str, Path], family: str, pair_rows: Rows, tmp_path: Path
 ) -> None:
-    trainer = dpo_trainer(Dataset.from_list(pair_rows), models[family], dpo_config(), tmp_path, "f")
+    trainer = trainer_of(DPO, Dataset.from_list(pair_rows), actors[family], dpo_config(), tmp_path)
     tokenizer = trainer.processing_class
     expected = {}
     for row in pair_rows:
@@ -103,9 +107,9 @@ def test_dpo_batches_end_only_terminal_steps(
 
 
 def test_prm_batches_end_only_terminal_steps(
-    models: dict[str, Path], family: str, pair_rows: Rows, tmp_path: Path
+    actors: dict[str, Path], family: str, pair_rows: Rows, tmp_path: Path
 ) -> None:
-    trainer = prm_trainer(Dataset.from_list(pair_rows), models[family], prm_config(), tmp_path, "f")
+    trainer = trainer_of(PRM, Dataset.from_list(pair_rows), actors[family], prm_config(), tmp_path)
     tokenizer = trainer.processing_class
     expected = {
         render_prompt(tokenizer, row["prompt"]).text
@@ -118,9 +122,9 @@ def test_prm_batches_end_only_terminal_steps(
 
 
 def test_the_reward_is_read_at_the_last_token(
-    models: dict[str, Path], family: str, pair_rows: Rows, tmp_path: Path
+    actors: dict[str, Path], family: str, pair_rows: Rows, tmp_path: Path
 ) -> None:
-    trainer = prm_trainer(Dataset.from_list(pair_rows), models[family], prm_config(), tmp_path, "f")
+    trainer = trainer_of(PRM, Dataset.from_list(pair_rows), actors[family], prm_config(), tmp_path)
     network = trainer.model.eval()
     batch = batches(trainer)[0]
     with torch.inference_mode():
@@ -130,9 +134,9 @@ def test_the_reward_is_read_at_the_last_token(
             assert rewards[index].item() == pytest.approx(network.score(hidden).item(), abs=1e-4)
 
 
-def test_dpo_starts_at_the_reference(models: dict[str, Path], family: str, pair_rows: Rows, tmp_path: Path) -> None:
+def test_dpo_starts_at_the_reference(actors: dict[str, Path], family: str, pair_rows: Rows, tmp_path: Path) -> None:
     config = dpo_config(precision="fp32", max_steps=1)
-    summary = train_dpo(Dataset.from_list(pair_rows), models[family], tmp_path / "o", config)
+    summary = train_dpo(Dataset.from_list(pair_rows), actors[family], tmp_path / "o", config)
     assert summary.first_loss == pytest.approx(0.6931, abs=1e-3)
 
 
@@ -179,17 +183,17 @@ def test_sft_end_to_end(models: dict[str, Path], family: str, sft_rows: Rows, tm
     assert network.config.pad_token_id == tokenizer.pad_token_id
 
 
-def test_dpo_end_to_end(models: dict[str, Path], family: str, pair_rows: Rows, tmp_path: Path) -> None:
+def test_dpo_end_to_end(actors: dict[str, Path], family: str, pair_rows: Rows, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    summary = train_dpo(Dataset.from_list(pair_rows), models[family], tmp_path / "dpo", dpo_config())
+    summary = train_dpo(Dataset.from_list(pair_rows), actors[family], tmp_path / "dpo", dpo_config())
     assert_learned(summary)
     check_output(tmp_path / "dpo", dpo_config(), summary)
     assert AutoModelForCausalLM.from_pretrained(str(tmp_path / "dpo")).dtype == torch.bfloat16
 
 
-def test_prm_end_to_end(models: dict[str, Path], family: str, pair_rows: Rows, tmp_path: Path) -> None:
-    summary = train_prm(Dataset.from_list(pair_rows), models[family], tmp_path / "prm", prm_config())
+def test_prm_end_to_end(actors: dict[str, Path], family: str, pair_rows: Rows, tmp_path: Path) -> None:
+    summary = train_prm(Dataset.from_list(pair_rows), actors[family], tmp_path / "prm", prm_config())
     assert_learned(summary)
     check_output(tmp_path / "prm", prm_config(), summary)
     scorer = PrmScorer.load(tmp_path / "prm")
@@ -205,25 +209,30 @@ def test_prm_end_to_end(models: dict[str, Path], family: str, pair_rows: Rows, t
     assert scorer.score([]) == []
 
 
-def test_the_same_seed_gives_the_same_reward_head(models: dict[str, Path], pair_rows: Rows, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_reward_head(actors: dict[str, Path], pair_rows: Rows, tmp_path: Path) -> None:
     heads = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         (tmp_path / name).mkdir()
         config = prm_config(seed=seed)
-        trainer = prm_trainer(Dataset.from_list(pair_rows), models["llama3"], config, tmp_path / name, "f")
+        trainer = trainer_of(PRM, Dataset.from_list(pair_rows), actors["llama3"], config, tmp_path / name)
         heads.append(trainer.model.score.weight.detach())
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
 
 
-def test_a_language_model_is_no_reward_model(models: dict[str, Path]) -> None:
+def test_a_language_model_is_no_reward_model(actors: dict[str, Path]) -> None:
     with pytest.raises(ModelError, match="is not a reward model"):
-        PrmScorer.load(models["llama3"])
+        PrmScorer.load(actors["llama3"])
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "prm"])
 def test_lora_is_merged(
-    models: dict[str, Path], family: str, sft_rows: Rows, pair_rows: Rows, tmp_path: Path, method: str
+    starts: dict[str, dict[str, Path]],
+    family: str,
+    sft_rows: Rows,
+    pair_rows: Rows,
+    tmp_path: Path,
+    method: str,
 ) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -231,7 +240,7 @@ def test_lora_is_merged(
     train, make = METHODS[method]
     rows = Dataset.from_list(sft_rows if method == "sft" else pair_rows)
     output = tmp_path / "out"
-    summary = train(rows, models[family], output, make(lora=lora))
+    summary = train(rows, starts[method][family], output, make(lora=lora))
     assert_learned(summary)
     check_output(output, make(), summary)
     if method == "prm":
@@ -251,14 +260,14 @@ def test_merged_adapters_say_what_the_trained_model_said(
 
     seen: dict[str, torch.Tensor] = {}
     config = sft_config(lora=LoraConfig(rank=4, alpha=8), precision="fp32")
-    trainer = sft_trainer(Dataset.from_list(sft_rows), models[family], config, tmp_path, "f")
+    trainer = trainer_of(SFT, Dataset.from_list(sft_rows), models[family], config, tmp_path)
     trainer.train()
     ids = torch.tensor([encode_prompt(trainer.processing_class, "hi 1", sft_rows[1]["completion"])])
     with torch.inference_mode():
         seen["before"] = trainer.model.eval()(input_ids=ids).logits
-    from stairdata_training.models import save_model
+    from stairdata_training.models import merged, save_model
 
-    save_model(trainer.model, trainer.processing_class, tmp_path / "saved")
+    save_model(merged(trainer.model), trainer.processing_class, tmp_path / "saved", "bfloat16")
     again = AutoModelForCausalLM.from_pretrained(str(tmp_path / "saved"), dtype=torch.float32)
     with torch.inference_mode():
         seen["after"] = again(input_ids=ids).logits
@@ -268,12 +277,14 @@ def test_merged_adapters_say_what_the_trained_model_said(
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "prm"])
 def test_a_row_too_long_stops_before_training(
-    models: dict[str, Path], sft_rows: Rows, pair_rows: Rows, tmp_path: Path, method: str
+    starts: dict[str, dict[str, Path]], sft_rows: Rows, pair_rows: Rows, tmp_path: Path, method: str
 ) -> None:
     train, make = METHODS[method]
     rows = Dataset.from_list(sft_rows if method == "sft" else pair_rows)
-    with pytest.raises(TrainingError, match=r"row (pair|prompt)_id='[0-9a-f]{16}' has \d+ tokens.*max_length is 40"):
-        train(rows, models["llama3"], tmp_path / "out", make(max_length=40))
+    with pytest.raises(
+        TrainingError, match=r"16 of 16 rows .* max_length \(40 .*: row (pair|prompt)_id='[0-9a-f]{16}', "
+    ):
+        train(rows, starts[method]["llama3"], tmp_path / "out", make(max_length=40))
     assert not (tmp_path / "out").exists()
 
 
@@ -292,7 +303,7 @@ def test_a_sample_of_rows_is_seeded(models: dict[str, Path], sft_rows: Rows, tmp
     def sample(name: str, seed: int) -> list[list[int]]:
         (tmp_path / name).mkdir()
         config = sft_config(max_rows=5, seed=seed)
-        trainer = sft_trainer(Dataset.from_list(sft_rows), models["llama3"], config, tmp_path / name, "f")
+        trainer = trainer_of(SFT, Dataset.from_list(sft_rows), models["llama3"], config, tmp_path / name)
         return [list(ids) for ids in trainer.train_dataset["input_ids"]]
 
     first = sample("a", 1)
@@ -301,27 +312,13 @@ def test_a_sample_of_rows_is_seeded(models: dict[str, Path], sft_rows: Rows, tmp
     assert sample("c", 2) != first
 
 
-def test_batches_hold_similar_lengths_and_each_row_once() -> None:
-    lengths = [(index * 37) % 100 for index in range(103)]
-    sampler = LengthBatches(lengths, 8, seed=1)
-    order = list(sampler)
-    assert sorted(order) == list(range(103))
-    spread = [
-        max(lengths[i] for i in order[s : s + 8]) - min(lengths[i] for i in order[s : s + 8]) for s in range(0, 96, 8)
-    ]
-    assert max(spread) <= 10
-    assert list(sampler) == order
-    sampler.set_epoch(1)
-    assert list(sampler) != order
-
-
 def test_trainers_send_no_telemetry(
     models: dict[str, Path], sft_rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[Any] = []
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", lambda *args, **_: sent.append(args))
-    sft_trainer(Dataset.from_list(sft_rows), models["llama3"], sft_config(), tmp_path, "f")
+    trainer_of(SFT, Dataset.from_list(sft_rows), models["llama3"], sft_config(), tmp_path)
     assert sent == []
 
 
@@ -329,7 +326,7 @@ def test_the_cpu_head_gives_the_models_own_loss(models: dict[str, Path], sft_row
     from transformers import AutoModelForCausalLM
 
     config = sft_config(precision="fp32")
-    trainer = sft_trainer(Dataset.from_list(sft_rows), models["llama3"], config, tmp_path, "f")
+    trainer = trainer_of(SFT, Dataset.from_list(sft_rows), models["llama3"], config, tmp_path)
     batch = batches(trainer)[0]
     plain = AutoModelForCausalLM.from_config(trainer.model.config)
     plain.load_state_dict(trainer.model.state_dict())

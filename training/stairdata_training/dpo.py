@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 from trl import DPOConfig as TrlDpoConfig
 from trl import DPOTrainer as TrlDpoTrainer
 
-from stairdata_schemas.rendering import load_tokenizer
 from stairdata_training.config import DpoConfig
 from stairdata_training.cpu import replace_fused_head
-from stairdata_training.models import adapter_config, align_config, load_causal_model
+from stairdata_training.data.reference_logps import kept_reference
+from stairdata_training.method import Method
+from stairdata_training.models import load_causal_model
 from stairdata_training.output import TrainingSummary
 from stairdata_training.plan import TrainingPlan
-from stairdata_training.running import OnProgress, TrainerMixin, arguments, tokenised, train
-from stairdata_training.tokens import dpo_row, prepare_tokenizer, resize_embeddings
+from stairdata_training.running import train
+from stairdata_training.tokens import dpo_row
+from stairdata_training.trainers import OnProgress, TrainerMixin, arguments
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,11 +29,21 @@ if TYPE_CHECKING:
 
 
 class DpoTrainer(TrainerMixin, TrlDpoTrainer):  # type: ignore[misc]
-    """TRL's trainer on ready-made ids."""
+    """TRL's trainer on ready-made ids.
 
-    def _precompute_ref_logps(self, *args: Any) -> Any:
+    Log-probabilities of the reference are kept beside the output folder, so that another beta or learning rate on the
+    same pairs need not compute them again.
+    """
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Any:
         replace_fused_head(self.model)  # now, so that policy and reference are computed in the same way
-        return super()._precompute_ref_logps(*args)
+        return kept_reference(
+            dataset,
+            Path(self.args.output_dir).parent.parent,
+            [self._precompute_model_hash, str(self.args.bf16), str(batch_size * self.args.world_size)],
+            self.accelerator,
+            lambda: super(DpoTrainer, self)._precompute_ref_logps(dataset, name, batch_size),
+        )
 
 
 def train_dpo(
@@ -46,24 +58,25 @@ def train_dpo(
 
     Args and errors are those of `train_sft`, rows are of the kind `preference_pairs`.
     """
-    return train(TrainingPlan("dpo", rows, model, output, config), dpo_trainer, on_progress)
+    return train(TrainingPlan("dpo", rows, model, output, config), DPO, on_progress)
 
 
-def dpo_trainer(rows: Dataset, model: str | Path, config: DpoConfig, partial: Path, fingerprint: str) -> Any:
-    """Build the trainer, which computes the reference log-probabilities; nothing is trained yet."""
-    tokenizer = load_tokenizer(model)
-    new_ids = prepare_tokenizer(tokenizer)
-    ids = tokenised(rows, config, lambda row: dpo_row(tokenizer, row, config.max_length), partial, fingerprint)
-    network = load_causal_model(model)
-    resize_embeddings(network, tokenizer, new_ids)
-    align_config(network, tokenizer)
+def _trainer(network: Any, ids: Dataset, tokenizer: Any, config: DpoConfig, folder: Path, adapters: Any) -> Any:
+    likelihood = bool(config.sft_weight)
     return DpoTrainer(
         model=network,
         args=TrlDpoConfig(
-            **arguments(config, partial), beta=config.beta, loss_type=["sigmoid"], precompute_ref_log_probs=True
+            **arguments(config, folder),
+            beta=config.beta,
+            loss_type=[config.loss, "sft"] if likelihood else [config.loss],
+            loss_weights=[1.0, config.sft_weight] if likelihood else None,
+            label_smoothing=config.label_smoothing,
+            precompute_ref_log_probs=True,
         ),
         train_dataset=ids,
         processing_class=tokenizer,
-        peft_config=config.lora
-        and adapter_config(config.lora, network, trains_embeddings=bool(new_ids), task_type="CAUSAL_LM"),
+        peft_config=adapters,
     )
+
+
+DPO = Method("dpo", dpo_row, lambda model, _: load_causal_model(model), _trainer, "CAUSAL_LM")

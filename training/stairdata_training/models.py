@@ -1,4 +1,4 @@
-"""Loading and saving models: 32-bit weights in training, bf16 on disk, no remote code, safetensors only."""
+"""Loading and saving models: 32-bit weights in training, no remote code, safetensors only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from stairdata_schemas.errors import ModelError, TrainingError
 from stairdata_schemas.rendering import end_of_turn
-from stairdata_training.config import LoraConfig, Precision
+from stairdata_training.config import LoraConfig, Precision, SaveDtype
 
 
 def uses_bf16(precision: Precision) -> bool:
@@ -120,14 +120,37 @@ def adapter_config(lora: LoraConfig, network: Any, *, trains_embeddings: bool, t
     )
 
 
-def save_model(network: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a model in bf16 with its tokenizer, adapters merged."""
+def merged(network: Any) -> Any:
+    """Return a model without adapters: they are added to its weights."""
+    return network.merge_and_unload() if hasattr(network, "merge_and_unload") else network
+
+
+def not_finite(network: Any) -> str | None:
+    """Return the name of a weight that holds infinite values or none at all; None where all are finite."""
     import torch
 
-    if hasattr(network, "merge_and_unload"):
-        network = network.merge_and_unload()
+    return next(
+        (name for name, weight in network.named_parameters() if not torch.isfinite(weight.detach()).all()), None
+    )
+
+
+def save_model(network: Any, tokenizer: Any, folder: Path, dtype: SaveDtype) -> None:
+    """Write a model, adapters merged, with its tokenizer.
+
+    Raises:
+        TrainingError: a weight is not finite.
+    """
+    import torch
+
+    network = network.to(getattr(torch, dtype))
+    name = not_finite(network)
+    if name is not None:
+        raise TrainingError(
+            f"the weight {name} holds values that are not finite, so nothing is published; lower learning_rate and "
+            "start over with --fresh"
+        )
     network.config.use_cache = True  # TRL switches it off for training
-    network.to(torch.bfloat16).save_pretrained(str(folder), safe_serialization=True)
+    network.save_pretrained(str(folder), safe_serialization=True)
     tokenizer.save_pretrained(str(folder))
 
 

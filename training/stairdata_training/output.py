@@ -1,11 +1,12 @@
 """Where a training writes: a model folder is either whole or not there.
 
-    <output>.partial/    started.json (whose run it is), checkpoints/, tokens/, and at the end the model
+    <output>.partial/    started.json (whose run it is), rows/, checkpoints/, and at the end the model
     <output>/            the model with training.json, moved here in one rename
     <output>.old/        the model that stood there before, for the moment between two renames
 
 A killed run leaves `<output>.partial`; the next one with the same fingerprint goes on from its newest whole
-checkpoint, and one with another fingerprint throws it away.
+checkpoint. One with another fingerprint is refused, since hours of work would be lost, unless it is told to start
+afresh; so is one whose output holds a model of another training.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from filelock import FileLock, Timeout
 
 from stairdata_schemas.errors import BuildLockedError, StairDataError, TrainingError, quote
 from stairdata_schemas.files import sync_file, sync_folder, write_atomic
+from stairdata_schemas.manifest import sha256_of_json
 
 TRAINING_FILE = "training.json"
 _STARTED_FILE = "started.json"
 _LAST_FILE_OF_A_CHECKPOINT = "trainer_state.json"
 _FAILED_WRITES = ("os error ", "No space left on device", "PytorchStreamWriter failed", "inline_container.cc")
 """How Rust's libraries and torch say that the system refused to write."""
+_OUT_OF_MEMORY = ("OutOfMemoryError", "can't allocate memory", "not enough memory", "CUDA out of memory")
+"""How torch says that there is no memory, on processors and GPUs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +74,27 @@ def locked(output: Path) -> Iterator[None]:
 
 
 @contextmanager
-def failed_writes_named(folder: Path) -> Iterator[None]:
-    """Turn what safetensors, tokenizers and torch raise where a file can't be written into one message.
+def failures_named(folder: Path, method: str) -> Iterator[None]:
+    """Turn what libraries raise where a file can't be written, or where memory is out, into one message.
 
-    Each has an error of its own, with the system's words in it; none is an OSError.
+    safetensors, tokenizers and torch have errors of their own for either, with the system's words in them.
 
     Raises:
-        TrainingError: a file couldn't be written.
+        TrainingError: a file couldn't be written, or there is too little memory.
     """
     try:
         yield
-    except (OSError, StairDataError):
+    except StairDataError:
         raise
     except Exception as error:
-        if not any(words in str(error) for words in _FAILED_WRITES):
+        words = f"{type(error).__name__}: {error}"
+        if isinstance(error, MemoryError) or any(each in words for each in _OUT_OF_MEMORY):
+            raise TrainingError(
+                f"train {method} needs more memory than there is: {quote(' '.join(str(error).split()) or words)}; "
+                f"lower {method}.batch_size and raise {method}.gradient_accumulation by as much, switch on "
+                f"{method}.gradient_checkpointing, or train adapters ({method}.lora); the same command goes on"
+            ) from error
+        if isinstance(error, OSError) or not any(each in words for each in _FAILED_WRITES):
             raise
         raise TrainingError(
             f"a file under {folder} can't be written: {quote(' '.join(str(error).split()))}; the newest "
@@ -91,18 +102,25 @@ def failed_writes_named(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def finished(output: Path, fingerprint: str) -> TrainingSummary | None:
-    """Return the summary of a finished training with this fingerprint, or None; moves nothing, so needs no lock.
+def finished(output: Path, identity: dict[str, Any], *, fresh: bool = False) -> TrainingSummary | None:
+    """Return the summary of a finished training of this identity, or None; the folder must be locked.
 
     Raises:
-        TrainingError: the folder is there and holds something that no training wrote.
+        TrainingError: the folder holds something that no training wrote, or, unless `fresh`, a model of another one.
     """
     if output.is_dir() and any(output.iterdir()) and not (output / TRAINING_FILE).is_file():
         raise TrainingError(
             f"{output} is not empty and holds no {TRAINING_FILE}, so no training wrote it; choose another output folder"
         )
     record = _read(output / TRAINING_FILE)
-    return _summary(output, record["summary"]) if record.get("fingerprint") == fingerprint else None
+    if record.get("fingerprint") == sha256_of_json(identity):
+        return _summary(output, record["summary"])
+    if record and not fresh and not (partial_folder(output) / TRAINING_FILE).is_file():
+        raise TrainingError(
+            f"{output} holds a model of another training: {_differences(record, identity)}. It is kept; name another "
+            "output folder, or replace it with --fresh"
+        )
+    return None
 
 
 def publish_finished(output: Path) -> None:
@@ -111,14 +129,44 @@ def publish_finished(output: Path) -> None:
         publish(output)
 
 
-def start(output: Path, fingerprint: str) -> Path:
-    """Return the folder to work in, kept from a killed run if the fingerprint is the same, else empty."""
+def start(output: Path, identity: dict[str, Any], *, fresh: bool = False) -> Path:
+    """Return the folder to work in, kept from a killed run of the same identity, else empty.
+
+    Raises:
+        TrainingError: unfinished work of another training is there, and not `fresh`.
+    """
     partial = partial_folder(output)
-    if _read(partial / _STARTED_FILE).get("fingerprint") != fingerprint:
+    record = _read(partial / _STARTED_FILE)
+    same = record.get("fingerprint") == sha256_of_json(identity)
+    if record and not same and not fresh:
+        raise TrainingError(
+            f"{partial} holds unfinished work of another training: {_differences(record, identity)}. Finish that one, "
+            "name another output folder, or start over with --fresh"
+        )
+    if fresh or not same:
         shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True, exist_ok=True)
-    write_atomic(partial / _STARTED_FILE, json.dumps({"fingerprint": fingerprint}))
+    write_atomic(partial / _STARTED_FILE, json.dumps({"fingerprint": sha256_of_json(identity), "identity": identity}))
     return partial
+
+
+def _differences(record: dict[str, Any], identity: dict[str, Any]) -> str:
+    """Name the keys in which a training that was recorded differs from this one."""
+    theirs, ours = (_flat(each) for each in (record.get("identity") or {}, identity))
+    if not theirs:
+        return "it was recorded by an older version, which trained in another way"
+    names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+    return ", ".join(
+        f"other {name.replace('_', ' ')}"
+        if name in {"data", "start_model"}
+        else f"{name} is {quote(json.dumps(theirs.get(name)))} there and {quote(json.dumps(ours.get(name)))} here"
+        for name in names
+    )
+
+
+def _flat(identity: dict[str, Any]) -> dict[str, Any]:
+    settings = identity.get("settings")
+    return {**identity, **settings, "settings": None} if isinstance(settings, dict) else identity
 
 
 def partial_folder(output: Path) -> Path:
@@ -139,18 +187,26 @@ def last_checkpoint(partial: Path) -> Path | None:
     return None
 
 
-def finish(output: Path, fingerprint: str, config: dict[str, Any], summary: TrainingSummary) -> TrainingSummary:
-    """Write training.json beside the model in the partial folder and move it all to its place."""
+def finish(output: Path, identity: dict[str, Any], facts: dict[str, Any], summary: TrainingSummary) -> TrainingSummary:
+    """Write training.json beside the model in the partial folder and move it all to its place.
+
+    Args:
+        output: where the model goes.
+        identity: what decided the result.
+        facts: whatever else is to be known about the training, as JSON values.
+        summary: what it did.
+    """
     record = {
-        "fingerprint": fingerprint,
-        "config": config,
+        "fingerprint": sha256_of_json(identity),
+        "identity": identity,
+        **facts,
         "summary": asdict(summary) | {"output": output.name},
     }
     partial = partial_folder(output)
     for path in partial.iterdir():
         if path.is_file():
             sync_file(path)
-    write_atomic(partial / TRAINING_FILE, json.dumps(record, indent=1))
+    write_atomic(partial / TRAINING_FILE, json.dumps(record, indent=1, allow_nan=False))
     publish(output)
     return summary
 
@@ -158,7 +214,7 @@ def finish(output: Path, fingerprint: str, config: dict[str, Any], summary: Trai
 def publish(output: Path) -> None:
     """Move a finished partial folder to its place; what stood there is removed afterwards."""
     partial, old = partial_folder(output), _beside(output, "old")
-    for name in ("checkpoints", "tokens"):
+    for name in ("checkpoints", "rows"):
         shutil.rmtree(partial / name, ignore_errors=True)
     (partial / _STARTED_FILE).unlink(missing_ok=True)
     shutil.rmtree(old, ignore_errors=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,15 +15,16 @@ from stairdata_schemas.fingerprints import counted_settings
 from stairdata_schemas.manifest import sha256_of_json
 from stairdata_schemas.rendering import model_hash
 from stairdata_training import output as outputs
-from stairdata_training.config import TRAINED_ON, TrainingConfig
+from stairdata_training.config import TRAINED_ON, TRAINERS, TrainingConfig
 from stairdata_training.output import TrainingSummary
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# The command line used to count this key. Its default stands in for it, whatever its value, so that models that were
-# finished with the default are still found.
-_COUNTED_ONCE = {"checkpoint_steps": 500}
+
+def processes_here() -> int:
+    """Return how many processes torchrun or accelerate has started; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ class TrainingPlan:
     output: Path
     config: TrainingConfig
     """Settings of that method."""
+    fresh: bool = False
+    """Replace unfinished work, and a model of other data or settings."""
+    processes: int = field(default_factory=processes_here)
 
     def __post_init__(self) -> None:
         kind = TRAINED_ON[self.method]
@@ -50,28 +55,45 @@ class TrainingPlan:
                 f"{self.method} trains on {kind}, not on {quote(self.data.reference)}; give an artifact of that kind"
             )
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """The hash of all that decides the result: method, settings, content of the data, and the start model.
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of an optimizer step, however it is split into forward passes and processes."""
+        return self.config.batch_size * self.config.gradient_accumulation * self.processes
 
-        Kept, because a model's weights take their time to hash.
-        """
-        settings = counted_settings(self.config)
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """All that decides the result. Kept, because a model's weights take their time to hash."""
         start = model_hash(Path(self.model)) if Path(self.model).is_dir() else str(self.model)
-        return sha256_of_json([self.method, settings | _COUNTED_ONCE, _content_hash(self.data), start])
+        return {
+            "trainer": TRAINERS[self.method],
+            "settings": counted_settings(self.config) | {"rows_per_step": self.rows_per_step},
+            "data": _content_hash(self.data),
+            "start_model": start,
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """The hash of the identity."""
+        return sha256_of_json(self.identity)
 
     def rows(self) -> Dataset:
         """Return the rows to train on."""
         return self.data.dataset() if isinstance(self.data, Artifact) else self.data
 
+    def warnings(self) -> list[str]:
+        """Return what looks like a mistake in the choice of data and model."""
+        return []
+
     def finished(self) -> TrainingSummary | None:
-        """Return the summary of this training if its output is there.
+        """Return the summary of this training if its output is there; a look before torch is imported.
 
         Raises:
-            TrainingError: the output folder holds something that no training wrote.
+            BuildLockedError: another process trains into the folder.
+            TrainingError: the output folder holds something that no training wrote, or that of another training.
             ModelError: the folder to start from holds no model.
         """
-        return outputs.finished(self.output, self.fingerprint)
+        with outputs.locked(self.output.absolute()):
+            return outputs.finished(self.output.absolute(), self.identity, fresh=self.fresh)
 
 
 def _content_hash(data: Any) -> str:

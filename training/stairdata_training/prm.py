@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 from trl import RewardConfig as TrlRewardConfig
 from trl import RewardTrainer as TrlRewardTrainer
 
-from stairdata_schemas.rendering import load_tokenizer
 from stairdata_training.config import PrmConfig
-from stairdata_training.models import adapter_config, align_config, load_reward_model
+from stairdata_training.method import Method
+from stairdata_training.models import load_reward_model
 from stairdata_training.output import TrainingSummary
 from stairdata_training.plan import TrainingPlan
-from stairdata_training.running import OnProgress, TrainerMixin, arguments, tokenised, train
-from stairdata_training.tokens import prepare_tokenizer, prm_row, resize_embeddings
+from stairdata_training.running import train
+from stairdata_training.tokens import prm_row
+from stairdata_training.trainers import OnProgress, TrainerMixin, arguments
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,22 +43,17 @@ def train_prm(
 
     Args and errors are those of `train_sft`, rows are of the kind `prm_pairs`.
     """
-    return train(TrainingPlan("prm", rows, model, output, config), prm_trainer, on_progress)
+    return train(TrainingPlan("prm", rows, model, output, config), PRM, on_progress)
 
 
-def prm_trainer(rows: Dataset, model: str | Path, config: PrmConfig, partial: Path, fingerprint: str) -> Any:
-    """Build the trainer; nothing is trained yet."""
-    tokenizer = load_tokenizer(model)
-    new_ids = prepare_tokenizer(tokenizer)
-    ids = tokenised(rows, config, lambda row: prm_row(tokenizer, row, config.max_length), partial, fingerprint)
-    network = load_reward_model(model, head_seed=config.seed)
-    resize_embeddings(network, tokenizer, new_ids)
-    align_config(network, tokenizer)
+def _trainer(network: Any, ids: Dataset, tokenizer: Any, config: PrmConfig, folder: Path, adapters: Any) -> Any:
     return PrmTrainer(
         model=network,
-        args=TrlRewardConfig(**arguments(config, partial)),
+        args=TrlRewardConfig(**arguments(config, folder)),
         train_dataset=ids,
         processing_class=tokenizer,
-        peft_config=config.lora
-        and adapter_config(config.lora, network, trains_embeddings=bool(new_ids), task_type="SEQ_CLS"),
+        peft_config=adapters,
     )
+
+
+PRM = Method("prm", prm_row, lambda model, config: load_reward_model(model, head_seed=config.seed), _trainer, "SEQ_CLS")

@@ -1,192 +1,99 @@
-"""What the three trainers have in common: arguments, order of rows, progress, and the run itself."""
+"""A training from its plan to a finished folder, in one process or several."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
-import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch.utils.data import Sampler
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
-from stairdata_schemas.errors import TrainingError
+from stairdata_schemas.artifacts import Artifact
 from stairdata_training import output as outputs
-from stairdata_training.config import TrainingConfig
 from stairdata_training.cpu import keep_freed_memory
-from stairdata_training.models import save_model, uses_bf16
+from stairdata_training.data.preparing import Tell
+from stairdata_training.method import Method, Prepared, prepare_trainer
+from stairdata_training.models import merged, save_model
 from stairdata_training.output import TrainingSummary
 from stairdata_training.plan import TrainingPlan
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-OnProgress = Callable[[int, int, dict[str, float]], None]
-BuildTrainer = Callable[["Dataset", str | Path, Any, Path, str], Any]
-_BATCHES_SORTED_TOGETHER = 50
-
-
-class LengthBatches(Sampler[int]):
-    """Rows in batches of similar length, the batches in random order; the same order for the same epoch.
-
-    Transformers' own grouping draws from the global random state, so a resumed run would see another order,
-    and it goes through each group from long to short.
-    """
-
-    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        generator = random.Random(f"{self.seed}/{self.epoch}")  # noqa: S311
-        order = generator.sample(range(len(self.lengths)), len(self.lengths))
-        group = self.batch_size * _BATCHES_SORTED_TOGETHER
-        order = [
-            index
-            for start in range(0, len(order), group)
-            for index in sorted(order[start : start + group], key=self.lengths.__getitem__)
-        ]
-        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-        short = batches.pop() if len(batches[-1]) < self.batch_size else []
-        generator.shuffle(batches)
-        return iter([index for batch in [*batches, short] for index in batch])
+from stairdata_training.processes import Processes
+from stairdata_training.rounding import (
+    changed_share,
+    margin_left,
+    measure_margins,
+    round_weights,
+    rounding_warnings,
+)
+from stairdata_training.trainers import OnProgress, StepCallback
 
 
-class TrainerMixin:
-    """Goes in front of a TRL trainer."""
-
-    args: Any
-    train_dataset: Any
-
-    def _send_telemetry(self) -> None:
-        """Send nothing: TRL would report each run to the Hub."""
-
-    def create_model_card(self, *_: Any, **__: Any) -> None:
-        """Write no card into checkpoints."""
-
-    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
-        """Take the rows as they are: `tokens` made the ids."""
-        return dataset
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> LengthBatches:
-        rows = self.train_dataset if train_dataset is None else train_dataset
-        return LengthBatches(rows["length"][:], self.args.train_batch_size, self.args.seed)
-
-
-class _Progress(TrainerCallback):  # type: ignore[misc]
-    def __init__(self, on_progress: OnProgress | None) -> None:
-        self.on_progress = on_progress
-
-    def on_train_begin(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
-        state.save_steps = args.save_steps  # a resumed state brings that of the run that was killed
-
-    def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step >= state.max_steps:
-            control.should_save = False  # the finished model is saved at once; a checkpoint costs four times its size
-
-    def on_log(self, _args: Any, state: Any, _control: Any, logs: Any = None, **_: Any) -> None:
-        if self.on_progress is not None and "loss" in logs:
-            self.on_progress(state.global_step, state.max_steps, dict(logs))
-
-
-def arguments(config: TrainingConfig, partial: Path) -> dict[str, Any]:
-    """Translate our settings into TRL's."""
-    import torch
-
-    return {
-        "output_dir": str(partial / "checkpoints"),
-        "num_train_epochs": config.epochs,
-        "max_steps": config.max_steps or -1,
-        "learning_rate": config.learning_rate,
-        "per_device_train_batch_size": config.batch_size,
-        "gradient_accumulation_steps": config.gradient_accumulation,
-        "warmup_steps": config.warmup_ratio if config.warmup_ratio < 1 else 0.999,
-        "lr_scheduler_type": config.scheduler,
-        "weight_decay": config.weight_decay,
-        "max_grad_norm": config.max_grad_norm,
-        "seed": config.seed,
-        "max_length": None,  # `tokens` has refused what is too long
-        "bf16": uses_bf16(config.precision),
-        "use_cpu": not torch.cuda.is_available(),
-        "gradient_checkpointing": config.gradient_checkpointing,
-        "save_strategy": "steps",
-        "save_steps": config.checkpoint_steps,
-        "save_total_limit": 2,
-        "logging_steps": 1,
-        "report_to": "none",
-        "push_to_hub": False,
-        "disable_tqdm": True,
-        "remove_unused_columns": False,  # the sampler reads the lengths
-        "dataloader_pin_memory": torch.cuda.is_available(),
-    }
-
-
-def tokenised(
-    rows: Dataset, config: TrainingConfig, to_ids: Callable[[Any], Any], partial: Path, fingerprint: str
-) -> Dataset:
-    """Return the ids of the rows (a seeded sample if so configured) in seeded order, kept in a file.
-
-    The file is memory-mapped and goes with the partial folder, so nothing stays in a cache of the user's.
-
-    Raises:
-        TrainingError: there are no rows, or one can't be trained on.
-    """
-    if len(rows) == 0:
-        raise TrainingError("there are no rows to train on")
-    count = min(config.max_rows or len(rows), len(rows))
-    order = random.Random(config.seed).sample(range(len(rows)), count)  # noqa: S311
-    folder = partial / "tokens"
-    folder.mkdir(exist_ok=True)
-    return rows.select(order, keep_in_memory=True).map(
-        to_ids,
-        remove_columns=rows.column_names,
-        load_from_cache_file=False,
-        cache_file_name=str(folder / "ids.arrow"),
-        new_fingerprint=fingerprint[:16],
-    )
-
-
-def train(plan: TrainingPlan, build: BuildTrainer, on_progress: OnProgress | None) -> TrainingSummary:
+def train(
+    plan: TrainingPlan, method: Method, on_progress: OnProgress | None = None, tell: Tell = lambda _: None
+) -> TrainingSummary:
     """Run a training to a finished folder, or return the summary of the one that is there.
 
     Args:
         plan: what to train.
-        build: makes the trainer of rows, model, settings, partial folder and fingerprint.
-        on_progress: called after each step with step, number of steps, and metrics.
+        method: how.
+        on_progress: called after each step with step, number of steps, and metrics; by the first process alone.
+        tell: called with sentences on the rows and on what went otherwise than hoped; by the first process alone.
+
+    Raises:
+        TrainingError: the data can't be trained on, the training left the finite, or the output folder holds something
+            else.
+        ModelError: no usable model.
+        BuildLockedError: another training is going on in that folder.
     """
-    check_one_device()
+    processes = Processes()
     keep_freed_memory()
-    output, fingerprint = plan.output.absolute(), plan.fingerprint
-    with outputs.locked(output), quiet():
-        done = outputs.finished(output, fingerprint)
-        if done is None:
-            outputs.publish_finished(output)
-            done = outputs.finished(output, fingerprint)
+    output = plan.output.absolute()
+    partial = outputs.partial_folder(output)
+    with outputs.locked(output) if processes.is_first else nullcontext(), quiet():
+        done = processes.first_does(lambda: _finished_or_started(plan, output))
         if done is not None:
             return done
-        partial = outputs.start(output, fingerprint)
-        with outputs.failed_writes_named(partial):
-            trainer = build(plan.rows(), plan.model, plan.config, partial, fingerprint)
-            summary = _run(trainer, plan.method, output, partial, on_progress)
-            save_model(trainer.model, trainer.processing_class, partial)
-        settings = plan.config.model_dump(mode="json") | {"model": str(plan.model)}
-        return outputs.finish(output, fingerprint, settings, summary)
+        processes.check_folder_is_shared(partial)
+        told: list[str] = []
+
+        def warn(message: str) -> None:
+            told.append(message)
+            if processes.is_first:
+                tell(f"warning: {message}")
+
+        for message in plan.warnings():
+            warn(message)
+        with outputs.failures_named(partial, plan.method):
+            prepared = prepare_trainer(
+                method, plan.rows(), plan.model, plan.config, partial, processes=processes, tell=tell
+            )
+            summary = _run(prepared, plan.method, output, partial, on_progress if processes.is_first else None)
+            return processes.first_does(lambda: _publish(plan, prepared, summary, told, warn))
 
 
-def _run(trainer: Any, method: str, output: Path, partial: Path, on_progress: OnProgress | None) -> TrainingSummary:
+def _finished_or_started(plan: TrainingPlan, output: Path) -> TrainingSummary | None:
+    done = outputs.finished(output, plan.identity, fresh=plan.fresh)
+    if done is None:
+        outputs.publish_finished(output)
+        done = outputs.finished(output, plan.identity, fresh=plan.fresh)
+    if done is None:
+        outputs.start(output, plan.identity, fresh=plan.fresh)
+    return done
+
+
+def _run(
+    prepared: Prepared, method: str, output: Path, partial: Path, on_progress: OnProgress | None
+) -> TrainingSummary:
     """Train, from the newest whole checkpoint if there is one."""
+    trainer = prepared.trainer
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Progress(on_progress))
+    trainer.add_callback(StepCallback(method, trainer, on_progress))
     checkpoint = outputs.last_checkpoint(partial)
     if checkpoint is not None:
         trainer._total_train_tokens = _tokens_so_far(checkpoint)  # TRL would count from zero again
@@ -212,20 +119,53 @@ def _tokens_so_far(checkpoint: Path) -> int:
     return int(max(entry.get("num_tokens", 0) for entry in state["log_history"]))
 
 
-def check_one_device() -> None:
-    """Refuse what is not supported: several processes, or several visible GPUs.
-
-    Raises:
-        TrainingError: either is the case.
-    """
+def _publish(
+    plan: TrainingPlan, prepared: Prepared, summary: TrainingSummary, told: list[str], warn: Tell
+) -> TrainingSummary:
+    """Save the model, say what of the training is left in the saved weights, and move it to its place."""
     import torch
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise TrainingError("training runs in one process; start `stairdata train` without a launcher")
-    if torch.cuda.device_count() > 1:
-        raise TrainingError(
-            f"training uses one GPU and {torch.cuda.device_count()} are visible; set CUDA_VISIBLE_DEVICES=0"
-        )
+    trainer, config = prepared.trainer, plan.config
+    partial = outputs.partial_folder(summary.output)
+    network = merged(trainer.accelerator.unwrap_model(trainer.model))
+    trained = measure_margins(plan.method, trainer, network)
+    round_weights(network, getattr(torch, config.save_dtype))
+    left = margin_left(trained, measure_margins(plan.method, trainer, network))
+    save_model(network, trainer.processing_class, partial, config.save_dtype)
+    for message in rounding_warnings(plan.method, left, trained, config.save_dtype):
+        warn(message)
+    dropped = {why: names for why, names in prepared.rows.dropped.items() if names}
+    for why, names in dropped.items():
+        warn(f"{len(names)} rows were left out ({why.replace('_', ' ')}); training.json names them")
+    facts = {
+        "config": config.model_dump(mode="json") | {"model": str(plan.model), "processes": plan.processes},
+        "data": plan.data.as_parent().model_dump(mode="json") if isinstance(plan.data, Artifact) else None,
+        "base_model": _base_model(plan, network),
+        "lengths": asdict(prepared.rows.lengths),
+        "dropped": dropped,
+        "weights": {
+            "dtype": config.save_dtype,
+            "changed_share": changed_share(plan.model, partial),
+            "margin_left": left,
+        },
+        "warnings": told,
+        "metrics": [_finite(entry) for entry in trainer.state.log_history],
+    }
+    return outputs.finish(summary.output, plan.identity, facts, summary)
+
+
+def _base_model(plan: TrainingPlan, network: Any) -> dict[str, str | None]:
+    folder = Path(plan.model)
+    if folder.is_dir():
+        return {"name": folder.name, "revision": plan.identity["start_model"]}
+    return {"name": str(plan.model), "revision": getattr(network.config, "_commit_hash", None)}
+
+
+def _finite(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return logged metrics as JSON has them; a metric may be without a value, such as an accuracy of nothing."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in entry.items()
+    }
 
 
 @contextmanager

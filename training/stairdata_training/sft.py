@@ -1,4 +1,7 @@
-"""Supervised fine-tuning on `structured_cot`: `stairdata train sft --recipe sft`."""
+"""Supervised fine-tuning on `structured_cot`: `stairdata train sft --recipe sft`.
+
+The four tags become single tokens, so embeddings and head are trained, also where the rest has adapters.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 from trl import SFTConfig as TrlSftConfig
 from trl import SFTTrainer as TrlSftTrainer
 
-from stairdata_schemas.rendering import load_tokenizer
 from stairdata_training.config import SftConfig
 from stairdata_training.cpu import replace_fused_head
-from stairdata_training.models import adapter_config, align_config, load_causal_model
+from stairdata_training.method import Method
+from stairdata_training.models import load_causal_model
 from stairdata_training.output import TrainingSummary
 from stairdata_training.plan import TrainingPlan
-from stairdata_training.running import OnProgress, TrainerMixin, arguments, tokenised, train
-from stairdata_training.tokens import prepare_tokenizer, resize_embeddings, sft_row
+from stairdata_training.running import train
+from stairdata_training.tokens import sft_row
+from stairdata_training.trainers import OnProgress, TrainerMixin, arguments
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,26 +52,23 @@ def train_sft(
         on_progress: called after each step with step, number of steps, and metrics.
 
     Raises:
-        TrainingError: a row that can't be trained on as it is, or an output that isn't ours.
+        TrainingError: a row that can't be trained on as it is, a loss that is not finite, or an output folder that
+            holds something else.
         ModelError: no usable model or tokenizer.
     """
-    return train(TrainingPlan("sft", rows, model, output, config), sft_trainer, on_progress)
+    return train(TrainingPlan("sft", rows, model, output, config), SFT, on_progress)
 
 
-def sft_trainer(rows: Dataset, model: str | Path, config: SftConfig, partial: Path, fingerprint: str) -> Any:
-    """Build the trainer; nothing is trained yet."""
-    tokenizer = load_tokenizer(model)
-    new_ids = prepare_tokenizer(tokenizer)
-    ids = tokenised(rows, config, lambda row: sft_row(tokenizer, row, config.max_length), partial, fingerprint)
-    network = load_causal_model(model)
-    resize_embeddings(network, tokenizer, new_ids)
-    align_config(network, tokenizer)
+def _trainer(network: Any, ids: Dataset, tokenizer: Any, config: SftConfig, folder: Path, adapters: Any) -> Any:
     trainer = SftTrainer(
         model=network,
-        args=TrlSftConfig(**arguments(config, partial)),
+        args=TrlSftConfig(**arguments(config, folder)),
         train_dataset=ids,
         processing_class=tokenizer,
-        peft_config=config.lora and adapter_config(config.lora, network, trains_embeddings=True, task_type="CAUSAL_LM"),
+        peft_config=adapters,
     )
     replace_fused_head(trainer.model)
     return trainer
+
+
+SFT = Method("sft", sft_row, lambda model, _: load_causal_model(model), _trainer, "CAUSAL_LM")

@@ -8,41 +8,70 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypedDict
+from weakref import WeakKeyDictionary
 
 from stairdata_schemas.errors import ModelError, TrainingError, quote
+from stairdata_schemas.grammar import TAGS
 from stairdata_schemas.rendering import encode_answer, encode_prompt, end_of_turn, missing_tags
+from stairdata_schemas.templating.control_tokens import control_tokens
 
 PAD_TOKEN = "<|pad|>"  # noqa: S105
 IGNORED = -100  # label that the loss skips
 _NOISE = 0.1
+_VOCABULARY_MULTIPLE = 64
 
 RowMapping = Mapping[str, Any]
 
 
-class SftIds(TypedDict):
+class RowError(TrainingError):
+    """A row that would teach something wrong.
+
+    Args:
+        row: the column that names it, and its value.
+        message: what is wrong with it, and what to do.
+    """
+
+    def __init__(self, row: str, message: str) -> None:
+        super().__init__(f"{row}: {message}")
+        self.row = row
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.row, str(self).removeprefix(f"{self.row}: "))
+
+
+class Lengths(TypedDict):
+    """What is known of the length of a row, in tokens."""
+
+    length: int
+    """Of its longest sequence."""
+    tokens: int
+    """What the model reads of it."""
+    prefix_tokens: int
+    """How many of these are prompt, or steps that both sides of a pair share."""
+
+
+class SftIds(Lengths):
     """One training sequence; `labels` are `IGNORED` on the prompt."""
 
     input_ids: list[int]
     labels: list[int]
-    length: int
 
 
-class DpoIds(TypedDict):
+class DpoIds(Lengths):
     """A pair: the prompt with the steps both sides share, and what follows on each side."""
 
     prompt_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int]
-    length: int
 
 
-class PrmIds(TypedDict):
+class PrmIds(Lengths):
     """A pair of whole sequences, prompt included."""
 
     chosen_ids: list[int]
     rejected_ids: list[int]
-    length: int
 
 
 def prepare_tokenizer(tokenizer: Any) -> list[int]:
@@ -84,12 +113,29 @@ def _set_pad_token(tokenizer: Any) -> None:
         tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
 
 
+def require_tags(tokenizer: Any, model: str | Path) -> None:
+    """Check that a model knows the grammar's tags: DPO and PRM would train new ones on too few tokens.
+
+    Raises:
+        ModelError: a tag is not one single id.
+    """
+    missing = missing_tags(tokenizer)
+    if missing:
+        raise ModelError(
+            f"the tokenizer of {str(model)!r} has no single token for {', '.join(missing)}; run `stairdata train sft` "
+            "first and start from its output"
+        )
+
+
 def resize_embeddings(model: Any, tokenizer: Any, new_ids: list[int]) -> None:
     """Give new tokens embeddings (and rows of the head): the mean of the words in their names, and some noise.
 
     The usual mean over the whole vocabulary does not work here: SmolLM2's rare tokens all lie around that mean,
     so that after 16 steps a tag had a log-probability of -10, and -0.4 when it began at its words. The noise
     keeps opening and closing tags apart.
+
+    The number of rows becomes a multiple of 64, the width of a tensor core's tile; rows beyond the tokenizer stand at
+    that mean, where nothing makes a model write them.
     """
     import torch
 
@@ -98,11 +144,12 @@ def resize_embeddings(model: Any, tokenizer: Any, new_ids: list[int]) -> None:
     if not new:
         return
     if len(tokenizer) > rows:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False, pad_to_multiple_of=_VOCABULARY_MULTIPLE)
     layers = [layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None]
     generator = torch.Generator().manual_seed(0)  # the same start whatever the training's seed
     with torch.no_grad():
         for weight in {id(layer.weight): layer.weight for layer in layers}.values():  # tied weights once
+            weight[max(rows, len(tokenizer)) :] = weight[: new[0]].mean(0)
             spread = weight[: new[0]].std(0)
             for token in new:
                 noise = torch.randn(weight.shape[1], generator=generator).to(weight.device)
@@ -115,60 +162,71 @@ def _word_ids(tokenizer: Any, token: int) -> list[int]:
     return ids
 
 
-def sft_row(tokenizer: Any, row: RowMapping, max_length: int) -> SftIds:
+def sft_row(tokenizer: Any, row: RowMapping) -> SftIds:
     """Make the ids of a `structured_cot` row; an SFT completion always ends the turn.
 
     Raises:
-        TrainingError: too long, or with end-of-turn text inside.
+        RowError: a control token inside.
     """
-    where = _where(row)
     prompt = encode_prompt(tokenizer, row["prompt"])
-    answer = _answer(tokenizer, row["completion"], is_terminal=True, where=where)
-    _check_length(where, len(prompt) + len(answer), max_length)
+    answer = _answer(tokenizer, row["completion"], is_terminal=True, row=row)
+    length = len(prompt) + len(answer)
     return {
         "input_ids": prompt + answer,
         "labels": [IGNORED] * len(prompt) + answer,
-        "length": len(prompt) + len(answer),
+        "length": length,
+        "tokens": length,
+        "prefix_tokens": len(prompt),
     }
 
 
-def dpo_row(tokenizer: Any, row: RowMapping, max_length: int) -> DpoIds:
+def dpo_row(tokenizer: Any, row: RowMapping) -> DpoIds:
     """Make the ids of a `preference_pairs` row: the shared prefix counts as prompt, only the rest is trained.
 
     Raises:
-        TrainingError: too long, with end-of-turn text inside, or with two sides of the same ids.
+        RowError: a control token inside, or two sides of the same ids.
     """
-    where, cut = _where(row), row["prefix_length"]
+    cut = row["prefix_length"]
     prefix = row["chosen"][:cut]
     if row["rejected"][:cut] != prefix:
-        raise TrainingError(f"{where}: the first {cut} characters of chosen and rejected differ; build the pairs again")
+        raise RowError(
+            row_name(row), f"the first {cut} characters of chosen and rejected differ; build the pairs again"
+        )
     prompt = encode_prompt(tokenizer, row["prompt"], prefix)
     chosen, rejected = (
-        _answer(tokenizer, row[side][cut:], is_terminal=row[f"{side}_is_terminal"], where=where)
+        _answer(tokenizer, row[side][cut:], is_terminal=row[f"{side}_is_terminal"], row=row)
         for side in ("chosen", "rejected")
     )
-    _check_pair(where, chosen, rejected)
-    length = len(prompt) + max(len(chosen), len(rejected))
-    _check_length(where, length, max_length)
-    return {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected, "length": length}
+    _check_pair(row, chosen, rejected)
+    return {
+        "prompt_ids": prompt,
+        "chosen_ids": chosen,
+        "rejected_ids": rejected,
+        "length": len(prompt) + max(len(chosen), len(rejected)),
+        "tokens": 2 * len(prompt) + len(chosen) + len(rejected),
+        "prefix_tokens": 2 * len(prompt),
+    }
 
 
-def prm_row(tokenizer: Any, row: RowMapping, max_length: int) -> PrmIds:
+def prm_row(tokenizer: Any, row: RowMapping) -> PrmIds:
     """Make the ids of a `prm_pairs` row: prompt and whole text on each side.
 
     Raises:
-        TrainingError: too long, with end-of-turn text inside, or with two sides of the same ids.
+        RowError: a control token inside, or two sides of the same ids.
     """
-    where = _where(row)
     prompt = encode_prompt(tokenizer, row["prompt"])
     chosen, rejected = (
-        prompt + _answer(tokenizer, row[side], is_terminal=row[f"{side}_is_terminal"], where=where)
+        prompt + _answer(tokenizer, row[side], is_terminal=row[f"{side}_is_terminal"], row=row)
         for side in ("chosen", "rejected")
     )
-    _check_pair(where, chosen, rejected)
-    length = max(len(chosen), len(rejected))
-    _check_length(where, length, max_length)
-    return {"chosen_ids": chosen, "rejected_ids": rejected, "length": length}
+    _check_pair(row, chosen, rejected)
+    return {
+        "chosen_ids": chosen,
+        "rejected_ids": rejected,
+        "length": max(len(chosen), len(rejected)),
+        "tokens": len(chosen) + len(rejected),
+        "prefix_tokens": 2 * len(prompt),
+    }
 
 
 def prm_ids(tokenizer: Any, prompt: str, text: str, *, is_complete: bool) -> list[int]:
@@ -176,35 +234,46 @@ def prm_ids(tokenizer: Any, prompt: str, text: str, *, is_complete: bool) -> lis
     return encode_prompt(tokenizer, prompt) + encode_answer(tokenizer, text, is_terminal=is_complete)
 
 
-def _answer(tokenizer: Any, text: str, *, is_terminal: bool, where: str) -> list[int]:
+def row_name(row: RowMapping) -> str:
+    """Return how messages and training.json name a row."""
+    name = "pair_id" if "pair_id" in row else "prompt_id"
+    return f"row {name}={row.get(name)!r}"
+
+
+def _answer(tokenizer: Any, text: str, *, is_terminal: bool, row: RowMapping) -> list[int]:
     ids = encode_answer(tokenizer, text, is_terminal=is_terminal)
-    end = end_of_turn(tokenizer)
-    if ids.count(end.token_id) != int(is_terminal):
-        raise TrainingError(
-            f"{where}: the text contains {quote(end.text)}, so the model would learn to stop in its middle; "
-            "store steps without end-of-turn text"
+    found = _control_ids(tokenizer).intersection(ids[:-1] if is_terminal else ids)
+    if found:
+        name = tokenizer.convert_ids_to_tokens(min(found))
+        ends = min(found) == end_of_turn(tokenizer).token_id
+        raise RowError(
+            row_name(row),
+            f"the text contains {quote(name)}, a control token, so the model would learn to "
+            f"{'stop in its middle' if ends else 'write it inside an answer'}; "
+            "store steps without control tokens, or leave such rows out with bad_rows: drop",
         )
     return ids
 
 
-def _check_length(where: str, length: int, max_length: int) -> None:
-    if length > max_length:
-        raise TrainingError(
-            f"{where} has {length} tokens, prompt included; max_length is {max_length}. Nothing is cut: raise "
-            "max_length, or build the artifact with fewer tokens per row"
-        )
+_CONTROL_IDS: WeakKeyDictionary[Any, tuple[int, frozenset[int]]] = WeakKeyDictionary()
 
 
-def _check_pair(where: str, chosen: list[int], rejected: list[int]) -> None:
+def _control_ids(tokenizer: Any) -> frozenset[int]:
+    """Return the ids of control tokens, those of the grammar's tags left out; kept until a token is added."""
+    known = _CONTROL_IDS.get(tokenizer)
+    if known is None or known[0] != len(tokenizer):
+        tokens = [token for token in control_tokens(tokenizer) if token not in TAGS]
+        ids = frozenset([*tokenizer.convert_tokens_to_ids(tokens), end_of_turn(tokenizer).token_id])
+        known = _CONTROL_IDS[tokenizer] = len(tokenizer), ids
+    return known[1]
+
+
+def _check_pair(row: RowMapping, chosen: list[int], rejected: list[int]) -> None:
     if chosen == rejected:
-        raise TrainingError(
-            f"{where}: chosen and rejected are the same {len(chosen)} token ids, so there is nothing to learn; "
-            "leave the pair out"
+        raise RowError(
+            row_name(row),
+            f"chosen and rejected are the same {len(chosen)} token ids, so there is nothing to learn; leave the pair "
+            "out, or all such with bad_rows: drop",
         )
     if not chosen or not rejected:
-        raise TrainingError(f"{where}: one side has no tokens after the shared prefix; build the pairs again")
-
-
-def _where(row: RowMapping) -> str:
-    name = "pair_id" if "pair_id" in row else "prompt_id"
-    return f"row {name}={row.get(name)!r}"
+        raise RowError(row_name(row), "one side has no tokens after the shared prefix; build the pairs again")

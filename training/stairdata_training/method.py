@@ -1,0 +1,91 @@
+"""What differs between the three trainings, and the way from rows to a trainer that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stairdata_schemas.rendering import load_tokenizer
+from stairdata_training.config import TrainingConfig
+from stairdata_training.data.preparing import PreparedRows, Tell, prepare_rows
+from stairdata_training.models import adapter_config, align_config
+from stairdata_training.processes import Processes
+from stairdata_training.tokens import prepare_tokenizer, require_tags, resize_embeddings
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Method:
+    """One of the three trainings."""
+
+    name: str
+    """sft, dpo or prm."""
+    to_ids: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]]
+    """Makes the ids of a row, by a tokenizer."""
+    load: Callable[[str | Path, Any], Any]
+    """Loads the network to train, with 32-bit weights."""
+    trainer: Callable[..., Any]
+    """Makes a TRL trainer of network, ids, tokenizer, settings, folder and adapters."""
+    task_type: str
+    """PEFT's name of the task."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A trainer, and the rows that it trains on."""
+
+    trainer: Any
+    rows: PreparedRows
+
+
+def prepare_trainer(
+    method: Method,
+    rows: Dataset,
+    model: str | Path,
+    config: TrainingConfig,
+    folder: Path,
+    *,
+    processes: Processes | None = None,
+    tell: Tell = lambda _: None,
+) -> Prepared:
+    """Make the ids, load the model, and build the trainer; nothing is trained yet.
+
+    Args:
+        method: which training.
+        rows: with the columns of the method's kind.
+        model: to start from.
+        config: settings of the method.
+        folder: for ids and checkpoints.
+        processes: those of the training.
+        tell: is told the lengths of the rows, before weights are loaded.
+
+    Raises:
+        TrainingError: rows that can't be trained on.
+        ModelError: no usable model, or one without the grammar's tags where only SFT adds them.
+    """
+    processes = processes or Processes()
+    tokenizer = load_tokenizer(model)
+    if method.name != "sft":
+        require_tags(tokenizer, model)
+    new_ids = prepare_tokenizer(tokenizer)
+    rows_per_step = config.batch_size * config.gradient_accumulation * processes.count
+
+    def prepare() -> PreparedRows:
+        return prepare_rows(
+            rows, config, rows_per_step, lambda row: method.to_ids(tokenizer, row), folder / "rows", tell
+        )
+
+    processes.first_does(lambda: prepare() and None)
+    prepared = prepare()
+    network = method.load(model, config)
+    resize_embeddings(network, tokenizer, new_ids)
+    align_config(network, tokenizer)
+    trains_embeddings = bool(new_ids) or method.name == "sft"
+    adapters = config.lora and adapter_config(
+        config.lora, network, trains_embeddings=trains_embeddings, task_type=method.task_type
+    )
+    return Prepared(method.trainer(network, prepared.ids, tokenizer, config, folder, adapters), prepared)
