@@ -146,16 +146,13 @@ def test_one_process_accumulation_and_two_processes_train_alike(
 def test_two_processes_that_were_killed_in_the_second_epoch_end_like_one_that_was_not(
     actors: dict[str, Path], pair_rows: Rows, tmp_path: Path
 ) -> None:
-    split = {"batch_size": 2, "gradient_accumulation": 1}
-    straight = end(
-        begin(tmp_path, "dpo", pair_rows, actors["chatml"], "straight", processes=2, **split), tmp_path, "straight"
-    )
-    killed = begin(tmp_path, "dpo", pair_rows, actors["chatml"], "killed", processes=2, stop=7, **split)
-    assert killed.wait(timeout=300) != 0
+    def start(output: str, processes: int, stop: int = 0) -> subprocess.Popen[bytes]:
+        split = {"batch_size": 4 // processes, "gradient_accumulation": 1}
+        return begin(tmp_path, "dpo", pair_rows, actors["chatml"], output, processes=processes, stop=stop, **split)
+
+    straight = end(start("straight", 2), tmp_path, "straight")
+    assert start("killed", 2, stop=7).wait(timeout=300) != 0
     assert (partial_folder(tmp_path / "killed") / "checkpoints" / "checkpoint-6").is_dir()
-    again = end(
-        begin(tmp_path, "dpo", pair_rows, actors["chatml"], "killed", processes=1, batch_size=4, gradient_accumulation=1),
-        tmp_path, "killed",
-    )  # fmt: skip
+    again = end(start("killed", 1), tmp_path, "killed")
     assert losses(again) == pytest.approx(losses(straight), abs=1e-5)
     assert again["config"]["processes"] == 1

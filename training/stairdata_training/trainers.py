@@ -61,17 +61,17 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]
         sampler = self.trainer.step_sampler
         sampler.set_epoch(state.global_step * sampler.rows_per_step // len(sampler))
 
-    def on_step_end(self, _args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+    def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step >= state.max_steps:
             control.should_save = False  # the finished model is saved at once; a checkpoint costs four times its size
-        if control.should_save and (name := not_finite(model)):
-            raise TrainingError(self._diverged(state.global_step, f"the weight {name} holds values that are"))
 
-    def on_log(self, _args: Any, state: Any, _control: Any, logs: Any = None, **_: Any) -> None:
+    def on_log(self, _args: Any, state: Any, control: Any, logs: Any = None, model: Any = None, **_: Any) -> None:
         for name, what in (("loss", "the loss"), ("grad_norm", "the norm of the gradient")):
             value = logs.get(name)
             if value is not None and not math.isfinite(value):  # told before the step's checkpoint is written
                 raise TrainingError(self._diverged(state.global_step, f"{what} is {float(value)}, which is"))
+        if control.should_save and (name := not_finite(model)):
+            raise TrainingError(self._diverged(state.global_step, f"the weight {name} holds values that are"))
         if self.on_progress is not None and "loss" in logs:
             self.on_progress(state.global_step, state.max_steps, dict(logs))
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 FOLDER = ".reference-logps"
+_IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 _COLUMNS = ["ref_chosen_logps", "ref_rejected_logps"]
 
 
@@ -33,11 +34,7 @@ def kept_reference(
     """
     from datasets import Dataset, concatenate_datasets
 
-    digest = hashlib.sha256("/".join(key).encode())
-    for file in ids.cache_files:
-        with Path(file["filename"]).open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    kept = parent / FOLDER / f"{digest.hexdigest()[:32]}.arrow"
+    kept = parent / FOLDER / f"{_key(ids, key)}.arrow"
     accelerator.wait_for_everyone()  # the first may be writing the file that the others would find
     if kept.is_file():
         return concatenate_datasets([ids, Dataset.from_file(str(kept))], axis=1)
@@ -45,6 +42,15 @@ def kept_reference(
     if accelerator.is_main_process:
         _keep(whole, kept)
     return whole
+
+
+def _key(ids: Dataset, key: Sequence[str]) -> str:
+    digest = hashlib.sha256("/".join(key).encode())
+    for name in _IDS:
+        for chunk in ids.data.column(name).chunks:
+            digest.update(chunk.value_lengths().to_numpy(zero_copy_only=False).tobytes())
+            digest.update(chunk.flatten().to_numpy(zero_copy_only=False).tobytes())
+    return digest.hexdigest()[:32]
 
 
 def _keep(whole: Dataset, kept: Path) -> None:
