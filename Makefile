@@ -44,10 +44,10 @@ fix: install
 test: install
 	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadfile
 
-# Attacks are small processes that wait for each other's ends; the rest has servers of models that take all cores.
+# Two processes, since many of these tests wait for servers, processes and browsers that they started.
 test-slow: install
 	$(BIN)/pytest -m slow tests/security --numprocesses 2 --dist load
-	$(BIN)/pytest -m slow --ignore tests/security
+	$(BIN)/pytest -m slow --ignore tests/security --numprocesses 2 --dist loadfile --durations 40
 
 # Ten minutes of damaged manifests, cards, parquet files, answers of model servers and recipes; or make fuzz SECONDS=60
 SECONDS ?= 600

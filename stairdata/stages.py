@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from stairdata.runs.options import BuildOptions
     from stairdata.runs.progress import Progress
     from stairdata_schemas.artifacts import Artifact
+    from stairdata_training.estimate import Estimate
+    from stairdata_training.method import Method
     from stairdata_training.output import TrainingSummary
     from stairdata_training.scoring import PrmScorer
 
@@ -157,17 +159,40 @@ def train_stage(
     done = plan.finished() if plan.processes == 1 else None
     if done is not None:
         return done  # before torch is imported, which takes seconds
-    _prepare_libraries()
+    method = _training_method(stage)
     from stairdata_training import running
-    from stairdata_training.dpo import DPO
-    from stairdata_training.prm import PRM
-    from stairdata_training.sft import SFT
 
     def on_progress(step: int, steps: int, logs: dict[str, float]) -> None:
         loss = f" (loss {logs['loss']:.3f})" if "loss" in logs else ""
         progress(f"train {stage}{loss}", step, steps)
 
-    return running.train(plan, {"sft": SFT, "dpo": DPO, "prm": PRM}[stage], on_progress, tell)
+    return running.train(plan, method, on_progress, tell)
+
+
+def estimate_training(stage: str, recipe: FullRecipe, artifact: Artifact, model: str, output: Path) -> Estimate:
+    """Work out what a training stage would take; no weight is loaded and nothing is written.
+
+    Raises:
+        TrainingError: as for `train_stage`.
+    """
+    from stairdata_training.plan import TrainingPlan
+
+    plan = TrainingPlan(stage, artifact, model, output, getattr(recipe, stage))
+    method = _training_method(stage)
+    from stairdata_training.estimate import estimate
+    from stairdata_training.running import quiet
+
+    with quiet():
+        return estimate(plan, method)
+
+
+def _training_method(stage: str) -> Method:
+    _prepare_libraries()
+    from stairdata_training.dpo import DPO
+    from stairdata_training.prm import PRM
+    from stairdata_training.sft import SFT
+
+    return {"sft": SFT, "dpo": DPO, "prm": PRM}[stage]
 
 
 def _prepare_libraries() -> None:

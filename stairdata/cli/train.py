@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,9 @@ from stairdata.cli.options import (
     root_folder,
 )
 
+if TYPE_CHECKING:
+    from stairdata_training.estimate import Estimate
+
 
 def train(
     stage: Annotated[str, typer.Argument(metavar="STAGE", help="sft, dpo or prm.")],
@@ -33,11 +36,14 @@ def train(
         bool,
         typer.Option("--fresh", help="Replace unfinished work, and a model of other data or settings."),
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the training would take; load no weights, write nothing.")
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Train on an artifact; a finished model of the same data and settings is returned as it is."""
     from stairdata.runs.inputs import Inputs
-    from stairdata.stages import train_stage
+    from stairdata.stages import estimate_training, train_stage
     from stairdata_schemas.errors import UsageError, quote, suggest
     from stairdata_training.config import TRAINED_ON
 
@@ -55,6 +61,9 @@ def train(
             f"{artifact.reference} is held out for evaluation; name the pairs to train on with --input "
             f"{artifact.kind}@X.Y.Z"
         )
+    if dry_run:
+        _print_estimate(estimate_training(stage, settings, artifact, str(start), Path(target)), json_=json_)
+        return
     with show_progress() as progress:
         result = train_stage(stage, settings, artifact, str(start), Path(target), progress, fresh=fresh, tell=say)
     if int(os.environ.get("RANK", "0")) > 0:
@@ -66,3 +75,19 @@ def train(
         emit(json.dumps(facts | {"first_loss": result.first_loss, "last_loss": result.last_loss}))
         return
     emit(str(target))
+
+
+def _print_estimate(estimate: Estimate, *, json_: bool) -> None:
+    if json_:
+        emit(json.dumps(estimate.facts()))
+        return
+    left_out = "".join(f", {count} left out ({why.replace('_', ' ')})" for why, count in estimate.dropped.items())
+    lines = [
+        f"rows:       {estimate.lengths}{left_out}",
+        f"parameters: {estimate.parameters:,}, of which {estimate.trained_parameters:,} are trained",
+        f"steps:      {estimate.steps:,}",
+        f"tokens:     {estimate.tokens:,}",
+        f"memory:     about {estimate.memory_gb:g} GB a process, by a rule of thumb",
+    ]
+    for line in lines:
+        emit(line)

@@ -32,7 +32,8 @@ def config(**changes: Any) -> DpoConfig:
 def answer_logp(network: Any, prompt: list[int], answer: list[int]) -> torch.Tensor:
     """Sum the log-probabilities of an answer's ids, one sequence at a time and without padding."""
     logits = network(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
-    return logits.log_softmax(-1).gather(-1, torch.tensor(answer)[:, None]).sum()
+    total: torch.Tensor = logits.log_softmax(-1).gather(-1, torch.tensor(answer)[:, None]).sum()
+    return total
 
 
 def by_hand(kind: str, policy: Any, reference: Any, rows: Rows, **options: float) -> torch.Tensor:

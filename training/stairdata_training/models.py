@@ -44,7 +44,7 @@ def load_causal_model(model: str | Path) -> Any:
             str(model), dtype=torch.float32, trust_remote_code=False, use_safetensors=True
         )
     except (OSError, ValueError, KeyError) as error:
-        raise _not_loaded(model, error) from error
+        raise not_loaded(model, error) from error
 
 
 def load_reward_model(model: str | Path, *, head_seed: int | None = None) -> Any:
@@ -74,7 +74,7 @@ def load_reward_model(model: str | Path, *, head_seed: int | None = None) -> Any
                 output_loading_info=True,
             )
     except (OSError, ValueError, KeyError) as error:
-        raise _not_loaded(model, error) from error
+        raise not_loaded(model, error) from error
     if head_seed is None and report["missing_keys"]:
         raise ModelError(
             f"{str(model)!r} is not a reward model: it has no {', '.join(sorted(report['missing_keys']))}; "
@@ -159,7 +159,8 @@ def _embedding_names(network: Any) -> list[str]:
     return [name.rpartition(".")[2] for name, layer in network.named_modules() if id(layer) in layers]
 
 
-def _not_loaded(model: str | Path, error: Exception) -> ModelError:
+def not_loaded(model: str | Path, error: Exception) -> ModelError:
+    """Return the error of a model that a library could not load."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return ModelError(
         f"no model can be loaded from {str(model)!r}: {reason}; give a folder with config.json and "

@@ -127,6 +127,11 @@ def require_tags(tokenizer: Any, model: str | Path) -> None:
         )
 
 
+def padded_vocabulary(tokens: int) -> int:
+    """Return how many rows the embeddings get for a tokenizer of that many tokens."""
+    return -(-tokens // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
+
+
 def resize_embeddings(model: Any, tokenizer: Any, new_ids: list[int]) -> None:
     """Give new tokens embeddings (and rows of the head): the mean of the words in their names, and some noise.
 
@@ -144,7 +149,7 @@ def resize_embeddings(model: Any, tokenizer: Any, new_ids: list[int]) -> None:
     if not new:
         return
     if len(tokenizer) > rows:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False, pad_to_multiple_of=_VOCABULARY_MULTIPLE)
+        model.resize_token_embeddings(padded_vocabulary(len(tokenizer)), mean_resizing=False)
     layers = [layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None]
     generator = torch.Generator().manual_seed(0)  # the same start whatever the training's seed
     with torch.no_grad():

@@ -70,8 +70,9 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]
             value = logs.get(name)
             if value is not None and not math.isfinite(value):  # told before the step's checkpoint is written
                 raise TrainingError(self._diverged(state.global_step, f"{what} is {float(value)}, which is"))
-        if control.should_save and (name := not_finite(model)):
-            raise TrainingError(self._diverged(state.global_step, f"the weight {name} holds values that are"))
+        weight = not_finite(model) if control.should_save else None
+        if weight is not None:
+            raise TrainingError(self._diverged(state.global_step, f"the weight {weight} holds values that are"))
         if self.on_progress is not None and "loss" in logs:
             self.on_progress(state.global_step, state.max_steps, dict(logs))
 

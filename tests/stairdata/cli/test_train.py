@@ -157,3 +157,43 @@ def test_a_model_that_another_process_is_about_to_publish_is_left_to_it(run: Run
         ended = run(*train_dpo("dpo", max_steps=1))
     assert (ended.status, "another process is training into" in ended.err) == (1, True)
     assert (partial / "training.json").is_file()
+
+
+@pytest.mark.usefixtures("pairs")
+def test_a_dry_run_says_what_the_training_would_take_and_writes_nothing(run: Run, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    ended = run(*train_dpo("dpo"), "--dry-run", "--json")
+    assert ended.status == 0, ended.err
+    facts = json.loads(ended.out)
+    assert (facts["steps"], facts["lengths"]["rows"]) == (STEPS, 8)
+    assert facts["parameters"] == facts["trained_parameters"] > 0
+    shown = run(*train_dpo("dpo"), "--dry-run").out
+    assert f"{facts['parameters']:,}, of which" in shown
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("pairs")
+def test_a_model_of_other_settings_is_replaced_only_if_told(run: Run, tmp_path: Path) -> None:
+    assert run(*train_dpo("dpo", max_steps=1)).status == 0
+    kept = record(tmp_path / "dpo")
+    ended = run(*train_dpo("dpo", max_steps=2))
+    assert ended.status == 1
+    assert "holds a model of another training: max_steps is '1' there and '2' here" in ended.err
+    assert record(tmp_path / "dpo") == kept
+    ended = run(*train_dpo("dpo", max_steps=2), "--fresh")
+    assert ended.status == 0, ended.err
+    assert "8 rows, " in ended.err
+    assert len(record(tmp_path / "dpo")["metrics"]) >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("pairs")
+def test_two_processes_by_torchrun(tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    arguments = ["stairdata", *train_dpo("dpo", max_steps=2), "--json"]
+    ended = subprocess.run([*launcher, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["steps"] == 2
+    assert record(tmp_path / "dpo")["config"]["processes"] == 2
+    again = subprocess.run([*launcher, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (again.returncode, again.stdout) == (0, ended.stdout)

@@ -1,0 +1,115 @@
+"""What a training would take: parameters, steps, tokens and memory, without loading a weight."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from stairdata_schemas.rendering import load_tokenizer
+from stairdata_training.config import TrainingConfig
+from stairdata_training.data.lengths import LengthReport
+from stairdata_training.data.preparing import prepare_rows
+from stairdata_training.method import Method
+from stairdata_training.models import adapter_config, uses_bf16
+from stairdata_training.plan import TrainingPlan
+from stairdata_training.tokens import padded_vocabulary, prepare_tokenizer, require_tags
+
+_GB = 1e9
+_BYTES_OF_STATE = 16  # of a trained 32-bit weight: itself, its gradient, and AdamW's two moments
+_BYTES_OF_FROZEN = 4
+_ACTIVATIONS_OF_LAYER = 34  # values kept of a layer for each token and unit of width (arXiv 2205.05198, section 4.1)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A training before it is run. Memory is that of one process, its weights not sharded."""
+
+    parameters: int
+    trained_parameters: int
+    steps: int
+    tokens: int
+    """Tokens that the model reads in all epochs, without padding."""
+    memory_gb: float
+    """Weights, gradients, moments of AdamW, and activations of the longest batch; a rule of thumb."""
+    lengths: LengthReport
+    dropped: dict[str, int]
+    """Rows that would be left out, by why."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return asdict(self)
+
+
+def estimate(plan: TrainingPlan, method: Method) -> Estimate:
+    """Work out what a training would take: its rows are made into ids, of its model only the configuration is read.
+
+    Raises:
+        TrainingError: rows that can't be trained on.
+        ModelError: no usable tokenizer or configuration, or no tags where only SFT adds them.
+    """
+    config = plan.config
+    tokenizer = load_tokenizer(plan.model)
+    if plan.method != "sft":
+        require_tags(tokenizer, plan.model)
+    new_ids = prepare_tokenizer(tokenizer)
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = prepare_rows(
+            plan.rows(), config, plan.rows_per_step, lambda row: method.to_ids(tokenizer, row), Path(folder),
+            lambda _: None,
+        )  # fmt: skip
+        rows = len(prepared.ids)
+    network = _empty_network(plan, method, tokenizer)
+    parameters = sum(weight.numel() for weight in network.parameters())
+    trained = _trained_parameters(network, config, method, trains_embeddings=bool(new_ids) or plan.method == "sft")
+    steps_per_epoch = -(-rows // plan.rows_per_step)
+    steps = config.max_steps or max(1, -int(-(steps_per_epoch * config.epochs) // 1))
+    tokens = round(prepared.lengths.tokens / prepared.lengths.rows * plan.rows_per_step * steps)
+    memory = _BYTES_OF_STATE * trained + _BYTES_OF_FROZEN * (parameters - min(trained, parameters))
+    memory += _activations(network.config, config, method, min(prepared.lengths.longest, config.max_length))
+    dropped = {why: len(names) for why, names in prepared.dropped.items() if names}
+    return Estimate(parameters, trained, steps, tokens, round(memory / _GB, 2), prepared.lengths, dropped)
+
+
+def _empty_network(plan: TrainingPlan, method: Method, tokenizer: Any) -> Any:
+    """Build the network without memory for its weights."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    from stairdata_training.models import not_loaded
+
+    try:
+        settings = AutoConfig.from_pretrained(str(plan.model), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise not_loaded(plan.model, error) from error
+    if len(tokenizer) > settings.get_text_config().vocab_size:
+        settings.get_text_config().vocab_size = padded_vocabulary(len(tokenizer))
+    if method.task_type == "SEQ_CLS":
+        settings.num_labels = 1
+    build = AutoModelForSequenceClassification if method.task_type == "SEQ_CLS" else AutoModelForCausalLM
+    with init_empty_weights():
+        network = build.from_config(settings, trust_remote_code=False)
+    network.tie_weights()
+    return network
+
+
+def _trained_parameters(network: Any, config: TrainingConfig, method: Method, *, trains_embeddings: bool) -> int:
+    if config.lora is not None:
+        from accelerate import init_empty_weights
+        from peft import get_peft_model
+
+        adapters = adapter_config(config.lora, network, trains_embeddings=trains_embeddings, task_type=method.task_type)
+        with init_empty_weights():
+            network = get_peft_model(network, adapters)
+    return sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
+
+
+def _activations(shape: Any, config: TrainingConfig, method: Method, longest: int) -> float:
+    shape = shape.get_text_config()
+    tokens = config.batch_size * longest * (1 if method.name == "sft" else 2)
+    size = 2 if uses_bf16(config.precision) else 4
+    kept = 1 if config.gradient_checkpointing else _ACTIVATIONS_OF_LAYER / 2
+    layers = tokens * shape.hidden_size * size * (kept * shape.num_hidden_layers + _ACTIVATIONS_OF_LAYER / 2)
+    logits = 0 if method.name == "prm" else 2 * 4 * tokens * shape.vocab_size
+    return float(layers + logits)
