@@ -147,6 +147,8 @@ def _search_settings(section: TreesSection) -> dict[str, Any]:
 def _report(build: Build, recipe: Recipe, result: RunResult, budget: Budget) -> Report:
     section = recipe.trees
     notes = ["a step cut at max_tokens is dropped (the published code keeps it)"]
+    if dropped := result.counts.get("control_token_steps"):
+        notes.append(f"{dropped} steps with control tokens of the actor were dropped (the published code keeps them)")
     if section.judge.cache:
         notes.append("equal answers of one tree were judged once (the paper judges each)")
     if section.fused:

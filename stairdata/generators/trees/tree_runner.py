@@ -35,6 +35,7 @@ from stairdata.search.mcts import (
 from stairdata_schemas import identity
 from stairdata_schemas.errors import ServerError
 from stairdata_schemas.grammar import STEP_CLOSE, closes_output, split_steps
+from stairdata_schemas.templating.control_tokens import find_outside_grammar
 
 
 class TreeRunner:
@@ -179,7 +180,8 @@ class RequestHandler:
 
     def _step(self, piece: Continuation) -> StepSample:
         tokens = self._actor.count_tokens(piece.text)
-        return StepSample(piece.text, tokens, piece.is_terminal, piece.is_cut, self._prior(piece))
+        has_control_tokens = bool(find_outside_grammar(self._actor.tokenizer, piece.text))
+        return StepSample(piece.text, tokens, piece.is_terminal, piece.is_cut, self._prior(piece), has_control_tokens)
 
     def _split(self, piece: Continuation) -> AnswerSample:
         """Cut an answer behind its first step."""
@@ -190,7 +192,8 @@ class RequestHandler:
         is_whole = len(steps) <= 1 and not first.endswith(STEP_CLOSE)
         is_cut = tokens > self._section.max_tokens or (is_whole and piece.is_cut)
         is_terminal = closes_output(first) or (not rest and not first.endswith(STEP_CLOSE) and piece.is_terminal)
-        return AnswerSample(first, tokens, is_terminal, is_cut, rest, self._prior(piece))
+        has_control_tokens = bool(find_outside_grammar(self._actor.tokenizer, first))
+        return AnswerSample(first, tokens, is_terminal, is_cut, rest, self._prior(piece), has_control_tokens)
 
     async def _reward(self, request: JudgeAnswer) -> Reply:
         if not self._section.judge.cache:

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from stairdata_schemas.errors import ModelError
 from stairdata_schemas.grammar import TAGS
 from stairdata_schemas.rendering import encode, encode_plain, encode_prompt, render_prompt
-from stairdata_schemas.templating.control_tokens import control_tokens, find_control_tokens, find_quoted, neutralise
+from stairdata_schemas.templating.control_tokens import (
+    control_tokens,
+    find_control_tokens,
+    find_outside_grammar,
+    find_quoted,
+    neutralise,
+)
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | trim + '<|im_end|>\n' }}{% endfor %}"
@@ -164,6 +170,19 @@ def test_golden_ids() -> None:
 def test_a_control_token_in_another_normal_form() -> None:
     assert find_control_tokens(FAMILIES["llama2"], "x\uff1c/s\uff1e") == ["</s>"]
     assert find_control_tokens(FAMILIES["chatml"], "x\uff1c|im_end|\uff1e") == [], "it looks at the text as it is"
+
+
+def test_control_tokens_of_an_answer_that_the_grammar_has_no_place_for(tokenizer: Any) -> None:
+    step = f"{TAGS[0]}\nTitle: A:\nb\n{TAGS[1]}"
+    assert find_outside_grammar(tokenizer, step) == []
+    for token in set(control_tokens(tokenizer)) - {*TAGS}:
+        for text in (token, f"{step}{token}", step.replace("b", f"b{token}c")):
+            assert find_outside_grammar(tokenizer, text) == [token]
+
+
+def test_a_control_token_in_another_normal_form_beside_tags() -> None:
+    assert find_control_tokens(FAMILIES["llama2"], f"{TAGS[0]}\uff1c/s\uff1e") == [TAGS[0], "</s>"]
+    assert find_outside_grammar(FAMILIES["llama2"], f"{TAGS[0]}x\uff1c/s\uff1e{TAGS[1]}") == ["</s>"]
 
 
 def test_added_words_are_no_control_tokens() -> None:

@@ -179,6 +179,21 @@ def test_steps_and_rollouts_cut_at_their_limits(build: Build, *, fused: bool) ->
     assert validate_artifact(artifact) == []
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_step_with_control_tokens_is_dropped_and_counted(build: Build, stub_llm: StubServer, *, fused: bool) -> None:
+    assert build(4, root="clean", fused=fused).manifest.details["control_token_steps"] == 0
+    stub_llm.control(forging=0.4)
+    artifact = build(4, fused=fused, iterations=20)
+    rows = trees_of(artifact).to_dicts()
+    nodes = [node for row in rows for node in row["nodes"]]
+    assert not any("<|im_start|>" in node["step"] for node in nodes)
+    assert any("<|im_start|>" in rollout["text"] for node in nodes for rollout in node["rollouts"]), "judged as it is"
+    dropped = artifact.manifest.details["control_token_steps"]
+    assert dropped > 0
+    assert any(f"{dropped} steps with control tokens" in note for note in artifact.manifest.notes)
+    assert validate_artifact(artifact) == []
+
+
 def test_the_context_of_the_model_is_kept_and_decides_rows(build: Build, stub_llm: StubServer) -> None:
     """Where prompt and answer don't fit together the answer is cut: another context is another artifact."""
     whole = build(2, root="trees")
