@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from stairdata_schemas.errors import ModelError, TrainingError, quote
-from stairdata_schemas.rendering import encode_answer, encode_prompt, end_of_turn, missing_tags
+from stairdata_schemas.rendering import encode_prompt, end_of_turn, missing_tags, render_prompt
 
 PAD_TOKEN = "<|pad|>"  # noqa: S105
 IGNORED = -100  # label that the loss skips
@@ -122,8 +122,8 @@ def sft_row(tokenizer: Any, row: RowMapping, max_length: int) -> SftIds:
         TrainingError: too long, or with end-of-turn text inside.
     """
     where = _where(row)
-    prompt = encode_prompt(tokenizer, row["prompt"])
-    answer = _answer(tokenizer, row["completion"], is_terminal=True, where=where)
+    prompt, (completion,) = render_prompt(tokenizer, row["prompt"]).pieces(row["completion"])
+    answer = _answer(tokenizer, completion, is_terminal=True, where=where)
     _check_length(where, len(prompt) + len(answer), max_length)
     return {
         "input_ids": prompt + answer,
@@ -142,10 +142,11 @@ def dpo_row(tokenizer: Any, row: RowMapping, max_length: int) -> DpoIds:
     prefix = row["chosen"][:cut]
     if row["rejected"][:cut] != prefix:
         raise TrainingError(f"{where}: the first {cut} characters of chosen and rejected differ; build the pairs again")
-    prompt = encode_prompt(tokenizer, row["prompt"], prefix)
+    said = render_prompt(tokenizer, row["prompt"]).plus(prefix)
+    prompt, sides = said.pieces(row["chosen"][cut:], row["rejected"][cut:])
     chosen, rejected = (
-        _answer(tokenizer, row[side][cut:], is_terminal=row[f"{side}_is_terminal"], where=where)
-        for side in ("chosen", "rejected")
+        _answer(tokenizer, ids, is_terminal=row[f"{side}_is_terminal"], where=where)
+        for side, ids in zip(("chosen", "rejected"), sides, strict=True)
     )
     _check_pair(where, chosen, rejected)
     length = len(prompt) + max(len(chosen), len(rejected))
@@ -160,10 +161,10 @@ def prm_row(tokenizer: Any, row: RowMapping, max_length: int) -> PrmIds:
         TrainingError: too long, with end-of-turn text inside, or with two sides of the same ids.
     """
     where = _where(row)
-    prompt = encode_prompt(tokenizer, row["prompt"])
+    prompt, sides = render_prompt(tokenizer, row["prompt"]).pieces(row["chosen"], row["rejected"])
     chosen, rejected = (
-        prompt + _answer(tokenizer, row[side], is_terminal=row[f"{side}_is_terminal"], where=where)
-        for side in ("chosen", "rejected")
+        prompt + _answer(tokenizer, ids, is_terminal=row[f"{side}_is_terminal"], where=where)
+        for side, ids in zip(("chosen", "rejected"), sides, strict=True)
     )
     _check_pair(where, chosen, rejected)
     length = max(len(chosen), len(rejected))
@@ -173,12 +174,14 @@ def prm_row(tokenizer: Any, row: RowMapping, max_length: int) -> PrmIds:
 
 def prm_ids(tokenizer: Any, prompt: str, text: str, *, is_complete: bool) -> list[int]:
     """Return the ids by which a reward model reads (a part of) an answer, the same as in its training."""
-    return encode_prompt(tokenizer, prompt) + encode_answer(tokenizer, text, is_terminal=is_complete)
+    ids = encode_prompt(tokenizer, prompt, text)
+    return [*ids, end_of_turn(tokenizer).token_id] if is_complete else ids
 
 
-def _answer(tokenizer: Any, text: str, *, is_terminal: bool, where: str) -> list[int]:
-    ids = encode_answer(tokenizer, text, is_terminal=is_terminal)
+def _answer(tokenizer: Any, ids: list[int], *, is_terminal: bool, where: str) -> list[int]:
+    """Put exactly one end-of-turn behind the ids of assistant text where it `is_terminal`, none elsewhere."""
     end = end_of_turn(tokenizer)
+    ids = [*ids, end.token_id] if is_terminal else ids
     if ids.count(end.token_id) != int(is_terminal):
         raise TrainingError(
             f"{where}: the text contains {quote(end.text)}, so the model would learn to stop in its middle; "

@@ -205,9 +205,7 @@ def test_each_terminal_node_is_judged_once(config: SearchConfig, seed: int, toy:
 
 
 @given(configs, seeds, toys)
-def test_siblings_differ_and_invalid_steps_are_dropped(
-    config: SearchConfig, seed: int, toy: Toy
-) -> None:
+def test_siblings_differ_and_invalid_steps_are_dropped(config: SearchConfig, seed: int, toy: Toy) -> None:
     tree, log = grow(config, seed, toy)
     sampled: dict[str, list[StepSample | AnswerSample]] = defaultdict(list)
     for batch, results in zip(log.requests, log.results, strict=True):
