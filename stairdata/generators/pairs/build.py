@@ -42,7 +42,7 @@ from stairdata_schemas.manifest import ModelIdentity
 from stairdata_schemas.quarantine import QuarantineRow
 
 AnyPairsSection = PreferencePairsSection | PrmPairsSection
-_GENERATORS = {"preference_pairs": "preference_pairs/3", "prm_pairs": "prm_pairs/3"}
+_GENERATORS = {"preference_pairs": "preference_pairs/4", "prm_pairs": "prm_pairs/4"}
 _TREE = ["tree_id", "prompt_id", "prompt", "task", "round"]
 
 

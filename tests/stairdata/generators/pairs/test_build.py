@@ -108,7 +108,7 @@ class Oracle:
         return len(text.encode()) + (0 if node["depth"] else TEMPLATE_BYTES)
 
     def is_short(self, node: Node) -> bool:
-        return sum(map(self.tokens, self.path(node))) <= self.section.max_tokens
+        return sum(map(self.tokens, self.path(node))) + int(node["is_terminal"]) <= self.section.max_tokens
 
     def is_comparable(self, node: Node) -> bool:
         return bool(node["depth"] > 0 and node["visits"] > 0 and not is_blank(node["step"]) and self.is_short(node))
@@ -214,9 +214,9 @@ class ByteTokenizer:
     def __len__(self) -> int:
         return 256
 
-    def __call__(self, texts: list[str], *, add_special_tokens: bool) -> dict[str, list[list[int]]]:
+    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
         assert not add_special_tokens
-        return {"input_ids": [list(text.encode()) for text in texts]}
+        return {"input_ids": list(text.encode())}
 
     def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> str:
         return str(messages[0]["content"]) + "x" * TEMPLATE_BYTES
