@@ -336,7 +336,8 @@ def read_prompts(paths: Sequence[Path], count: int) -> list[dict[str, str]]:
 def completions_of(artifact: Artifact) -> int:
     """Count sampled texts: four for each expansion, one for each rollout."""
     details = artifact.manifest.details
-    children = details["nodes"] - artifact.manifest.rows + details["duplicate_steps"] + details["cut_steps"]
+    dropped = sum(details[name] for name in ("duplicate_steps", "cut_steps", "control_token_steps"))
+    children = details["nodes"] - artifact.manifest.rows + dropped
     return int(children + artifact.manifest.usage.requests - children // 4)
 
 

@@ -6,6 +6,7 @@ whether a build is already done; it covers what can change rows and nothing else
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from stairdata_schemas.formats.unique_keys import KeyTwiceError, check_keys
 MANIFEST_NAME = "manifest.json"
 ORIGIN_NAME = "hub.json"
 MANIFEST_FORMAT = 1
+ACTOR = "actor"
 
 
 class Parent(BaseModel):
@@ -66,6 +68,10 @@ class ModelIdentity(BaseModel):
     revision: str | None = None
     """Hub revision, or the hash of a local folder's weights."""
     tokenizer_hash: str | None = None
+
+    def noted(self) -> Json:
+        """Return what `details` say of the actor."""
+        return self.model_dump(exclude={"role"}, exclude_none=True)
 
 
 class FileEntry(BaseModel):
@@ -128,6 +134,20 @@ class Manifest(BaseModel):
     details: Json = {}
     """Figures of the generator's own, such as the mixture of pairs."""
     files: list[FileEntry]
+
+    @property
+    def actor(self) -> ModelIdentity | None:
+        """The model that wrote the steps of these trees, or of the trees that these pairs come from; None if unknown.
+
+        Its `revision` is `rendering.model_hash` of its folder where that was known: of a model that was served for the
+        build, or whose folder was named as `actor.tokenizer` of a server. A Hub id has none. Trees name it among their
+        models, which enter the fingerprint; what doesn't enter it is in `details`.
+        """
+        noted = self.details.get("actor")
+        if isinstance(noted, dict):
+            with contextlib.suppress(ValidationError):  # somebody else's details
+                return ModelIdentity.model_validate({"role": ACTOR} | noted)
+        return next((model for model in self.models if model.role == ACTOR), None)
 
 
 def fingerprint(

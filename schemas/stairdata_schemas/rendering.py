@@ -2,8 +2,10 @@
 
 A prompt is rendered with the model's own chat template up to the point where the assistant speaks, and the
 assistant's text is appended raw: `continue_final_message` would trim the empty lines of a half-written turn
-under some templates. Token ids are those of the whole text in one piece. Since every step begins after a
-closing tag, and tags are single special tokens, the pieces' ids joined are the same.
+under some templates. Token ids are those of the whole text in one piece. With most tokenizers the text on either
+side of a tag is read by itself, so the ids of pieces, joined, are the same, and only pieces are encoded. Where that is
+not so (Metaspace marks the start of each text), or where no tag stands between two pieces, the whole is encoded and
+split.
 
 End-of-turn belongs after terminal steps alone: after a partial step it would teach the model to stop there.
 
@@ -15,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -48,6 +50,13 @@ class Tokenizer(Protocol):
 
     @property
     def added_tokens_decoder(self) -> dict[int, Any]: ...
+
+
+class Pieces(NamedTuple):
+    """Token ids of a text so far, and of texts that may follow it: joined, those of the whole."""
+
+    so_far: list[int]
+    following: list[list[int]]
 
 
 class EndOfTurn(NamedTuple):
@@ -92,17 +101,40 @@ class RenderedPrompt:
     """Reads it with the user's part as plain text; None where the text says all."""
     written: str = ""
     """What the reader encodes."""
+    steps: str = ""
+    """What the assistant has said: the end of the text."""
+    before: RenderedPrompt | None = field(default=None, repr=False, compare=False)
+    """The same without what was said last; its ids may be there already."""
 
     def plus(self, steps: str) -> RenderedPrompt:
         """Let the assistant go on."""
-        if self.reader is None:
-            return replace(self, text=self.text + steps)
-        return replace(self, text=self.text + steps, written=self.written + self.reader.write(steps))
+        written = "" if self.reader is None else self.written + self.reader.write(steps)
+        return replace(self, text=self.text + steps, written=written, steps=self.steps + steps, before=self)
 
     @cached_property
     def ids(self) -> list[int]:
         """What the model reads."""
+        if self.before is not None:
+            last = self.text[len(self.before.text) :]
+            if self.before.is_parted_from(last):
+                return self.before.ids + encode(self.tokenizer, last)
         return encode(self.tokenizer, self.text) if self.reader is None else self.reader.encode(self.written)
+
+    def is_parted_from(self, text: str) -> bool:
+        """Tell whether a text that follows has the same token ids as by itself."""
+        return reads_parts_alone(self.tokenizer) and (self.steps.endswith(TAGS) or text.startswith(TAGS))
+
+    def pieces(self, *texts: str) -> Pieces:
+        """Return the ids so far, and those of each text that may follow.
+
+        A token that reaches over the border, with one of the texts, belongs to what follows: the ids so far end before
+        it, with all of the texts.
+        """
+        if all(map(self.is_parted_from, texts)):
+            return Pieces(self.ids, [encode(self.tokenizer, text) for text in texts])
+        wholes = [self.plus(text).ids for text in texts]
+        border = min(_common_length(self.ids, whole) for whole in wholes)
+        return Pieces(self.ids[:border], [whole[border:] for whole in wholes])
 
     @property
     def request(self) -> str | list[int]:
@@ -112,6 +144,17 @@ class RenderedPrompt:
     def count(self, count_text: Callable[[str], int]) -> int:
         """Return the number of tokens, by a counter of texts where the text says all."""
         return count_text(self.text) if self.reader is None else len(self.ids)
+
+    def count_next(self, text: str, count_text: Callable[[str], int]) -> int:
+        """Return how many tokens more there are with a text that follows; added up along a path, those of the whole."""
+        if self.is_parted_from(text):
+            return count_text(text)
+        return max(0, self.plus(text).count(count_text) - self.count(count_text))  # what follows may join tokens
+
+
+def _common_length(left: list[int], right: list[int]) -> int:
+    pairs = zip(left, right, strict=False)
+    return next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(left), len(right)))
 
 
 def render_prompt(tokenizer: Tokenizer, prompt: str) -> RenderedPrompt:
@@ -151,20 +194,39 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     return ids
 
 
-class TokenCounter:
-    """Counts tokens of prompts and answers, each part between two tags once.
+_PARTING: WeakKeyDictionary[Tokenizer, tuple[int, bool]] = WeakKeyDictionary()
+"""By tokenizer, as long as no token was added to it."""
 
-    Where tags are single special tokens, a tokenizer cuts a text at them before anything else, so the counts of the
-    parts add up to the count of the whole. Some tokenizers treat the start of a text in a way of its own: whether it
-    all adds up is tried out first, and if it does not, each text is counted whole.
+
+def reads_parts_alone(tokenizer: Tokenizer) -> bool:
+    """Tell whether the text between two tags has the same token ids as by itself.
+
+    Where tags are single special tokens, a tokenizer cuts a text at them before anything else. Some treat the start of
+    a text in a way of its own, or take white space to a tag: whether the ids add up is tried out, once.
     """
+    size = len(tokenizer)
+    known = _PARTING.get(tokenizer)
+    if known is None or known[0] != size:
+        known = _PARTING[tokenizer] = size, _adds_up(tokenizer)
+    return known[1]
+
+
+def _adds_up(tokenizer: Tokenizer) -> bool:
+    if missing_tags(tokenizer):
+        return False
+    return all(
+        [number for part in _TAG.split(text) if part for number in encode(tokenizer, part)] == encode(tokenizer, text)
+        for text in _PROBES
+    )
+
+
+class TokenCounter:
+    """Counts tokens of prompts and answers, each part between two tags once; whole texts where that is not the same."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._count = lru_cache(maxsize=COUNTS_KEPT)(self._count_part)
-        self._adds_up = not missing_tags(tokenizer) and all(
-            self._sum(text) == len(encode(tokenizer, text)) for text in _PROBES
-        )
+        self._adds_up = _adds_up(tokenizer)
 
     def __call__(self, text: str) -> int:
         """Return the number of tokens, nothing added around the text."""
@@ -188,12 +250,6 @@ def encode_plain(tokenizer: Tokenizer, text: str) -> list[int]:
 def encode_prompt(tokenizer: Tokenizer, prompt: str, prefix: str = "") -> list[int]:
     """Return the ids of a rendered prompt and the first steps of an answer to it."""
     return render_prompt(tokenizer, prompt).plus(prefix).ids
-
-
-def encode_answer(tokenizer: Tokenizer, text: str, *, is_terminal: bool) -> list[int]:
-    """Return the ids of assistant text; exactly one end-of-turn follows where `is_terminal`, none elsewhere."""
-    ids = encode(tokenizer, text)
-    return [*ids, end_of_turn(tokenizer).token_id] if is_terminal else ids
 
 
 def end_of_turn(tokenizer: Tokenizer) -> EndOfTurn:

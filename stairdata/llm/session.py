@@ -16,7 +16,7 @@ from stairdata.llm.client import Client
 from stairdata.recipe import Endpoint, Sampling
 from stairdata_schemas import rendering
 from stairdata_schemas.aliases import WaitProgress
-from stairdata_schemas.errors import RecipeError, ServerError, quote
+from stairdata_schemas.errors import ModelError, RecipeError, ServerError, quote
 from stairdata_schemas.manifest import ModelIdentity
 from stairdata_schemas.templating.control_tokens import control_tokens
 
@@ -51,6 +51,20 @@ def identify(endpoint: Endpoint, role: str, *, needs_tokenizer: bool = True) -> 
     return ModelIdentity(
         role=role, name=folder.name if is_local else endpoint.path, revision=revision, tokenizer_hash=digest
     )
+
+
+def served_model(endpoint: Endpoint, identity: ModelIdentity) -> ModelIdentity:
+    """Return an endpoint's identity with the hash of its model's folder, where the recipe names one.
+
+    A server's model is known by its name alone; but who names a model folder as `tokenizer` means the model served.
+    """
+    if identity.revision is not None or endpoint.tokenizer is None:
+        return identity
+    try:
+        revision = rendering.model_hash(Path(endpoint.tokenizer))
+    except (ModelError, OSError):  # a tokenizer alone, or a Hub id
+        return identity
+    return identity.model_copy(update={"revision": revision})
 
 
 @asynccontextmanager

@@ -20,7 +20,8 @@ class PairsSection(Section):
     min_visits: int = Field(4, ge=1, le=MOST)
     """Each side is terminal or visited at least this often."""
     max_tokens: int = Field(2048, ge=1)
-    """Rendered prompt plus path may have at most this many tokens; longer nodes, and those below, are in no pair."""
+    """Rendered prompt, path, and end-of-turn where the answer is whole, may have at most this many tokens together, as
+    max_length of a training counts them; longer nodes, and those below, are in no pair."""
     tokenizer: Annotated[str | None, Mark.COUNTS_AS_MODEL] = None
     """Folder or Hub id of the tokenizer that counts where trees have no `tokens` and a path has more UTF-8 bytes than
     max_tokens; default: the actor's."""

@@ -85,7 +85,8 @@ class FromTreesSection(Section):
     min_value: float = 0.8
     """An answer's value has to be at least this."""
     max_tokens: int = Field(2048, ge=1)
-    """Rendered prompt plus answer may have at most this many tokens."""
+    """Rendered prompt, answer and end-of-turn may have at most this many tokens together, as max_length of a training
+    counts them."""
     tokenizer: Annotated[str | None, Mark.COUNTS_AS_MODEL] = None
     """Folder or Hub id of the tokenizer that counts where trees have no `tokens`; default: the actor's."""
     max_per_prompt: int = Field(8, ge=1)

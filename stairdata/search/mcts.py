@@ -4,8 +4,9 @@
 and is sent their results in the same order. Whoever drives it fetches them in any way, so its tests need no server,
 and a search can be replayed from recorded results: it depends on nothing but its seed and what it is sent.
 
-Deviations from the published code: a step that was cut at the token limit is dropped like a duplicate, not kept; with
-`parallel` above 1 several rollouts are under way at a time, kept apart by a virtual loss.
+Deviations from the published code: a step that was cut at the token limit, or that holds a control token, is dropped
+like a duplicate, not kept; with `parallel` above 1 several rollouts are under way at a time, kept apart by a virtual
+loss. A rollout is judged as it stands, whatever it holds: nothing is trained on it.
 """
 
 from __future__ import annotations
@@ -78,6 +79,8 @@ class StepSample(NamedTuple):
     is_cut: bool
     prior: float | None = None
     """PUCB's p: the mean probability of its tokens."""
+    has_control_tokens: bool = False
+    """It holds control tokens other than the grammar's tags: trained on, it would forge turns."""
 
 
 class AnswerSample(NamedTuple):
@@ -89,6 +92,8 @@ class AnswerSample(NamedTuple):
     is_cut: bool
     rest: str
     prior: float | None = None
+    has_control_tokens: bool = False
+    """The step alone; the rest is a rollout."""
 
 
 class RestSample(NamedTuple):
@@ -149,6 +154,7 @@ class Tree:
     evaluations: int = 0
     duplicates: int = 0
     cut_steps: int = 0
+    control_token_steps: int = 0
 
     @property
     def root(self) -> Node:
@@ -303,6 +309,8 @@ def _add_children(tree: Tree, leaf: Node, samples: Sequence[StepSample | AnswerS
     for sample in samples:
         if sample.is_cut:
             tree.cut_steps += 1
+        elif sample.has_control_tokens:
+            tree.control_token_steps += 1
         elif sample.text in seen:
             tree.duplicates += 1
         else:

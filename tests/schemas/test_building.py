@@ -78,10 +78,37 @@ def test_the_manifest_says_how_the_rows_came_about(tmp_path: Path, begin: Begin,
     assert manifest.usage.requests == 3
     assert manifest.notes == ["a note"]
     assert manifest.details == {"mixture": {"a": 1}}
+    assert manifest.actor == plan.models[0]
     assert manifest.created_at.tzinfo is not None
     entry = manifest.files[0]
     path = build.folder / entry.path
     assert (entry.rows, entry.bytes, entry.sha256) == (2, path.stat().st_size, sha256_of_file(path))
+
+
+@pytest.mark.parametrize(
+    ("details", "revision"),
+    [
+        ({}, None),
+        ({"actor": {"name": "m", "revision": "0123456789abcdef"}}, "0123456789abcdef"),
+        ({"actor": {"name": "m", "revision": 3}}, None),
+        ({"actor": {"revision": "r"}}, None),
+        ({"actor": "m"}, None),
+    ],
+)
+def test_the_actor_is_what_details_say_of_it_or_else_a_model(
+    details: dict[str, Any], revision: str | None, tmp_path: Path, begin: Begin, prompts: Frame
+) -> None:
+    named = ModelIdentity(role="actor", name="m", tokenizer_hash="t")
+    with begin(tmp_path, BuildPlan("prompts", "tests/1", {}, models=[named])) as build:
+        manifest = build.finish([prompts("a")], report=Report(details=details)).manifest
+    expected = ModelIdentity(role="actor", name="m", revision=revision) if revision else named
+    assert manifest.actor == expected
+
+
+def test_an_actor_that_nobody_named(tmp_path: Path, begin: Begin, prompts: Frame) -> None:
+    models = [ModelIdentity(role="tokenizer", name="t")]
+    with begin(tmp_path, BuildPlan("prompts", "tests/1", {}, models=models)) as build:
+        assert build.finish([prompts("a")]).manifest.actor is None
 
 
 def test_equal_content_gives_equal_hashes(tmp_path: Path, build: Make, plan: Plan, prompts: Frame) -> None:

@@ -66,6 +66,8 @@ class Options:
     """finish_reason of every answer."""
     abrupt: float = 0.0
     """Share of steps after which the model ends its turn without an answer."""
+    forging: float = 0.0
+    """Share of steps with a control token in them."""
     samples_short: int = 0
     """Leave out that many samples of each completion."""
     takes_n: str = "yes"
@@ -463,6 +465,8 @@ def _text(prompt: str, seed: int) -> str:
     text = ""
     while depth == 0 or (depth < 5 and rng.random() < 0.55):
         title, body = rng.choice(TITLES), _words(rng, 1)
+        if STATE.options.forging and rng.random() < STATE.options.forging:
+            body += "<|im_start|>user"
         text += _separator(begun + text) + f"<|Reasoning_step|>\nTitle: {title}\n{body}\n<|/Reasoning_step|>"
         depth += 1
         if rng.random() < STATE.options.abrupt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from stairdata_schemas import identity
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import BuildPlan, begin_build
 from stairdata_schemas.kinds import polars_schema
-from stairdata_schemas.manifest import Parent
+from stairdata_schemas.manifest import ModelIdentity, Parent
 
 Node = dict[str, Any]
 Shape = list[tuple[int, int, str, bool, float, int]]
@@ -55,10 +56,13 @@ def frame_of(rows: list[dict[str, Any]]) -> pl.DataFrame:
     return pl.DataFrame([{name: row.get(name) for name in schema} for row in rows], schema=schema)
 
 
-def artifact_of(root: Path, rows: list[dict[str, Any]], generator: str = "test/1") -> Artifact:
+def artifact_of(
+    root: Path, rows: list[dict[str, Any]], generator: str = "test/1", models: Sequence[ModelIdentity] = ()
+) -> Artifact:
     """Rows of trees as an artifact."""
     parent = Parent(kind="prompts", version="1.0.0", content_hash="0")
-    build = begin_build(BuildPlan("trees", generator, {"forest": json.dumps(rows)}, parents=[parent]), root)
+    plan = BuildPlan("trees", generator, {"forest": json.dumps(rows)}, parents=[parent], models=[*models])
+    build = begin_build(plan, root)
     assert not isinstance(build, Artifact)
     with build:
         return build.finish([frame_of(rows)])

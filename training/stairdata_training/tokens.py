@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from stairdata_schemas.errors import ModelError, TrainingError, quote
 from stairdata_schemas.grammar import TAGS
-from stairdata_schemas.rendering import encode_answer, encode_prompt, end_of_turn, missing_tags
+from stairdata_schemas.rendering import encode_prompt, end_of_turn, missing_tags, render_prompt
 from stairdata_schemas.templating.control_tokens import control_tokens
 
 PAD_TOKEN = "<|pad|>"  # noqa: S105
@@ -173,8 +173,8 @@ def sft_row(tokenizer: Any, row: RowMapping) -> SftIds:
     Raises:
         RowError: a control token inside.
     """
-    prompt = encode_prompt(tokenizer, row["prompt"])
-    answer = _answer(tokenizer, row["completion"], is_terminal=True, row=row)
+    prompt, (completion,) = render_prompt(tokenizer, row["prompt"]).pieces(row["completion"])
+    answer = _answer(tokenizer, completion, is_terminal=True, row=row)
     length = len(prompt) + len(answer)
     return {
         "input_ids": prompt + answer,
@@ -197,10 +197,11 @@ def dpo_row(tokenizer: Any, row: RowMapping) -> DpoIds:
         raise RowError(
             row_name(row), f"the first {cut} characters of chosen and rejected differ; build the pairs again"
         )
-    prompt = encode_prompt(tokenizer, row["prompt"], prefix)
+    said = render_prompt(tokenizer, row["prompt"]).plus(prefix)
+    prompt, sides = said.pieces(row["chosen"][cut:], row["rejected"][cut:])
     chosen, rejected = (
-        _answer(tokenizer, row[side][cut:], is_terminal=row[f"{side}_is_terminal"], row=row)
-        for side in ("chosen", "rejected")
+        _answer(tokenizer, ids, is_terminal=row[f"{side}_is_terminal"], row=row)
+        for side, ids in zip(("chosen", "rejected"), sides, strict=True)
     )
     _check_pair(row, chosen, rejected)
     return {
@@ -219,10 +220,10 @@ def prm_row(tokenizer: Any, row: RowMapping) -> PrmIds:
     Raises:
         RowError: a control token inside, or two sides of the same ids.
     """
-    prompt = encode_prompt(tokenizer, row["prompt"])
+    prompt, sides = render_prompt(tokenizer, row["prompt"]).pieces(row["chosen"], row["rejected"])
     chosen, rejected = (
-        prompt + _answer(tokenizer, row[side], is_terminal=row[f"{side}_is_terminal"], row=row)
-        for side in ("chosen", "rejected")
+        prompt + _answer(tokenizer, ids, is_terminal=row[f"{side}_is_terminal"], row=row)
+        for side, ids in zip(("chosen", "rejected"), sides, strict=True)
     )
     _check_pair(row, chosen, rejected)
     return {
@@ -236,7 +237,8 @@ def prm_row(tokenizer: Any, row: RowMapping) -> PrmIds:
 
 def prm_ids(tokenizer: Any, prompt: str, text: str, *, is_complete: bool) -> list[int]:
     """Return the ids by which a reward model reads (a part of) an answer, the same as in its training."""
-    return encode_prompt(tokenizer, prompt) + encode_answer(tokenizer, text, is_terminal=is_complete)
+    ids = encode_prompt(tokenizer, prompt, text)
+    return [*ids, end_of_turn(tokenizer).token_id] if is_complete else ids
 
 
 def row_name(row: RowMapping) -> str:
@@ -245,9 +247,9 @@ def row_name(row: RowMapping) -> str:
     return f"row {name}={row.get(name)!r}"
 
 
-def _answer(tokenizer: Any, text: str, *, is_terminal: bool, row: RowMapping) -> list[int]:
-    ids = encode_answer(tokenizer, text, is_terminal=is_terminal)
-    found = _control_ids(tokenizer).intersection(ids[:-1] if is_terminal else ids)
+def _answer(tokenizer: Any, ids: list[int], *, is_terminal: bool, row: RowMapping) -> list[int]:
+    """Put exactly one end-of-turn behind the ids of assistant text where it `is_terminal`, none elsewhere."""
+    found = _control_ids(tokenizer).intersection(ids)
     if found:
         name = tokenizer.convert_ids_to_tokens(min(found))
         ends = min(found) == end_of_turn(tokenizer).token_id
@@ -257,7 +259,7 @@ def _answer(tokenizer: Any, text: str, *, is_terminal: bool, row: RowMapping) ->
             f"{'stop in its middle' if ends else 'write it inside an answer'}; "
             "store steps without control tokens, or leave such rows out with bad_rows: drop",
         )
-    return ids
+    return [*ids, end_of_turn(tokenizer).token_id] if is_terminal else ids
 
 
 _CONTROL_IDS: WeakKeyDictionary[Any, tuple[int, frozenset[int]]] = WeakKeyDictionary()

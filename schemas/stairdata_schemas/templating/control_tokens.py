@@ -129,9 +129,14 @@ def find_control_tokens(tokenizer: Any, text: str) -> list[str]:
         return []
     found = _pattern(tokens).findall(text)
     normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
-    if not found and normalizer is not None:
-        found = _pattern(tokens).findall(normalizer.normalize_str(text))
+    if normalizer is not None:
+        found += _pattern(tokens).findall(normalizer.normalize_str(text))
     return list(dict.fromkeys(found))
+
+
+def find_outside_grammar(tokenizer: Any, answer: str) -> list[str]:
+    """Return the control tokens of an answer that are none of the grammar's tags, each once."""
+    return [token for token in find_control_tokens(tokenizer, answer) if token not in TAGS]
 
 
 def neutralise(text: str, tokens: Collection[str] = (), keep: Collection[str] = TAGS) -> str:

@@ -38,10 +38,11 @@ from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
 from stairdata_schemas.errors import BuildError
 from stairdata_schemas.fingerprints import counted_settings
 from stairdata_schemas.kinds import polars_schema
+from stairdata_schemas.manifest import ModelIdentity
 from stairdata_schemas.quarantine import QuarantineRow
 
 AnyPairsSection = PreferencePairsSection | PrmPairsSection
-_GENERATORS = {"preference_pairs": "preference_pairs/3", "prm_pairs": "prm_pairs/3"}
+_GENERATORS = {"preference_pairs": "preference_pairs/4", "prm_pairs": "prm_pairs/4"}
 _TREE = ["tree_id", "prompt_id", "prompt", "task", "round"]
 
 
@@ -99,7 +100,7 @@ def _build(
         first = next(frames, None)
         if first is None:
             raise BuildError(_no_pairs(kind, trees, section, taker.funnel, refused))
-        return BuildContent(chain([first], frames), refused, taker.report())
+        return BuildContent(chain([first], frames), refused, taker.report(trees.manifest.actor))
 
     return build_as_told(plan, content, options)
 
@@ -146,9 +147,11 @@ class _PairExtractor:
                 self.mixture.setdefault(name, Counter()).update(values)
             yield frame
 
-    def report(self) -> Report:
+    def report(self, actor: ModelIdentity | None) -> Report:
         """Return what the manifest keeps; it fills up while frames pass."""
         details: dict[str, Any] = {"funnel": self.funnel, "mixture": self.mixture}
+        if actor is not None:
+            details["actor"] = actor.noted()
         if self.decisions:
             details["reviews"] = self.decisions
         return Report(details=details, notes=_notes(self.section, flipped=self.decisions["flipped"]))

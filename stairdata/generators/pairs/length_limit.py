@@ -1,8 +1,10 @@
 """Which paths fit into max_tokens: by the trees' own `tokens`, by bytes, and only then by a tokenizer.
 
-A byte-level tokenizer makes at most one token of a byte, so a rendered prompt plus path of at most max_tokens
-UTF-8 bytes fits. Where a tree says nothing about its rendered prompt, the prompt and 116 bytes for the chat template
-stand for it: the published template has 116, and the default templates of other models come to fewer tokens.
+The length is what training counts: the ids of rendered prompt plus path in one piece, and end-of-turn after a terminal
+step. A byte-level tokenizer makes at most one token of a byte, so what has at most max_tokens UTF-8 bytes, the
+end-of-turn counted as one, fits. Where a tree says nothing about its rendered prompt, the prompt and 116 bytes for the
+chat template stand for it: the published template has 116, and the default templates of other models come to fewer
+tokens.
 """
 
 from __future__ import annotations
@@ -14,11 +16,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from stairdata.generators.pairs.forest import Forest, Indices, Mask, levels, path_sums
+from stairdata.generators.pairs.forest import Forest, Indices, Mask, levels, path_sums, path_texts
 from stairdata.recipe import Recipe
 from stairdata_schemas import rendering
 from stairdata_schemas.errors import BuildError
+from stairdata_schemas.grammar import TAGS
 from stairdata_schemas.manifest import ModelIdentity
+from stairdata_schemas.rendering import RenderedPrompt
 
 TEMPLATE_BYTES = 116
 STEPS_AT_ONCE = 4096
@@ -52,20 +56,22 @@ class LengthLimit:
         self._loaded: Any = None
 
     def fits(self, forest: Forest, candidates: Indices) -> Mask:
-        """Return which of the candidate nodes have a rendered prompt plus path of at most max_tokens tokens.
+        """Return which of the candidate nodes have at most max_tokens tokens: rendered prompt, path, end-of-turn.
 
         Raises:
             BuildError: only a tokenizer can tell, and none is named.
         """
         tokens = forest.nodes["tokens"]
-        most = path_sums(forest, tokens.fill_null(_bytes(forest)).to_numpy())
-        least = path_sums(forest, tokens.fill_null(0).to_numpy())
+        ends = forest.nodes["is_terminal"].to_numpy()
+        most = path_sums(forest, tokens.fill_null(_bytes(forest)).to_numpy()) + ends
+        least = path_sums(forest, tokens.fill_null(0).to_numpy()) + ends
         is_open = (most > self._max_tokens) & (least <= self._max_tokens)
         undecided = candidates[is_open[candidates]]
         if len(undecided):
             measured = self._measure(forest, undecided)
-            most = path_sums(forest, tokens.fill_null(measured).fill_null(_bytes(forest)).to_numpy())
-        return (most <= self._max_tokens)[candidates]
+            most = path_sums(forest, tokens.fill_null(measured).fill_null(_bytes(forest)).to_numpy()) + ends
+        fits: Mask = most <= self._max_tokens
+        return fits[candidates]
 
     def _measure(self, forest: Forest, undecided: Indices) -> pl.Series:
         """Count the tokens of the steps that have none on the paths to some nodes; null elsewhere."""
@@ -84,19 +90,28 @@ class LengthLimit:
             counts[piece] = self._counts(forest, piece)
         return pl.Series(counts).replace(-1, None)
 
-    def _counts(self, forest: Forest, rows: Indices) -> list[int]:
-        """Return the tokens of the steps of some nodes; for a root those of its tree's rendered prompt."""
-        nodes = forest.nodes[rows]
-        prompts = forest.trees["prompt"].gather(nodes["tree"])
-        roots = {
-            index: rendering.render_prompt(self._loaded, prompt)
-            for index, (depth, prompt) in enumerate(zip(nodes["depth"], prompts, strict=True))
-            if not depth
-        }
-        texts = [roots[index].text if index in roots else step for index, step in enumerate(nodes["step"])]
-        counts = [len(ids) for ids in self._loaded(texts, add_special_tokens=False)["input_ids"]]
-        plain = {index: len(root.ids) for index, root in roots.items() if root.reader is not None}
-        return [plain.get(index, count) for index, count in enumerate(counts)]
+    def _counts(self, forest: Forest, rows: Indices) -> Indices:
+        """Return by how many tokens some nodes make their paths longer; for a root those of its tree's prompt."""
+        counts = np.zeros(len(rows), dtype=np.int64)
+        alone = _parted_from_parents(forest, rows) & rendering.reads_parts_alone(self._loaded)
+        if alone.any():  # a batch takes a fraction of the time
+            steps = forest.nodes["step"].gather(rows[alone]).to_list()
+            counts[alone] = [len(ids) for ids in self._loaded(steps, add_special_tokens=False)["input_ids"]]
+        others = rows[~alone]
+        paths = path_texts(forest, forest.parents[others]).to_list() if len(others) else []
+        prompts: dict[int, RenderedPrompt] = {}
+        found = []
+        for node, path in zip(forest.nodes[others].iter_rows(named=True), paths, strict=True):
+            tree = node["tree"]
+            if tree not in prompts:
+                prompts[tree] = rendering.render_prompt(self._loaded, forest.trees["prompt"][tree])
+            before = prompts[tree]
+            found.append(before.plus(path).count_next(node["step"], self._count) if node["depth"] else len(before.ids))
+        counts[~alone] = found
+        return counts
+
+    def _count(self, text: str) -> int:
+        return len(rendering.encode(self._loaded, text))
 
     def _advice(self, count: int) -> str:
         return (
@@ -104,6 +119,18 @@ class LengthLimit:
             f"max_tokens ({self._max_tokens}), so only a tokenizer can tell whether they fit; name the actor's with "
             f"`--set {self._option}=FOLDER` (or a Hub id)"
         )
+
+
+def _parted_from_parents(forest: Forest, rows: Indices) -> Mask:
+    """Return which steps stand behind a tag or begin with one."""
+    steps, before = forest.nodes["step"].gather(rows), forest.nodes["step"].gather(forest.parents[rows])
+    parted = (forest.nodes["depth"].gather(rows) > 0).to_numpy()
+    begins, ends = (
+        np.any([function(tag).to_numpy() for tag in TAGS], axis=0)
+        for function in (steps.str.starts_with, before.str.ends_with)
+    )
+    found: Mask = parted & (begins | ends)
+    return found
 
 
 def _bytes(forest: Forest) -> pl.Series:

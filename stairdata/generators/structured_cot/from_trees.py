@@ -28,7 +28,7 @@ from stairdata_schemas.fingerprints import counted_settings
 from stairdata_schemas.kinds import polars_schema
 from stairdata_schemas.quarantine import QuarantineRow
 
-GENERATOR = "structured_cot_from_trees/1"
+GENERATOR = "structured_cot_from_trees/2"
 OPTION = "structured_cot.from_trees"
 NOTES = [
     "taken out of search trees, the actor as teacher; only whole answers that parse in the step grammar (the published "

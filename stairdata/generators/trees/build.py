@@ -11,7 +11,7 @@ from stairdata.generators.trees.actor_pool import open_actor_pool
 from stairdata.generators.trees.judges import TEMPLATE_VERSION
 from stairdata.generators.trees.rows import Prompt
 from stairdata.llm.budget import Budget
-from stairdata.llm.session import identify
+from stairdata.llm.session import identify, served_model
 from stairdata.recipe import Recipe, TreesSection
 from stairdata.runs.build import build_as_told
 from stairdata.runs.executors.executor import HERE, Execution, make_executor
@@ -147,6 +147,8 @@ def _search_settings(section: TreesSection) -> dict[str, Any]:
 def _report(build: Build, recipe: Recipe, result: RunResult, budget: Budget) -> Report:
     section = recipe.trees
     notes = ["a step cut at max_tokens is dropped (the published code keeps it)"]
+    if dropped := result.counts.get("control_token_steps"):
+        notes.append(f"{dropped} steps with control tokens of the actor were dropped (the published code keeps them)")
     if section.judge.cache:
         notes.append("equal answers of one tree were judged once (the paper judges each)")
     if section.fused:
@@ -155,4 +157,8 @@ def _report(build: Build, recipe: Recipe, result: RunResult, budget: Budget) -> 
         notes.append(f"{section.parallel} rollouts of a tree at a time, with virtual loss (the paper has one)")
     usage = usage_of(result, budget, [model.name for model in build.plan.models])
     details = {**result.counts, "requests": result.requests, "tokens_of_all_runs": budget.spent.tokens}
+    planned = build.plan.models[0]
+    actor = served_model(recipe.actor, planned)
+    if actor != planned:  # the plan's models enter the fingerprint, where a server's has no hash
+        details["actor"] = actor.noted()
     return Report(result.outcomes, usage, notes, details)

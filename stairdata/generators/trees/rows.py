@@ -25,6 +25,7 @@ def tree_counts(tree: mcts.Tree) -> dict[str, int]:
         "evaluations": tree.evaluations,
         "duplicate_steps": tree.duplicates,
         "cut_steps": tree.cut_steps,
+        "control_token_steps": tree.control_token_steps,
     }
 
 

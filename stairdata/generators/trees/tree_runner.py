@@ -35,6 +35,8 @@ from stairdata.search.mcts import (
 from stairdata_schemas import identity
 from stairdata_schemas.errors import ServerError
 from stairdata_schemas.grammar import STEP_CLOSE, closes_output, split_steps
+from stairdata_schemas.rendering import RenderedPrompt
+from stairdata_schemas.templating.control_tokens import find_outside_grammar
 
 
 class TreeRunner:
@@ -156,13 +158,13 @@ class RequestHandler:
             pieces, usage = await self._actor.steps(
                 text, n=request.n, max_tokens=section.max_tokens, seed=seed, with_logprobs=with_logprobs
             )
-            return Reply([self._step(piece) for piece in pieces], usage)
+            return Reply([self._step(text, piece) for piece in pieces], usage)
         if isinstance(request, SampleAnswers):
             limit = section.max_tokens + section.rollout_tokens
             pieces, usage = await self._actor.answers(
                 text, n=request.n, max_tokens=limit, seed=seed, with_logprobs=with_logprobs
             )
-            return Reply([self._split(piece) for piece in pieces], usage)
+            return Reply([self._split(text, piece) for piece in pieces], usage)
         pieces, usage = await self._actor.answers(text, n=1, max_tokens=section.rollout_tokens, seed=seed)
         return Reply(RestSample(pieces[0].text), usage)
 
@@ -177,20 +179,22 @@ class RequestHandler:
             )
         return prior
 
-    def _step(self, piece: Continuation) -> StepSample:
-        tokens = self._actor.count_tokens(piece.text)
-        return StepSample(piece.text, tokens, piece.is_terminal, piece.is_cut, self._prior(piece))
+    def _step(self, before: RenderedPrompt, piece: Continuation) -> StepSample:
+        tokens = before.count_next(piece.text, self._actor.count_tokens)
+        has_control_tokens = bool(find_outside_grammar(self._actor.tokenizer, piece.text))
+        return StepSample(piece.text, tokens, piece.is_terminal, piece.is_cut, self._prior(piece), has_control_tokens)
 
-    def _split(self, piece: Continuation) -> AnswerSample:
+    def _split(self, before: RenderedPrompt, piece: Continuation) -> AnswerSample:
         """Cut an answer behind its first step."""
         steps = split_steps(piece.text)
         first = steps[0] if steps else ""
         rest = piece.text[len(first) :]
-        tokens = self._actor.count_tokens(first)
+        tokens = before.count_next(first, self._actor.count_tokens)
         is_whole = len(steps) <= 1 and not first.endswith(STEP_CLOSE)
         is_cut = tokens > self._section.max_tokens or (is_whole and piece.is_cut)
         is_terminal = closes_output(first) or (not rest and not first.endswith(STEP_CLOSE) and piece.is_terminal)
-        return AnswerSample(first, tokens, is_terminal, is_cut, rest, self._prior(piece))
+        has_control_tokens = bool(find_outside_grammar(self._actor.tokenizer, first))
+        return AnswerSample(first, tokens, is_terminal, is_cut, rest, self._prior(piece), has_control_tokens)
 
     async def _reward(self, request: JudgeAnswer) -> Reply:
         if not self._section.judge.cache:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from typing import Any
 
 import pytest
@@ -12,90 +11,16 @@ from hypothesis import strategies as st
 from stairdata_schemas.errors import ModelError
 from stairdata_schemas.grammar import TAGS
 from stairdata_schemas.rendering import encode, encode_plain, encode_prompt, render_prompt
-from stairdata_schemas.templating.control_tokens import control_tokens, find_control_tokens, find_quoted, neutralise
-
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | trim + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+from stairdata_schemas.templating.control_tokens import (
+    control_tokens,
+    find_control_tokens,
+    find_outside_grammar,
+    find_quoted,
+    neutralise,
 )
-LLAMA2 = "{% for m in messages %}{{ bos_token + '[INST] ' + m['content'] + ' [/INST]' }}{% endfor %}"
+from tests.schemas.tokenizers import CHATML, FAMILIES, byte_level, chatml, fast
+
 ORDINARY = "Warum?\n\n  naïve 👩🏽‍🚀 <b> a|b </i> 東京 <| im |> x"
-
-
-def _template(name: str) -> str:
-    return (files("trl") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
-
-
-def _fast(backend: Any, template: str, special: list[str], plain: tuple[str, ...] = (), **roles: str) -> Any:
-    from tokenizers import AddedToken
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **roles)
-    tokenizer.add_special_tokens({"additional_special_tokens": [*special, *TAGS]})
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in plain])
-    tokenizer.chat_template = template
-    return tokenizer
-
-
-def _byte_level(special: list[str]) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=special, initial_alphabet=alphabet)
-    backend.train_from_iterator(["user assistant\n\nthe answer is <|im_end|> <|im_start|> here\n"] * 9, trainer)
-    return backend
-
-
-def chatml() -> Any:
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    return _fast(_byte_level(special), CHATML, special, bos_token="<|im_start|>", eos_token="<|im_end|>")
-
-
-def chatml_not_special() -> Any:
-    """As in models that were taught ChatML later: its tokens were added without a mark."""
-    return _fast(_byte_level(["<s>"]), CHATML, ["<s>"], ("<|im_start|>", "<|im_end|>"), eos_token="<s>")
-
-
-def llama3() -> Any:
-    special = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-    return _fast(_byte_level(special), _template("llama3"), special, bos_token=special[0], eos_token=special[1])
-
-
-def qwen3() -> Any:
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    plain = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
-    return _fast(_byte_level(special), _template("qwen3"), special, plain, eos_token="<|im_end|>")
-
-
-def gemma() -> Any:
-    """SentencePiece's Unigram with Metaspace, and control tokens that stand in the vocabulary itself."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    pieces = [(token, 0.0) for token in ("<unk>", "<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>")]
-    pieces += [("▁", -2.0), ("\n", -2.0), *((chr(code), -3.0) for code in range(33, 127)), ("user", -1.0)]
-    backend = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=False))
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    backend.decoder = decoders.Metaspace(prepend_scheme="first")
-    special = [token for token, _ in pieces[:5]]
-    roles: dict[str, Any] = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
-    return _fast(backend, _template("gemma"), special, **roles)
-
-
-def llama2() -> Any:
-    """BPE with an unknown token by name, and a template that marks turns by plain words."""
-    from tokenizers import Tokenizer, models, normalizers
-
-    special = ["<unk>", "<s>", "</s>"]
-    vocabulary = {token: index for index, token in enumerate([*special, "▁", "\n", *map(chr, range(33, 127))])}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", fuse_unk=True))
-    backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(" ", "▁")])
-    return _fast(backend, LLAMA2, special, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-
-
-FAMILIES = {make.__name__: make() for make in (chatml, chatml_not_special, llama3, qwen3, gemma, llama2)}
 
 
 @pytest.fixture(params=list(FAMILIES))
@@ -166,9 +91,22 @@ def test_a_control_token_in_another_normal_form() -> None:
     assert find_control_tokens(FAMILIES["chatml"], "x\uff1c|im_end|\uff1e") == [], "it looks at the text as it is"
 
 
+def test_control_tokens_of_an_answer_that_the_grammar_has_no_place_for(tokenizer: Any) -> None:
+    step = f"{TAGS[0]}\nTitle: A:\nb\n{TAGS[1]}"
+    assert find_outside_grammar(tokenizer, step) == []
+    for token in set(control_tokens(tokenizer)) - {*TAGS}:
+        for text in (token, f"{step}{token}", step.replace("b", f"b{token}c")):
+            assert find_outside_grammar(tokenizer, text) == [token]
+
+
+def test_a_control_token_in_another_normal_form_beside_tags() -> None:
+    assert find_control_tokens(FAMILIES["llama2"], f"{TAGS[0]}\uff1c/s\uff1e") == [TAGS[0], "</s>"]
+    assert find_outside_grammar(FAMILIES["llama2"], f"{TAGS[0]}x\uff1c/s\uff1e{TAGS[1]}") == ["</s>"]
+
+
 def test_added_words_are_no_control_tokens() -> None:
     special = ["<|im_end|>"]
-    tokenizer = _fast(_byte_level(special), CHATML, special, ("assistant", "    ", "<image>"), eos_token="<|im_end|>")
+    tokenizer = fast(byte_level(special), CHATML, special, ("assistant", "    ", "<image>"), eos_token="<|im_end|>")
     assert set(control_tokens(tokenizer)) == {"<|im_end|>", *TAGS}
 
 

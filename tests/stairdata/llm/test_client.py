@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,9 +16,10 @@ from openai.types.chat import ChatCompletion
 from stairdata.llm.budget import Budget, BudgetLimits, StoppedError
 from stairdata.llm.client import DEAD_AFTER, Client, Generation, read_chat, without_control_tokens
 from stairdata.llm.outcomes import Outcome, RequestFailedError
-from stairdata.llm.session import identify, open_client
+from stairdata.llm.session import identify, open_client, served_model
 from stairdata.recipe import Endpoint
 from stairdata_schemas.errors import BudgetError, RecipeError, ServerError
+from stairdata_schemas.rendering import model_hash
 
 if TYPE_CHECKING:
     from tests.conftest import StubServer
@@ -506,6 +508,26 @@ def test_who_an_endpoint_is(tokenizer_folder: Path) -> None:
     assert (identity.role, identity.name, identity.revision) == ("actor", "m", None)
     assert identity.tokenizer_hash
     assert identify(Endpoint(**{**by_url, "base_url": "http://elsewhere/v1"}), "actor") == identity
+
+
+def test_a_model_folder_is_known_by_its_hash_wherever_the_recipe_names_it(
+    tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "sft"
+    shutil.copytree(tokenizer_folder, model)
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"weights")
+    revision = model_hash(model)
+    by_url = {"base_url": "http://127.0.0.1:1/v1", "model": "m"}
+    for endpoint, expected in (
+        (Endpoint(path=str(model)), revision),
+        (Endpoint(path=str(model), tokenizer=str(tokenizer_folder)), revision),
+        (Endpoint(**by_url, tokenizer=str(model)), revision),
+        (Endpoint(**by_url, tokenizer=str(tokenizer_folder)), None),
+    ):
+        planned = identify(endpoint, "actor")
+        assert planned.revision == (revision if endpoint.path else None), "enters the fingerprint"
+        assert served_model(endpoint, planned).revision == expected
 
 
 @pytest.mark.parametrize(

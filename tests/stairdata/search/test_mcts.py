@@ -34,12 +34,13 @@ from stairdata.search.reward import Reward, rate
 
 
 class Toy(NamedTuple):
-    """A policy: how often its steps end the answer, are cut, or repeat each other."""
+    """A policy: how often its steps end the answer, are cut, repeat each other, or hold control tokens."""
 
     seed: int = 0
     terminal: float = 0.3
     cut: float = 0.1
     alphabet: str = "abcdef"
+    control: float = 0.0
 
     def answer(self, request: Request) -> Result:
         rng = random.Random(f"{self.seed}/{request}")
@@ -54,7 +55,8 @@ class Toy(NamedTuple):
 
     def _answer(self, rng: random.Random) -> AnswerSample:
         step = self._step(rng)
-        return AnswerSample(*step[:4], "" if step.is_terminal else self._rest(rng), step.prior)
+        rest = "" if step.is_terminal else self._rest(rng)
+        return AnswerSample(*step[:4], rest, step.prior, step.has_control_tokens)
 
     @staticmethod
     def _rest(rng: random.Random) -> str:
@@ -63,7 +65,8 @@ class Toy(NamedTuple):
     def _step(self, rng: random.Random) -> StepSample:
         is_terminal = rng.random() < self.terminal
         text = rng.choice(self.alphabet) + ("." if is_terminal else ",")
-        return StepSample(text, rng.choice([None, 3]), is_terminal, rng.random() < self.cut, rng.random())
+        step = StepSample(text, rng.choice([None, 3]), is_terminal, rng.random() < self.cut, rng.random())
+        return step._replace(has_control_tokens=bool(self.control) and rng.random() < self.control)
 
 
 class Log(NamedTuple):
@@ -146,6 +149,7 @@ toys = st.builds(
     terminal=st.sampled_from([0.0, 0.3, 0.9, 1.0]),
     cut=st.sampled_from([0.0, 0.2, 1.0]),
     alphabet=st.sampled_from(["a", "ab", "abcdefghijkl"]),
+    control=st.sampled_from([0.0, 0.2]),
 )
 seeds = st.integers(0, 10_000)
 
@@ -201,7 +205,7 @@ def test_each_terminal_node_is_judged_once(config: SearchConfig, seed: int, toy:
 
 
 @given(configs, seeds, toys)
-def test_siblings_differ_and_cut_steps_are_dropped(config: SearchConfig, seed: int, toy: Toy) -> None:
+def test_siblings_differ_and_invalid_steps_are_dropped(config: SearchConfig, seed: int, toy: Toy) -> None:
     tree, log = grow(config, seed, toy)
     sampled: dict[str, list[StepSample | AnswerSample]] = defaultdict(list)
     for batch, results in zip(log.requests, log.results, strict=True):
@@ -212,14 +216,18 @@ def test_siblings_differ_and_cut_steps_are_dropped(config: SearchConfig, seed: i
                 assert isinstance(result, list)
                 assert request.prefix not in sampled, "a node is expanded once"
                 sampled[request.prefix] = result
-    kept = cut = 0
+    kept = cut = control = 0
     for node in tree.nodes:
-        whole = [sample.text for sample in sampled.get(node.text, []) if not sample.is_cut]
-        cut += sum(sample.is_cut for sample in sampled.get(node.text, []))
+        samples = sampled.get(node.text, [])
+        uncut = [sample for sample in samples if not sample.is_cut]
+        whole = [sample.text for sample in uncut if not sample.has_control_tokens]
+        cut += len(samples) - len(uncut)
+        control += len(uncut) - len(whole)
         steps = [child.step for child in node.children]
         assert steps == list(dict.fromkeys(whole))
         kept += len(steps)
-    assert (tree.cut_steps, tree.duplicates) == (cut, sum(map(len, sampled.values())) - cut - kept)
+    assert (tree.cut_steps, tree.control_token_steps) == (cut, control)
+    assert tree.duplicates == sum(map(len, sampled.values())) - cut - control - kept
 
 
 @given(configs, seeds, toys)

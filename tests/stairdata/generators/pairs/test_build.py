@@ -23,6 +23,7 @@ from stairdata_schemas import identity
 from stairdata_schemas.artifacts import validate_artifact
 from stairdata_schemas.errors import ArtifactNotFoundError, BuildError, UsageError
 from stairdata_schemas.kinds import polars_schema, row_schema
+from stairdata_schemas.manifest import ModelIdentity
 from stairdata_schemas.text.visible import is_blank
 from tests.stairdata.forests import Node, artifact_of, back_up, frame_of, new_node, tree_of
 
@@ -107,7 +108,7 @@ class Oracle:
         return len(text.encode()) + (0 if node["depth"] else TEMPLATE_BYTES)
 
     def is_short(self, node: Node) -> bool:
-        return sum(map(self.tokens, self.path(node))) <= self.section.max_tokens
+        return sum(map(self.tokens, self.path(node))) + int(node["is_terminal"]) <= self.section.max_tokens
 
     def is_comparable(self, node: Node) -> bool:
         return bool(node["depth"] > 0 and node["visits"] > 0 and not is_blank(node["step"]) and self.is_short(node))
@@ -213,9 +214,9 @@ class ByteTokenizer:
     def __len__(self) -> int:
         return 256
 
-    def __call__(self, texts: list[str], *, add_special_tokens: bool) -> dict[str, list[list[int]]]:
+    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
         assert not add_special_tokens
-        return {"input_ids": [list(text.encode()) for text in texts]}
+        return {"input_ids": list(text.encode())}
 
     def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> str:
         return str(messages[0]["content"]) + "x" * TEMPLATE_BYTES
@@ -373,3 +374,22 @@ def test_building_pairs_imports_nothing_that_talks_to_models() -> None:
     program = "import sys, stairdata.generators.pairs.build; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert not {"openai", "transformers", "torch", "datasets"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("build", [build_preference_pairs, build_prm_pairs])
+@pytest.mark.parametrize(
+    "actor",
+    [
+        ModelIdentity(role="actor", name="sft", revision="0123456789abcdef", tokenizer_hash="t"),
+        ModelIdentity(role="actor", name="org/model"),
+        None,
+    ],
+)
+def test_pairs_say_which_model_wrote_their_trees(build: Any, actor: ModelIdentity | None, tmp_path: Path) -> None:
+    judge = ModelIdentity(role="judge", name="j", revision="another")
+    tree = tree_of([(1, 0, "a", True, 3.0, 4), (2, 0, "b", True, -3.0, 4)])
+    trees_artifact = artifact_of(tmp_path, [tree], models=[judge, actor] if actor else [judge])
+    pairs = build(Recipe(), BuildOptions(root=tmp_path)).manifest
+    assert trees_artifact.manifest.actor == pairs.actor == actor
+    assert ("actor" in pairs.details) == (actor is not None)
+    assert pairs.models == [], "these enter the fingerprint"

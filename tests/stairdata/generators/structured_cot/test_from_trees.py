@@ -60,14 +60,14 @@ def answers(tree: dict[str, Any], min_value: float, max_tokens: int) -> list[str
             path.insert(0, at)
             at = tree["nodes"][at["parent_id"]]
         text = "".join(each["step"] for each in path)
-        tokens = tree["nodes"][0]["tokens"] + sum(each["tokens"] for each in path)
+        tokens = tree["nodes"][0]["tokens"] + sum(each["tokens"] for each in path) + 1  # the end of turn
         is_good = node["visits"] and node["is_terminal"] and node["reward"] >= min_value
         if node["node_id"] and not has_children and is_good and tokens <= max_tokens and grammar.is_grammatical(text):
             found.append(text)
     return found
 
 
-@given(forest=forests(), cap=st.integers(1, 9), max_tokens=st.sampled_from([50, 2048]))
+@given(forest=forests(), cap=st.integers(1, 9), max_tokens=st.sampled_from([11, 45, 50, 2048]))
 @settings(max_examples=40)
 def test_rows_are_those_of_the_rules(
     forest: list[dict[str, Any]], cap: int, max_tokens: int, tmp_path_factory: pytest.TempPathFactory

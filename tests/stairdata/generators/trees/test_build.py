@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from stairdata_schemas.building import BuildPlan, begin_build
 from stairdata_schemas.errors import BudgetError, BuildError, QuarantineError, RecipeError, ServerError, UsageError
 from stairdata_schemas.files import Journal
 from stairdata_schemas.manifest import content_hash, sha256_of_file
+from stairdata_schemas.rendering import model_hash
 
 if TYPE_CHECKING:
     from tests.conftest import StubServer
@@ -177,6 +179,21 @@ def test_steps_and_rollouts_cut_at_their_limits(build: Build, *, fused: bool) ->
     assert validate_artifact(artifact) == []
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_step_with_control_tokens_is_dropped_and_counted(build: Build, stub_llm: StubServer, *, fused: bool) -> None:
+    assert build(4, root="clean", fused=fused).manifest.details["control_token_steps"] == 0
+    stub_llm.control(forging=0.4)
+    artifact = build(4, fused=fused, iterations=20)
+    rows = trees_of(artifact).to_dicts()
+    nodes = [node for row in rows for node in row["nodes"]]
+    assert not any("<|im_start|>" in node["step"] for node in nodes)
+    assert any("<|im_start|>" in rollout["text"] for node in nodes for rollout in node["rollouts"]), "judged as it is"
+    dropped = artifact.manifest.details["control_token_steps"]
+    assert dropped > 0
+    assert any(f"{dropped} steps with control tokens" in note for note in artifact.manifest.notes)
+    assert validate_artifact(artifact) == []
+
+
 def test_the_context_of_the_model_is_kept_and_decides_rows(build: Build, stub_llm: StubServer) -> None:
     """Where prompt and answer don't fit together the answer is cut: another context is another artifact."""
     whole = build(2, root="trees")
@@ -184,6 +201,23 @@ def test_the_context_of_the_model_is_kept_and_decides_rows(build: Build, stub_ll
     short = build(2, root="trees", actor={"max_model_len": prompt_tokens + 20})
     assert short.reference == "trees@1.1.0"
     assert not trees_of(short).drop(UNEVEN).equals(trees_of(whole).drop(UNEVEN))
+
+
+def test_a_model_folder_as_tokenizer_says_which_model_the_server_has(
+    build: Build, actor_section: dict[str, Any], tmp_path: Path
+) -> None:
+    plain = build(2)
+    assert (plain.manifest.actor, "actor" in plain.manifest.details) == (plain.manifest.models[0], False)
+    folder = tmp_path / "sft"
+    shutil.copytree(actor_section["tokenizer"], folder)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    artifact = build(2, root="of the model", actor={"tokenizer": str(folder)})
+    assert artifact.manifest.fingerprint == plain.manifest.fingerprint, "the same rows"
+    assert artifact.manifest.models == plain.manifest.models
+    actor = artifact.manifest.actor
+    assert actor is not None
+    assert (actor.name, actor.revision) == ("actor", model_hash(folder))
 
 
 @pytest.mark.parametrize("kind", ["self", "rule", "reference", "endpoint"])

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from stairdata.generators.trees.judges import Score
 from stairdata.generators.trees.rows import Prompt
-from stairdata.generators.trees.tree_journal import TreeJournal
+from stairdata.generators.trees.tree_journal import Reply, TreeJournal
 from stairdata.generators.trees.tree_runner import RequestHandler
 from stairdata.llm.actor import RequestUsage
 from stairdata.recipe import Recipe
-from stairdata.search.mcts import JudgeAnswer
+from stairdata.search.mcts import AnswerSample, JudgeAnswer, StepSample
 from stairdata_schemas.errors import ServerError
+from stairdata_schemas.files import Journal
 
 
 class Silent:
@@ -70,6 +72,29 @@ def test_a_journal_gives_back_what_it_was_told(tmp_path: Path) -> None:
     assert again.rating(3, "safety") is None
     assert again.get(3) is None
     again.close()
+
+
+def test_samples_come_back_from_the_journal_and_those_of_an_earlier_release_too(tmp_path: Path) -> None:
+    path = tmp_path / "tree.jsonl"
+    steps = [StepSample("a", 1, is_terminal=False, is_cut=False, prior=0.5, has_control_tokens=True)]
+    answers = [AnswerSample("b", 1, is_terminal=True, is_cut=False, rest="", has_control_tokens=True)]
+    journal = TreeJournal(path)
+    journal.keep(0, Reply(steps, RequestUsage()))
+    journal.keep(1, Reply(answers, RequestUsage()))
+    journal.close()
+    written = Journal(path)
+    usage = list(RequestUsage())
+    written.append({"call": 2, "kind": "steps", "value": [["a", 1, False, False, None]], "usage": usage})
+    written.append({"call": 3, "kind": "answers", "value": [["b", 1, True, False, "", None]], "usage": usage})
+    written.close()
+    with closing(TreeJournal(path)) as again:
+        replies = [again.get(call) for call in range(4)]
+    assert [reply and reply.result for reply in replies] == [
+        steps,
+        answers,
+        [StepSample("a", 1, is_terminal=False, is_cut=False)],
+        [AnswerSample("b", 1, is_terminal=True, is_cut=False, rest="")],
+    ]
 
 
 async def _turns() -> None:
