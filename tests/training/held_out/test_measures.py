@@ -18,10 +18,10 @@ from stairdata_schemas.errors import TrainingError
 from stairdata_schemas.rendering import encode_answer, encode_prompt, load_tokenizer
 from stairdata_training.config import LoraConfig
 from stairdata_training.forward import PaddedBatch, answer_log_probs, base_log_probs, pad, rewards
+from stairdata_training.held_out import NOT_BETTER
 from stairdata_training.held_out.bootstrap import Interval
 from stairdata_training.held_out.dpo import measure_dpo
 from stairdata_training.held_out.prm import (
-    NOT_BETTER,
     calibration,
     expected_calibration_error,
     length_rule,

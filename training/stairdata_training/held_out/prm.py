@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from stairdata_schemas.errors import TrainingError
 from stairdata_training.forward import Rewards, pad
+from stairdata_training.held_out import NOT_BETTER
 from stairdata_training.held_out.batches import batches_by_length
 from stairdata_training.held_out.bootstrap import Interval, interval_of_mean
 from stairdata_training.held_out.groups import RowMapping, intervals_by, wins
 from stairdata_training.tokens import PrmIds, prm_row
 
-NOT_BETTER = "not better than length"
 BINS = 10
 
 
