@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jinja2
 import yaml
 
-from stairdata_schemas.cards.card import inline
+from stairdata_schemas.cards.card import SECTIONS, inline, marked
 from stairdata_schemas.files import write_atomic
 from stairdata_schemas.licenses import is_identifier, normal
 from stairdata_schemas.text.visible import without_invisible
@@ -91,6 +91,7 @@ def render_model_card(record: Mapping[str, Any], pictures: list[Picture]) -> str
         .get_template("model_card_v1.md.jinja")
         .render(
             head=_Verbatim(yaml.safe_dump(_head(record, method), sort_keys=False, allow_unicode=True, width=110)),
+            own={name: _Verbatim(marked(name)) for name in SECTIONS},
             title=TITLES.get(method, "STAIR model"),
             description=DESCRIPTIONS.get(method, "A model that `stairdata train` made."),
             method=method,

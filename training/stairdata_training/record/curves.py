@@ -48,10 +48,11 @@ def curves(record: Json) -> list[Picture]:
 
 def _series(record: Json, key: str) -> _Series:
     """Return what was logged under a name; a loss may be in the summary alone."""
-    points = [(entry.get("step"), entry.get(key)) for entry in _list(record, "metrics") if isinstance(entry, Mapping)]
+    entries = [entry for entry in _list(record, "metrics") if isinstance(entry, Mapping)]
+    points: list[Sequence[Any]] = [(entry.get("step"), entry.get(key)) for entry in entries]
     if key == "loss" and not any(value is not None for _, value in points):
         losses = _list(record.get("summary"), "losses")
-        points = [tuple(point) for point in losses if isinstance(point, list | tuple) and len(point) == 2]
+        points = [point for point in losses if isinstance(point, list | tuple) and len(point) == 2]
     fit = [(step, float(value)) for step, value in points if _is_number(step) and _is_number(value)]
     return _Series([step for step, _ in fit], [value for _, value in fit])
 
