@@ -17,11 +17,20 @@ from stairdata_schemas import identity
 from stairdata_schemas.errors import TrainingError
 from stairdata_schemas.rendering import encode_answer, encode_prompt, load_tokenizer
 from stairdata_training.config import LoraConfig
-from stairdata_training.forward import PaddedBatch, answer_log_probs, base_log_probs, pad, rewards
+from stairdata_training.forward import (
+    AnswerLogProbs,
+    PaddedBatch,
+    Rewards,
+    answer_log_probs,
+    base_log_probs,
+    pad,
+    rewards,
+)
 from stairdata_training.held_out import NOT_BETTER
 from stairdata_training.held_out.bootstrap import Interval
-from stairdata_training.held_out.dpo import measure_dpo
+from stairdata_training.held_out.dpo import DpoMeasures, measure_dpo
 from stairdata_training.held_out.prm import (
+    PrmMeasures,
     calibration,
     expected_calibration_error,
     length_rule,
@@ -29,7 +38,7 @@ from stairdata_training.held_out.prm import (
 )
 from stairdata_training.held_out.shared_prompts import check_no_shared_prompts, shared_prompts
 from stairdata_training.models import adapter_config, load_causal_model, load_reward_model
-from stairdata_training.tokens import prepare_tokenizer, resize_embeddings
+from stairdata_training.tokens import dpo_row, prepare_tokenizer, prm_row, resize_embeddings
 from tests.training.conftest import pair_row
 
 Rows = list[dict[str, Any]]
@@ -66,6 +75,16 @@ class MarkerModel:
         return (batch.input_ids == self.letter).sum(1).double().tolist()  # type: ignore[no-any-return]
 
 
+def dpo(policy: AnswerLogProbs, reference: AnswerLogProbs, tokenizer: Any, rows: Rows, **options: Any) -> DpoMeasures:
+    ids = [dpo_row(tokenizer, row, 400) for row in rows]
+    return measure_dpo(policy, reference, rows, ids, pad_id=tokenizer.pad_token_id, **options)
+
+
+def prm(scores: Rewards, tokenizer: Any, rows: Rows) -> PrmMeasures:
+    ids = [prm_row(tokenizer, row, 400) for row in rows]
+    return measure_prm(scores, rows, ids, pad_id=tokenizer.pad_token_id)
+
+
 def nothing(batch: PaddedBatch) -> list[float]:
     return [0.0] * len(batch.input_ids)
 
@@ -78,39 +97,39 @@ def contains(interval: Interval, value: float) -> bool:
 
 def test_a_planted_signal_is_found_by_a_policy_that_knows_it(chatml: Any) -> None:
     rows = marked_rows(64)
-    found = measure_dpo(MarkerModel(chatml), nothing, chatml, rows, beta=0.1, max_length=400)
+    found = dpo(MarkerModel(chatml), nothing, chatml, rows, beta=0.1)
     assert (found.accuracy.value, found.accuracy.low, found.accuracy.high) == (1, 1, 1)
     assert (found.accuracy.prompts, found.accuracy.rows) == (64, 64)
     assert found.margin.value == pytest.approx(0.1)
     assert list(found.accuracy_by_task) == ["helpfulness", "safety"]
     assert {name: part.rows for name, part in found.accuracy_by_end.items()} == {"partial": 48, "terminal": 16}
-    turned = measure_dpo(nothing, MarkerModel(chatml), chatml, rows, beta=0.1, max_length=400)
+    turned = dpo(nothing, MarkerModel(chatml), chatml, rows, beta=0.1)
     assert turned.accuracy.value == 0
     assert turned.margin.value == pytest.approx(-0.1)
 
 
 def test_labels_by_chance_are_right_half_the_time(chatml: Any) -> None:
     rows = marked_rows(128, shuffled=True)
-    dpo = measure_dpo(MarkerModel(chatml), nothing, chatml, rows, beta=0.1, max_length=400)
-    prm = measure_prm(MarkerModel(chatml), chatml, rows, max_length=400)
-    assert contains(dpo.accuracy, 0.5)
-    assert contains(prm.accuracy, 0.5)
-    assert contains(dpo.margin, 0)
-    assert not prm.better_than_length
+    of_dpo = dpo(MarkerModel(chatml), nothing, chatml, rows, beta=0.1)
+    of_prm = prm(MarkerModel(chatml), chatml, rows)
+    assert contains(of_dpo.accuracy, 0.5)
+    assert contains(of_prm.accuracy, 0.5)
+    assert contains(of_dpo.margin, 0)
+    assert not of_prm.better_than_length
 
 
 def test_a_tie_counts_half(chatml: Any) -> None:
     rows = marked_rows(8)
-    dpo = measure_dpo(nothing, nothing, chatml, rows, beta=0.1, max_length=400)
-    assert (dpo.accuracy.value, dpo.margin.value) == (0.5, 0)
-    prm = measure_prm(nothing, chatml, rows, max_length=400)
-    assert prm.accuracy.value == 0.5
-    assert (prm.calibration[0].pairs, prm.calibration[0].accuracy) == (8, 0.5)
-    assert prm.expected_calibration_error == 0
+    of_dpo = dpo(nothing, nothing, chatml, rows, beta=0.1)
+    assert (of_dpo.accuracy.value, of_dpo.margin.value) == (0.5, 0)
+    of_prm = prm(nothing, chatml, rows)
+    assert of_prm.accuracy.value == 0.5
+    assert (of_prm.calibration[0].pairs, of_prm.calibration[0].accuracy) == (8, 0.5)
+    assert of_prm.expected_calibration_error == 0
 
 
 def test_a_reward_model_that_knows_the_signal_beats_the_length_rule(chatml: Any) -> None:
-    found = measure_prm(MarkerModel(chatml), chatml, marked_rows(64), max_length=400)
+    found = prm(MarkerModel(chatml), chatml, marked_rows(64))
     assert found.accuracy.value == 1
     assert found.length_rule.accuracy.value == 0.5  # all pairs have equal lengths
     assert found.better_than_length
@@ -125,7 +144,7 @@ def test_a_reward_model_that_knows_lengths_alone_is_marked(chatml: Any) -> None:
         return (-batch.attention_mask.sum(1)).double().tolist()
 
     rows = [pair_row(number) for number in range(40)]  # every other one's chosen side is as long as "bad "
-    found = measure_prm(shortest, chatml, rows, max_length=400)
+    found = prm(shortest, chatml, rows)
     assert found.length_rule.prefers == "shorter"
     assert found.accuracy == found.length_rule.accuracy
     assert not found.better_than_length
@@ -146,7 +165,7 @@ def test_the_length_rule_is_the_better_of_two() -> None:
 
 def test_one_prompt_says_nothing_about_length(chatml: Any) -> None:
     row = marked_rows(1)[0]
-    found = measure_prm(MarkerModel(chatml), chatml, [row, row | {"pair_id": "other"}], max_length=400)
+    found = prm(MarkerModel(chatml), chatml, [row, row | {"pair_id": "other"}])
     assert (found.accuracy.value, found.accuracy.low) == (1, None)
     assert found.marks == [NOT_BETTER]
 
@@ -180,7 +199,7 @@ def test_the_calibration_error_is_the_mean_gap() -> None:
 def test_both_sides_and_both_models_see_the_same_batches(chatml: Any) -> None:
     rows = [pair_row(number) for number in range(10)]
     policy, reference = MarkerModel(chatml), MarkerModel(chatml)
-    measure_dpo(policy, reference, chatml, rows, beta=0.1, max_length=400, batch_size=3)
+    dpo(policy, reference, chatml, rows, beta=0.1, batch_size=3)
     assert len(policy.batches) == 4
     widths = [batch.input_ids.shape[1] for batch in policy.batches]
     assert widths == sorted(widths, reverse=True)
@@ -191,9 +210,9 @@ def test_both_sides_and_both_models_see_the_same_batches(chatml: Any) -> None:
 
 def test_no_rows_are_an_error(chatml: Any) -> None:
     with pytest.raises(TrainingError, match="no held-out pairs"):
-        measure_prm(nothing, chatml, [], max_length=400)
+        prm(nothing, chatml, [])
     with pytest.raises(TrainingError, match="no held-out pairs"):
-        measure_dpo(nothing, nothing, chatml, [], beta=0.1, max_length=400)
+        dpo(nothing, nothing, chatml, [], beta=0.1)
 
 
 # -- with models ----------------------------------------------------------------------------------------------
@@ -228,7 +247,7 @@ def test_a_policy_that_learnt_nothing_has_no_margin_at_all(models: dict[str, Pat
     _, start = loaded(models["chatml"])
     rows = [pair_row(number) for number in range(9)]
     policy, reference = (answer_log_probs(model, bf16=bf16) for model in (network, start))
-    found = measure_dpo(policy, reference, tokenizer, rows, beta=0.1, max_length=400)
+    found = dpo(policy, reference, tokenizer, rows, beta=0.1)
     assert (found.margin.low, found.margin.high, found.accuracy.value) == (0, 0, 0.5)
 
 
@@ -245,8 +264,8 @@ def test_adapters_are_compared_with_the_model_below_them(models: dict[str, Path]
                 weight.add_(0.3)
     rows = [pair_row(number) for number in range(6)]
     policy = answer_log_probs(adapted)
-    by_switch = measure_dpo(policy, base_log_probs(adapted), tokenizer, rows, beta=0.1, max_length=400)
-    by_copy = measure_dpo(policy, answer_log_probs(start), tokenizer, rows, beta=0.1, max_length=400)
+    by_switch = dpo(policy, base_log_probs(adapted), tokenizer, rows, beta=0.1)
+    by_copy = dpo(policy, answer_log_probs(start), tokenizer, rows, beta=0.1)
     assert by_switch.margin.value != 0
     assert by_switch.margin.value == pytest.approx(by_copy.margin.value, abs=1e-6)
     assert adapted.training  # as it was before

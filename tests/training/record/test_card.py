@@ -51,7 +51,7 @@ RECORD: dict[str, Any] = {
     "data": {"reference": "preference_pairs@1.2.0", "content_hash": "c" * 64, "repo": "org/pairs", "commit": "a" * 40},
     "base_model": {"name": "org/base-1B", "revision": "b" * 40},
     "environment": {"python": "3.11.9", "packages": {"torch": "2.13.0"}, "device": "a device", "threads": 2},
-    "lengths": {"rows": 64, "p50": 100, "p95": 200, "max": 300, "prefix_share": 0.4, "dropped": ["x1", "x2"]},
+    "lengths": {"rows": 64, "half": 100, "most": 200, "longest": 300, "prefix_share": 0.4, "dropped": ["x1", "x2"]},
     "weights": {"changed_share": 0.033, "margin_left": 0.56},
     "warnings": ["the saved weights have 0.56 of the margin"],
     "held_out": {"accuracy": INTERVAL, "margin": INTERVAL, "accuracy_by_task": {"safety": INTERVAL}},
@@ -119,8 +119,20 @@ def test_the_card_says_what_it_was_trained_on_and_how_it_went() -> None:
         "- the saved weights have 0.56 of the margin",
     ):
         assert said in card
+    assert "- half of the rows have at most: 100" in card
     for unsaid in ("x1", "q_proj", "dpo-1", "max_rows", "alice"):
         assert unsaid not in card
+
+
+def test_the_parent_of_a_manifest_and_the_number_of_a_trainer_are_read() -> None:
+    parent = {"kind": "prm_pairs", "version": "1.3.0", "content_hash": "d" * 64, "repo": None, "commit": None}
+    less = record(data=parent, identity={"trainer": "prm/2"})
+    del less["trainer"]
+    card = render_model_card(less, []).replace("\\", "")
+    assert f"- data: prm_pairs@1.3.0, content {'d' * 16}\n" in card
+    assert "- trainer: prm/2, by" in card
+    assert head(card)["pipeline_tag"] == "text-classification"
+    assert "# STAIR actor after supervised" in render_model_card({"summary": {"method": "sft"}}, [])
 
 
 def test_a_reward_model_no_better_than_length_is_marked_first() -> None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from stairdata_schemas.errors import TrainingError
 from stairdata_training.forward import AnswerLogProbs, PaddedBatch, pad
 from stairdata_training.held_out.batches import batches_by_length
 from stairdata_training.held_out.bootstrap import Interval, interval_of_mean
 from stairdata_training.held_out.groups import RowMapping, intervals_by, wins
-from stairdata_training.tokens import DpoIds, dpo_row
+from stairdata_training.tokens import DpoIds
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +35,11 @@ class DpoMeasures:
 def measure_dpo(
     policy: AnswerLogProbs,
     reference: AnswerLogProbs,
-    tokenizer: Any,
     rows: Sequence[RowMapping],
+    ids: Sequence[DpoIds],
     *,
+    pad_id: int,
     beta: float,
-    max_length: int,
     batch_size: int = 4,
 ) -> DpoMeasures:
     """Compare a policy with its reference on rows of `preference_pairs`.
@@ -52,21 +51,20 @@ def measure_dpo(
     Args:
         policy: the trained model, as `forward.answer_log_probs` makes it.
         reference: the model before training; for adapters `forward.base_log_probs`.
-        tokenizer: the one of the training.
         rows: pairs whose prompts are not those of the training.
+        ids: of each row, as the training's tokenizer makes them.
+        pad_id: id of the pad token.
         beta: that of the training.
-        max_length: longest sequence in tokens.
         batch_size: pairs in one forward pass.
 
     Raises:
-        TrainingError: there are no rows, or one can't be read.
+        TrainingError: there are no rows.
     """
     if len(rows) == 0:
         raise TrainingError("there are no held-out pairs to measure; hold out a larger share")
-    ids = [dpo_row(tokenizer, row, max_length) for row in rows]
     order = list(batches_by_length([pair["length"] for pair in ids], batch_size))
-    trained = _log_probs(policy, tokenizer, ids, order)
-    before = _log_probs(reference, tokenizer, ids, order)
+    trained = _log_probs(policy, ids, order, pad_id)
+    before = _log_probs(reference, ids, order, pad_id)
     margins = [
         beta * ((chosen - chosen_before) - (rejected - rejected_before))
         for (chosen, rejected), (chosen_before, rejected_before) in zip(trained, before, strict=True)
@@ -83,12 +81,12 @@ def measure_dpo(
 
 
 def _log_probs(
-    model: AnswerLogProbs, tokenizer: Any, ids: list[DpoIds], order: list[list[int]]
+    model: AnswerLogProbs, ids: Sequence[DpoIds], order: list[list[int]], pad_id: int
 ) -> list[tuple[float, float]]:
     """Return the log-probabilities of both sides of each pair."""
     found: list[tuple[float, float]] = [(0.0, 0.0)] * len(ids)
     for indices in order:
-        values = model(_padded([ids[index] for index in indices], tokenizer.pad_token_id))
+        values = model(_padded([ids[index] for index in indices], pad_id))
         for index, chosen, rejected in zip(indices, values[: len(indices)], values[len(indices) :], strict=True):
             found[index] = chosen, rejected
     return found

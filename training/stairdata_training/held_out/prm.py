@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from stairdata_schemas.errors import TrainingError
 from stairdata_training.forward import Rewards, pad
@@ -13,7 +13,7 @@ from stairdata_training.held_out import NOT_BETTER
 from stairdata_training.held_out.batches import batches_by_length
 from stairdata_training.held_out.bootstrap import Interval, interval_of_mean
 from stairdata_training.held_out.groups import RowMapping, intervals_by, wins
-from stairdata_training.tokens import PrmIds, prm_row
+from stairdata_training.tokens import PrmIds
 
 BINS = 10
 
@@ -65,7 +65,7 @@ class PrmMeasures:
 
 
 def measure_prm(
-    scores: Rewards, tokenizer: Any, rows: Sequence[RowMapping], *, max_length: int, batch_size: int = 4
+    scores: Rewards, rows: Sequence[RowMapping], ids: Sequence[PrmIds], *, pad_id: int, batch_size: int = 4
 ) -> PrmMeasures:
     """Score both sides of rows of `prm_pairs`, which stand in the same batch.
 
@@ -73,18 +73,17 @@ def measure_prm(
 
     Args:
         scores: the model, as `forward.rewards` makes it.
-        tokenizer: the one of the training.
         rows: pairs whose prompts are not those of the training.
-        max_length: longest sequence in tokens.
+        ids: of each row, as the training's tokenizer makes them.
+        pad_id: id of the pad token.
         batch_size: pairs in one forward pass.
 
     Raises:
-        TrainingError: there are no rows, or one can't be read.
+        TrainingError: there are no rows.
     """
     if len(rows) == 0:
         raise TrainingError("there are no held-out pairs to measure; hold out a larger share")
-    ids = [prm_row(tokenizer, row, max_length) for row in rows]
-    differences = _differences(scores, tokenizer, ids, batch_size)
+    differences = _differences(scores, ids, pad_id, batch_size)
     correct, prompts = wins(differences), [row["prompt_id"] for row in rows]
     accuracy, rule = interval_of_mean(correct, prompts), length_rule(ids, prompts)
     bins = calibration(differences)
@@ -100,11 +99,11 @@ def measure_prm(
     )
 
 
-def _differences(scores: Rewards, tokenizer: Any, ids: list[PrmIds], batch_size: int) -> list[float]:
+def _differences(scores: Rewards, ids: Sequence[PrmIds], pad_id: int, batch_size: int) -> list[float]:
     found = [0.0] * len(ids)
     for indices in batches_by_length([pair["length"] for pair in ids], batch_size):
         sequences = [ids[index]["chosen_ids"] for index in indices] + [ids[index]["rejected_ids"] for index in indices]
-        values = scores(pad(sequences, tokenizer.pad_token_id))
+        values = scores(pad(sequences, pad_id))
         for index, chosen, rejected in zip(indices, values[: len(indices)], values[len(indices) :], strict=True):
             found[index] = chosen - rejected
     return found

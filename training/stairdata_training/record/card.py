@@ -35,10 +35,11 @@ DESCRIPTIONS = {
 }
 PIPELINES = {"sft": "text-generation", "dpo": "text-generation", "prm": "text-classification"}
 _WORDS = frozenset(
-    {"precision", "scheduler", "save_dtype", "loss", "too_long", "bad_rows", "report_to", "prefers", "base_dtype"}
+    {"precision", "scheduler", "save_dtype", "loss", "too_long", "bad_rows", "report_to", "prefers", "dtype"}
 )
 """Keys whose values are words of ours."""
 _TAGS = ("stair", "stairdata", "safety", "alignment")
+_LENGTHS = {"half": "half of the rows have at most", "most": "95% of the rows have at most"}
 _SUMMARY = ("rows", "tokens", "steps", "seconds")
 _FURTHER = ("expected_calibration_error", "better_than_length", "length_rule.prefers")
 """Held-out measures without an interval."""
@@ -97,7 +98,7 @@ def render_model_card(record: Mapping[str, Any], pictures: list[Picture]) -> str
             method=method,
             marks=_marks(held_out),
             fingerprint=str(record.get("fingerprint") or "unknown"),
-            trainer=str(record.get("trainer") or method),
+            trainer=_trainer(record) or "unknown",
             parents=[parent for parent in map(_parent, _data(record)) if parent],
             base=_base(base),
             summary={
@@ -106,7 +107,7 @@ def render_model_card(record: Mapping[str, Any], pictures: list[Picture]) -> str
             first_loss=_figure_or_none(summary.get("first_loss")),
             last_loss=_figure_or_none(summary.get("last_loss")),
             settings=list(_figures(_part(record, "config"))),
-            lengths=list(_figures(_part(record, "lengths"))),
+            lengths=[(_LENGTHS.get(name, name), figure) for name, figure in _figures(_part(record, "lengths"))],
             weights=list(_figures(_part(record, "weights"))),
             measures=list(_measures(held_out)),
             held_out_data=_parent(_part(held_out, "data")),
@@ -150,8 +151,14 @@ def _license(record: Mapping[str, Any]) -> str | None:
 
 
 def _method(record: Mapping[str, Any]) -> str:
-    named = record.get("trainer") or _part(record, "summary").get("method") or ""
-    return str(named).partition("/")[0]
+    return _trainer(record).partition("/")[0]
+
+
+def _trainer(record: Mapping[str, Any]) -> str:
+    """Return the trainer with its number; a record of an earlier release has the method alone."""
+    parts = (record, _part(record, "identity"))
+    numbered = next((part["trainer"] for part in parts if part.get("trainer")), None)
+    return str(numbered or _part(record, "summary").get("method") or "")
 
 
 def _part(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
