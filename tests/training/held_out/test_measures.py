@@ -17,15 +17,6 @@ from stairdata_schemas import identity
 from stairdata_schemas.errors import TrainingError
 from stairdata_schemas.rendering import encode_answer, encode_prompt, load_tokenizer
 from stairdata_training.config import LoraConfig
-from stairdata_training.forward import (
-    AnswerLogProbs,
-    PaddedBatch,
-    Rewards,
-    answer_log_probs,
-    base_log_probs,
-    pad,
-    rewards,
-)
 from stairdata_training.held_out import NOT_BETTER
 from stairdata_training.held_out.bootstrap import Interval
 from stairdata_training.held_out.dpo import DpoMeasures, measure_dpo
@@ -37,6 +28,15 @@ from stairdata_training.held_out.prm import (
     measure_prm,
 )
 from stairdata_training.held_out.shared_prompts import check_no_shared_prompts, shared_prompts
+from stairdata_training.inference.forward import (
+    AnswerLogProbs,
+    PaddedBatch,
+    Rewards,
+    answer_log_probs,
+    base_log_probs,
+    pad,
+    rewards,
+)
 from stairdata_training.models import adapter_config, load_causal_model, load_reward_model
 from stairdata_training.tokens import dpo_row, prepare_tokenizer, prm_row, resize_embeddings
 from tests.training.conftest import pair_row

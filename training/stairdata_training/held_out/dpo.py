@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stairdata_schemas.errors import TrainingError
-from stairdata_training.forward import AnswerLogProbs, PaddedBatch, pad
-from stairdata_training.held_out.batches import batches_by_length
 from stairdata_training.held_out.bootstrap import Interval, interval_of_mean
-from stairdata_training.held_out.groups import RowMapping, intervals_by, wins
-from stairdata_training.tokens import DpoIds
+from stairdata_training.held_out.groups import intervals_by, wins
+from stairdata_training.inference.batches import batches_by_length
+from stairdata_training.inference.forward import AnswerLogProbs, PaddedBatch, pad
+from stairdata_training.tokens import DpoIds, RowMapping
 
 
 @dataclass(frozen=True, slots=True)

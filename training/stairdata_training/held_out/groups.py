@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 from stairdata_training.held_out.bootstrap import Interval, interval_of_mean
-
-RowMapping = Mapping[str, Any]
+from stairdata_training.tokens import RowMapping
 
 
 def _end(row: RowMapping) -> str:

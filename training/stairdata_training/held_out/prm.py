@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stairdata_schemas.errors import TrainingError
-from stairdata_training.forward import Rewards, pad
 from stairdata_training.held_out import NOT_BETTER
-from stairdata_training.held_out.batches import batches_by_length
 from stairdata_training.held_out.bootstrap import Interval, interval_of_mean
-from stairdata_training.held_out.groups import RowMapping, intervals_by, wins
-from stairdata_training.tokens import PrmIds
+from stairdata_training.held_out.groups import intervals_by, wins
+from stairdata_training.inference.batches import batches_by_length
+from stairdata_training.inference.forward import Rewards, pad
+from stairdata_training.tokens import PrmIds, RowMapping
 
 BINS = 10
 

@@ -20,7 +20,7 @@ from stairdata_schemas.files import write_atomic
 from stairdata_schemas.licenses import is_identifier, normal
 from stairdata_schemas.text.visible import without_invisible
 from stairdata_training.held_out import NOT_BETTER
-from stairdata_training.record.curves import Picture, curves
+from stairdata_training.record.curves import Curve, curves
 
 CARD_NAME = "README.md"
 TITLES = {
@@ -83,7 +83,7 @@ def write_card(folder: Path, record: Mapping[str, Any]) -> list[Path]:
     return [folder / CARD_NAME, *(folder / picture.file for picture in pictures)]
 
 
-def render_model_card(record: Mapping[str, Any], pictures: list[Picture]) -> str:
+def render_model_card(record: Mapping[str, Any], pictures: list[Curve]) -> str:
     """Render the card; each picture is shown under its caption."""
     method = _method(record)
     summary, held_out, base = (_part(record, name) for name in ("summary", "held_out", "base_model"))

@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-Json = Mapping[str, Any]
 _COLOR, _LIGHT = "#3b6ea8", "#b9cde4"
 _POINTS_LEFT_AS_THEY_ARE = 40
 
 
-class Picture(NamedTuple):
+class Curve(NamedTuple):
     """A rendered plot."""
 
     file: str
@@ -28,7 +27,7 @@ class _Series(NamedTuple):
     values: list[float]
 
 
-def curves(record: Json) -> list[Picture]:
+def curves(record: Mapping[str, Any]) -> list[Curve]:
     """Draw what a record has figures for; nothing without matplotlib (`pip install 'stairdata[publish]'`)."""
     if find_spec("matplotlib") is None:
         return []
@@ -46,7 +45,7 @@ def curves(record: Json) -> list[Picture]:
     ]
 
 
-def _series(record: Json, key: str) -> _Series:
+def _series(record: Mapping[str, Any], key: str) -> _Series:
     """Return what was logged under a name; a loss may be in the summary alone."""
     entries = [entry for entry in _list(record, "metrics") if isinstance(entry, Mapping)]
     points: list[Sequence[Any]] = [(entry.get("step"), entry.get(key)) for entry in entries]
@@ -66,7 +65,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _plot(file: str, caption: str, series: Mapping[str, _Series]) -> list[Picture]:
+def _plot(file: str, caption: str, series: Mapping[str, _Series]) -> list[Curve]:
     """Draw one series above the other; [] where none has a value."""
     drawn = {name: found for name, found in series.items() if found.steps}
     if not drawn:
@@ -82,7 +81,7 @@ def _plot(file: str, caption: str, series: Mapping[str, _Series]) -> list[Pictur
             axis.set_ylabel(name)
         axes[-1].set_xlabel("step")
 
-    return [Picture(file, caption, _figure(len(drawn), draw))]
+    return [Curve(file, caption, _figure(len(drawn), draw))]
 
 
 def _moving_mean(values: Sequence[float]) -> list[float] | None:
@@ -96,7 +95,7 @@ def _moving_mean(values: Sequence[float]) -> list[float] | None:
     ]
 
 
-def _calibration(record: Json) -> list[Picture]:
+def _calibration(record: Mapping[str, Any]) -> list[Curve]:
     points = [
         (found["confidence"], found["accuracy"])
         for found in _list(record.get("held_out"), "calibration")
@@ -114,7 +113,7 @@ def _calibration(record: Json) -> list[Picture]:
         axes[0].set_ylabel("share of pairs ranked right")
 
     caption = "Calibration on held-out pairs: on the straight line, the model is right as often as it is sure"
-    return [Picture("calibration.png", caption, _figure(1, draw))]
+    return [Curve("calibration.png", caption, _figure(1, draw))]
 
 
 def _figure(rows: int, draw: Callable[[Sequence[Any]], None]) -> bytes:

@@ -1,4 +1,4 @@
-"""Batches of held-out pairs: both sides of a pair in one batch, pairs of similar length together."""
+"""Batches of rows of similar length, which need little padding."""
 
 from __future__ import annotations
 
