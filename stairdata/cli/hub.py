@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
     from stairdata.hub.access import Gate
     from stairdata.hub.lineage import Ancestor
-    from stairdata.hub.push import PushPlan
+    from stairdata.hub.models import ModelPushOptions, ModelPushPlan
+    from stairdata.hub.push import PushPlan, PushResult
     from stairdata.hub.releases import Release
     from stairdata_schemas.artifacts import Artifact
 
@@ -29,7 +31,9 @@ ConfigOption = Annotated[
 
 
 def push(
-    reference: Annotated[str, typer.Argument(metavar="REF", help="KIND, KIND@X.Y.Z, a folder, or org/name@TAG.")],
+    reference: Annotated[
+        str, typer.Argument(metavar="REF", help="KIND, KIND@X.Y.Z, a folder (also of a model), or org/name@TAG.")
+    ],
     repo: Annotated[str, typer.Option("--repo", metavar="ORG/NAME", help="Repository on the Hub.")],
     root: RootOption = None,
     config: ConfigOption = None,
@@ -60,14 +64,20 @@ def push(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would change; change nothing.")] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Publish an artifact on the Hub: private and gated by default, as one commit with a version tag."""
+    """Publish an artifact or a trained model on the Hub: private by default, as one commit with a tag."""
     _let_the_client_show_progress()
     from stairdata.hub.addresses import parse_config, parse_repo
     from stairdata.hub.content import PushOptions, prepare
+    from stairdata.hub.models import ModelPushOptions, is_model_folder
     from stairdata.hub.pull import open_reference
     from stairdata.hub.push import make_plan, publish
 
     name = parse_repo(repo)
+    if is_model_folder(reference):
+        _refuse_config(config, default=default)
+        model_options = ModelPushOptions(name, public, _gate(gated), license_, tuple(allow_secret or ()))
+        _push_model(Path(reference), model_options, dry_run=dry_run, json_=json_)
+        return
     with show_progress() as progress:
         options = PushOptions(
             repo=name,
@@ -86,14 +96,36 @@ def push(
 
         say(f"the card will have no plots: they need matplotlib ({HINT})")
     if dry_run:
-        _print_plan(plan, json_=json_)
+        _print_plan(plan, name, plan.release.tag, json_=json_)
         return
     done = publish(plan, say)
+    if done.was_there and default and not json_:
+        say("--default takes effect with a new version; this one already exists")
+    _print_result(done, json_=json_)
+
+
+def _push_model(folder: Path, options: ModelPushOptions, *, dry_run: bool, json_: bool) -> None:
+    from stairdata.hub.models import plan_model, prepare_model, publish_model
+
+    with show_progress() as progress:
+        plan = plan_model(prepare_model(folder, replace(options, progress=progress)))
+    if dry_run:
+        _print_plan(plan, options.repo, plan.model.tag, json_=json_)
+    else:
+        _print_result(publish_model(plan, say), json_=json_)
+
+
+def _refuse_config(config: str | None, *, default: bool) -> None:
+    from stairdata_schemas.errors import UsageError
+
+    if config is not None or default:
+        raise UsageError("--config and --default are for artifacts; a repository holds one model")
+
+
+def _print_result(done: PushResult, *, json_: bool) -> None:
     if json_:
         emit(json.dumps(done._asdict()))
         return
-    if done.was_there and default:
-        say("--default takes effect with a new version; this one already exists")
     say(f"{done.tag} already exists, with the same content" if done.was_there else f"published {done.tag}")
     emit(f"{done.repo}@{done.tag}")
 
@@ -115,13 +147,12 @@ def _let_the_client_show_progress() -> None:
         os.environ.pop("TQDM_DISABLE", None)
 
 
-def _print_plan(plan: PushPlan, *, json_: bool) -> None:
-
+def _print_plan(plan: PushPlan | ModelPushPlan, repo: str, tag: str, *, json_: bool) -> None:
     found, access = plan.repository, plan.access
     facts = {
-        "repo": plan.release.options.repo,
+        "repo": repo,
         "exists": found is not None,
-        "tag": plan.release.tag,
+        "tag": tag,
         "is_done": plan.is_done,
         "private": access.private,
         "gated": access.gate,
@@ -134,8 +165,8 @@ def _print_plan(plan: PushPlan, *, json_: bool) -> None:
     now = f"{'private' if found.private else 'public'}, gated {found.gated or 'no'}" if found else "not there"
     will = f"{'private' if access.private else 'public'}, gated {access.gate}"
     rows = [["repository", f"{now} -> {will}"], ["licence", plan.license or "unknown"]]
-    rows.append(["tag", f"{plan.release.tag} ({'exists, with the same content' if plan.is_done else 'new'})"])
-    print_table(["", str(facts["repo"])], rows)
+    rows.append(["tag", f"{tag} ({'exists, with the same content' if plan.is_done else 'new'})"])
+    print_table(["", repo], rows)
     if plan.is_done:
         say("dry run: the release already exists, nothing would change")
         return

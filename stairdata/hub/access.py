@@ -83,6 +83,48 @@ def decide_access(
     )
 
 
+def decide_model_access(found: Repository | None, *, public: bool, gated: Gate | None) -> Access:
+    """Decide on visibility and gate of a model: private, and gated only if that was typed.
+
+    Raises:
+        PublishError: the repository is public and that was not typed.
+    """
+    if found is not None and not found.private and not public:
+        raise PublishError(
+            f"{found.name} is public; pass --public to publish into it, or make it private on the Hub, or name another "
+            "--repo"
+        )
+    current: Gate = "no" if found is None or not found.is_gated else "auto" if found.gated == "auto" else "manual"
+    wanted = gated or current
+    return Access(
+        private=not public,
+        gate=wanted,
+        gate_first=None if wanted == "no" or wanted == current else wanted,  # noqa: PLR1714
+        open_last=public and (found is None or found.private),
+        ungate_last=wanted == "no" and current != "no",
+    )
+
+
+def decide_model_license(typed: str | None, stated: Iterable[object], *, public: bool) -> str | None:
+    """Return the licence of a model: the one typed, else the first one that a card states; None if it is unknown.
+
+    What the licences of its start model and its data ask for is not known here: who publishes it has to say.
+
+    Raises:
+        UsageError: --license is no identifier, or, where it is to be public, none that the Hub knows.
+        PublishError: a public repository would have an unknown licence.
+    """
+    if typed is not None:
+        return _typed_license(typed, public=public)
+    known = [found for text in stated if isinstance(text, str) and (found := normal(text)) and is_identifier(found)]
+    if not known and public:
+        raise PublishError(
+            "a model of unknown licence can't be public; give --license ID, no less strict than those of its start "
+            "model and its data, or publish it privately"
+        )
+    return known[0] if known else None
+
+
 def decide_license(
     own: Manifest, typed: str | None, others: Iterable[Manifest], stated: str | None, *, public: bool
 ) -> str | None:
@@ -118,6 +160,15 @@ def _own_license(own: Manifest, typed: str | None, *, public: bool) -> str | Non
     known = normal(own.license)
     if typed is None:
         return known
+    given = _typed_license(typed, public=public)
+    stated = [license for license in (known, *(normal(parent.license) for parent in own.parents)) if license]
+    laxer = next((license for license in stated if is_laxer(given, license)), None)
+    if laxer is not None:
+        raise PublishError(f"--license {given} is less strict than {laxer}, the licence of what the rows come from")
+    return given
+
+
+def _typed_license(typed: str, *, public: bool) -> str:
     given = normal(typed)
     if given is None or not is_identifier(given):
         raise UsageError(f"--license {quote(typed)} is not a licence identifier; use one of the Hub's, such as mit")
@@ -128,8 +179,4 @@ def _own_license(own: Manifest, typed: str | None, *, public: bool) -> str | Non
             f"--license {quote(typed)} is not a licence that the Hub knows; {hint}take one of "
             "https://huggingface.co/docs/hub/repositories-licenses, or publish privately"
         )
-    stated = [license for license in (known, *(normal(parent.license) for parent in own.parents)) if license]
-    laxer = next((license for license in stated if is_laxer(given, license)), None)
-    if laxer is not None:
-        raise PublishError(f"--license {given} is less strict than {laxer}, the licence of what the rows come from")
     return given

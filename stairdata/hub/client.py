@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from stairdata.hub.addresses import TagName, is_config, parse_tag
 from stairdata_schemas.errors import HubError, quote
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 T = TypeVar("T")
-DATASET = "dataset"
+RepoType = Literal["dataset", "model"]
+DATASET: RepoType = "dataset"
+MODEL: RepoType = "model"
 MAIN = "main"
 README = "README.md"
 ATTEMPTS = 5
@@ -87,7 +89,7 @@ def api() -> HfApi:
     return HfApi(library_name="stairdata", library_version=version("stairdata"))
 
 
-def repository(name: str) -> Repository | None:
+def repository(name: str, repo_type: RepoType = DATASET) -> Repository | None:
     """Look at a repository; None if it is not there (or not for this token to see).
 
     Raises:
@@ -95,10 +97,11 @@ def repository(name: str) -> Repository | None:
     """
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    with hub_errors(name):
+    with hub_errors(name, repo_type):
         try:
-            info = retried(lambda: api().dataset_info(name, expand=["private", "gated", "sha"]))
-            refs = retried(lambda: api().list_repo_refs(name, repo_type=DATASET))
+            wanted = ["private", "gated", "sha"]
+            info: Any = retried(lambda: api().repo_info(name, repo_type=repo_type, expand=wanted))  # type: ignore[arg-type]
+            refs = retried(lambda: api().list_repo_refs(name, repo_type=repo_type))
         except GatedRepoError:
             raise
         except RepositoryNotFoundError:
@@ -114,7 +117,7 @@ def repository(name: str) -> Repository | None:
     )
 
 
-def tree(name: str, revision: str) -> FileListing:
+def tree(name: str, revision: str, repo_type: RepoType = DATASET) -> FileListing:
     """List the files of a repository at a commit.
 
     Raises:
@@ -124,20 +127,20 @@ def tree(name: str, revision: str) -> FileListing:
 
     def listed() -> list[Any]:
         most = scaled(HUB_FILES)
-        entries = api().list_repo_tree(name, revision=revision, repo_type=DATASET, recursive=True)
+        entries = api().list_repo_tree(name, revision=revision, repo_type=repo_type, recursive=True)
         found = list(islice(entries, most + 1))
         if len(found) > most:
             raise HubError(f"{name} holds over {most} files and folders, which is the limit ({VARIABLE} raises it)")
         return found
 
-    with hub_errors(name):
+    with hub_errors(name, repo_type):
         entries = [entry for entry in retried(listed) if isinstance(entry, RepoFile)]
     return {
         entry.path: RemoteFile(entry.size, entry.blob_id, entry.lfs.sha256 if entry.lfs else None) for entry in entries
     }
 
 
-def read(name: str, path: str, revision: str, limit: int = NOTE_BYTES) -> bytes:
+def read(name: str, path: str, revision: str, limit: int = NOTE_BYTES, repo_type: RepoType = DATASET) -> bytes:
     """Read a small file of a repository at a commit, past any cache.
 
     Args:
@@ -145,6 +148,7 @@ def read(name: str, path: str, revision: str, limit: int = NOTE_BYTES) -> bytes:
         path: of the file in it.
         revision: the commit.
         limit: most bytes; no more is fetched, whatever size the Hub lists.
+        repo_type: of the repository.
 
     Raises:
         HubError: not there, too large, or the Hub can't be reached or refuses.
@@ -154,7 +158,7 @@ def read(name: str, path: str, revision: str, limit: int = NOTE_BYTES) -> bytes:
 
     from stairdata.hub.transfers import TransferError, bound_transfers, transfer_limit
 
-    url = hf_hub_url(name, path, repo_type=DATASET, revision=revision)
+    url = hf_hub_url(name, path, repo_type=repo_type, revision=revision)
 
     def fetched() -> bytes:
         bound_transfers()
@@ -163,7 +167,7 @@ def read(name: str, path: str, revision: str, limit: int = NOTE_BYTES) -> bytes:
         hf_raise_for_status(response)
         return bytes(response.content)
 
-    with hub_errors(name):
+    with hub_errors(name, repo_type):
         try:
             return retried(fetched)
         except TransferError as error:
@@ -243,7 +247,7 @@ def status_of(error: BaseException) -> int | None:
 
 
 @contextmanager
-def hub_errors(repo: str) -> Iterator[None]:
+def hub_errors(repo: str, repo_type: RepoType = DATASET) -> Iterator[None]:
     """Turn what the client raises into a HubError that says what to do.
 
     Raises:
@@ -262,9 +266,9 @@ def hub_errors(repo: str) -> Iterator[None]:
     try:
         yield
     except LocalEntryNotFoundError as error:
-        raise HubError(explain(error.__cause__ or error, repo)) from None
+        raise HubError(explain(error.__cause__ or error, repo, repo_type)) from None
     except (HfHubHTTPError, httpx2.HTTPError, ConnectionError, TimeoutError, HFValidationError) as error:
-        raise HubError(explain(error, repo)) from None
+        raise HubError(explain(error, repo, repo_type)) from None
     except TransferError as error:
         raise HubError(f"an answer about {repo} {error}; {VARIABLE}=2 doubles each limit") from None
     except LocalTokenNotFoundError as error:
@@ -276,7 +280,7 @@ def hub_errors(repo: str) -> Iterator[None]:
             raise HubError(
                 "the Hub token holds invalid characters; run `hf auth login`, or set HF_TOKEN to a valid one"
             ) from None
-        raise HubError(explain(error, repo)) from None
+        raise HubError(explain(error, repo, repo_type)) from None
 
 
 def _is_token_fit() -> bool:
@@ -286,7 +290,7 @@ def _is_token_fit() -> bool:
     return (get_token() or "").isascii()
 
 
-def explain(error: BaseException, repo: str) -> str:
+def explain(error: BaseException, repo: str, repo_type: RepoType = DATASET) -> str:
     """Return what the Hub's refusal means and what to do about it, without a token in it."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -294,7 +298,7 @@ def explain(error: BaseException, repo: str) -> str:
     if isinstance(error, GatedRepoError):
         return f"{repo} is gated: ask for access on its page on the Hub, then run the same command again"
     if isinstance(error, RepositoryNotFoundError):
-        return f"no dataset {repo} on the Hub for this token; check the name, and `hf auth whoami`"
+        return f"no {repo_type} {repo} on the Hub for this token; check the name, and `hf auth whoami`"
     if isinstance(error, RevisionNotFoundError):
         return f"{repo} has no such revision; `stairdata list --repo {repo}` shows what it has ({said})"
     if is_transient(error):

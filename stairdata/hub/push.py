@@ -8,26 +8,24 @@ goes to a branch of its own, so that `main` keeps the highest.
 
 from __future__ import annotations
 
-import random
-import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from stairdata.hub import attempts
 from stairdata.hub.access import Access, decide_access, decide_license
 from stairdata.hub.addresses import ConfigPath
+from stairdata.hub.attempts import Attempts
 from stairdata.hub.client import (
     DATASET,
     MAIN,
     README,
     Repository,
     api,
-    explain,
     holds,
     hub_errors,
-    is_transient,
     repository,
     retried,
     status_of,
@@ -54,9 +52,6 @@ from stairdata_schemas.secrets.own import own_secrets
 Say = Callable[[str], None]
 RACES = 100
 """How often somebody else's commit may come first before a push gives up."""
-FAILURES = 4
-"""How often a commit or a tag is tried when the Hub fails."""
-LONGEST_WAIT = 2.0
 BLANK = {".gitattributes"}
 
 
@@ -249,7 +244,7 @@ class _Publisher:
         self.release = plan.release
         self.repo = plan.release.options.repo
         self.first: BranchHead | None = plan.head
-        self.failures = 0
+        self.attempts = Attempts(self.repo)
 
     def run(self) -> str:
         """Return the commit that carries the tag."""
@@ -262,10 +257,10 @@ class _Publisher:
                 commit: str | None = head.commit
             else:
                 card = self._card(head, found)
-                commit = self._attempt(partial(self._commit, branch, head, card))
+                commit = self.attempts.make(partial(self._commit, branch, head, card))
             if commit is not None and self._tag(commit):
                 return commit
-            _wait(race)
+            attempts.wait(race)
         raise HubError(f"others kept committing to {self.repo}; run the same command again, finished work is kept")
 
     def _look(self) -> Repository:
@@ -332,26 +327,6 @@ class _Publisher:
         """Return whether the head is this release already: an earlier run was killed, or its answer got lost."""
         return not self.release.differing(head.files)
 
-    def _attempt(self, call: Callable[[], str]) -> str | None:
-        """Make one attempt at something that may have happened although it failed; None asks to look again.
-
-        Raises:
-            HubError: the Hub refuses, or failed too often.
-        """
-        try:
-            return call()
-        except (HubError, PublishError):
-            raise
-        except Exception as error:
-            if status_of(error) == 412:
-                return None
-            self.failures += 1
-            if not _is_hubs(error):
-                raise
-            if self.failures >= FAILURES or not is_transient(error):
-                raise HubError(explain(error, self.repo)) from None
-            return None
-
     def _commit(self, branch: str, head: BranchHead, card: str) -> str:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -407,22 +382,8 @@ class _Publisher:
             return commit
 
         try:
-            return self._attempt(create) is not None
+            return self.attempts.make(create) is not None
         except HubError as error:
             if status_of(error.__context__ or error) == 409:
                 return False  # somebody was faster: look whether it is the same
             raise
-
-
-def _is_hubs(error: Exception) -> bool:
-    """Return whether an exception comes from the Hub's client or its connection rather than from a fault of ours."""
-    import httpx2
-    from huggingface_hub.errors import HfHubHTTPError
-
-    kinds = (HfHubHTTPError, httpx2.HTTPError, ConnectionError, TimeoutError, RuntimeError, ValueError)
-    return isinstance(error, kinds)
-
-
-def _wait(race: int) -> None:
-    """Wait a random moment, longer the more others are about."""
-    time.sleep(random.uniform(0, min(LONGEST_WAIT, 0.05 * 2 ** min(race, 8))))  # noqa: S311

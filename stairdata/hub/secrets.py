@@ -106,7 +106,7 @@ def check_secrets(
     """
     accepted = set(allowed)
     own = own_secrets()
-    documents = {**_strings(artifact.manifest.model_dump(mode="json"), "manifest.json:"), **texts}
+    documents = {**texts_of(artifact.manifest.model_dump(mode="json"), "manifest.json:"), **texts}
     hits = [*scan_texts(documents, own), *sorted(rows)]
     left = [hit for hit in hits if hit.allow not in accepted]
     if left:
@@ -150,14 +150,14 @@ def _text_below(path: str, frame: pl.DataFrame) -> Iterator[tuple[str, pl.DataFr
             yield from _text_below(f"{path}.{field.name}", pl.DataFrame([frame["row"], value]))
 
 
-def _strings(value: Any, path: str) -> dict[str, str]:
+def texts_of(value: Any, path: str) -> dict[str, str]:
     """Flatten the texts of a JSON value, keys included, by their path."""
     if isinstance(value, str):
         return {path.removesuffix("."): value}
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     found: dict[str, str] = {}
     for key, inner in items:
-        found |= _strings(inner, f"{path}{key}.")
+        found |= texts_of(inner, f"{path}{key}.")
         if isinstance(value, dict):
             found |= {f"{path}{key} (its name)": str(key)}
     return found

@@ -229,3 +229,12 @@ def test_a_card_of_many_beginnings_is_read_in_linear_time() -> None:
     began = time.process_time()
     assert card.user_text(f"{begin}\n" * 3000 + "\n" * 500_000) == {}
     assert time.process_time() - began < 5  # it took half a minute
+
+
+def test_text_of_a_users_own_is_put_into_another_card() -> None:
+    empty = f"# A\n\n{card.marked('introduction')}\n\nbetween\n\n{card.marked('notes')}\n"
+    filled = card.with_user_text(empty, {"introduction": "Hello\nyou", "notes": "bye"})
+    assert card.user_text(filled) == {"introduction": "Hello\nyou", "notes": "bye"}
+    assert "\nbetween\n" in filled
+    assert card.with_user_text(filled, {"notes": "later"}).endswith(card.marked("notes", "later") + "\n")
+    assert card.with_user_text("# no marks\n", {"notes": "x"}) == "# no marks\n"

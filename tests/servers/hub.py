@@ -1,4 +1,4 @@
-"""A Hub for datasets, in a process of its own, as the unmodified huggingface_hub client knows it.
+"""A Hub for datasets and models, in a process of its own, as the unmodified huggingface_hub client knows it.
 
     python -m tests.servers.hub FOLDER            listens on a port of its own, prints it, serves until it is ended
     python -m tests.servers.hub FOLDER --fd N     serves the bound socket that it inherited
@@ -43,7 +43,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tests.servers.xet import XetStore
 
-LFS_ENDINGS = (".parquet", ".png", ".bin")
+LFS_ENDINGS = (".parquet", ".png", ".bin", ".safetensors")
 Handler = Callable[..., Awaitable[Response]]
 
 
@@ -101,10 +101,11 @@ class Commit:
 
 @dataclass(slots=True)
 class Repo:
-    """A dataset repository."""
+    """A repository."""
 
     name: str
     private: bool
+    kind: str = "dataset"
     gated: Any = False
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
@@ -264,6 +265,7 @@ class Hub:
             self.options.kill_pid = None
 
     async def answer(self, request: Request, raw: str) -> Response:
+        raw, request.state.kind = as_dataset(raw)
         try:
             for method, pattern, handler in ROUTES:
                 if (match := re.fullmatch(pattern, raw)) and request.method in method.split():
@@ -286,7 +288,7 @@ class Hub:
     def repo(self, request: Request, name: str, *, write: bool = False, content: bool = False) -> Repo:
         user, repo = self.user(request), self.repos.get(unquote(name))
         member = user is not None and name.partition("/")[0] in user[1:]
-        if repo is None or (repo.private and not member):
+        if repo is None or repo.kind != request.state.kind or (repo.private and not member):
             raise RefusedError(404 if user else 401, "RepoNotFound", "Repository not found")
         if write and (user is None or not member or user[0] != "write"):
             raise RefusedError(403, None, "You have no write access to this repository")
@@ -313,10 +315,11 @@ class Hub:
         if user[0] != "write" or space not in user[1:]:
             raise RefusedError(403, None, f"You don't have the rights to create a dataset under the namespace {space}")
         name = f"{space}/{body['name']}"
-        url = f"{request.base_url}datasets/{name}"
+        kind = body.get("type") or "model"
+        url = f"{request.base_url}{'datasets/' if kind == 'dataset' else ''}{name}"
         if name in self.repos:
             return JSONResponse({"error": "You already created this dataset repo", "url": url}, 409)
-        repo = self.repos[name] = Repo(name, private=body.get("visibility") == "private")
+        repo = self.repos[name] = Repo(name, private=body.get("visibility") == "private", kind=kind)
         self.commit_to(repo, "main", None, "initial commit", {".gitattributes": self.keep(b"*.parquet filter=lfs\n")})
         return JSONResponse({"url": url, "id": name, "name": name})
 
@@ -618,7 +621,7 @@ class Hub:
         if entry.lfs:
             headers |= {"X-Linked-Size": str(entry.size), "X-Linked-Etag": f'"{entry.sha256}"'}
             if self.options.xet and (xet_hash := self.xet.hash_of(entry.sha256)):
-                route = f"{request.base_url}api/datasets/{name}/xet-read-token/{commit.oid}"
+                route = f"{request.base_url}api/{repo.kind}s/{name}/xet-read-token/{commit.oid}"
                 headers |= {"X-Xet-Hash": xet_hash, "Link": f'<{route}>; rel="xet-auth"'}
             if self.options.redirect:
                 port = request.url.port
@@ -707,6 +710,15 @@ ROUTES: list[tuple[str, str, Handler]] = [
     ("GET", rf"/cas/v1/reconstructions/{_OID}", Hub.reconstruction),
     ("GET HEAD POST", r"/cas/(.*)", Hub.cas_unknown),
 ]
+
+
+def as_dataset(raw: str) -> tuple[str, str]:
+    """Return a path as it would be for a dataset of that name, and the kind of repository that it means."""
+    if raw.startswith("/api/models/"):
+        return raw.replace("/models/", "/datasets/", 1), "model"
+    if re.fullmatch(r"/(?!datasets/|api/|lfs/|cdn/|cas/)[^/]+/[^/]+(\.git/info/lfs/objects/batch|/resolve/.+)", raw):
+        return f"/datasets{raw}", "model"
+    return raw, "dataset"
 
 
 async def swell(size: int) -> AsyncIterator[bytes]:

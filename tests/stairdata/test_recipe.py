@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel
 
 from stairdata.recipe import Recipe, load_recipe
+from stairdata.recipe.loading import PACKAGED, packaged_recipe
 from stairdata.stages import FullRecipe
 from stairdata_schemas.errors import RecipeError, UsageError
 
@@ -73,6 +74,13 @@ def test_every_key_is_described_and_has_a_default(place: str) -> None:
 
 def test_every_section_is_found() -> None:
     assert {"prompts.sources", "actor", "trees.judge.endpoint", "structured_cot.teacher", "sft.lora"} <= set(SECTIONS)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGED.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_that_comes_along_is_read(path: Path) -> None:
+    assert packaged_recipe(Path(path.stem)) == path  # a bare name finds it, from the package
+    recipe = load_recipe(FullRecipe, path, [])
+    assert recipe != FullRecipe()
 
 
 def test_the_contract(tmp_path: Path) -> None:

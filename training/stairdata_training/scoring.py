@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from stairdata_schemas.rendering import check_model_folder, load_tokenizer
+from stairdata_training.inference.batches import batches_by_length
+from stairdata_training.inference.forward import pad, rewards
 from stairdata_training.models import load_reward_model
 from stairdata_training.running import quiet
 from stairdata_training.tokens import prm_ids
@@ -46,24 +48,9 @@ class PrmScorer:
         A complete text is read with its end-of-turn token, a partial one without, as in training.
         """
         ids = [prm_ids(self._tokenizer, prompt, text, is_complete=complete) for prompt, text, complete in items]
-        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))  # little padding
-        scores = [0.0] * len(ids)
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            for index, value in zip(batch, self._forward([ids[index] for index in batch]), strict=True):
+        forward, scores = rewards(self._network), [0.0] * len(ids)
+        for batch in batches_by_length([len(sequence) for sequence in ids], batch_size):
+            padded = pad([ids[index] for index in batch], self._tokenizer.pad_token_id)
+            for index, value in zip(batch, forward(padded), strict=True):
                 scores[index] = value
         return scores
-
-    def _forward(self, batch: list[list[int]]) -> list[float]:
-        import torch
-
-        longest, pad = max(map(len, batch)), self._tokenizer.pad_token_id
-        input_ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids in batch])
-        mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in batch])
-        device = self._network.device
-        with torch.inference_mode():
-            logits = self._network(
-                input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False
-            ).logits
-        values: list[float] = logits.squeeze(-1).float().tolist()
-        return values

@@ -159,7 +159,7 @@ def render(card: Card) -> str:
         .render(
             card=card,
             head=_VerbatimText(_head_text(card)),
-            kept={name: _VerbatimText(_marked(name, card.kept.get(name, ""))) for name in SECTIONS},
+            kept={name: _VerbatimText(marked(name, card.kept.get(name, ""))) for name in SECTIONS},
             changelog=[_VerbatimText(line) for line in card.changelog.values()],
             title=card.repo or f"{card.configs[0].manifest.kind} {card.configs[0].manifest.version}",
             settings={config.name: list(_figures(config.manifest.configuration)) for config in card.configs},
@@ -366,7 +366,19 @@ def default_config(card: str) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _marked(name: str, text: str) -> str:
+def with_user_text(card: str, kept: Mapping[str, str]) -> str:
+    """Put what a person wrote between the marked lines of a card, by section."""
+    for name, text in kept.items():
+        begin, end = _marks(name)
+        before, _, rest = card.partition(f"{begin}\n")
+        if rest and f"\n{end}" in f"\n{rest}":
+            after = f"\n{rest}".split(f"\n{end}", 1)[1]
+            card = f"{before}{marked(name, text)}{after}"
+    return card
+
+
+def marked(name: str, text: str = "") -> str:
+    """Return the two lines of a section of a user's own, with its text between them."""
     begin, end = _marks(name)
     return f"{begin}\n{text}\n{end}" if text else f"{begin}\n{end}"
 

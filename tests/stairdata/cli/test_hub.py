@@ -210,3 +210,27 @@ def test_training_on_a_pulled_set(hub: HubServer, run: Run, tmp_path: Path, toke
     assert ended.status == 0, ended.err
     assert (tmp_path / "dpo" / "model.safetensors").is_file()
     assert not (tmp_path / "artifacts" / "preference_pairs").exists()
+
+
+def test_a_model_folder_is_pushed_as_a_model(hub: HubServer, run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "dpo-1"
+    folder.mkdir(parents=True)
+    texts = {"config.json": "{}", "README.md": "---\nlicense: unknown\n---\n\n# A model\n"}
+    texts["training.json"] = json.dumps({"fingerprint": "ab" * 32})
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    pushed, tag = ("push", "runs/dpo-1", "--repo", "org/actor"), "training-abababababab"
+    dry = run(*pushed, "--dry-run")
+    assert (dry.status, hub.has("org/actor")) == (0, False), dry.err
+    for words in ("not there -> private, gated no", f"{tag} (new)", "model.safetensors"):
+        assert words in dry.out
+    assert json.loads(run(*pushed, "--dry-run", "--json").out)["tag"] == tag
+    ended = run(*pushed)
+    assert (ended.status, ended.out) == (0, f"org/actor@{tag}\n"), ended.err
+    assert "already exists, with the same content" in run(*pushed).err
+    wrong = run(*pushed, "--config", "actors")
+    assert (wrong.status, "--config and --default are for artifacts" in wrong.err) == (2, True)
+    (folder / "training.json").unlink()
+    refused = run(*pushed)
+    assert (refused.status, "`stairdata train` did not write it" in refused.err) == (1, True)

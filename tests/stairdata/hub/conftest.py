@@ -58,7 +58,7 @@ def pair_rows(count: int, note: str = "") -> pl.DataFrame:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "git_commit", lambda: None)
-    monkeypatch.setattr("stairdata.hub.push._wait", lambda _: None)
+    monkeypatch.setattr("stairdata.hub.attempts.wait", lambda _: None)
     monkeypatch.setattr("stairdata.hub.client.LONGEST_WAIT", 0.0)
 
 

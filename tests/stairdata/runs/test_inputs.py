@@ -172,7 +172,7 @@ def test_training_takes_its_rows_out_of_the_version_that_its_fingerprint_names(
 @pytest.fixture
 def publish(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> Callable[[Artifact], None]:
     """Push an artifact to a repository of its kind's name."""
-    monkeypatch.setattr("stairdata.hub.push._wait", lambda _: None)
+    monkeypatch.setattr("stairdata.hub.attempts.wait", lambda _: None)
     monkeypatch.setattr("stairdata.hub.client.LONGEST_WAIT", 0.0)
     monkeypatch.setattr("stairdata.hub.plots.available", lambda: False)
 

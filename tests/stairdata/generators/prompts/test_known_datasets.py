@@ -18,6 +18,7 @@ from stairdata.generators.structured_cot.build import build_structured_cot
 from stairdata.generators.structured_cot.from_hub import put_right
 from stairdata.recipe import Recipe, load_recipe, packaged_recipe
 from stairdata.runs.options import BuildOptions
+from stairdata.stages import FullRecipe
 from stairdata_schemas import grammar
 from stairdata_schemas.artifacts import Artifact, validate_artifact
 from stairdata_schemas.errors import InputError, RecipeError
@@ -366,9 +367,11 @@ def test_a_dataset_that_is_not_as_the_recipe_says(
 # -- the paper's mixtures, and the published reasoning --------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "tasks"), [("stair-50k", (25000, 25000)), ("stair-20k", (10000, 10000))])
+@pytest.mark.parametrize(
+    ("name", "tasks"), [("stair-50k", (25000, 25000)), ("stair-20k", (10000, 10000)), ("one-round", (25000, 25000))]
+)
 def test_the_paper_s_mixtures_come_along(name: str, tasks: tuple[int, int]) -> None:
-    recipe = load_recipe(Recipe, packaged_recipe(Path(name)), [])
+    recipe = load_recipe(FullRecipe, packaged_recipe(Path(name)), [])
     asked = {source.hub: source.count or 0 for source in recipe.prompts.sources}
     assert (sum(asked.values()) - asked[FEEDBACK], asked[FEEDBACK]) == tasks
     assert all(source.revision == KNOWN[source.hub or ""].revision for source in recipe.prompts.sources)
@@ -389,7 +392,7 @@ def test_a_mixture_builds_in_small(hub: HubServer, tmp_path: Path) -> None:
 
 
 def test_no_such_recipe() -> None:
-    with pytest.raises(RecipeError, match=r"no recipe 'stair-5k'.*dpo, prm, sft, stair-20k, stair-50k"):
+    with pytest.raises(RecipeError, match=r"no recipe 'stair-5k'.*dpo, .*prm, .*sft, stair-20k, stair-50k"):
         packaged_recipe(Path("stair-5k"))
     assert packaged_recipe(Path("recipe.yaml")) == Path("recipe.yaml")
     assert packaged_recipe(None) is None

@@ -1,0 +1,1 @@
+"""Models at work: forward passes without gradients, over batches of similar length."""
