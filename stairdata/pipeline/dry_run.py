@@ -162,8 +162,8 @@ def _forecast(pipeline: Pipeline, stage: PlannedStage) -> Forecast | None:
 
 
 def _place(pipeline: Pipeline, stage: PlannedStage) -> str:
-    """Return where the model will be that a stage asks; it need not be there."""
-    return str((pipeline.options.folder / stage.needs).absolute())
+    """Return a path with the name of the model that a stage asks; another recipe's model of that name is not meant."""
+    return str((pipeline.options.folder / "to be trained" / Path(stage.needs).name).absolute())
 
 
 def _forecast_teacher(pipeline: Pipeline) -> Forecast | None:

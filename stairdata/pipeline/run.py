@@ -121,7 +121,11 @@ class Pipeline:
         self.steps = RunSteps(self.recipe, self.options)
 
     def run(self) -> dict[str, Any]:
-        """Run or skip each stage in order, and write rounds.csv, rounds.png and summary.json."""
+        """Run or skip each stage in order, and write rounds.csv, rounds.png and summary.json.
+
+        Whoever may have company in the folder holds it with `locked`.
+        """
+        self.options.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self.options.folder / "recipe.json", self.recipe.model_dump_json(indent=2) + "\n")
         prm = self.make()
         folder = self.options.folder

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
+from stairdata.llm import vllm_server
+from stairdata.pipeline.run import Pipeline
+from stairdata.pipeline.steps import RunOptions
+from stairdata.stages import parse_full_recipe
+from stairdata_schemas.artifacts import list_folders, open_artifact
 from stairdata_schemas.grammar import Step, render
+from stairdata_schemas.manifest import sha256_of_json
+from stairdata_schemas.rendering import model_hash
+from tests.stairdata.pipeline.on_stub import stub_command
 
-PROMPTS = 20
+PROMPTS = 24
+ROOT = Path(__file__).parents[3]
+MODELS = ("sft", "dpo-1", "dpo-2", "prm")
 
 
 def tiny_model(folder: Path, tokenizer_folder: Path) -> Path:
@@ -68,6 +78,47 @@ def write_inputs(folder: Path) -> dict[str, Any]:
         "prm_pairs": {"min_visits": 1, "min_margin": 0.1, "min_chosen_value": 0, "max_per_tree": 3},
         "prm": training,
     }
+
+
+class FinishedRun(NamedTuple):
+    """A run of two rounds."""
+
+    sections: dict[str, Any]
+    """Of its recipe."""
+    folder: Path
+    summary: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> FinishedRun:
+    """A whole run on the stub model; copy the folder before something is added to it."""
+    root = tmp_path_factory.mktemp("finished")
+    tiny_model(root / "start", tokenizer_folder)
+    sections = write_inputs(root)
+    with pytest.MonkeyPatch.context() as patch:
+        serve_stub(patch)
+        summary = Pipeline(parse_full_recipe(sections), RunOptions(root / "run")).run()
+    return FinishedRun(sections, root / "run", summary)
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a managed server start the stub model."""
+    serve_stub(monkeypatch)
+
+
+def serve_stub(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(vllm_server, "vllm_command", stub_command)
+    patch.setenv("PYTHONPATH", str(ROOT))
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Hash each artifact's rows, but for how long they took, and each model's weights."""
+    found: dict[str, str] = {}
+    for kind, version, path in list_folders(folder / "artifacts"):
+        rows: list[dict[str, Any]] = open_artifact(path).scan().collect().to_dicts()
+        found[f"{kind}@{version}"] = sha256_of_json([row | {"seconds": None} for row in rows])
+    return found | {name: model_hash(folder / "models" / name) for name in MODELS}
 
 
 @pytest.fixture

@@ -11,18 +11,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from stairdata_schemas.artifacts import list_folders, open_artifact
-from stairdata_schemas.manifest import sha256_of_json
-from stairdata_schemas.rendering import model_hash
-from tests.stairdata.pipeline.conftest import tiny_model, write_inputs
+from tests.stairdata.pipeline.conftest import ROOT, FinishedRun, hashes
 
-ROOT = Path(__file__).parents[3]
 LIMIT = 300.0
-MODELS = ("sft", "dpo-1", "dpo-2", "prm")
 
 
 def start(recipe: Path, folder: Path) -> subprocess.Popen[bytes]:
@@ -30,11 +24,6 @@ def start(recipe: Path, folder: Path) -> subprocess.Popen[bytes]:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with folder.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
-
-
-def finish(recipe: Path, folder: Path) -> None:
-    process = start(recipe, folder)
-    assert process.wait(timeout=LIMIT) == 0, folder.with_suffix(".log").read_text(errors="replace")[-3000:]
 
 
 def kill_when(happens: Callable[[], bool], recipe: Path, folder: Path) -> None:
@@ -56,30 +45,17 @@ def any_of(folder: Path, pattern: str) -> bool:
     return False
 
 
-def hashes(folder: Path) -> dict[str, str]:
-    """Hash each artifact's rows, but for how long they took, and each model's weights."""
-    found = {}
-    for kind, version, path in list_folders(folder / "artifacts"):
-        rows: list[dict[str, Any]] = open_artifact(path).scan().collect().to_dicts()
-        found[f"{kind}@{version}"] = sha256_of_json([row | {"seconds": None} for row in rows])
-    return found | {name: model_hash(folder / "models" / name) for name in MODELS}
-
-
 @pytest.mark.slow
-def test_a_run_that_is_killed_twice_ends_like_one_that_is_not(tmp_path: Path, tokenizer_folder: Path) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    tiny_model(tmp_path / "start", tokenizer_folder)
-    recipe.write_text(json.dumps(write_inputs(tmp_path)))
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish(recipe, whole)
+def test_a_run_that_is_killed_twice_ends_like_one_that_is_not(finished: FinishedRun, tmp_path: Path) -> None:
+    recipe, killed = tmp_path / "recipe.yaml", tmp_path / "killed"
+    recipe.write_text(json.dumps(finished.sections))
     # before its last step a training has a checkpoint; the second build of trees is that of round 2
     kill_when(lambda: any_of(killed / "models", "dpo-1.partial/checkpoints/*/trainer_state.json"), recipe, killed)
     assert not (killed / "models" / "dpo-1").exists()
     kill_when(lambda: any_of(killed / "artifacts", "trees/1.1.0/.build/rows.jsonl"), recipe, killed)
     assert not (killed / "artifacts" / "trees" / "1.1.0" / "manifest.json").exists()
-    finish(recipe, killed)
-    assert hashes(killed) == hashes(whole)
-    assert (killed / "rounds.csv").read_text() == (whole / "rounds.csv").read_text()
-    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (killed, whole)]
-    assert summaries[0]["table"] == summaries[1]["table"]
-    assert len({row["model"] for row in summaries[0]["rounds"]}) == len(summaries[0]["rounds"]) == 4
+    process = start(recipe, killed)
+    assert process.wait(timeout=LIMIT) == 0, killed.with_suffix(".log").read_text(errors="replace")[-3000:]
+    assert hashes(killed) == hashes(finished.folder)
+    assert (killed / "rounds.csv").read_text() == (finished.folder / "rounds.csv").read_text()
+    assert json.loads((killed / "summary.json").read_text())["table"] == finished.summary["table"]
