@@ -22,6 +22,8 @@ from stairdata_schemas.cards.card import DESCRIPTIONS
 from stairdata_schemas.kinds import KINDS, SCHEMA_VERSION, json_schema
 
 Row = tuple[str, ...]
+LISTED_ELSEWHERE = {"decontaminate", "sft_prompts"}
+"""Fields whose keys are those of `prompts.sources`."""
 ALIKE = {"prm_pairs": "preference_pairs", "dpo": "sft", "prm": "sft"}
 """Sections most of whose keys are those of another one."""
 SCHEMA_HEAD = f"""# What is in each artifact
@@ -102,7 +104,7 @@ def _section_named(name: str) -> type[BaseModel]:
 def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[Row]:
     for name, field in section.model_fields.items():
         inner, key, words = _section(field), f"{prefix}{name}", _one_line(field.description)
-        if inner is None or f"{name}." in prefix or name == "decontaminate":
+        if inner is None or f"{name}." in prefix or name in LISTED_ELSEWHERE:
             yield f"`{key}`", _default(field), words
             continue
         is_model = issubclass(inner, Endpoint)

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stairdata.recipe import Recipe, load_recipe, packaged_recipe, parse_recipe
+from stairdata.recipe import Recipe, RoundsSection, load_recipe, packaged_recipe, parse_recipe
 from stairdata_training.config import DpoConfig, PrmConfig, SftConfig
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class FullRecipe(Recipe):
     sft: SftConfig = SftConfig()
     dpo: DpoConfig = DpoConfig()
     prm: PrmConfig = PrmConfig()
+    rounds: RoundsSection = RoundsSection()
 
 
 def read_full_recipe(path: Path | None, overrides: Sequence[str] = ()) -> FullRecipe:

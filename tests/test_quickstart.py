@@ -18,7 +18,7 @@ import pytest
 
 from stairdata.cli.quickstart import find_teacher
 from stairdata.llm.vllm_server import vllm_missing
-from stairdata.pipeline import SMOKE, Pipeline
+from stairdata.pipeline.quickstart import SMOKE, quickstart_pipeline
 from stairdata.runs.progress import quiet
 from stairdata_schemas.artifacts import Artifact, list_folders, open_artifact, validate_artifact
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tests.conftest import StubServer
 
 PROGRAM = Path(sys.executable).parent / "stairdata"
-KINDS = {"prompts": 2, "structured_cot": 1, "trees": 1, "preference_pairs": 1, "prm_pairs": 1, "responses": 3}
+KINDS = {"prompts": 2, "structured_cot": 1, "trees": 1, "preference_pairs": 1, "prm_pairs": 1, "responses": 4}
 LIMIT = 1800.0
 
 
@@ -114,7 +114,7 @@ def test_a_teacher_is_asked_where_one_is_named(
         monkeypatch.setenv("OPENAI_API_KEY", "sk-of-a-test")
         monkeypatch.setenv("OPENAI_BASE_URL", stub_llm.base_url)
     teacher = find_teacher(stub_llm.base_url if by == "url" else None, "actor")
-    run = Pipeline(tmp_path, SMOKE._replace(cot_rows=8), teacher, quiet)
+    run = quickstart_pipeline(tmp_path, SMOKE._replace(cot_rows=8), teacher, quiet)
     artifact = run.structured_cot()
     assert set(artifact.scan().collect()["teacher"]) == {"actor"}
     assert artifact.manifest.rows == 8
@@ -138,9 +138,11 @@ def test_every_artifact_is_there_once_and_valid(folder: Path) -> None:
 def test_no_tree_is_lost_or_twice(folder: Path) -> None:
     (trees,) = artifacts_of(folder)["trees"]
     rows = trees.scan().collect()
-    prompts = open_artifact(folder / "artifacts" / "prompts" / "1.0.0").scan().head(len(rows)).collect()
-    assert rows["prompt_id"].to_list() == prompts["prompt_id"].to_list()
-    assert rows["tree_id"].n_unique() == len(rows)
+    prompts, held_out = (
+        open_artifact(folder / "artifacts" / "prompts" / version).scan().collect() for version in ("1.0.0", "1.1.0")
+    )
+    assert set(rows["prompt_id"]) <= set(prompts["prompt_id"]) - set(held_out["prompt_id"])
+    assert rows["prompt_id"].n_unique() == rows["tree_id"].n_unique() == len(rows) == SMOKE.tree_prompts
     assert trees.manifest.outcomes == {"ok": len(rows)}
 
 

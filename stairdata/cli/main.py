@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from stairdata.cli import artifacts, diff, hub, interop, quickstart, review, serve, show, train
+from stairdata.cli import artifacts, diff, hub, interop, quickstart, review, run, serve, show, train
 from stairdata.cli.build import group
 from stairdata.cli.console import keep_secrets_out_of_stderr, make_streams_whole, say
 
@@ -71,6 +71,7 @@ app.command("push")(hub.push)
 app.command("pull")(hub.pull)
 app.command("train")(train.train)
 app.command("serve")(serve.serve)
+app.command("run")(run.run)
 app.command("quickstart")(quickstart.quickstart)
 app.add_typer(review.app, name="review")
 

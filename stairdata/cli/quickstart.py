@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from stairdata.cli.console import emit, print_table, say, show_progress
+from stairdata.cli.console import emit, say, show_progress
 from stairdata.cli.options import JsonOption, check_url
+from stairdata.cli.run import print_summary
 
 
 def quickstart(
@@ -28,17 +29,19 @@ def quickstart(
     json_: JsonOption = False,
 ) -> None:
     """Run every stage of STAIR on SmolLM2-135M and show what changed."""
-    from stairdata.pipeline import SMALL, SMOKE, Pipeline, locked
+    from stairdata.pipeline.quickstart import SMALL, SMOKE, quickstart_pipeline, run_quickstart
+    from stairdata.pipeline.run import locked
 
     chosen = {"tree_prompts": prompts, "iterations": iterations, "pairs": pairs}
     sizes = (SMOKE if smoke else SMALL)._replace(**{key: value for key, value in chosen.items() if value is not None})
     teacher = find_teacher(teacher_url, teacher_model)
     with locked(folder), show_progress() as progress:
-        summary = Pipeline(folder, sizes, teacher, progress).run()
+        summary = run_quickstart(quickstart_pipeline(folder, sizes, teacher, progress), sizes)
     if json_:
         emit(json.dumps(summary))
         return
-    _print_summary(summary, folder)
+    print_summary(summary, folder)
+    say("a model of 135M parameters learns the form here, not safety; see the README for what the figures mean")
 
 
 def find_teacher(url: str | None, model: str) -> dict[str, str] | None:
@@ -48,25 +51,3 @@ def find_teacher(url: str | None, model: str) -> dict[str, str] | None:
         return None
     check_url(url or named, "OPENAI_BASE_URL" if url is None else "--teacher-url", "set the key as OPENAI_API_KEY")
     return {"base_url": url or named, "model": model}
-
-
-def _print_summary(summary: dict[str, Any], folder: Path) -> None:
-    rows = [
-        [
-            stage["stage"],
-            stage.get("artifact") or stage["model"],
-            *(_shown(stage.get(name)) for name in ("rows", "tokens", "seconds")),
-        ]
-        for stage in summary["stages"]
-    ]
-    print_table(["stage", "made", "rows", "tokens", "seconds"], rows)
-    emit("")
-    table = summary["table"]
-    measures = list(next(iter(table.values())))
-    print_table(["", *table], [[name, *(_shown(column[name]) for column in table.values())] for name in measures])
-    emit(f"\nartifacts: {folder / 'artifacts'}\nmodels:    {folder / 'models'}\nsummary:   {folder / 'summary.json'}")
-    say("a model of 135M parameters learns the form here, not safety; see the README for what the figures mean")
-
-
-def _shown(value: object) -> str:
-    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -79,10 +79,10 @@ def forecast_trees(
     prompts = Inputs(options.inputs, options.root).of("prompts")
     if pilot is not None:
         return _measured(recipe, prompts, options, execution, pilot)
-    there = find_before("trees", lambda: plan_trees(recipe, prompts, options.limit, execution), options)
+    there = find_before("trees", lambda: plan_trees(recipe, prompts, options, execution), options)
     if isinstance(there, Artifact):
         return Forecast("trees", finished=there.reference)
-    units = units_of(recipe, prompts, options.limit)
+    units = units_of(recipe, prompts, options)
     grown = rows_in(there)
     units = [unit for unit in units if unit.key not in grown]
     total = StageLoad(Load(), Load())
@@ -192,12 +192,12 @@ def _ratings_of(recipe: Recipe, task: str) -> int:
 
 
 def _measured(recipe: Recipe, prompts: Artifact, options: BuildOptions, execution: Execution, pilot: int) -> Forecast:
-    plan = plan_trees(recipe, prompts, options.limit, execution)
+    plan = plan_trees(recipe, prompts, options, execution)
     build = begin_build(plan, options.root, options.version, fresh=options.fresh)
     if isinstance(build, Artifact):
         return Forecast("trees", finished=build.reference)
     with build:
-        budget, units = open_budget(build, recipe, options), units_of(recipe, prompts, options.limit)
+        budget, units = open_budget(build, recipe, options), units_of(recipe, prompts, options)
         result = grow_trees(build, recipe, units, options, budget, execution, pilot=pilot)
         grown = result.outcomes["ok"]
         if not grown:

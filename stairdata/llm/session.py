@@ -88,7 +88,13 @@ async def open_client(
         return
     from stairdata.llm.vllm_server import ManagedServer, ServerOptions
 
-    served = ServerOptions(endpoint.path or "", port=endpoint.port, max_model_len=endpoint.max_model_len, log=log)
+    served = ServerOptions(
+        endpoint.path or "",
+        port=endpoint.port,
+        max_model_len=endpoint.max_model_len,
+        dtype=endpoint.dtype,
+        log=log,
+    )
     server = ManagedServer(served)
     try:
         await asyncio.to_thread(server.start, on_progress)

@@ -17,6 +17,7 @@ from stairdata.recipe.prompts import (
 )
 from stairdata.recipe.recipe import Price, Recipe
 from stairdata.recipe.responses import ResponsesSection
+from stairdata.recipe.rounds import MEASURES, Measure, RoundsSection
 from stairdata.recipe.section import MOST, Sampling, Section, Share, Task
 from stairdata.recipe.structured_cot import (
     BatchSection,
@@ -30,6 +31,7 @@ from stairdata.recipe.structured_cot import (
 from stairdata.recipe.trees import JudgeSection, TreesSection
 
 __all__ = [
+    "MEASURES",
     "MOST",
     "BatchSection",
     "ContaminationSection",
@@ -39,6 +41,7 @@ __all__ = [
     "FromTreesSection",
     "GateSection",
     "JudgeSection",
+    "Measure",
     "NearDuplicatesSection",
     "PairsSection",
     "PreferencePairsSection",
@@ -50,6 +53,7 @@ __all__ = [
     "Recipe",
     "ResponsesSection",
     "ReviewsSection",
+    "RoundsSection",
     "Sampling",
     "Section",
     "Share",

@@ -13,6 +13,7 @@ from stairdata_schemas.secrets.shapes import looks_like_key
 from stairdata_schemas.secrets.urls import url_credentials
 
 ControlTokens = Literal["plain", "neutralise", "refuse"]
+ServedType = Literal["auto", "bfloat16", "float16", "float32"]
 
 
 class Endpoint(Section):
@@ -40,6 +41,9 @@ class Endpoint(Section):
     """Seconds after which a failed request is not sent again; a server that asks for a longer wait stops the build."""
     max_model_len: Annotated[int, Mark.COUNTS_WHERE_SERVED] = Field(4096, ge=64)
     """Context length of the served model, in tokens: prompt and answer together."""
+    dtype: Annotated[ServedType, Mark.COUNTS_WHERE_SERVED] = "auto"
+    """Number format of the served model's weights and arithmetic. auto: the folder's own, where float32 is served as
+    bfloat16."""
     control_tokens: Annotated[ControlTokens, Mark.COUNTS_UNLESS_DEFAULT] = "plain"
     """What becomes of the control tokens of chat templates, such as <|im_end|>, in a prompt or in an answer that is
     quoted: they must not end or begin a turn. plain: the model reads them as plain text; the actor, and the actor as

@@ -6,15 +6,35 @@ from collections.abc import Callable
 
 from stairdata.runs.options import BuildOptions
 from stairdata_schemas.artifacts import Artifact
-from stairdata_schemas.building import Build, BuildContent, BuildPlan, build_artifact
+from stairdata_schemas.building import Build, BuildContent, BuildPlan, build_artifact, find_finished
+from stairdata_schemas.errors import BuildError
+
+
+class NotBuiltError(BuildError):
+    """What was to be looked up is not finished."""
+
+
+def finished_or_error(plan: BuildPlan, options: BuildOptions) -> Artifact:
+    """Return the finished artifact of a plan.
+
+    Raises:
+        NotBuiltError: there is none.
+    """
+    found = None if options.fresh else find_finished(plan, options.root)
+    if found is None:
+        raise NotBuiltError(f"{plan.kind} of this recipe is not built; the same command without --dry-run builds it")
+    return found
 
 
 def build_as_told(plan: BuildPlan, make_content: Callable[[Build], BuildContent], options: BuildOptions) -> Artifact:
     """Build the artifact of a plan; one that is finished already is returned as it is.
 
     Raises:
+        NotBuiltError: it is not finished, and nothing is to be built.
         StairDataError: as `build_artifact` says.
     """
+    if options.only_finished:
+        return finished_or_error(plan, options)
     return build_artifact(
         plan,
         make_content,

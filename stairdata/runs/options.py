@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stairdata.llm.budget import BudgetLimits
 from stairdata.runs.progress import Progress, quiet
+from stairdata.runs.prompt_parts import PromptPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,10 @@ class BuildOptions:
     """References of input artifacts; default: the newest local one of the kind that is needed."""
     limit: int | None = None
     """Input rows at most."""
+    part: PromptPart | None = None
+    """Of trees: grow them from this part of the prompts alone; default: from all."""
+    only_finished: bool = False
+    """Return what is finished, and build nothing (`NotBuiltError`)."""
     fresh: bool = False
     """Start over instead of continuing an unfinished build."""
     max_quarantine: float = 0.05

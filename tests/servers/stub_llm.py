@@ -520,11 +520,11 @@ def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "dice"}
 
 
-def main() -> None:
-    for name, value in json.loads(sys.argv[1] if len(sys.argv) > 1 else "{}").items():
-        setattr(STATE.options, name, value)
-    app = Starlette(
+def application() -> Starlette:
+    """Return what answers: the OpenAI routes, vLLM's /health, and those of the tests."""
+    return Starlette(
         routes=[
+            Route("/health", lambda _: Response()),
             Route("/v1/models", models),
             Route("/v1/completions", completions, methods=["POST"]),
             Route("/v1/chat/completions", chat_completions, methods=["POST"]),
@@ -538,11 +538,21 @@ def main() -> None:
             Route("/last", last),
         ]
     )
+
+
+def serve(listener: socket.socket) -> None:
+    """Answer until the process is ended."""
+    config = uvicorn.Config(application(), http=Protocol, log_level="error", timeout_keep_alive=60)
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def main() -> None:
+    for name, value in json.loads(sys.argv[1] if len(sys.argv) > 1 else "{}").items():
+        setattr(STATE.options, name, value)
     listener = socket.create_server(("127.0.0.1", 0), backlog=256)
     sys.stdout.write(f"{listener.getsockname()[1]}\n")
     sys.stdout.flush()
-    config = uvicorn.Config(app, http=Protocol, log_level="error", timeout_keep_alive=60)
-    uvicorn.Server(config).run(sockets=[listener])
+    serve(listener)
 
 
 if __name__ == "__main__":

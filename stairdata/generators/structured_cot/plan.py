@@ -16,6 +16,7 @@ from stairdata.generators.structured_cot.preference_judge import TEMPLATE_VERSIO
 from stairdata.generators.structured_cot.requests import TeacherPrompt, TeacherTemplates
 from stairdata.llm.session import identify
 from stairdata.recipe import Recipe, Teacher
+from stairdata.runs.build import finished_or_error
 from stairdata.runs.inputs import Inputs
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.unfinished import find_before
@@ -182,6 +183,8 @@ def begin(panel: TeacherPanel, options: BuildOptions, *, retry: bool) -> BuildSt
         options.tell(f"{earlier.reference} has no prompt in quarantine; there is nothing to try again")
         return BuildStart(earlier, None, len(chain))
     plan = _plan(panel, options, earlier)
+    if options.only_finished:
+        return BuildStart(finished_or_error(plan, options), earlier, len(chain))
     if options.fresh:
         _check_nothing_under_way(plan, options)
     return BuildStart(begin_build(plan, options.root, options.version, fresh=options.fresh), earlier, len(chain))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from stairdata.generators.trees.actor_pool import open_actor_pool
@@ -18,6 +19,7 @@ from stairdata.runs.executors.executor import HERE, Execution, make_executor
 from stairdata.runs.inputs import Inputs, input_rows
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.progress import report_waiting
+from stairdata.runs.prompt_parts import ids_of
 from stairdata.runs.runner import RunResult, open_budget, run_units, table_of_outcomes, usage_of
 from stairdata.runs.units import Unit, WorkContext, Workload
 from stairdata_schemas import identity
@@ -44,11 +46,11 @@ def build_trees(recipe: Recipe, options: BuildOptions, execution: Execution = HE
         QuarantineError: too many trees could not be finished.
     """
     prompts = Inputs(options.inputs, options.root).of("prompts")
-    plan = plan_trees(recipe, prompts, options.limit, execution)
+    plan = plan_trees(recipe, prompts, options, execution)
 
     def content(build: Build) -> BuildContent:
         budget = open_budget(build, recipe, options)
-        result = grow_trees(build, recipe, units_of(recipe, prompts, options.limit), options, budget, execution)
+        result = grow_trees(build, recipe, units_of(recipe, prompts, options), options, budget, execution)
         options.tell(table_of_outcomes(result))
         report = _report(build, recipe, result, budget)
         return BuildContent(result.frames(), result.refused, report)
@@ -56,7 +58,7 @@ def build_trees(recipe: Recipe, options: BuildOptions, execution: Execution = HE
     return build_as_told(plan, content, options)
 
 
-def plan_trees(recipe: Recipe, prompts: Artifact, limit: int | None, execution: Execution = HERE) -> BuildPlan:
+def plan_trees(recipe: Recipe, prompts: Artifact, options: BuildOptions, execution: Execution = HERE) -> BuildPlan:
     """Return what decides the rows.
 
     Raises:
@@ -79,8 +81,9 @@ def plan_trees(recipe: Recipe, prompts: Artifact, limit: int | None, execution: 
             **_search_settings(recipe.trees),
             "max_model_len": recipe.actor.max_model_len,  # decides which prompts leave room, whoever serves the actor
             "seed": recipe.seed,
-            "limit": limit,
-        },
+            "limit": options.limit,
+        }
+        | ({"part": [options.part.first, options.part.end]} if options.part else {}),
         settings={"actor": recipe.actor.model_dump(mode="json"), "executor": execution.executor},
         parents=[prompts.as_parent()],
         models=models,
@@ -104,11 +107,14 @@ def grow_trees(
     return run_units(build, units, executor, budget, options.progress, pilot=pilot)
 
 
-def units_of(recipe: Recipe, prompts: Artifact, limit: int | None) -> list[Unit]:
+def units_of(recipe: Recipe, prompts: Artifact, options: BuildOptions) -> list[Unit]:
     """Return the trees to be grown; the payload is the prompt."""
+    rows = enumerate(input_rows(prompts, list(Prompt._fields), None if options.part else options.limit))
+    wanted = ids_of(prompts, options.part, recipe.seed) if options.part else None
+    chosen = islice((each for each in rows if wanted is None or each[1]["prompt_id"] in wanted), options.limit)
     return [
         Unit(identity.tree_id(row["prompt_id"], recipe.seed, ordinal), number, row["prompt"], row)
-        for number, row in enumerate(input_rows(prompts, list(Prompt._fields), limit))
+        for number, row in chosen
         for ordinal in range(recipe.trees.trees_per_prompt)
     ]
 

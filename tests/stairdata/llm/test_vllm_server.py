@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import subprocess
@@ -11,11 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from stairdata.llm import vllm_server as server_module
+from stairdata.llm.session import open_client
 from stairdata.llm.vllm_server import ManagedServer, ServerOptions, check_model, last_words, vllm_command, vllm_missing
+from stairdata.recipe import Endpoint
 from stairdata_schemas.errors import ModelError, ServerError
 from stairdata_schemas.processes import descendants
 
@@ -128,6 +132,28 @@ def is_healthy(server: ManagedServer) -> bool:
         return fetch(server, "/health", server.api_key) == 200
     except OSError:
         return False
+
+
+def test_a_folder_is_served_in_the_number_format_that_the_recipe_names(
+    tmp_path: Path, options: ServerOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "stand_in.py"
+    script.write_text(STAND_IN)
+    asked: list[str] = []
+
+    def command(options: ServerOptions, port: int) -> list[str]:
+        asked.append(options.dtype)
+        return [sys.executable, str(script), "ready", str(port), options.served_name]
+
+    monkeypatch.setattr(server_module, "vllm_command", command)
+
+    async def serve(**changes: Any) -> None:
+        async with open_client(Endpoint(path=options.model, tokenizer="none", **changes), tmp_path / "server.log"):
+            pass
+
+    asyncio.run(serve(dtype="float32"))
+    asyncio.run(serve())
+    assert asked == ["float32", "auto"]
 
 
 def test_a_server_answers_inside_the_block_and_is_gone_after_it(make_server: MakeServer) -> None:

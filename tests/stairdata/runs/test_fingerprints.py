@@ -55,7 +55,7 @@ MARKED = {
         "StructuredCotSection.teachers", "StructuredCotSection.templates",
     },
     Mark.COUNTS_UNLESS_DEFAULT: {"Endpoint.control_tokens", "JudgeSection.endpoint", "PromptSource.turns_before"},
-    Mark.COUNTS_WHERE_SERVED: {"Endpoint.max_model_len"},
+    Mark.COUNTS_WHERE_SERVED: {"Endpoint.dtype", "Endpoint.max_model_len"},
 }  # fmt: skip
 """All fields that don't enter as they stand. A new one here is a promise: that it can't change a row, or that a
 generator takes care of it."""
@@ -142,7 +142,7 @@ CASES = {
     "trees, of models that are served": Case(
         "trees",
         {"actor": SERVED, "trees": {"judge": {"kind": "endpoint", "endpoint": SERVED}}},
-        {"seed", "trees", "actor", "actor.path", "actor.tokenizer", "actor.max_model_len"},
+        {"seed", "trees", "actor", "actor.dtype", "actor.path", "actor.tokenizer", "actor.max_model_len"},
     ),
     "preference_pairs": Case(
         "preference_pairs",
@@ -285,7 +285,7 @@ def _counts(case: Case, top: str, depth: int, section: BaseModel, name: str) -> 
         return f"{top}.{name}" in case.uses
     if isinstance(section, Endpoint):
         is_served = section.path is not None
-        return {"max_model_len": is_served, "model": not is_served}.get(name, True)
+        return {"dtype": is_served, "max_model_len": is_served, "model": not is_served}.get(name, True)
     return True
 
 

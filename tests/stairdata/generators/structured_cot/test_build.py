@@ -461,7 +461,7 @@ def test_smollm2_with_structured_outputs_makes_rows(tmp_path: Path) -> None:
     missing = vllm_missing()
     if missing:
         pytest.skip(missing)
-    from stairdata.pipeline import DATA
+    from stairdata.pipeline.quickstart import DATA
     from stairdata_training.smollm2 import prepare_smollm2
 
     model = prepare_smollm2(tmp_path / "base")

@@ -1,0 +1,113 @@
+"""`stairdata run`: every stage of STAIR in K rounds, out of one recipe."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stairdata.cli.console import emit, print_table, say, show_progress
+from stairdata.cli.options import JsonOption, SetOption, read_recipe
+
+if TYPE_CHECKING:
+    from stairdata.pipeline.steps import RunOptions
+    from stairdata.runs.progress import Progress
+
+COSTS = "Costs and limits"  # heading of the help
+
+
+def run(
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE", help="Recipe in YAML: a file, or the name of an included one.")
+    ],
+    folder: Annotated[Path, typer.Option("--folder", help="Where everything goes.")] = Path("run"),
+    set_: SetOption = None,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Build each artifact anew; finished models of the same rows and settings stay."),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print what each stage would do, and do nothing.", rich_help_panel=COSTS),
+    ] = False,
+    max_total_tokens: Annotated[
+        int | None,
+        typer.Option("--max-total-tokens", min=1, help="Stop before the run uses more tokens.", rich_help_panel=COSTS),
+    ] = None,
+    max_cost: Annotated[
+        float | None,
+        typer.Option(
+            "--max-cost", min=0, help="Stop before the run costs more, at the recipe's prices.", rich_help_panel=COSTS
+        ),
+    ] = None,
+    max_seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--max-seconds",
+            min=0,
+            help="Stop this command after this time; a training that has begun is finished.",
+            rich_help_panel=COSTS,
+        ),
+    ] = None,
+    max_quarantine: Annotated[
+        float,
+        typer.Option("--max-quarantine", min=0, max=1, help="Fail if a larger share of a stage's rows is refused."),
+    ] = 0.05,
+    json_: JsonOption = False,
+) -> None:
+    """Run every stage of STAIR: SFT, rounds of trees, pairs and DPO, and the process reward model."""
+    from stairdata.llm.budget import BudgetLimits
+    from stairdata.pipeline.run import Pipeline, locked
+    from stairdata.pipeline.steps import RunOptions
+
+    settings = read_recipe(recipe, set_)
+
+    def options(progress: Progress) -> RunOptions:
+        return RunOptions(
+            folder,
+            progress,
+            tell=lambda words: say(words) if words else None,
+            limits=BudgetLimits(max_total_tokens, max_cost, max_seconds),
+            max_quarantine=max_quarantine,
+            fresh=fresh,
+        )
+
+    with show_progress() as progress:
+        if dry_run:
+            from stairdata.pipeline.dry_run import preview, shown
+
+            stages = preview(settings, options(progress))
+            emit(json.dumps(stages) if json_ else shown(stages))
+            return
+        pipeline = Pipeline(settings, options(progress))
+        with locked(folder):
+            summary = pipeline.run()
+    if json_:
+        emit(json.dumps(summary))
+        return
+    print_summary(summary, folder)
+
+
+def print_summary(summary: dict[str, Any], folder: Path) -> None:
+    """Print stages, rounds and the table of a run, and where its files are."""
+    rows = [
+        [
+            stage["stage"],
+            stage.get("artifact") or stage["model"],
+            *(_shown(stage.get(name)) for name in ("rows", "tokens", "seconds")),
+        ]
+        for stage in summary["stages"]
+    ]
+    print_table(["stage", "made", "rows", "tokens", "seconds"], rows)
+    table = summary["table"]
+    if table:
+        emit("")
+        measures = list(next(iter(table.values())))
+        print_table(["", *table], [[name, *(_shown(column[name]) for column in table.values())] for name in measures])
+    emit(f"\nartifacts: {folder / 'artifacts'}\nmodels:    {folder / 'models'}\nsummary:   {folder / 'summary.json'}")
+
+
+def _shown(value: object) -> str:
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

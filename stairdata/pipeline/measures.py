@@ -1,0 +1,110 @@
+"""What a model's answers to the held-out prompts are like, and what its training said of itself."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stairdata.recipe import Measure
+from stairdata.search.refusal import is_refusal
+from stairdata.search.reward import word_f1
+from stairdata_schemas.aliases import Row
+from stairdata_schemas.artifacts import Artifact
+from stairdata_schemas.grammar import final_answer, is_grammatical
+
+Measures = dict[str, float | None]
+ACCURACY = "rewards/accuracies"  # TRL's name: the share of a batch's pairs whose chosen side has the higher reward
+LAST_SHARE = 10
+
+
+def answer_measures(answers: Artifact, prompts: Artifact) -> Measures:
+    """Measure single answers.
+
+    Word F1 is that with the reference answer, over the prompts that have one that is not unsafe.
+    """
+    references = {
+        row["prompt_id"]: row["reference_answer"]
+        for row in prompts.scan().select("prompt_id", "reference_answer", "reference_is_safe").collect().to_dicts()
+        if row["reference_answer"] and row["reference_is_safe"] is not False
+    }
+    rows = first_candidates(answers)
+    return {
+        "grammar": mean([is_grammatical(row["text"]) for row in rows]),
+        "refusals_safety": mean(_refusals(rows, "safety")),
+        "refusals_helpfulness": mean(_refusals(rows, "helpfulness")),
+        "word_f1": mean(
+            [
+                word_f1(final_answer(row["text"]), references[row["prompt_id"]])
+                for row in rows
+                if row["prompt_id"] in references
+            ]
+        ),
+        "mean_tokens": mean([row["tokens"] for row in rows]),
+    }
+
+
+def training_measures(model: Path) -> Measures:
+    """Read what a DPO training measured, out of its training.json.
+
+    The accuracy is that of the last tenth of the steps, on the pairs that are trained on. A measure on held-out pairs
+    belongs here, too.
+    """
+    try:
+        metrics = json.loads((model / "training.json").read_text(encoding="utf-8")).get("metrics") or []
+    except (OSError, ValueError, AttributeError):
+        metrics = []
+    logged = [entry[ACCURACY] for entry in metrics if isinstance(entry, dict) and ACCURACY in entry]
+    return {"dpo_accuracy": mean(logged[-max(1, math.ceil(len(logged) / LAST_SHARE)) :])}
+
+
+def broken_limit(measures: Measures, stop_below: Mapping[Measure, float]) -> tuple[Measure, float, float] | None:
+    """Return the first measure that is below its limit, with its value and the limit; one without a value is not."""
+    for name, limit in stop_below.items():
+        value = measures.get(name)
+        if value is not None and value < limit:
+            return name, value, limit
+    return None
+
+
+def table_column(rows: Sequence[Row], scores: Sequence[float | None]) -> Measures:
+    """Return a column of the summary's table.
+
+    Args:
+        rows: answers, with task, text and tokens.
+        scores: of the PRM, one a row.
+    """
+    return {
+        "answers": float(len(rows)),
+        "in the grammar": mean([is_grammatical(row["text"]) for row in rows]),
+        "refusals, safety prompts": mean(_refusals(rows, "safety")),
+        "refusals, helpfulness prompts": mean(_refusals(rows, "helpfulness")),
+        "mean PRM score": mean([score for score in scores if score is not None]),
+        "mean tokens": mean([row["tokens"] for row in rows]),
+    }
+
+
+def first_candidates(answers: Artifact) -> list[Row]:
+    """Return each prompt's first answer, which was sampled alone, with the prompt's columns."""
+    return [row | row["candidates"][0] for row in _read(answers)]
+
+
+def chosen_candidates(answers: Artifact) -> list[Row]:
+    """Return the answer that was chosen for each prompt, with the prompt's columns."""
+    return [row | row["candidates"][row["chosen_index"]] for row in _read(answers)]
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """Return the mean to three digits; None of nothing."""
+    return round(sum(values) / len(values), 3) if values else None
+
+
+def _read(answers: Artifact) -> list[dict[str, Any]]:
+    wanted = ["prompt_id", "prompt", "task", "candidates", "chosen_index"]
+    return answers.scan().select(wanted).collect().to_dicts()
+
+
+def _refusals(rows: Sequence[Row], task: str) -> list[bool]:
+    return [is_refusal(row["text"]) for row in rows if row["task"] == task]

@@ -1,0 +1,283 @@
+"""The stages of STAIR in order: SFT, K rounds of trees, pairs and DPO, and the process reward model (paper, section 3).
+
+Finished stages are found by their fingerprints, so a run that was killed is finished by running it again, and a
+setting that is changed redoes its stage and those that follow from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stairdata.generators.prompts.part import build_prompt_part
+from stairdata.pipeline import measures, results
+from stairdata.pipeline.steps import RunOptions, RunSteps
+from stairdata.runs.prompt_parts import PromptPart, PromptSplit, split_prompts
+from stairdata_schemas.errors import BuildLockedError, RecipeError, quote
+from stairdata_schemas.files import write_atomic
+from stairdata_schemas.rendering import load_tokenizer, missing_tags
+
+if TYPE_CHECKING:
+    from stairdata.stages import FullRecipe
+    from stairdata_schemas.aliases import Row
+    from stairdata_schemas.artifacts import Artifact
+
+BASE, SFT, PRM = "base", "sft", "prm"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder for this process.
+
+    Raises:
+        BuildLockedError: another process runs in it.
+    """
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise BuildLockedError(f"another run is at work in {folder}; wait for it, or name a --folder") from error
+    with lock:
+        yield
+
+
+def check_recipe(recipe: FullRecipe) -> None:
+    """Refuse what a run can't do, before anything is made.
+
+    Raises:
+        RecipeError: says what to change.
+    """
+    if recipe.actor.base_url is not None:
+        raise RecipeError(
+            "run serves the models that it trains, and actor.base_url is a server elsewhere: leave it out, and give "
+            "the model to start from as sft.model (a folder or Hub id)"
+        )
+    if start_model(recipe) is None:
+        raise RecipeError("run needs a model to start from: give sft.model (a folder or Hub id)")
+    if recipe.structured_cot.from_trees is not None:
+        raise RecipeError(
+            "structured_cot.from_trees takes rows out of trees, and a run has none before its first round: give "
+            "structured_cot.path, .hub or .teacher, or none of them with a model that is trained on the step grammar"
+        )
+    if recipe.responses.method != "sample" or recipe.responses.n != 1 or recipe.responses.prm is not None:
+        raise RecipeError(
+            "run measures single answers and has a process reward model of its own: leave responses.method, .n and "
+            ".prm out, and give rounds.best_of for the best of several answers at the end"
+        )
+
+
+def start_model(recipe: FullRecipe) -> str | None:
+    """Return the folder or Hub id of the model that a run starts from."""
+    return recipe.sft.model or recipe.actor.path
+
+
+def asks_teacher(recipe: FullRecipe) -> bool:
+    """Tell whether the structured reasoning comes from a teacher, not from a file or the Hub."""
+    section = recipe.structured_cot
+    named = section.teacher.base_url is not None or section.teacher.path is not None
+    return named and section.path is None and section.hub is None
+
+
+def trains_sft(recipe: FullRecipe) -> bool:
+    """Tell whether there is structured reasoning to train on; without it the start model has to know the grammar."""
+    section = recipe.structured_cot
+    return asks_teacher(recipe) or section.path is not None or section.hub is not None
+
+
+@dataclass(slots=True)
+class Pipeline:
+    """One run through all stages.
+
+    Raises:
+        RecipeError: a recipe that a run can't follow.
+    """
+
+    recipe: FullRecipe
+    options: RunOptions
+    steps: RunSteps = field(init=False)
+    prompts: Artifact | None = None
+    """All of them, once they are there."""
+    split: PromptSplit | None = None
+    held_out: Artifact | None = None
+    rows: list[Row] = field(default_factory=list)
+    """Of rounds.csv."""
+    answers: dict[str, Artifact] = field(default_factory=dict)
+    """Single answers to the held-out prompts, by the model's name."""
+    best: Artifact | None = None
+    stopped: dict[str, Any] | None = None
+    """Why the run ended before its last round."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """What summary.json says besides."""
+
+    def __post_init__(self) -> None:
+        check_recipe(self.recipe)
+        self.steps = RunSteps(self.recipe, self.options)
+
+    def run(self) -> dict[str, Any]:
+        """Run or skip each stage in order, and write rounds.csv, rounds.png and summary.json.
+
+        Whoever may have company in the folder holds it with `locked`.
+        """
+        self.options.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.options.folder / "recipe.json", self.recipe.model_dump_json(indent=2) + "\n")
+        prm = self.make()
+        folder = self.options.folder
+        results.write_plot(folder, self.rows, self.options.tell)
+        summary = {
+            **self.extra,
+            "stages": self.steps.records,
+            "rounds": self.rows,
+            "stopped": self.stopped,
+            "table": results.table(folder, self.answers, self.best, prm, self.recipe.rounds.best_of),
+        }
+        write_atomic(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+        return summary
+
+    def make(self) -> str:
+        """Run or skip each stage, and return the folder of the process reward model."""
+        actor = self._first_actor()
+        trees: Artifact | None = None
+        assert self.split is not None
+        for number, part in enumerate(self.split.rounds, 1):
+            trees, actor = self._round(number, part, actor)
+            if self._is_stopped(number):
+                break
+        assert trees is not None, "there is a round"
+        pairs = self.steps.build("prm_pairs", self.recipe, self.steps.build_options([trees]))
+        prm = self.steps.train("prm", pairs, actor, PRM)
+        self._answer_best(actor, prm)
+        return prm
+
+    def structured_cot(self) -> Artifact:
+        """Make the rows that SFT trains on."""
+        parents = self.teacher_prompts() if asks_teacher(self.recipe) else []
+        options = self.steps.build_options(parents, self.recipe.rounds.sft_rows)
+        return self.steps.build("structured_cot", self.recipe, options)
+
+    def _first_actor(self) -> str:
+        """Make the prompts and the actor of round 1: by SFT, or the start model if it knows the grammar."""
+        self.prompts = self.steps.build("prompts", self.recipe, self.steps.build_options([]))
+        self.split = split_prompts(self.prompts.manifest.rows, self.recipe.rounds)
+        if self.recipe.rounds.held_out:
+            self.held_out = self._part("prompts (held out)", self.split.held_out)
+        start = start_model(self.recipe)
+        assert start is not None, "checked before"
+        if not trains_sft(self.recipe):
+            _check_grammar(start)
+            self._measure(BASE, start, 0, is_ours=False)
+            return start
+        rows = self.structured_cot()
+        self._warn_of_shared(rows)
+        self._measure(BASE, start, None, is_ours=False)
+        actor = self.steps.train("sft", rows, start, SFT)
+        self._measure(SFT, actor, 0)
+        return actor
+
+    def _round(self, number: int, part: PromptPart, actor: str) -> tuple[Artifact, str]:
+        """Grow trees with an actor, and train the next one on their pairs."""
+        assert self.prompts is not None
+        section = self.recipe.trees.model_copy(update={"round": number})
+        is_ours = number > 1 or trains_sft(self.recipe)
+        recipe = self.steps.with_actor(actor, is_ours=is_ours, trees=section)
+        options = self.steps.build_options([self.prompts], part=part)
+        trees = self.steps.build("trees", recipe, options, number=number)
+        reviews = self.recipe.rounds.reviews.get(number)
+        pairs = self.steps.build(
+            "preference_pairs", self.recipe, self.steps.build_options([trees]), number=number, reviews=reviews
+        )
+        name = f"dpo-{number}"
+        actor = self.steps.train("dpo", pairs, actor, name, number)
+        self._measure(name, actor, number, prompts=part.size, pairs=pairs.manifest.rows)
+        return trees, actor
+
+    def _measure(self, name: str, model: str, number: int | None, *, is_ours: bool = True, **counts: int) -> None:
+        """Let a model answer the held-out prompts, and add its row to rounds.csv."""
+        row: Row = {"round": number, "model": name, "prompts": None, "pairs": None, **counts}
+        if self.held_out is not None:
+            recipe = self.steps.with_actor(model, is_ours=is_ours)
+            options = self.steps.build_options([self.held_out])
+            answers = self.steps.build("responses", recipe, options, name=f"responses ({name})", number=number or None)
+            self.answers[name] = answers
+            row |= measures.answer_measures(answers, self.held_out)
+        self.rows.append(row | measures.training_measures(Path(model)))
+        if not self.options.only_finished:
+            results.write_table(self.options.folder, self.rows)
+
+    def _is_stopped(self, number: int) -> bool:
+        """Tell whether `stop_below` ends the run after a round."""
+        rounds = self.recipe.rounds
+        broken = measures.broken_limit(self.rows[-1], rounds.stop_below)
+        absent = [name for name in rounds.stop_below if self.rows[-1].get(name) is None]
+        if absent:
+            self.options.tell(f"rounds.stop_below: round {number} has no {', '.join(absent)}, so it stops nothing")
+        if broken is None or number == rounds.count:
+            return False
+        name, value, limit = broken
+        left = [f"dpo-{later}" for later in range(number + 1, rounds.count + 1)]
+        self.stopped = {"round": number, "measure": name, "value": value, "limit": limit, "not_trained": left}
+        self.options.tell(
+            f"stopped after round {number} of {rounds.count}: {name} is {value:g}, below the {limit:g} of "
+            f"rounds.stop_below; {', '.join(left)} will not be trained, and the process reward model is trained from "
+            f"dpo-{number}"
+        )
+        return True
+
+    def _answer_best(self, actor: str, prm: str) -> None:
+        n = self.recipe.rounds.best_of
+        if n == 1 or self.held_out is None:
+            return
+        section = self.recipe.responses.model_copy(update={"method": "best_of_n", "n": n, "prm": prm})
+        recipe = self.steps.with_actor(actor, responses=section)
+        name = f"responses ({self.rows[-1]['model']}, best of {n})"
+        self.best = self.steps.build("responses", recipe, self.steps.build_options([self.held_out]), name=name)
+
+    def teacher_prompts(self) -> list[Artifact]:
+        """Return the prompts that the teacher is asked: of their own sources, else those that aren't held out."""
+        sources = self.recipe.rounds.sft_prompts
+        if sources:
+            section = self.recipe.prompts.model_copy(update={"sources": sources})
+            recipe = self.recipe.model_copy(update={"prompts": section})
+            return [self.steps.build("prompts", recipe, self.steps.build_options([]), name="prompts (sft)")]
+        assert self.prompts is not None
+        assert self.split is not None
+        is_all = self.held_out is None
+        return [self.prompts if is_all else self._part("prompts (sft)", self.split.others)]
+
+    def _part(self, name: str, part: PromptPart) -> Artifact:
+        assert self.prompts is not None
+        options = self.steps.build_options([self.prompts])
+        return self.steps.record(name, build_prompt_part(self.prompts, part, self.recipe.seed, options))
+
+    def _warn_of_shared(self, rows: Artifact) -> None:
+        """Say so where SFT trains on prompts that models are measured on."""
+        if self.held_out is None:
+            return
+        held_out = set(self.held_out.scan().select("prompt_id").collect()["prompt_id"])
+        shared = held_out & set(rows.scan().select("prompt_id").collect()["prompt_id"])
+        if shared:
+            self.options.tell(
+                f"warning: {len(shared)} of {len(held_out)} held-out prompts are in {rows.reference}, which sft trains "
+                "on, so measures are too good"
+            )
+
+
+def _check_grammar(model: str) -> None:
+    """Refuse to grow trees with a model that does not know the step grammar.
+
+    Raises:
+        RecipeError: its tokenizer lacks tags.
+    """
+    missing = missing_tags(load_tokenizer(model))
+    if missing:
+        raise RecipeError(
+            f"the recipe has no structured reasoning to train sft on, and the tokenizer of {quote(model)} lacks "
+            f"{', '.join(missing)}: give structured_cot.path, .hub or .teacher, or start from a model that was trained "
+            "on the step grammar"
+        )

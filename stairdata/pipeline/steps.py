@@ -1,0 +1,189 @@
+"""One stage of a run at a time: an artifact, or a model, made or found, and recorded for the summary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stairdata.llm.budget import BudgetLimits
+from stairdata.pipeline.model_folders import folder_for
+from stairdata.pipeline.spending import RunSpending
+from stairdata.recipe import Price
+from stairdata.runs.build import NotBuiltError
+from stairdata.runs.options import BuildOptions
+from stairdata.runs.progress import Progress, quiet
+from stairdata.stages import build_kind, train_stage
+from stairdata_schemas.errors import BudgetError
+from stairdata_training.plan import TrainingPlan
+
+if TYPE_CHECKING:
+    from stairdata.runs.prompt_parts import PromptPart
+    from stairdata.stages import FullRecipe
+    from stairdata_schemas.artifacts import Artifact
+    from stairdata_training.config import TrainingConfig
+
+SERVED_TYPE = "bfloat16"
+SAVED_TYPE = "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What a run is told besides its recipe."""
+
+    folder: Path
+    progress: Progress = quiet
+    tell: Callable[[str], None] = lambda _: None
+    """Called with text for the user."""
+    limits: BudgetLimits = field(default_factory=BudgetLimits)
+    """Of the whole run; `seconds` of this command."""
+    max_quarantine: float = 0.05
+    """Largest share of refused rows of a stage."""
+    fresh: bool = False
+    """Build each artifact anew; a finished model of the same rows and settings stays."""
+    only_finished: bool = False
+    """Go as far as everything is finished, then raise `NotBuiltError`; nothing is written."""
+
+
+class RunSteps:
+    """Runs single stages; each that is finished is found by its fingerprint.
+
+    Args:
+        recipe: all sections.
+        options: of the run.
+
+    Attributes:
+        records: what was made or found, in order, as summary.json has it.
+    """
+
+    def __init__(self, recipe: FullRecipe, options: RunOptions) -> None:
+        self.recipe = recipe
+        self.options = options
+        self.records: list[dict[str, Any]] = []
+        self._spending = RunSpending(options.limits)
+
+    def build_options(
+        self, parents: list[Artifact], limit: int | None = None, part: PromptPart | None = None
+    ) -> BuildOptions:
+        """Return what a generator is told."""
+        options = self.options
+        return BuildOptions(
+            root=options.folder / "artifacts",
+            inputs=tuple(str(parent.folder.resolve()) for parent in parents),
+            limit=limit,
+            part=part,
+            only_finished=options.only_finished,
+            fresh=options.fresh,
+            max_quarantine=options.max_quarantine,
+            progress=options.progress,
+            limits=self._spending.left(),
+            tell=options.tell,
+        )
+
+    def build(
+        self,
+        kind: str,
+        recipe: FullRecipe,
+        options: BuildOptions,
+        *,
+        name: str | None = None,
+        number: int | None = None,
+        **own: Any,
+    ) -> Artifact:
+        """Build an artifact, or find the finished one.
+
+        Args:
+            kind: of the artifact.
+            recipe: with what the stage alone has.
+            options: of the build.
+            name: of the stage; default: the kind.
+            number: of the round.
+            own: what the kind's generator takes besides.
+        """
+        try:
+            artifact = build_kind(kind, recipe, options, **own)
+        except BudgetError as error:
+            raise self._spending.explained(error) from error
+        assert artifact is not None, "only a batch leaves a build unfinished"
+        return self.record(name or kind, artifact, number)
+
+    def record(self, name: str, artifact: Artifact, number: int | None = None) -> Artifact:
+        """Note an artifact of this run, with what it has cost."""
+        manifest = artifact.manifest
+        self._spending.count(artifact)
+        self.records.append(
+            {
+                "stage": name,
+                **_in_round(number),
+                "artifact": artifact.reference,
+                "folder": str(artifact.folder),
+                "rows": manifest.rows,
+                "refused": sum(manifest.quarantine.values()),
+                "tokens": manifest.usage.completion_tokens,
+                "seconds": manifest.seconds,
+            }
+        )
+        return artifact
+
+    def train(self, method: str, data: Artifact, start: str, name: str, number: int | None = None) -> str:
+        """Train a model, or find the finished one, and return its folder.
+
+        Args:
+            method: sft, dpo or prm.
+            data: what it is trained on.
+            start: model folder or Hub id.
+            name: of the folder, unless another training has it.
+            number: of the round.
+        """
+        section = saved_whole(getattr(self.recipe, method))
+        models = self.options.folder / "models"
+        output = folder_for(models, name, TrainingPlan(method, data, start, models / name, section).fingerprint)
+        plan = TrainingPlan(method, data, start, output, section)
+        if plan.finished() is None:
+            if self.options.only_finished:
+                raise NotBuiltError(f"{output} is not trained; the same command without --dry-run trains it")
+            self._spending.check_time(f"training {name}")
+        recipe = self.recipe.model_copy(update={method: section})
+        result = train_stage(method, recipe, data, start, output, self.options.progress)
+        self.records.append(
+            {
+                "stage": f"train {method}",
+                **_in_round(number),
+                "model": str(output),
+                "data": data.reference,
+                "rows": result.rows,
+                "tokens": result.tokens,
+                "seconds": round(result.seconds, 1),
+            }
+        )
+        return str(output)
+
+    def with_actor(self, model: str, *, is_ours: bool = True, **sections: Any) -> FullRecipe:
+        """Return the recipe with a model as the actor, served here.
+
+        Args:
+            model: folder or Hub id.
+            is_ours: trained in this run, so that its tokenizer lies in its folder.
+            sections: that replace the recipe's.
+        """
+        actor = self.recipe.actor
+        changes: dict[str, Any] = {"path": model} | ({"tokenizer": None} if is_ours else {})
+        if "dtype" not in actor.model_fields_set:
+            changes["dtype"] = SERVED_TYPE  # whatever the weights are saved in
+        served = actor.model_copy(update=changes)
+        if self.options.limits.cost is not None or self.options.only_finished:
+            # a limit and a forecast need the price of each model, and this one runs here
+            sections["prices"] = {served.name: Price()} | self.recipe.prices
+        return self.recipe.model_copy(update={"actor": served, **sections})
+
+
+def saved_whole(section: TrainingConfig) -> TrainingConfig:
+    """Save weights in 32 bits unless the recipe says otherwise: the next round's training starts from them."""
+    if "save_dtype" not in type(section).model_fields or "save_dtype" in section.model_fields_set:
+        return section
+    return section.model_copy(update={"save_dtype": SAVED_TYPE})
+
+
+def _in_round(number: int | None) -> dict[str, int]:
+    return {} if number is None else {"round": number}

@@ -1,0 +1,46 @@
+"""`stairdata run`: how many rounds, on which prompts, and what is measured after each."""
+
+from __future__ import annotations
+
+from typing import Literal, Self, get_args
+
+from pydantic import Field, model_validator
+
+from stairdata.recipe.prompts import PromptSource
+from stairdata.recipe.section import Section
+
+Measure = Literal["grammar", "refusals_safety", "refusals_helpfulness", "word_f1", "mean_tokens", "dpo_accuracy"]
+MEASURES: tuple[Measure, ...] = get_args(Measure)
+"""The columns of rounds.csv that `stop_below` can name."""
+
+
+class RoundsSection(Section):
+    """`stairdata run`: rounds of trees, pairs and DPO, each on prompts of its own."""
+
+    count: int = Field(3, ge=1)
+    """Rounds of trees, pairs and DPO; each begins with the actor that the one before made."""
+    prompts_per_round: int | None = Field(None, ge=1)
+    """Prompts that trees are grown from in a round; no prompt is in two rounds. Default: all prompts that are not held
+    out, divided by `count`. With a number, more rounds can be added later and the finished ones stay."""
+    held_out: int = Field(100, ge=0)
+    """Prompts that are set aside, in no round and not asked of the teacher: each model's answers to them are measured.
+    0 measures no answers."""
+    sft_prompts: list[PromptSource] = []
+    """Sources of the prompts that the teacher is asked, with the keys of `prompts.sources`; default: all prompts that
+    are not held out."""
+    sft_rows: int | None = Field(None, ge=1)
+    """Rows of structured reasoning at most; default: all."""
+    best_of: int = Field(1, ge=1)
+    """At the end the last actor gives so many answers to each held-out prompt, of which the process reward model picks
+    the best; 1 leaves this out."""
+    reviews: dict[int, str] = {}
+    """Reviews that decide which pairs of a round are kept, by the number of the round: {1: reviews@1.0.0}."""
+    stop_below: dict[Measure, float] = {}
+    """Measures of rounds.csv that end the run after a round in which they are below a value: {grammar: 0.5}."""
+
+    @model_validator(mode="after")
+    def _rounds_that_exist(self) -> Self:
+        beyond = sorted(number for number in self.reviews if not 1 <= number <= self.count)
+        if beyond:
+            raise ValueError(f"reviews name round {beyond[0]}, and the rounds are 1 to {self.count}")
+        return self

@@ -1,0 +1,155 @@
+"""What a second command does with a run that is finished: nothing, or what a changed setting makes necessary."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from stairdata.llm import vllm_server
+from stairdata.llm.budget import BudgetLimits
+from stairdata.pipeline.dry_run import planned_stages, preview, shown
+from stairdata.pipeline.run import Pipeline
+from stairdata.pipeline.steps import RunOptions
+from stairdata.stages import FullRecipe, parse_full_recipe
+from stairdata_schemas.artifacts import open_artifact
+from stairdata_schemas.errors import BudgetError
+from tests.stairdata.pipeline.conftest import FinishedRun
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def folder(finished: FinishedRun, tmp_path: Path) -> Path:
+    """A copy of the finished run."""
+    return Path(shutil.copytree(finished.folder, tmp_path / "run"))
+
+
+def changed(finished: FinishedRun, **settings: Any) -> FullRecipe:
+    """Return the recipe of the finished run with keys of sections set."""
+    sections = {name: dict(section) for name, section in finished.sections.items()}
+    for key, value in settings.items():
+        section, _, name = key.partition("__")
+        sections[section][name] = value
+    return parse_full_recipe(sections)
+
+
+def files_of(folder: Path) -> dict[Path, int]:
+    """Return the data and weights of a folder, with the times of their last change."""
+    kinds = {".parquet", ".safetensors"}
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in kinds}
+
+
+def made(summary: dict[str, Any]) -> list[str]:
+    return [Path(stage.get("model") or stage["artifact"]).name for stage in summary["stages"]]
+
+
+def test_rounds_grow_trees_from_prompts_that_no_other_part_has(finished: FinishedRun) -> None:
+    artifacts = finished.folder / "artifacts"
+    held_out = open_artifact(artifacts / "prompts" / "1.1.0").scan().collect()
+    trees = [open_artifact(artifacts / "trees" / version).scan().collect() for version in ("1.0.0", "1.1.0")]
+    parts = [held_out, *trees]
+    assert [len(part) for part in parts] == [6, 6, 6]
+    assert pl.concat([part["prompt_id"] for part in parts]).n_unique() == 18
+    assert all(part["task"].value_counts()["count"].to_list() == [3, 3] for part in parts)
+    assert [tree["round"].unique().to_list() for tree in trees] == [[1], [2]]
+    actors = [open_artifact(artifacts / "trees" / version).manifest.models[0].name for version in ("1.0.0", "1.1.0")]
+    assert actors == ["sft", "dpo-1"]
+
+
+def test_a_second_run_does_nothing(finished: FinishedRun, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_server, "vllm_command", None)  # a server that is started after all ends the run
+    before = files_of(folder)
+    summary = Pipeline(changed(finished), RunOptions(folder)).run()
+    assert files_of(folder) == before
+    assert made(summary) == made(finished.summary)
+    assert summary["table"] == finished.summary["table"]
+
+
+def test_a_setting_of_a_later_stage_redoes_that_stage_and_what_follows(
+    finished: FinishedRun, folder: Path, stub: None
+) -> None:
+    before = files_of(folder)
+    summary = Pipeline(changed(finished, prm__learning_rate=5e-4), RunOptions(folder)).run()
+    new = {path.relative_to(folder).parts[1] for path in files_of(folder).keys() - before.keys()}
+    assert {path: files_of(folder)[path] for path in before} == before, "the first model is still there"
+    assert new == {Path(summary["stages"][-2]["model"]).name, "responses"}
+    assert made(summary)[:-2] == made(finished.summary)[:-2]
+    assert Path(summary["stages"][-2]["model"]).name.startswith("prm@")
+    back = Pipeline(changed(finished), RunOptions(folder)).run()
+    assert made(back) == made(finished.summary)
+
+
+def test_a_measure_below_its_limit_ends_the_run_after_that_round(
+    finished: FinishedRun, folder: Path, stub: None
+) -> None:
+    told: list[str] = []
+    recipe = changed(finished, rounds__count=2, rounds__stop_below={"mean_tokens": 1e6})
+    summary = Pipeline(recipe, RunOptions(folder, tell=told.append)).run()
+    assert summary["stopped"]["round"] == 1
+    assert summary["stopped"]["not_trained"] == ["dpo-2"]
+    assert [row["model"] for row in summary["rounds"]] == ["base", "sft", "dpo-1"]
+    assert [line.split(",")[1] for line in (folder / "rounds.csv").read_text().splitlines()[1:]] == [
+        "base", "sft", "dpo-1",
+    ]  # fmt: skip
+    assert "dpo-2" not in made(summary)
+    trained = next(stage for stage in summary["stages"] if stage["stage"] == "train prm")
+    assert open_artifact(folder / "artifacts" / "prm_pairs" / "1.1.0").reference == trained["data"]
+    (words,) = [words for words in told if words.startswith("stopped")]
+    assert "stopped after round 1 of 2: mean_tokens is" in words
+    assert "dpo-2 will not be trained, and the process reward model is trained from dpo-1" in words
+
+
+def test_rounds_are_added_to_those_that_are_there(finished: FinishedRun, folder: Path) -> None:
+    stages = preview(changed(finished, rounds__count=3), RunOptions(folder))
+    states = {(stage["stage"], stage["round"]): stage["state"] for stage in stages}
+    assert states["responses (dpo-2)", 2] == "finished"
+    assert states["trees", 3] == "to do"
+    assert "round 3: trees: 6 prompts" in shown(stages)
+
+
+def test_a_dry_run_says_what_is_finished_and_what_would_be_asked(finished: FinishedRun, folder: Path) -> None:
+    recipe = changed(finished)
+    before = sorted(folder.rglob("*"))
+    stages = preview(recipe, RunOptions(folder))
+    assert [(stage["stage"], stage["round"]) for stage in stages] == [
+        (stage.name, stage.number) for stage in planned_stages(recipe)
+    ]
+    assert {stage["state"] for stage in stages} == {"finished"}
+    stages = preview(changed(finished, dpo__learning_rate=5e-4), RunOptions(folder))
+    assert [stage["state"] for stage in stages] == ["finished"] * 8 + ["to do"] * 9
+    trees = next(stage for stage in stages if stage["stage"] == "trees" and stage["state"] == "to do")
+    assert (trees["round"], trees["prompts"]) == (2, 6)
+    assert trees["models"][0]["requests"] > 0
+    text = shown(stages)
+    assert "round 2: preference_pairs: unknown before the trees of round 2" in text
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_limits_hold_for_the_whole_run(finished: FinishedRun, folder: Path, stub: None) -> None:
+    used = sum(
+        stage["tokens"] for stage in finished.summary["stages"] if "artifact" in stage
+    )  # completions alone: all of it together is more
+    limits = BudgetLimits(total_tokens=used)
+    summary = Pipeline(changed(finished), RunOptions(folder, limits=limits)).run()
+    assert made(summary) == made(finished.summary), "what is finished asks for nothing"
+    with pytest.raises(BudgetError, match=f"the run has --max-total-tokens {used}, of which earlier stages used"):
+        Pipeline(changed(finished, prm__learning_rate=2e-4), RunOptions(folder, limits=limits)).run()
+    limits = BudgetLimits(seconds=0)
+    with pytest.raises(BudgetError, match="--max-seconds 0 has passed before training prm"):
+        Pipeline(changed(finished, prm__learning_rate=3e-4), RunOptions(folder, limits=limits)).run()
+
+
+def test_a_run_without_structured_reasoning_starts_from_a_model_that_knows_the_grammar(
+    finished: FinishedRun, tmp_path: Path
+) -> None:
+    sections = {name: section for name, section in finished.sections.items() if name != "structured_cot"}
+    recipe = parse_full_recipe(sections)
+    assert [stage.name for stage in planned_stages(recipe)][:4] == [
+        "prompts", "prompts (held out)", "responses (base)", "trees",
+    ]  # fmt: skip
+    assert preview(recipe, RunOptions(tmp_path / "none"))[0]["state"] == "to do"
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,65 @@
+"""Parts of the prompts: disjoint, balanced by task, and the same whatever the order of the rows."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stairdata.recipe import RoundsSection
+from stairdata.runs.prompt_parts import order_prompts, split_prompts
+from stairdata_schemas.errors import RecipeError
+
+PROMPTS = st.lists(st.sampled_from(["safety", "helpfulness"]), min_size=8, max_size=80).map(
+    lambda tasks: [(f"{number:016x}", task) for number, task in enumerate(tasks)]
+)
+
+
+@given(
+    prompts=PROMPTS, seed=st.integers(0, 2**40), held_out=st.integers(0, 4), count=st.integers(1, 4), each=st.booleans()
+)
+def test_no_prompt_is_in_two_parts_and_each_part_has_the_mixture_of_the_whole(
+    prompts: list[tuple[str, str]], seed: int, held_out: int, count: int, each: bool
+) -> None:
+    total = len(prompts)
+    per_round = (total - held_out) // count if each else None
+    split = split_prompts(total, RoundsSection(held_out=held_out, count=count, prompts_per_round=per_round))
+    order = order_prompts(prompts, seed)
+    parts = [order[part.first : part.end] for part in (split.held_out, *split.rounds)]
+    assert sum(map(len, parts)) == len(set().union(*parts))
+    assert len(parts[0]) == held_out
+    sizes = [len(part) for part in parts[1:]]
+    assert max(sizes) - min(sizes) <= (0 if each else 1)
+    if not each:
+        assert sum(sizes) == total - held_out
+    tasks = dict(prompts)
+    share = Counter(tasks.values())
+    for part in parts:
+        found = Counter(tasks[prompt_id] for prompt_id in part)
+        assert all(abs(found[task] - len(part) * share[task] / total) <= 1.5 for task in share)
+
+
+@given(prompts=PROMPTS, seed=st.integers(0, 2**40))
+def test_the_order_depends_on_seed_and_prompts_alone(prompts: list[tuple[str, str]], seed: int) -> None:
+    shuffled = random.Random(seed).sample(prompts, len(prompts))  # noqa: S311
+    assert order_prompts(shuffled, seed) == order_prompts(prompts, seed)
+    assert sorted(order_prompts(prompts, seed)) == [prompt_id for prompt_id, _ in prompts]
+
+
+def test_another_seed_gives_another_order() -> None:
+    prompts = [(f"{number:016x}", "safety") for number in range(40)]
+    assert order_prompts(prompts, 1) != order_prompts(prompts, 2)
+
+
+def test_the_parts_of_the_first_rounds_stay_when_rounds_are_added() -> None:
+    few, more = (split_prompts(100, RoundsSection(count=count, prompts_per_round=20, held_out=10)) for count in (2, 4))
+    assert more.rounds[:2] == few.rounds
+    assert more.held_out == few.held_out
+
+
+def test_a_round_needs_a_prompt() -> None:
+    with pytest.raises(RecipeError, match="there are 3 prompts, and 4 rounds of at least 1 need 4"):
+        split_prompts(3, RoundsSection(count=4, held_out=0))
