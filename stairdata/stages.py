@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from stairdata.runs.progress import Progress
     from stairdata_schemas.artifacts import Artifact
     from stairdata_training.estimate import Estimate
-    from stairdata_training.method import Method
     from stairdata_training.output import TrainingSummary
     from stairdata_training.scoring import PrmScorer
+    from stairdata_training.trainers.method import Method
 
 BUILT_KINDS = ("prompts", "structured_cot", "trees", "preference_pairs", "prm_pairs", "responses")
 
@@ -136,6 +136,7 @@ def train_stage(
     output: Path,
     progress: Progress,
     *,
+    evaluation: Artifact | None = None,
     fresh: bool = False,
     tell: Callable[[str], None] = lambda _: None,
 ) -> TrainingSummary:
@@ -148,6 +149,7 @@ def train_stage(
         model: model folder or Hub id to start from.
         output: folder of the finished model.
         progress: told each step.
+        evaluation: held-out pairs on which the model is measured.
         fresh: replace unfinished work, and a model of other data or settings.
         tell: called with sentences on the rows, and with warnings.
 
@@ -156,7 +158,7 @@ def train_stage(
     """
     from stairdata_training.plan import TrainingPlan
 
-    plan = TrainingPlan(stage, artifact, model, output, getattr(recipe, stage), fresh=fresh)
+    plan = TrainingPlan(stage, artifact, model, output, getattr(recipe, stage), evaluation, fresh)
     done = plan.finished() if plan.processes == 1 else None
     if done is not None:
         return done  # before torch is imported, which takes seconds

@@ -29,6 +29,10 @@ def train(
     recipe: RecipeOption = None,
     set_: SetOption = None,
     input_: InputOption = None,
+    eval_input: Annotated[
+        str | None,
+        typer.Option("--eval-input", metavar="REF", help="Held-out pairs on which dpo and prm are measured."),
+    ] = None,
     root: RootOption = None,
     model: Annotated[str | None, typer.Option("--model", help="Model to start from; default: the recipe's.")] = None,
     output: Annotated[Path | None, typer.Option("--output", help="Folder to write; default: the recipe's.")] = None,
@@ -42,6 +46,7 @@ def train(
     json_: JsonOption = False,
 ) -> None:
     """Train on an artifact; a finished model of the same data and settings is returned as it is."""
+    from stairdata.hub.pull import open_reference
     from stairdata.runs.inputs import Inputs
     from stairdata.stages import estimate_training, train_stage
     from stairdata_schemas.errors import UsageError, quote, suggest
@@ -61,11 +66,14 @@ def train(
             f"{artifact.reference} is held out for evaluation; name the pairs to train on with --input "
             f"{artifact.kind}@X.Y.Z"
         )
+    evaluation = open_reference(eval_input, root_folder(root)) if eval_input else None
     if dry_run:
         _print_estimate(estimate_training(stage, settings, artifact, str(start), Path(target)), json_=json_)
         return
     with show_progress() as progress:
-        result = train_stage(stage, settings, artifact, str(start), Path(target), progress, fresh=fresh, tell=say)
+        result = train_stage(
+            stage, settings, artifact, str(start), Path(target), progress, evaluation=evaluation, fresh=fresh, tell=say
+        )
     if int(os.environ.get("RANK", "0")) > 0:
         return  # the first of several processes speaks for all
     say(f"{stage}: {result.rows} rows, {result.steps} steps, {result.seconds:.0f} s, loss {result.last_loss:.3f}")

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from stairdata.runs.prompt_parts import PromptPart
     from stairdata.stages import FullRecipe
     from stairdata_schemas.artifacts import Artifact
-    from stairdata_training.config import TrainingConfig
+    from stairdata_training.config import SaveDtype, TrainingConfig
 
 SERVED_TYPE = "bfloat16"
-SAVED_TYPE = "float32"
+SAVED_TYPE: SaveDtype = "float32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ class RunSteps:
                 raise NotBuiltError(f"{output} is not trained; the same command without --dry-run trains it")
             self._spending.check_time(f"training {name}")
         recipe = self.recipe.model_copy(update={method: section})
-        result = train_stage(method, recipe, data, start, output, self.options.progress)
+        result = train_stage(method, recipe, data, start, output, self.options.progress, tell=self.options.tell)
         self.records.append(
             {
                 "stage": f"train {method}",
@@ -180,7 +180,7 @@ class RunSteps:
 
 def saved_whole(section: TrainingConfig) -> TrainingConfig:
     """Save weights in 32 bits unless the recipe says otherwise: the next round's training starts from them."""
-    if "save_dtype" not in type(section).model_fields or "save_dtype" in section.model_fields_set:
+    if "save_dtype" in section.model_fields_set:
         return section
     return section.model_copy(update={"save_dtype": SAVED_TYPE})
 

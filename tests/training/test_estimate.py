@@ -12,11 +12,11 @@ from stairdata_schemas.errors import ModelError, TrainingError
 from stairdata_training.config import DpoConfig, LoraConfig, PrmConfig, SftConfig
 from stairdata_training.dpo import DPO
 from stairdata_training.estimate import Estimate, estimate
-from stairdata_training.method import prepare_trainer
 from stairdata_training.plan import TrainingPlan
 from stairdata_training.prm import PRM
 from stairdata_training.running import train
 from stairdata_training.sft import SFT
+from stairdata_training.trainers.method import prepare_trainer
 
 Rows = list[dict[str, Any]]
 METHODS = {"sft": (SFT, SftConfig), "dpo": (DPO, DpoConfig), "prm": (PRM, PrmConfig)}

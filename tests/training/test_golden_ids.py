@@ -104,21 +104,21 @@ PAIR = {
 
 
 def test_sft(golden: Golden) -> None:
-    row = sft_row(golden.tokenizer, {"prompt": "hi", "completion": STEP + OUTPUT}, 500)
+    row = sft_row(golden.tokenizer, {"prompt": "hi", "completion": STEP + OUTPUT})
     answer = golden.step + golden.output
     assert row["input_ids"] == golden.prompt + answer
     assert row["labels"] == [IGNORED] * len(golden.prompt) + answer
 
 
 def test_dpo(golden: Golden) -> None:
-    row = dpo_row(golden.tokenizer, PAIR, 500)
+    row = dpo_row(golden.tokenizer, PAIR)
     assert row["prompt_ids"] == golden.prompt + golden.step
     assert (row["chosen_ids"], row["rejected_ids"]) == (golden.output, golden.more)
     assert row["length"] == len(golden.prompt + golden.step + golden.output)
 
 
 def test_prm(golden: Golden) -> None:
-    row = prm_row(golden.tokenizer, PAIR, 500)
+    row = prm_row(golden.tokenizer, PAIR)
     assert row["chosen_ids"] == golden.prompt + golden.step + golden.output
     assert row["rejected_ids"] == golden.prompt + golden.step + golden.more
     assert row["chosen_ids"] == prm_ids(golden.tokenizer, "hi", STEP + OUTPUT, is_complete=True)
@@ -129,6 +129,6 @@ def test_a_token_over_the_end_of_the_prefix_is_trained() -> None:
     """`▁a` and `b` are one token of the chosen side, so the shared prefix ends before it on both sides."""
     tokenizer = FAMILIES["metaspace_first"]
     pair = PAIR | {"chosen": "x ab", "rejected": "x ac", "prefix_length": 3}
-    row = dpo_row(tokenizer, pair, 500)
+    row = dpo_row(tokenizer, pair)
     tokens = [tokenizer.convert_ids_to_tokens(row[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
     assert [tokens[0][-2:], *tokens[1:]] == [["]", "x"], ["▁ab", "</s>"], ["▁a", "c"]]

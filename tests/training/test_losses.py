@@ -13,9 +13,9 @@ from torch.nn.functional import logsigmoid
 from stairdata_schemas.rendering import encode_prompt
 from stairdata_training.config import DpoConfig
 from stairdata_training.dpo import DPO, DpoTrainer
-from stairdata_training.method import prepare_trainer
 from stairdata_training.prm import PRM, PrmTrainer
 from stairdata_training.sft import SftTrainer
+from stairdata_training.trainers.method import prepare_trainer
 
 Rows = list[dict[str, Any]]
 BETA = 0.3

@@ -199,7 +199,7 @@ def test_a_kill_between_the_last_write_and_the_rename(tmp_path: Path, monkeypatc
     (partial / "model.safetensors").write_text("new")
     with monkeypatch.context() as patch:
         patch.setattr(outputs, "publish", lambda _: None)
-        outputs.finish(output, F, {}, summary_of(output))
+        outputs.finish(output, outputs.record_of(F, {}, summary_of(output)))
     assert outputs.finished(output, F) is None  # nothing moves while the folder may be another process's
     assert not output.exists()
     outputs.publish_finished(output)
@@ -210,7 +210,7 @@ def test_a_kill_between_the_last_write_and_the_rename(tmp_path: Path, monkeypatc
 def test_a_kill_between_the_two_renames(tmp_path: Path) -> None:
     output = tmp_path / "out"
     outputs.start(output, F)
-    outputs.finish(output, F, {}, summary_of(output))
+    outputs.finish(output, outputs.record_of(F, {}, summary_of(output)))
     partial = outputs.start(output, G, fresh=True)
     (partial / "training.json").write_text(
         (output / "training.json").read_text().replace(sha256_of_json(F), sha256_of_json(G))

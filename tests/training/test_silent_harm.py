@@ -20,7 +20,7 @@ from stairdata_training.models import not_finite, save_model
 from stairdata_training.output import failures_named, partial_folder
 from stairdata_training.plan import TrainingPlan
 from stairdata_training.prm import PRM
-from stairdata_training.rounding import changed_share
+from stairdata_training.record.rounding import changed_share
 from stairdata_training.running import train
 from stairdata_training.sft import SFT
 from tests.training.conftest import pair_row

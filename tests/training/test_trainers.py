@@ -15,11 +15,11 @@ from stairdata_schemas.errors import ModelError, TrainingError
 from stairdata_schemas.rendering import encode, encode_prompt, end_of_turn, load_tokenizer, missing_tags, render_prompt
 from stairdata_training.config import DpoConfig, LoraConfig, PrmConfig, SftConfig, TrainingConfig
 from stairdata_training.dpo import DPO, train_dpo
-from stairdata_training.method import Method, prepare_trainer
 from stairdata_training.output import TrainingSummary
 from stairdata_training.prm import PRM, train_prm
 from stairdata_training.scoring import PrmScorer
 from stairdata_training.sft import SFT, train_sft
+from stairdata_training.trainers.method import Method, prepare_trainer
 
 Rows = list[dict[str, Any]]
 COMMON: dict[str, Any] = {

@@ -12,15 +12,15 @@ from trl import DPOConfig as TrlDpoConfig
 from trl import DPOTrainer as TrlDpoTrainer
 
 from stairdata_training.config import DpoConfig
-from stairdata_training.cpu import replace_fused_head
 from stairdata_training.data.reference_logps import kept_reference
-from stairdata_training.method import Method
 from stairdata_training.models import load_causal_model
 from stairdata_training.output import TrainingSummary
 from stairdata_training.plan import TrainingPlan
 from stairdata_training.running import train
 from stairdata_training.tokens import dpo_row
-from stairdata_training.trainers import OnProgress, TrainerMixin, arguments
+from stairdata_training.trainers.cpu import replace_fused_head
+from stairdata_training.trainers.method import Method
+from stairdata_training.trainers.mixin import OnProgress, TrainerMixin, arguments
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -11,10 +11,10 @@ from stairdata_schemas.rendering import load_tokenizer
 from stairdata_training.config import TrainingConfig
 from stairdata_training.data.lengths import LengthReport
 from stairdata_training.data.preparing import prepare_rows
-from stairdata_training.method import Method
 from stairdata_training.models import adapter_config, uses_bf16
 from stairdata_training.plan import TrainingPlan
 from stairdata_training.tokens import padded_vocabulary, prepare_tokenizer, require_tags
+from stairdata_training.trainers.method import Method
 
 _GB = 1e9
 _BYTES_OF_STATE = 16  # of a trained 32-bit weight: itself, its gradient, and AdamW's two moments

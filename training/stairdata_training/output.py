@@ -187,28 +187,40 @@ def last_checkpoint(partial: Path) -> Path | None:
     return None
 
 
-def finish(output: Path, identity: dict[str, Any], facts: dict[str, Any], summary: TrainingSummary) -> TrainingSummary:
-    """Write training.json beside the model in the partial folder and move it all to its place.
+def record_of(identity: dict[str, Any], facts: dict[str, Any], summary: TrainingSummary) -> dict[str, Any]:
+    """Return what training.json holds.
 
     Args:
-        output: where the model goes.
         identity: what decided the result.
         facts: whatever else is to be known about the training, as JSON values.
         summary: what it did.
     """
-    record = {
+    return {
         "fingerprint": sha256_of_json(identity),
         "identity": identity,
         **facts,
-        "summary": asdict(summary) | {"output": output.name},
+        "summary": asdict(summary) | {"output": summary.output.name},
     }
+
+
+def read_record(output: Path) -> dict[str, Any]:
+    """Return what training.json of a finished model holds; empty if there is none that can be read."""
+    return _read(output / TRAINING_FILE)
+
+
+def write_record(output: Path, record: dict[str, Any]) -> None:
+    """Write training.json of a finished model again."""
+    write_atomic(output / TRAINING_FILE, json.dumps(record, indent=1, allow_nan=False))
+
+
+def finish(output: Path, record: dict[str, Any]) -> None:
+    """Write training.json beside the model in the partial folder and move it all to its place."""
     partial = partial_folder(output)
     for path in partial.iterdir():
         if path.is_file():
             sync_file(path)
-    write_atomic(partial / TRAINING_FILE, json.dumps(record, indent=1, allow_nan=False))
+    write_record(partial, record)
     publish(output)
-    return summary
 
 
 def publish(output: Path) -> None:

@@ -44,6 +44,8 @@ class TrainingPlan:
     output: Path
     config: TrainingConfig
     """Settings of that method."""
+    evaluation: Artifact | Dataset | None = None
+    """Held-out pairs on which the finished model is measured; they do not change it."""
     fresh: bool = False
     """Replace unfinished work, and a model of other data or settings."""
     processes: int = field(default_factory=processes_here)
@@ -53,6 +55,15 @@ class TrainingPlan:
         if isinstance(self.data, Artifact) and self.data.kind != kind:
             raise TrainingError(
                 f"{self.method} trains on {kind}, not on {quote(self.data.reference)}; give an artifact of that kind"
+            )
+        if self.evaluation is None:
+            return
+        if self.method == "sft":
+            raise TrainingError("train sft has no measures on held-out rows; leave the rows to evaluate on out")
+        if isinstance(self.evaluation, Artifact) and self.evaluation.kind != kind:
+            raise TrainingError(
+                f"{self.method} is measured on {kind}, not on {quote(self.evaluation.reference)}; give an artifact of "
+                "that kind"
             )
 
     @property
@@ -78,11 +89,32 @@ class TrainingPlan:
 
     def rows(self) -> Dataset:
         """Return the rows to train on."""
-        return self.data.dataset() if isinstance(self.data, Artifact) else self.data
+        return _rows(self.data)
+
+    def evaluation_rows(self) -> Dataset:
+        """Return the rows to measure on; there have to be some."""
+        assert self.evaluation is not None
+        return _rows(self.evaluation)
+
+    @cached_property
+    def evaluation_hash(self) -> str | None:
+        """The hash of the rows to measure on; None without any."""
+        return None if self.evaluation is None else _content_hash(self.evaluation)
 
     def warnings(self) -> list[str]:
-        """Return what looks like a mistake in the choice of data and model."""
-        return []
+        """Return what looks like a mistake in the choice of data and model.
+
+        DPO's reference is to be the actor that wrote the steps. A PRM may start from a later one, as in the paper.
+        """
+        actor = self.data.manifest.actor if isinstance(self.data, Artifact) else None
+        if self.method != "dpo" or actor is None or actor.revision is None or not Path(self.model).is_dir():
+            return []
+        if actor.revision == self.identity["start_model"]:
+            return []
+        return [
+            f"the pairs come from trees of {quote(actor.name)} ({actor.revision}), and {quote(str(self.model))} is "
+            f"another model ({self.identity['start_model']}); DPO is meant to start from the actor that wrote the steps"
+        ]
 
     def finished(self) -> TrainingSummary | None:
         """Return the summary of this training if its output is there; a look before torch is imported.
@@ -93,7 +125,19 @@ class TrainingPlan:
             ModelError: the folder to start from holds no model.
         """
         with outputs.locked(self.output.absolute()):
-            return outputs.finished(self.output.absolute(), self.identity, fresh=self.fresh)
+            done = outputs.finished(self.output.absolute(), self.identity, fresh=self.fresh)
+            return done if self.is_measured() else None
+
+    def is_measured(self) -> bool:
+        """Return whether the finished model's record has the measures that are asked for."""
+        if self.evaluation is None:
+            return True
+        held_out = outputs.read_record(self.output).get("held_out")
+        return isinstance(held_out, dict) and held_out.get("content_hash") == self.evaluation_hash
+
+
+def _rows(data: Artifact | Dataset) -> Dataset:
+    return data.dataset() if isinstance(data, Artifact) else data
 
 
 def _content_hash(data: Any) -> str:

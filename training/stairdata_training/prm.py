@@ -13,13 +13,13 @@ from trl import RewardConfig as TrlRewardConfig
 from trl import RewardTrainer as TrlRewardTrainer
 
 from stairdata_training.config import PrmConfig
-from stairdata_training.method import Method
 from stairdata_training.models import load_reward_model
 from stairdata_training.output import TrainingSummary
 from stairdata_training.plan import TrainingPlan
 from stairdata_training.running import train
 from stairdata_training.tokens import prm_row
-from stairdata_training.trainers import OnProgress, TrainerMixin, arguments
+from stairdata_training.trainers.method import Method
+from stairdata_training.trainers.mixin import OnProgress, TrainerMixin, arguments
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,26 @@ from transformers.utils import logging as transformers_logging
 
 from stairdata_schemas.artifacts import Artifact
 from stairdata_training import output as outputs
-from stairdata_training.cpu import keep_freed_memory
 from stairdata_training.data.preparing import Tell
-from stairdata_training.method import Method, Prepared, prepare_trainer
+from stairdata_training.held_out import NOT_BETTER
+from stairdata_training.held_out.measuring import measure_folder
+from stairdata_training.held_out.shared_prompts import check_no_shared_prompts
 from stairdata_training.models import merged, save_model
 from stairdata_training.output import TrainingSummary
 from stairdata_training.plan import TrainingPlan
 from stairdata_training.processes import Processes
-from stairdata_training.rounding import (
+from stairdata_training.record.card import write_card
+from stairdata_training.record.environment import environment
+from stairdata_training.record.rounding import (
     changed_share,
     margin_left,
     measure_margins,
     round_weights,
     rounding_warnings,
 )
-from stairdata_training.trainers import OnProgress, StepCallback
+from stairdata_training.trainers.cpu import keep_freed_memory
+from stairdata_training.trainers.method import Method, Prepared, prepare_trainer
+from stairdata_training.trainers.mixin import OnProgress, StepCallback
 
 
 def train(
@@ -52,29 +57,46 @@ def train(
         BuildLockedError: another training is going on in that folder.
     """
     processes = Processes()
+    reports = _Reports(on_progress, tell) if processes.is_first else _Reports()
     keep_freed_memory()
     output = plan.output.absolute()
     partial = outputs.partial_folder(output)
     with outputs.locked(output) if processes.is_first else nullcontext(), quiet():
+        processes.first_does(lambda: _check_evaluation(plan))
         done = processes.first_does(lambda: _finished_or_started(plan, output))
-        if done is not None:
-            return done
-        processes.check_folder_is_shared(partial)
-        told: list[str] = []
+        if done is None:
+            processes.check_folder_is_shared(partial)
+            with outputs.failures_named(partial, plan.method):
+                done = _train(plan, method, processes, reports)
+        with outputs.failures_named(output, plan.method):
+            processes.first_does(lambda: _measure(plan, output, tell))  # which loads models of its own
+        return done
 
-        def warn(message: str) -> None:
-            told.append(message)
-            if processes.is_first:
-                tell(f"warning: {message}")
 
-        for message in plan.warnings():
-            warn(message)
-        with outputs.failures_named(partial, plan.method):
-            prepared = prepare_trainer(
-                method, plan.rows(), plan.model, plan.config, partial, processes=processes, tell=tell
-            )
-            summary = _run(prepared, plan.method, output, partial, on_progress if processes.is_first else None)
-            return processes.first_does(lambda: _publish(plan, prepared, summary, told, warn))
+@dataclass(slots=True)
+class _Reports:
+    """Who hears what is going on, and the warnings that training.json keeps."""
+
+    on_progress: OnProgress | None = None
+    tell: Tell = lambda _: None
+    warnings: list[str] = field(default_factory=list)
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+        self.tell(f"warning: {message}")
+
+
+def _train(plan: TrainingPlan, method: Method, processes: Processes, reports: _Reports) -> TrainingSummary:
+    """Train and publish; the trainer and its model are gone afterwards."""
+    partial = outputs.partial_folder(plan.output.absolute())
+    for message in plan.warnings():
+        reports.warn(message)
+    prepared = prepare_trainer(
+        method, plan.rows(), plan.model, plan.config, partial, processes=processes, tell=reports.tell
+    )
+    summary = _run(prepared, plan.method, plan.output.absolute(), partial, reports.on_progress)
+    processes.first_does(lambda: _publish(plan, prepared, summary, reports))
+    return summary
 
 
 def _finished_or_started(plan: TrainingPlan, output: Path) -> TrainingSummary | None:
@@ -119,9 +141,7 @@ def _tokens_so_far(checkpoint: Path) -> int:
     return int(max(entry.get("num_tokens", 0) for entry in state["log_history"]))
 
 
-def _publish(
-    plan: TrainingPlan, prepared: Prepared, summary: TrainingSummary, told: list[str], warn: Tell
-) -> TrainingSummary:
+def _publish(plan: TrainingPlan, prepared: Prepared, summary: TrainingSummary, reports: _Reports) -> None:
     """Save the model, say what of the training is left in the saved weights, and move it to its place."""
     import torch
 
@@ -133,14 +153,15 @@ def _publish(
     left = margin_left(trained, measure_margins(plan.method, trainer, network))
     save_model(network, trainer.processing_class, partial, config.save_dtype)
     for message in rounding_warnings(plan.method, left, trained, config.save_dtype):
-        warn(message)
+        reports.warn(message)
     dropped = {why: names for why, names in prepared.rows.dropped.items() if names}
     for why, names in dropped.items():
-        warn(f"{len(names)} rows were left out ({why.replace('_', ' ')}); training.json names them")
+        reports.warn(f"{len(names)} rows were left out ({why.replace('_', ' ')}); training.json names them")
     facts = {
         "config": config.model_dump(mode="json") | {"model": str(plan.model), "processes": plan.processes},
         "data": plan.data.as_parent().model_dump(mode="json") if isinstance(plan.data, Artifact) else None,
         "base_model": _base_model(plan, network),
+        "environment": environment(),
         "lengths": asdict(prepared.rows.lengths),
         "dropped": dropped,
         "weights": {
@@ -148,10 +169,40 @@ def _publish(
             "changed_share": changed_share(plan.model, partial),
             "margin_left": left,
         },
-        "warnings": told,
+        "warnings": reports.warnings,
         "metrics": [_finite(entry) for entry in trainer.state.log_history],
     }
-    return outputs.finish(summary.output, plan.identity, facts, summary)
+    record = outputs.record_of(plan.identity, facts, summary)
+    write_card(partial, record)
+    outputs.finish(summary.output, record)
+
+
+def _check_evaluation(plan: TrainingPlan) -> None:
+    if plan.evaluation is not None:
+        check_no_shared_prompts(plan.rows(), plan.evaluation_rows())
+
+
+def _measure(plan: TrainingPlan, output: Path, tell: Tell) -> None:
+    """Measure a finished model on held-out pairs, unless it was; training.json and the card get what is found."""
+    if plan.is_measured():
+        return
+    record = outputs.read_record(output)
+    rows = plan.evaluation_rows()
+    data = plan.evaluation.as_parent().model_dump(mode="json") if isinstance(plan.evaluation, Artifact) else None
+    found = dict(measure_folder(plan.method, output, plan.model, rows, plan.config))
+    record["held_out"] = found | {"data": data, "content_hash": plan.evaluation_hash}
+    write_card(output, record)
+    outputs.write_record(output, record)
+    accuracy = found["accuracy"]
+    tell(
+        f"held-out accuracy {accuracy['value']:.3f} ({accuracy['low']:.3f} to {accuracy['high']:.3f}) on "
+        f"{accuracy['rows']} pairs of {accuracy['prompts']} prompts"
+    )
+    if found.get("better_than_length") is False:
+        rule = found["length_rule"]
+        tell(
+            f"warning: {NOT_BETTER}: preferring the {rule['prefers']} side is right in {rule['accuracy']['value']:.3f}"
+        )
 
 
 def _base_model(plan: TrainingPlan, network: Any) -> dict[str, str | None]:

@@ -92,11 +92,8 @@ def test_models_are_saved_and_served_so_that_no_round_is_rounded_away(sections: 
     chosen = RunSteps(parse_full_recipe(sections | {"actor": {"dtype": "float32"}}), RunOptions(tmp_path))
     assert chosen.with_actor("models/sft").actor.dtype == "float32"
 
-    class WithDtype(DpoConfig):
-        save_dtype: str = "bfloat16"
-
-    assert saved_whole(WithDtype()).model_dump()["save_dtype"] == "float32"
-    assert saved_whole(WithDtype(save_dtype="bfloat16")).model_dump()["save_dtype"] == "bfloat16"
+    assert saved_whole(DpoConfig()).save_dtype == "float32"
+    assert saved_whole(DpoConfig(save_dtype="bfloat16")).save_dtype == "bfloat16"
 
 
 def test_a_served_model_needs_no_price(sections: dict[str, Any], tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from stairdata_schemas import identity
 from stairdata_schemas.errors import TrainingError
-from stairdata_schemas.rendering import encode_answer, encode_prompt, load_tokenizer
+from stairdata_schemas.rendering import encode, encode_prompt, end_of_turn, load_tokenizer
 from stairdata_training.config import LoraConfig
 from stairdata_training.held_out import NOT_BETTER
 from stairdata_training.held_out.bootstrap import Interval
@@ -76,12 +76,12 @@ class MarkerModel:
 
 
 def dpo(policy: AnswerLogProbs, reference: AnswerLogProbs, tokenizer: Any, rows: Rows, **options: Any) -> DpoMeasures:
-    ids = [dpo_row(tokenizer, row, 400) for row in rows]
+    ids = [dpo_row(tokenizer, row) for row in rows]
     return measure_dpo(policy, reference, rows, ids, pad_id=tokenizer.pad_token_id, **options)
 
 
 def prm(scores: Rewards, tokenizer: Any, rows: Rows) -> PrmMeasures:
-    ids = [prm_row(tokenizer, row, 400) for row in rows]
+    ids = [prm_row(tokenizer, row) for row in rows]
     return measure_prm(scores, rows, ids, pad_id=tokenizer.pad_token_id)
 
 
@@ -229,7 +229,8 @@ def test_log_probabilities_are_those_of_the_answer_after_its_prefix(models: dict
     rows = [pair_row(number) for number in range(5)]
     prompts = [encode_prompt(tokenizer, row["prompt"], row["chosen"][: row["prefix_length"]]) for row in rows]
     answers = [
-        encode_answer(tokenizer, row["rejected"][row["prefix_length"] :], is_terminal=row["rejected_is_terminal"])
+        encode(tokenizer, row["rejected"][row["prefix_length"] :])
+        + ([end_of_turn(tokenizer).token_id] if row["rejected_is_terminal"] else [])
         for row in rows
     ]
     batch = pad([a + b for a, b in zip(prompts, answers, strict=True)], tokenizer.pad_token_id, list(map(len, prompts)))

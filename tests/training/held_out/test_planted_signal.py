@@ -73,7 +73,7 @@ def dpo_accuracy(start: Path, tmp_path: Path, *, shuffled: bool) -> tuple[Interv
     train_dpo(Dataset.from_list(training), start, tmp_path / "dpo", config)
     tokenizer = load_tokenizer(tmp_path / "dpo")
     policy, reference = (answer_log_probs(load_causal_model(folder)) for folder in (tmp_path / "dpo", start))
-    ids = [dpo_row(tokenizer, row, 400) for row in evaluation]
+    ids = [dpo_row(tokenizer, row) for row in evaluation]
     found = measure_dpo(policy, reference, evaluation, ids, pad_id=tokenizer.pad_token_id, beta=config.beta)
     return found.accuracy, found.margin
 
@@ -101,7 +101,7 @@ def test_a_reward_model_finds_the_marker_or_nothing(start: Path, tmp_path: Path,
     train_prm(Dataset.from_list(training), start, tmp_path / "prm", PrmConfig(**SETTINGS))
     tokenizer, network = load_tokenizer(tmp_path / "prm"), load_reward_model(tmp_path / "prm")
     network.config.pad_token_id = tokenizer.pad_token_id
-    ids = [prm_row(tokenizer, row, 400) for row in evaluation]
+    ids = [prm_row(tokenizer, row) for row in evaluation]
     found = measure_prm(rewards(network), evaluation, ids, pad_id=tokenizer.pad_token_id)
     assert found.accuracy.low is not None
     assert found.accuracy.high is not None

@@ -183,7 +183,7 @@ def test_max_tokens_of_pairs_is_max_length_of_training(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stairdata.generators.pairs.length_limit.rendering.load_tokenizer", lambda _: tokenizer)
         for kind, row in (("preference_pairs", dpo_row), ("prm_pairs", prm_row)):
-            lengths = {pair["pair_id"]: row(tokenizer, pair, 10**6)["length"] for pair in pairs(kind, 10**6)}
+            lengths = {pair["pair_id"]: row(tokenizer, pair)["length"] for pair in pairs(kind, 10**6)}
             max_tokens = data.draw(st.sampled_from(sorted({1, *lengths.values()}))) - data.draw(st.integers(0, 1))
             kept = {pair["pair_id"] for pair in pairs(kind, max(1, max_tokens))}
             assert kept == {pair_id for pair_id, length in lengths.items() if length <= max_tokens}

@@ -1,0 +1,1 @@
+"""What stands between our trainings and TRL's trainers."""
