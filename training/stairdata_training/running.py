@@ -158,7 +158,8 @@ def _publish(plan: TrainingPlan, prepared: Prepared, summary: TrainingSummary, r
     for why, names in dropped.items():
         reports.warn(f"{len(names)} rows were left out ({why.replace('_', ' ')}); training.json names them")
     facts = {
-        "config": config.model_dump(mode="json") | {"model": str(plan.model), "processes": plan.processes},
+        "config": config.model_dump(mode="json", exclude={"model", "output"})  # paths say whose machine it was
+        | {"model": _base_name(plan), "processes": plan.processes},
         "data": plan.data.as_parent().model_dump(mode="json") if isinstance(plan.data, Artifact) else None,
         "base_model": _base_model(plan, network),
         "environment": environment(),
@@ -206,10 +207,14 @@ def _measure(plan: TrainingPlan, output: Path, tell: Tell) -> None:
 
 
 def _base_model(plan: TrainingPlan, network: Any) -> dict[str, str | None]:
+    if Path(plan.model).is_dir():
+        return {"name": _base_name(plan), "hash": plan.identity["start_model"]}
+    return {"name": _base_name(plan), "revision": getattr(network.config, "_commit_hash", None)}
+
+
+def _base_name(plan: TrainingPlan) -> str:
     folder = Path(plan.model)
-    if folder.is_dir():
-        return {"name": folder.name, "revision": plan.identity["start_model"]}
-    return {"name": str(plan.model), "revision": getattr(network.config, "_commit_hash", None)}
+    return folder.resolve().name if folder.is_dir() else str(plan.model)
 
 
 def _finite(entry: dict[str, Any]) -> dict[str, Any]:
