@@ -96,7 +96,7 @@ def test_the_head_is_what_the_hub_reads() -> None:
 
 
 def test_a_local_start_model_is_no_model_of_the_hub_and_its_path_stays_here() -> None:
-    card = render_model_card(record(base_model={"name": "/home/alice/runs/sft", "hash": "0123456789abcdef"}), [])
+    card = render_model_card(record(base_model={"name": "/home/alice/runs/sft", "revision": "0123456789abcdef"}), [])
     assert "base_model" not in head(card)
     assert "start model: sft, a local folder (content 0123456789abcdef)" in card.replace("\\", "")
     assert "alice" not in card
@@ -142,6 +142,7 @@ def test_a_reward_model_no_better_than_length_is_marked_first() -> None:
     plain = card.replace("\\", "")
     assert "| length_rule, accuracy | 0.700 |" in plain
     assert "expected_calibration_error: 0.1" in plain
+    assert "length_rule.prefers: longer" in plain
     assert head(card)["pipeline_tag"] == "text-classification"
     better = render_model_card(record(trainer="prm/2", held_out=PRM | {"better_than_length": True}), [])
     assert "Mark:" not in better

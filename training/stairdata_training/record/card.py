@@ -44,7 +44,8 @@ _SUMMARY = ("rows", "tokens", "steps", "seconds")
 _FURTHER = ("expected_calibration_error", "better_than_length", "length_rule.prefers")
 """Held-out measures without an interval."""
 _WORD = re.compile(r"[a-z0-9_.-]{1,40}", re.ASCII)
-_HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
+_HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(?:/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 _SHA = re.compile(r"[0-9a-f]{7,64}", re.ASCII)
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|~$])")
 
@@ -111,7 +112,7 @@ def render_model_card(record: Mapping[str, Any], pictures: list[Curve]) -> str:
             weights=list(_figures(_part(record, "weights"))),
             measures=list(_measures(held_out)),
             held_out_data=_parent(_part(held_out, "data")),
-            further=[(name, figure) for name, figure in _figures(held_out) if name.partition(".")[0] in _FURTHER],
+            further=[(name, figure) for name, figure in _figures(held_out) if name in _FURTHER],
             environment=list(_environment_facts(_part(record, "environment"))),
             warnings=[str(warning) for warning in _list(record, "warnings")],
             pictures=pictures,
@@ -124,13 +125,11 @@ def _head(record: Mapping[str, Any], method: str) -> dict[str, Any]:
     """Return the YAML at the head, which the Hub reads."""
     base, repos = _part(record, "base_model"), [parent.get("repo") for parent in _data(record)]
     datasets = sorted({repo for repo in repos if isinstance(repo, str) and _HUB_NAME.fullmatch(repo)})
-    name = base.get("name")
-    is_on_hub = isinstance(name, str) and _HUB_NAME.fullmatch(name) and bool(base.get("revision"))
     return {
         "license": _license(record) or "unknown",
         "library_name": "transformers",
         **({"pipeline_tag": PIPELINES[method]} if method in PIPELINES else {}),
-        **({"base_model": name} if is_on_hub else {}),
+        **({"base_model": base["name"]} if _is_on_hub(base) else {}),
         **({"datasets": datasets} if datasets else {}),
         "tags": [
             "stair",
@@ -198,10 +197,17 @@ def _base(base: Mapping[str, Any]) -> str | None:
     name = base.get("name")
     if not isinstance(name, str) or not name:
         return None
-    if base.get("revision"):
+    if _is_on_hub(base):
         return f"{name} at revision {base['revision']}"
-    hashed = f" (content {base['hash']})" if _SHA.fullmatch(str(base.get("hash"))) else ""
-    return f"{Path(name).name or 'a local folder'}, a local folder{hashed}"
+    known = str(base.get("revision"))
+    hashed = f" (content {known})" if _SHA.fullmatch(known) else ""
+    return f"{Path(name).name or 'unnamed'}, a local folder{hashed}"
+
+
+def _is_on_hub(base: Mapping[str, Any]) -> bool:
+    """Return whether the start model came from the Hub: it has a commit there, and a folder the hash of its content."""
+    name, revision = base.get("name"), str(base.get("revision"))
+    return isinstance(name, str) and bool(_HUB_NAME.fullmatch(name) and _COMMIT.fullmatch(revision))
 
 
 def _marks(held_out: Mapping[str, Any]) -> list[str]:
