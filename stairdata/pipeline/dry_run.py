@@ -76,7 +76,7 @@ def preview(recipe: FullRecipe, options: RunOptions) -> list[dict[str, Any]]:
         pass
     else:
         return [*map(_finished, pipeline.steps.records)]  # also where stop_below ended the run
-    done = pipeline.steps.records
+    done = [*pipeline.steps.records]
     left = [*planned_stages(recipe)][len(done) :]
     return [*map(_finished, done), *(_to_do(pipeline, stage, is_next=not place) for place, stage in enumerate(left))]
 

@@ -146,6 +146,8 @@ class Pipeline:
         trees: Artifact | None = None
         assert self.split is not None
         for number, part in enumerate(self.split.rounds, 1):
+            if not self.options.only_finished:
+                self.options.tell(f"round {number} of {len(self.split.rounds)}, {part.size} prompts")
             trees, actor = self._round(number, part, actor)
             if self._is_stopped(number):
                 break
