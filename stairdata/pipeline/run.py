@@ -249,7 +249,7 @@ class Pipeline:
             return [self.steps.build("prompts", recipe, self.steps.build_options([]), name="prompts (sft)")]
         assert self.prompts is not None
         assert self.split is not None
-        is_all = self.held_out is None
+        is_all = not self.recipe.rounds.held_out
         return [self.prompts if is_all else self._part("prompts (sft)", self.split.others)]
 
     def _part(self, name: str, part: PromptPart) -> Artifact:
