@@ -122,6 +122,8 @@ def workplace(tmp_path: Path, stub_llm: StubServer, tokenizer_folder: Path) -> I
     (tmp_path / "evaluation.csv").write_text("question\nWhat is the capital of a country that is not there?\n")
     (recipe,) = blocks(ROOT / "README.md", "yaml")
     (tmp_path / "recipe.yaml").write_text(re.sub(SERVERS, stub_llm.base_url, recipe), encoding="utf-8")
+    (recipe,) = blocks(ROOT / "docs" / "rounds.md", "yaml")
+    (tmp_path / "rounds.yaml").write_text(re.sub(SERVERS, stub_llm.base_url, recipe), encoding="utf-8")
     (tmp_path / "training").symlink_to(ROOT / "training")
     for name in ("base", "sft"):
         folder = tmp_path / "runs" / name

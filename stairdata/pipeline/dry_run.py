@@ -40,9 +40,11 @@ def planned_stages(recipe: FullRecipe) -> Iterator[PlannedStage]:
     if not trains_sft(recipe):
         yield from _answers(recipe, BASE, None, start)
     else:
+        needs = "the prompts" if asks_teacher(recipe) else ""
         if asks_teacher(recipe) and (rounds.sft_prompts or rounds.held_out):
-            yield PlannedStage("prompts (sft)", needs="" if rounds.sft_prompts else "the prompts")
-        yield PlannedStage("structured_cot", needs="the prompts" if asks_teacher(recipe) else "")
+            yield PlannedStage("prompts (sft)", needs="" if rounds.sft_prompts else needs)
+            needs = "prompts (sft)"
+        yield PlannedStage("structured_cot", needs=needs)
         yield from _answers(recipe, BASE, None, start)
         yield PlannedStage("train sft", needs="structured_cot")
         yield from _answers(recipe, SFT, None, "models/sft")
@@ -76,7 +78,7 @@ def preview(recipe: FullRecipe, options: RunOptions) -> list[dict[str, Any]]:
         pass
     else:
         return [*map(_finished, pipeline.steps.records)]  # also where stop_below ended the run
-    done = pipeline.steps.records
+    done = [*pipeline.steps.records]
     left = [*planned_stages(recipe)][len(done) :]
     return [*map(_finished, done), *(_to_do(pipeline, stage, is_next=not place) for place, stage in enumerate(left))]
 
@@ -153,10 +155,11 @@ def _forecast(pipeline: Pipeline, stage: PlannedStage) -> Forecast | None:
         section = recipe.trees.model_copy(update={"round": stage.number})
         options = steps.build_options([pipeline.prompts], part=part)
         return forecast_trees(steps.with_actor(_place(pipeline, stage), trees=section), options)
-    if stage.name.startswith("responses") and pipeline.held_out is not None:
+    if stage.name.startswith("responses") and (prompts := pipeline.held_out or pipeline.prompts) is not None:
         n = recipe.rounds.best_of if "best of" in stage.name else 1
         section_of = recipe.responses.model_copy(update={"n": n})
-        options = steps.build_options([pipeline.held_out])
+        # as many of all prompts stand for those that are not set aside yet
+        options = steps.build_options([prompts], recipe.rounds.held_out)
         return forecast_responses(steps.with_actor(_place(pipeline, stage), responses=section_of), options)
     return _forecast_teacher(pipeline) if stage.name == "structured_cot" else None
 
@@ -167,11 +170,14 @@ def _place(pipeline: Pipeline, stage: PlannedStage) -> str:
 
 
 def _forecast_teacher(pipeline: Pipeline) -> Forecast | None:
-    if not asks_teacher(pipeline.recipe):
+    recipe, split = pipeline.recipe, pipeline.split
+    if not asks_teacher(recipe) or split is None or pipeline.prompts is None:
         return None
+    most = recipe.rounds.sft_rows
     try:
         parents = pipeline.teacher_prompts()
     except NotBuiltError:
-        return None
-    options = pipeline.steps.build_options(parents, pipeline.recipe.rounds.sft_rows)
-    return forecast_structured_cot(pipeline.recipe, options)
+        if recipe.rounds.sft_prompts:
+            return None
+        parents, most = [pipeline.prompts], min(most or split.others.size, split.others.size)
+    return forecast_structured_cot(recipe, pipeline.steps.build_options(parents, most))

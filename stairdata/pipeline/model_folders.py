@@ -20,6 +20,11 @@ def folder_for(models: Path, name: str, fingerprint: str) -> Path:
     return plain if owner(plain) in {None, fingerprint} else models / f"{name}@{fingerprint[:DIGITS]}"
 
 
+def is_finished(output: Path, fingerprint: str) -> bool:
+    """Tell whether a folder holds the finished model of a training."""
+    return _fingerprint(output / "training.json") == fingerprint
+
+
 def owner(output: Path) -> str | None:
     """Return the fingerprint of the training that a folder belongs to, finished or not.
 

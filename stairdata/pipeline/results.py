@@ -39,7 +39,7 @@ def write_plot(folder: Path, rows: Sequence[Row], tell: Callable[[str], None]) -
     if find_spec("matplotlib") is None:
         tell("rounds.png is left out: it needs matplotlib (pip install 'stairdata[publish]'); rounds.csv is complete")
         return
-    (folder / "rounds.png").write_bytes(_plot(rows, drawn))
+    write_atomic(folder / "rounds.png", _plot(rows, drawn))
 
 
 def _plot(rows: Sequence[Row], drawn: Sequence[str]) -> bytes:

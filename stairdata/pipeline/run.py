@@ -146,6 +146,8 @@ class Pipeline:
         trees: Artifact | None = None
         assert self.split is not None
         for number, part in enumerate(self.split.rounds, 1):
+            if not self.options.only_finished:
+                self.options.tell(f"round {number} of {len(self.split.rounds)}, {part.size} prompts")
             trees, actor = self._round(number, part, actor)
             if self._is_stopped(number):
                 break
@@ -247,7 +249,7 @@ class Pipeline:
             return [self.steps.build("prompts", recipe, self.steps.build_options([]), name="prompts (sft)")]
         assert self.prompts is not None
         assert self.split is not None
-        is_all = self.held_out is None
+        is_all = not self.recipe.rounds.held_out
         return [self.prompts if is_all else self._part("prompts (sft)", self.split.others)]
 
     def _part(self, name: str, part: PromptPart) -> Artifact:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stairdata.llm.budget import BudgetLimits
-from stairdata.pipeline.model_folders import folder_for
+from stairdata.pipeline.model_folders import folder_for, is_finished
 from stairdata.pipeline.spending import RunSpending
 from stairdata.recipe import Price
 from stairdata.runs.build import NotBuiltError
@@ -138,14 +140,15 @@ class RunSteps:
         """
         section = saved_whole(getattr(self.recipe, method))
         models = self.options.folder / "models"
-        output = folder_for(models, name, TrainingPlan(method, data, start, models / name, section).fingerprint)
-        plan = TrainingPlan(method, data, start, output, section)
-        if plan.finished() is None:
+        fingerprint = TrainingPlan(method, data, start, models / name, section).fingerprint
+        output = folder_for(models, name, fingerprint)
+        if not is_finished(output, fingerprint):
             if self.options.only_finished:
                 raise NotBuiltError(f"{output} is not trained; the same command without --dry-run trains it")
             self._spending.check_time(f"training {name}")
         recipe = self.recipe.model_copy(update={method: section})
         result = train_stage(method, recipe, data, start, output, self.options.progress, tell=self.options.tell)
+        _free_gpu()
         self.records.append(
             {
                 "stage": f"train {method}",
@@ -183,6 +186,14 @@ def saved_whole(section: TrainingConfig) -> TrainingConfig:
     if "save_dtype" in section.model_fields_set:
         return section
     return section.model_copy(update={"save_dtype": SAVED_TYPE})
+
+
+def _free_gpu() -> None:
+    """Give back the memory that a training has freed and torch keeps: the next stage's server wants most of the GPU."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _in_round(number: int | None) -> dict[str, int]:

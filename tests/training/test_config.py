@@ -36,8 +36,9 @@ def packaged(name: str, method: str) -> TrainingConfig:
 @pytest.mark.parametrize(("name", "method"), TRAINED)
 def test_recipes_train_with_figures_that_teach_something(name: str, method: str) -> None:
     config = packaged(name, method)
-    assert config.model
-    assert config.output
+    if name != "quickstart":  # its command names both
+        assert config.model
+        assert config.output
     if config.lora is not None:  # at the rates of full training adapters learn nothing
         assert config.learning_rate >= LEAST_LORA_RATE[method]
     if name not in {"cpu", "quickstart"}:

@@ -123,7 +123,9 @@ def test_the_reference_sees_the_batches_of_the_training(
         return compute(self, model, inputs)
 
     monkeypatch.setattr(DpoTrainer, "compute_ref_log_probs", noted)
-    trainer = prepare_trainer(DPO, Dataset.from_list(pair_rows), actors["chatml"], config(), tmp_path).trainer
+    trainer = prepare_trainer(
+        DPO, Dataset.from_list(pair_rows), actors["chatml"], config(), tmp_path / "out.partial"
+    ).trainer
     assert [batch["input_ids"].tolist() for batch in trainer.get_train_dataloader()] == seen
 
 

@@ -112,8 +112,9 @@ class TrainingPlan:
         if actor.revision == self.identity["start_model"]:
             return []
         return [
-            f"the pairs come from trees of {quote(actor.name)} ({actor.revision}), and {quote(Path(self.model).name)} is "
-            f"another model ({self.identity['start_model']}); DPO is meant to start from the actor that wrote the steps"
+            f"the pairs come from trees of {quote(actor.name)} ({actor.revision}), and {quote(Path(self.model).name)} "
+            f"is another model ({self.identity['start_model']}); DPO is meant to start from the actor that wrote the "
+            "steps"
         ]
 
     def finished(self) -> TrainingSummary | None:

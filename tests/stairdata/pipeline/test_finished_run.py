@@ -15,8 +15,10 @@ from stairdata.pipeline.dry_run import planned_stages, preview, shown
 from stairdata.pipeline.run import Pipeline
 from stairdata.pipeline.steps import RunOptions
 from stairdata.stages import FullRecipe, parse_full_recipe
+from stairdata_review.reviews import Source, build_reviews
 from stairdata_schemas.artifacts import open_artifact
 from stairdata_schemas.errors import BudgetError
+from tests.review.samples import review
 from tests.stairdata.pipeline.conftest import FinishedRun
 
 pytestmark = pytest.mark.slow
@@ -153,3 +155,31 @@ def test_a_run_without_structured_reasoning_starts_from_a_model_that_knows_the_g
     ]  # fmt: skip
     assert preview(recipe, RunOptions(tmp_path / "none"))[0]["state"] == "to do"
     assert not (tmp_path / "none").exists()
+
+
+def test_reviews_of_a_round_decide_its_pairs(finished: FinishedRun, folder: Path) -> None:
+    root = folder / "artifacts"
+    pairs = open_artifact(root / "preference_pairs" / "1.0.0")
+    pair_id = pairs.scan().select("pair_id").collect()["pair_id"][0]
+    build_reviews([review(pair_id, "ann", "both_bad")], pairs, Source("dataset", "pairs", "pairs/1"), root)
+    recipe = changed(finished, rounds__reviews={1: "reviews"})
+    with pytest.raises(BudgetError, match="before training dpo-1"):
+        Pipeline(recipe, RunOptions(folder, limits=BudgetLimits(seconds=0))).run()
+    reviewed = open_artifact(root / "preference_pairs" / "1.2.0")
+    assert [parent.kind for parent in reviewed.manifest.parents] == ["trees", "reviews"]
+    assert set(pairs.scan().collect()["pair_id"]) - set(reviewed.scan().collect()["pair_id"]) == {pair_id}
+
+
+def test_fresh_builds_anew_beside_what_is_there_and_the_next_command_goes_on_from_that(
+    finished: FinishedRun, folder: Path
+) -> None:
+    recipe, before = changed(finished), files_of(folder)
+    limits = BudgetLimits(seconds=0)  # the first server is not started
+    with pytest.raises(BudgetError, match="--max-seconds 0 has passed"):
+        Pipeline(recipe, RunOptions(folder, fresh=True, limits=limits)).run()
+    assert {path: files_of(folder)[path] for path in before} == before
+    stages = preview(recipe, RunOptions(folder))
+    found = {stage["stage"]: stage.get("made") for stage in stages if stage["round"] is None}
+    assert (found["prompts"], found["prompts (held out)"]) == ("prompts@1.2.0", "prompts@1.3.0")
+    assert found["structured_cot"] == "structured_cot@1.1.0"
+    assert found["train sft"] == str(folder / "models" / "sft")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from stairdata.generators.prompts.build import build_prompts
 from stairdata.llm.budget import BudgetLimits, Expense
 from stairdata.pipeline import results
 from stairdata.pipeline.dry_run import planned_stages, preview, shown
@@ -19,9 +20,11 @@ from stairdata.pipeline.run import Pipeline, locked
 from stairdata.pipeline.spending import RunSpending
 from stairdata.pipeline.steps import RunOptions, RunSteps, saved_whole
 from stairdata.recipe import MEASURES
+from stairdata.runs.options import BuildOptions
 from stairdata.stages import parse_full_recipe, read_full_recipe
 from stairdata_schemas.errors import BudgetError, BuildLockedError, RecipeError
 from stairdata_training.config import DpoConfig
+from tests.stairdata.pipeline.conftest import PROMPTS
 
 
 @pytest.mark.parametrize(
@@ -68,6 +71,25 @@ def test_a_dry_run_before_anything_is_there_writes_nothing(sections: dict[str, A
     text = shown(stages)
     assert "round 1: trees: 6 prompts, unknown before models/sft" in text
     assert "round 2: trees: 6 prompts, unknown before models/dpo-1" in text
+
+
+@pytest.mark.parametrize("held_out", [0, 6])
+def test_what_a_teacher_would_be_asked_is_known_once_the_prompts_are_there(
+    held_out: int, sections: dict[str, Any], tmp_path: Path
+) -> None:
+    sections["structured_cot"] = {"teacher": {"base_url": "http://127.0.0.1:1/v1", "model": "teacher"}}
+    sections["rounds"]["held_out"] = held_out
+    recipe, options = parse_full_recipe(sections), RunOptions(tmp_path / "run")
+    asked = [stage for stage in preview(recipe, options) if stage["stage"] == "structured_cot"]
+    assert [stage["models"] for stage in asked] == [[]]
+    build_prompts(recipe, BuildOptions(root=tmp_path / "run" / "artifacts"))
+    stages = preview(recipe, options)
+    models = {stage["stage"]: stage.get("models", []) for stage in stages}
+    assert models["structured_cot"][0]["requests"] == PROMPTS - held_out
+    assert models["trees"][0]["requests"] > 0
+    if held_out:
+        assert models["responses (base)"][0]["requests"] == held_out
+    assert [stage["stage"] for stage in stages] == [stage.name for stage in planned_stages(recipe)]
 
 
 def test_a_model_never_takes_the_place_of_another_training(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from stairdata.generators.pairs.build import build_preference_pairs
 from stairdata.generators.prompts.build import build_prompts
 from stairdata.generators.structured_cot.plan import TeacherOptions
-from stairdata.recipe import Endpoint, PromptSource, Recipe, StructuredCotSection, TemplatesSection
+from stairdata.recipe import Endpoint, PromptSource, Recipe, RoundsSection, StructuredCotSection, TemplatesSection
 from stairdata.runs.options import BuildOptions
 from stairdata.stages import FullRecipe, build_kind
 from stairdata_review.reviews import Source, build_reviews
@@ -327,6 +327,9 @@ def _there(section: BaseModel, name: str) -> tuple[Any] | None:
         (PromptSource, "path", Path("other/other_prompts.jsonl")),
         (PromptSource, "like", "PKU-Alignment/PKU-SafeRLHF"),
         (BaseModel, "sources", [PromptSource(path=Path("other/other_prompts.jsonl"))]),
+        (RoundsSection, "sft_prompts", [PromptSource(path=Path("other/other_prompts.jsonl"))]),
+        (RoundsSection, "stop_below", {"grammar": 0.5}),
+        (RoundsSection, "reviews", {1: "reviews"}),
         (BaseModel, "decontaminate", ["other/other_prompts.jsonl"]),
         (StructuredCotSection, "path", Path("other/other_rows.jsonl")),
         (StructuredCotSection, "like", None),  # there is but one published set: back to a file of one's own,

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stairdata.recipe import RoundsSection
-from stairdata.runs.prompt_parts import order_prompts, split_prompts
+from stairdata.generators.prompts.part import build_prompt_part
+from stairdata.generators.trees.build import units_of
+from stairdata.recipe import Recipe, RoundsSection
+from stairdata.runs.build import NotBuiltError
+from stairdata.runs.options import BuildOptions
+from stairdata.runs.prompt_parts import PromptPart, ids_of, order_prompts, split_prompts
+from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import RecipeError
 
 PROMPTS = st.lists(st.sampled_from(["safety", "helpfulness"]), min_size=8, max_size=80).map(
@@ -63,3 +71,30 @@ def test_the_parts_of_the_first_rounds_stay_when_rounds_are_added() -> None:
 def test_a_round_needs_a_prompt() -> None:
     with pytest.raises(RecipeError, match="there are 3 prompts, and 4 rounds of at least 1 need 4"):
         split_prompts(3, RoundsSection(count=4, held_out=0))
+
+
+def test_trees_are_grown_from_the_prompts_of_a_part_alone(make_prompts: Callable[[int], Artifact]) -> None:
+    prompts, recipe = make_prompts(12), Recipe()
+    part = PromptPart(2, 8)
+    every, some = (units_of(recipe, prompts, BuildOptions(part=each)) for each in (None, part))
+    assert {unit.payload["prompt_id"] for unit in some} == ids_of(prompts, part, recipe.seed)
+    assert [unit for unit in every if unit in some] == some, "with the numbers that they have among all"
+    limited = units_of(recipe, prompts, BuildOptions(part=part, limit=4))
+    assert limited == some[:4]
+
+
+def test_a_part_of_the_prompts_is_an_artifact_with_the_rows_as_they_are(
+    make_prompts: Callable[[int], Artifact], tmp_path: Path
+) -> None:
+    prompts, options = make_prompts(12), BuildOptions(root=tmp_path / "parts")
+    with pytest.raises(NotBuiltError, match="prompts of this recipe is not built"):
+        build_prompt_part(prompts, PromptPart(0, 4), 1, replace(options, only_finished=True))
+    assert not (tmp_path / "parts").exists()
+    held_out = build_prompt_part(prompts, PromptPart(0, 4), 1, options)
+    rows = prompts.scan().collect()
+    assert held_out.scan().collect().rows() == [
+        row for row in rows.rows() if row[0] in ids_of(prompts, PromptPart(0, 4), 1)
+    ]
+    assert held_out.manifest.parents[0].content_hash == prompts.manifest.content_hash
+    assert build_prompt_part(prompts, PromptPart(0, 4), 1, replace(options, only_finished=True)) == held_out
+    assert build_prompt_part(prompts, PromptPart(4, 12), 1, options).manifest.rows == 8
