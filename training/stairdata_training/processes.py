@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable
 from datetime import timedelta
@@ -13,6 +14,7 @@ from stairdata_schemas.files import write_atomic
 from stairdata_training.plan import processes_here
 
 T = TypeVar("T")
+_SHARDING = {"FSDP": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED"}
 _LONGEST_WAIT = timedelta(hours=12)  # while the first tokenises, saves or measures; the libraries' own is 30 minutes
 
 
@@ -20,12 +22,18 @@ class Processes:
     """This process among those of its training. With one process nothing of torch's is started.
 
     Raises:
-        TrainingError: several GPUs are visible to a single process.
+        TrainingError: several GPUs are visible to a single process, or weights are to be sharded.
     """
 
     def __init__(self) -> None:
         import torch
 
+        sharding = next((name for name, key in _SHARDING.items() if os.environ.get(key, "").lower() == "true"), None)
+        if sharding is not None:
+            raise TrainingError(
+                f"{sharding} is switched on, and weights that are sharded over processes can't be trained yet; start "
+                "the processes with torchrun alone, each of which then holds all weights, or train adapters (lora)"
+            )
         self.count = processes_here()
         if self.count > 1:
             from accelerate import PartialState
