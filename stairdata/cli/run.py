@@ -94,7 +94,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     """Print stages, rounds and the table of a run, and where its files are."""
     rows = [
         [
-            stage["stage"],
+            _title(stage, summary["stages"]),
             stage.get("artifact") or stage["model"],
             *(_shown(stage.get(name)) for name in ("rows", "tokens", "seconds")),
         ]
@@ -106,7 +106,14 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
         emit("")
         measures = list(next(iter(table.values())))
         print_table(["", *table], [[name, *(_shown(column[name]) for column in table.values())] for name in measures])
-    emit(f"\nartifacts: {folder / 'artifacts'}\nmodels:    {folder / 'models'}\nsummary:   {folder / 'summary.json'}")
+    places = {"artifacts": "artifacts", "models": "models", "rounds": "rounds.csv", "summary": "summary.json"}
+    emit("\n" + "\n".join(f"{name + ':':<10} {folder / file}" for name, file in places.items()))
+
+
+def _title(stage: dict[str, Any], stages: list[dict[str, Any]]) -> str:
+    """Name a stage by its round, too, where there are several."""
+    several = any(each.get("round", 1) > 1 for each in stages)
+    return f"round {stage['round']}: {stage['stage']}" if several and "round" in stage else str(stage["stage"])
 
 
 def _shown(value: object) -> str:

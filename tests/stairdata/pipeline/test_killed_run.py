@@ -14,21 +14,22 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers.stub_vllm import DELAY_VARIABLE
 from tests.stairdata.pipeline.conftest import ROOT, FinishedRun, hashes
 
 LIMIT = 300.0
 
 
-def start(recipe: Path, folder: Path) -> subprocess.Popen[bytes]:
+def start(recipe: Path, folder: Path, delay: float = 0.0) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "tests.stairdata.pipeline.on_stub", "run", str(recipe), "--folder", str(folder)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), DELAY_VARIABLE: str(delay)}
     with folder.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
 
-def kill_when(happens: Callable[[], bool], recipe: Path, folder: Path) -> None:
+def kill_when(happens: Callable[[], bool], recipe: Path, folder: Path, delay: float = 0.0) -> None:
     """Start the run and kill it as soon as something is seen to happen, which has to be before its end."""
-    process = start(recipe, folder)
+    process = start(recipe, folder, delay)
     deadline = time.monotonic() + LIMIT
     while not happens():
         assert time.monotonic() < deadline
@@ -52,7 +53,7 @@ def test_a_run_that_is_killed_twice_ends_like_one_that_is_not(finished: Finished
     # before its last step a training has a checkpoint; the second build of trees is that of round 2
     kill_when(lambda: any_of(killed / "models", "dpo-1.partial/checkpoints/*/trainer_state.json"), recipe, killed)
     assert not (killed / "models" / "dpo-1").exists()
-    kill_when(lambda: any_of(killed / "artifacts", "trees/1.1.0/.build/rows.jsonl"), recipe, killed)
+    kill_when(lambda: any_of(killed / "artifacts", "trees/1.1.0/.build/running/*.jsonl"), recipe, killed, delay=0.5)
     assert not (killed / "artifacts" / "trees" / "1.1.0" / "manifest.json").exists()
     process = start(recipe, killed)
     assert process.wait(timeout=LIMIT) == 0, killed.with_suffix(".log").read_text(errors="replace")[-3000:]
