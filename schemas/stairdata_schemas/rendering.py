@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -30,6 +31,7 @@ from stairdata_schemas.templating.control_tokens import PlainReader, find_contro
 
 DATE_STRING = "26 Jul 2024"  # templates that print today's date would make every day's prompts new
 COUNTS_KEPT = 16384
+_PROMPTS_KEPT, _PARTS_KEPT = 256, 4096
 _TAG = re.compile("(" + "|".join(map(re.escape, TAGS)) + ")")
 _STEP = f"{STEP_OPEN}\nTitle: A: \nb  c\n{STEP_CLOSE}\n\n{OUTPUT_OPEN}\nFinal Answer:\n 1 x\n{OUTPUT_CLOSE}"
 _PROBES = (_STEP, f"user\nWhy?\n{_STEP}", f" \n\n{_STEP} and more")
@@ -117,8 +119,10 @@ class RenderedPrompt:
         if self.before is not None:
             last = self.text[len(self.before.text) :]
             if self.before.is_parted_from(last):
-                return self.before.ids + encode(self.tokenizer, last)
-        return encode(self.tokenizer, self.text) if self.reader is None else self.reader.encode(self.written)
+                return self.before.ids + _encode_parts(self.tokenizer, last)
+        if self.reader is None:
+            return _encode_parts(self.tokenizer, self.text)
+        return list(_recent(self.tokenizer).plain(self.reader, self.written))
 
     def is_parted_from(self, text: str) -> bool:
         """Tell whether a text that follows has the same token ids as by itself."""
@@ -131,7 +135,7 @@ class RenderedPrompt:
         it, with all of the texts.
         """
         if all(map(self.is_parted_from, texts)):
-            return Pieces(self.ids, [encode(self.tokenizer, text) for text in texts])
+            return Pieces(self.ids, [_encode_parts(self.tokenizer, text) for text in texts])
         wholes = [self.plus(text).ids for text in texts]
         border = min(_common_length(self.ids, whole) for whole in wholes)
         return Pieces(self.ids[:border], [whole[border:] for whole in wholes])
@@ -164,16 +168,64 @@ def render_prompt(tokenizer: Tokenizer, prompt: str) -> RenderedPrompt:
         ModelError: the tokenizer's chat template can't be used, or the prompt holds control tokens, and this tokenizer
             can't read them as plain text.
     """
+    return RenderedPrompt(tokenizer, *_recent(tokenizer).prompt(prompt))
+
+
+class _Written(NamedTuple):
+    """The first fields of a rendered prompt, without its tokenizer."""
+
+    text: str
+    reader: PlainReader | None = None
+    written: str = ""
+
+
+def _write(tokenizer: Tokenizer, prompt: str) -> _Written:
     if not find_control_tokens(tokenizer, prompt):
-        return RenderedPrompt(tokenizer, _in_template(tokenizer, prompt))
+        return _Written(_in_template(tokenizer, prompt))
     reader = _plain_reader(tokenizer)
     held = _in_template(tokenizer, reader.hold(prompt))
-    return RenderedPrompt(tokenizer, reader.show(held), reader, reader.write(held))
+    return _Written(reader.show(held), reader, reader.write(held))
 
 
 def _in_template(tokenizer: Tokenizer, prompt: str) -> str:
     messages = [{"role": "user", "content": prompt}]
     return render_chat(tokenizer, messages, add_generation_prompt=True, date_string=DATE_STRING)
+
+
+class _Recent:
+    """What a tokenizer has rendered and encoded last: rows of a tree follow each other, with the same prompt and steps.
+
+    It goes with its tokenizer, so it must not keep it alive.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = weakref.ref(tokenizer)
+        self.prompt = lru_cache(_PROMPTS_KEPT)(lambda prompt: _write(self.tokenizer, prompt))
+        self.part = lru_cache(_PARTS_KEPT)(lambda part: tuple(encode(self.tokenizer, part)))
+        self.plain = lru_cache(_PROMPTS_KEPT)(lambda reader, written: tuple(reader.encode(written)))
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        tokenizer = self._tokenizer()
+        assert tokenizer is not None  # whoever asks holds it
+        return tokenizer
+
+    @cached_property
+    def end_of_turn(self) -> EndOfTurn:
+        return _find_end_of_turn(self.tokenizer)
+
+
+_RECENT: WeakKeyDictionary[Tokenizer, tuple[tuple[Any, ...], _Recent]] = WeakKeyDictionary()
+"""By tokenizer, as long as neither its tokens nor its template change."""
+
+
+def _recent(tokenizer: Tokenizer) -> _Recent:
+    roles = (getattr(tokenizer, name, None) for name in ("bos_token", "eos_token"))  # templates may write them
+    state = (len(tokenizer), str(tokenizer.chat_template), *roles)
+    known = _RECENT.get(tokenizer)
+    if known is None or known[0] != state:
+        known = _RECENT[tokenizer] = state, _Recent(tokenizer)
+    return known[1]
 
 
 _READERS: WeakKeyDictionary[Tokenizer, tuple[int, PlainReader]] = WeakKeyDictionary()
@@ -192,6 +244,14 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     """Return the token ids of a text, tags as single ids and nothing added around it."""
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
+
+
+def _encode_parts(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the same ids as `encode`; what stands between two tags, such as a step, is encoded once."""
+    if not reads_parts_alone(tokenizer):
+        return encode(tokenizer, text)
+    part_ids = _recent(tokenizer).part
+    return [number for part in _TAG.split(text) if part for number in part_ids(part)]
 
 
 _PARTING: WeakKeyDictionary[Tokenizer, tuple[int, bool]] = WeakKeyDictionary()
@@ -258,6 +318,10 @@ def end_of_turn(tokenizer: Tokenizer) -> EndOfTurn:
     Raises:
         ModelError: the template ends turns with no special token and the tokenizer has no EOS.
     """
+    return _recent(tokenizer).end_of_turn
+
+
+def _find_end_of_turn(tokenizer: Tokenizer) -> EndOfTurn:
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _SENTINEL}]
     rendered = render_chat(tokenizer, messages, add_generation_prompt=False, date_string=DATE_STRING)
     special = tokenizer.added_tokens_decoder

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from stairdata_schemas import rendering
 from stairdata_schemas.grammar import TAGS
-from stairdata_schemas.rendering import RenderedPrompt, encode, reads_parts_alone, render_prompt
+from stairdata_schemas.rendering import RenderedPrompt, encode, end_of_turn, reads_parts_alone, render_prompt
 from tests.schemas.tokenizers import FAMILIES
 
 STEP = "<|Reasoning_step|>\nTitle: A:\nab\n<|/Reasoning_step|>"
@@ -75,8 +77,7 @@ def test_metaspace_marks_no_step_as_the_start_of_a_text() -> None:
     assert tokenizer.convert_ids_to_tokens(encode(tokenizer, NEXT))[:2] == ["▁", "<0x0A>"]
 
 
-def test_the_ids_of_a_prompt_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    rendered = render_prompt(FAMILIES["chatml"], "Hi")
+def test_prompt_and_steps_of_a_tree_are_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[str] = []
     plain = rendering.encode
 
@@ -84,11 +85,31 @@ def test_the_ids_of_a_prompt_are_made_once(monkeypatch: pytest.MonkeyPatch) -> N
         encoded.append(text)
         return plain(tokenizer, text)
 
+    prompt = "Asked by no other test"
+    assert reads_parts_alone(FAMILIES["chatml"])  # which is tried out at the first need
+    expected = [whole_ids(render_prompt(FAMILIES["chatml"], prompt), prefix) for prefix in (STEP, STEP + NEXT)]
     monkeypatch.setattr(rendering, "encode", watched)
-    for prefix in (STEP, STEP + NEXT):
-        rendered.plus(prefix).pieces(NEXT, OUTPUT)
-    assert encoded.count(rendered.text) == 1
-    assert not any(rendered.text in text for text in encoded if text != rendered.text)
+    for prefix, ids in zip((STEP, STEP + NEXT), expected, strict=True):
+        said = render_prompt(FAMILIES["chatml"], prompt).plus(prefix)
+        assert said.pieces(NEXT, OUTPUT).so_far == ids
+    assert sum(prompt in text for text in encoded) == 1
+    assert len(encoded) == len(set(encoded))
+
+
+def test_what_is_kept_of_a_tokenizer_follows_its_template_and_goes_with_it() -> None:
+    from tests.schemas.tokenizers import CHATML, byte_level, fast
+
+    special = ["<|im_start|>", "<|im_end|>"]
+    tokenizer = fast(byte_level(special), CHATML, special, eos_token="<|im_end|>")
+    assert "<|im_end|>" in render_prompt(tokenizer, "Hi").text
+    assert end_of_turn(tokenizer).text == "<|im_end|>"
+    tokenizer.chat_template = CHATML.replace("<|im_end|>", "<|im_start|>")
+    assert "<|im_end|>" not in render_prompt(tokenizer, "Hi").text
+    assert end_of_turn(tokenizer).text == "<|im_start|>"
+    gone = weakref.ref(tokenizer)
+    del tokenizer
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_tokenizer_that_got_its_tags_later() -> None:
