@@ -147,7 +147,9 @@ class RunSteps:
                 raise NotBuiltError(f"{output} is not trained; the same command without --dry-run trains it")
             self._spending.check_time(f"training {name}")
         recipe = self.recipe.model_copy(update={method: section})
-        result = train_stage(method, recipe, data, start, output, self.options.progress, tell=self.options.tell)
+        result = train_stage(
+            method, recipe, data, start, output, self.options.progress, fresh=self.options.fresh, tell=self.options.tell
+        )
         _free_gpu()
         self.records.append(
             {
