@@ -60,6 +60,22 @@ def test_a_benchmark_runs(arguments: list[str], words: str, tmp_path: Path) -> N
     assert words in run(script, *rest, folder=tmp_path)
 
 
+def test_training_is_measured_beside_bare_trl(tmp_path: Path) -> None:
+    output = run("training.py", "throughput", "--steps", "2", "--repeats", "1", "--batch-size", "2", folder=tmp_path)
+    for method in ("sft", "dpo", "prm"):
+        assert figure(output, f"{method} ratio") > 0
+    losses = re.findall(r"last losses ([\d.]+) and ([\d.]+)", output)  # both sides train on the same, to the same
+    assert len(losses) == 3
+    assert all(float(ours) == pytest.approx(float(bare), abs=1e-3) for ours, bare in losses)
+
+
+def test_padding_and_tokenising_are_measured(tmp_path: Path) -> None:
+    output = run("training.py", "padding", "--max-rows", "300", folder=tmp_path)
+    assert figure(output, "padding of the reference pass:") <= 6 < figure(output, "in the order of the artifact:")
+    output = run("training.py", "tokenise", "--rows", "100", folder=tmp_path)
+    assert figure(output, "100 pairs tokenised on one core:") > 0
+
+
 @pytest.fixture(scope="module")
 def instant_url() -> Iterator[str]:
     """Where the server that answers at once is."""
