@@ -10,12 +10,10 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
-from weakref import WeakKeyDictionary
 
 from stairdata_schemas.errors import ModelError, TrainingError, quote
-from stairdata_schemas.grammar import TAGS
 from stairdata_schemas.rendering import encode_prompt, end_of_turn, missing_tags, render_prompt
-from stairdata_schemas.templating.control_tokens import control_tokens
+from stairdata_schemas.templating.control_tokens import find_outside_grammar
 
 PAD_TOKEN = "<|pad|>"  # noqa: S105
 IGNORED = -100  # label that the loss skips
@@ -174,7 +172,7 @@ def sft_row(tokenizer: Any, row: RowMapping) -> SftIds:
         RowError: a control token inside.
     """
     prompt, (completion,) = render_prompt(tokenizer, row["prompt"]).pieces(row["completion"])
-    answer = _answer(tokenizer, completion, is_terminal=True, row=row)
+    answer = _answer(tokenizer, completion, row["completion"], is_terminal=True, row=row)
     length = len(prompt) + len(answer)
     return {
         "input_ids": prompt + answer,
@@ -200,7 +198,7 @@ def dpo_row(tokenizer: Any, row: RowMapping) -> DpoIds:
     said = render_prompt(tokenizer, row["prompt"]).plus(prefix)
     prompt, sides = said.pieces(row["chosen"][cut:], row["rejected"][cut:])
     chosen, rejected = (
-        _answer(tokenizer, ids, is_terminal=row[f"{side}_is_terminal"], row=row)
+        _answer(tokenizer, ids, row[side], is_terminal=row[f"{side}_is_terminal"], row=row)
         for side, ids in zip(("chosen", "rejected"), sides, strict=True)
     )
     _check_pair(row, chosen, rejected)
@@ -222,7 +220,7 @@ def prm_row(tokenizer: Any, row: RowMapping) -> PrmIds:
     """
     prompt, sides = render_prompt(tokenizer, row["prompt"]).pieces(row["chosen"], row["rejected"])
     chosen, rejected = (
-        prompt + _answer(tokenizer, ids, is_terminal=row[f"{side}_is_terminal"], row=row)
+        prompt + _answer(tokenizer, ids, row[side], is_terminal=row[f"{side}_is_terminal"], row=row)
         for side, ids in zip(("chosen", "rejected"), sides, strict=True)
     )
     _check_pair(row, chosen, rejected)
@@ -247,32 +245,18 @@ def row_name(row: RowMapping) -> str:
     return f"row {name}={row.get(name)!r}"
 
 
-def _answer(tokenizer: Any, ids: list[int], *, is_terminal: bool, row: RowMapping) -> list[int]:
+def _answer(tokenizer: Any, ids: list[int], text: str, *, is_terminal: bool, row: RowMapping) -> list[int]:
     """Put exactly one end-of-turn behind the ids of assistant text where it `is_terminal`, none elsewhere."""
-    found = _control_ids(tokenizer).intersection(ids)
+    end = end_of_turn(tokenizer)
+    found = find_outside_grammar(tokenizer, text) or ([end.text] if end.token_id in ids else [])
     if found:
-        name = tokenizer.convert_ids_to_tokens(min(found))
-        ends = min(found) == end_of_turn(tokenizer).token_id
+        harm = "stop in its middle" if end.text in found else "write it inside an answer"
         raise RowError(
             row_name(row),
-            f"the text contains {quote(name)}, a control token, so the model would learn to "
-            f"{'stop in its middle' if ends else 'write it inside an answer'}; "
-            "store steps without control tokens, or leave such rows out with bad_rows: drop",
+            f"the text contains {quote(found[0])}, a control token, so the model would learn to {harm}; store steps "
+            "without control tokens, or leave such rows out with bad_rows: drop",
         )
-    return [*ids, end_of_turn(tokenizer).token_id] if is_terminal else ids
-
-
-_CONTROL_IDS: WeakKeyDictionary[Any, tuple[int, frozenset[int]]] = WeakKeyDictionary()
-
-
-def _control_ids(tokenizer: Any) -> frozenset[int]:
-    """Return the ids of control tokens, those of the grammar's tags left out; kept until a token is added."""
-    known = _CONTROL_IDS.get(tokenizer)
-    if known is None or known[0] != len(tokenizer):
-        tokens = [token for token in control_tokens(tokenizer) if token not in TAGS]
-        ids = frozenset([*tokenizer.convert_tokens_to_ids(tokens), end_of_turn(tokenizer).token_id])
-        known = _CONTROL_IDS[tokenizer] = len(tokenizer), ids
-    return known[1]
+    return [*ids, end.token_id] if is_terminal else ids
 
 
 def _check_pair(row: RowMapping, chosen: list[int], rejected: list[int]) -> None:

@@ -355,7 +355,7 @@ def _literals(annotation: Any) -> Iterator[Any]:
         yield from _literals(argument)
 
 
-_ANY: list[Any] = [1, 0.5, 100, "other", True, ["other"], {"prompt": "other"}, {1: 0.25}, {}, {"other": {}}, []]
+_ANY: list[Any] = [1, 0.5, 0.25, 100, "other", True, ["other"], {"prompt": "other"}, {1: 0.25}, {}, {"other": {}}, []]
 
 
 def replaced(value: Any, place: Place, new: Any) -> Any:

@@ -166,7 +166,7 @@ def record_tokens(tree: dict[str, Any], tokenizer: Any) -> None:
 
 @pytest.mark.parametrize("is_recorded", [True, False], ids=["tokens of the trees", "measured"])
 @given(family=st.sampled_from([*FAMILIES]), tree=trees_of_steps(), data=st.data())
-@settings(max_examples=15)
+@settings(max_examples=6)
 def test_max_tokens_of_pairs_is_max_length_of_training(
     family: str, tree: dict[str, Any], data: st.DataObject, *, is_recorded: bool
 ) -> None:
