@@ -36,20 +36,23 @@ def test_an_epoch_holds_each_row_once_in_steps_of_similar_length(
         assert step == sorted(step)
 
 
-@given(st.integers(1, 100), st.integers(1, 40), st.integers(0, 3))
-def test_steps_are_whole(rows: int, rows_per_step: int, epoch: int) -> None:
-    sampler = StepSampler([index * 37 % 50 for index in range(rows)], rows_per_step, seed=1)
+@given(st.integers(1, 100), st.integers(1, 8), st.integers(1, 6), st.integers(0, 3))
+def test_steps_are_whole(rows: int, rows_per_pass: int, passes: int, epoch: int) -> None:
+    rows_per_step = rows_per_pass * passes
+    sampler = StepSampler([index * 37 % 50 for index in range(rows)], rows_per_step, rows_per_pass, seed=1)
     sampler.set_epoch(epoch)
     order = list(sampler)
     assert len(order) == len(sampler)
-    assert len(order) % rows_per_step == 0
-    assert len(order) - rows < rows_per_step
+    unit = rows_per_step if rows > rows_per_step else rows_per_pass
+    assert len(order) % unit == 0
+    assert len(order) - rows < unit
+    assert sampler.steps_per_epoch == -(-rows // rows_per_step)
     assert set(order) == set(range(rows))
     assert sorted(order[:rows]) == list(range(rows))
 
 
 def test_rows_are_stored_in_the_order_of_the_first_epoch() -> None:
-    sampler = StepSampler([3, 1, 2, 5, 4], 5, seed=1)
+    sampler = StepSampler([3, 1, 2, 5, 4], 5, 5, seed=1)
     assert list(sampler) == [0, 1, 2, 3, 4]
     sampler.set_epoch(1)
     assert list(sampler) == [1, 2, 0, 4, 3]

@@ -9,6 +9,7 @@ from typing import Any
 
 from stairdata_schemas.rendering import load_tokenizer
 from stairdata_training.config import TrainingConfig
+from stairdata_training.data.batches import rows_read
 from stairdata_training.data.lengths import LengthReport
 from stairdata_training.data.preparing import prepare_rows
 from stairdata_training.models import adapter_config, uses_bf16
@@ -65,7 +66,8 @@ def estimate(plan: TrainingPlan, method: Method) -> Estimate:
     trained = _trained_parameters(network, config, method, trains_embeddings=bool(new_ids) or plan.method == "sft")
     steps_per_epoch = -(-rows // plan.rows_per_step)
     steps = config.max_steps or max(1, -int(-(steps_per_epoch * config.epochs) // 1))
-    tokens = round(prepared.lengths.tokens / prepared.lengths.rows * plan.rows_per_step * steps)
+    read = rows_read(rows, plan.rows_per_step, config.batch_size * plan.processes)
+    tokens = round(prepared.lengths.tokens / prepared.lengths.rows * read / steps_per_epoch * steps)
     memory = _BYTES_OF_STATE * trained + _BYTES_OF_FROZEN * (parameters - min(trained, parameters))
     memory += _activations(network.config, config, method, min(prepared.lengths.longest, config.max_length))
     dropped = {why: len(names) for why, names in prepared.dropped.items() if names}

@@ -37,18 +37,42 @@ def step_order(lengths: Sequence[int], rows_per_step: int, seed: int, epoch: int
     return [index for step in [*steps, short] for index in step]
 
 
+def rows_read(rows: int, rows_per_step: int, rows_per_pass: int) -> int:
+    """Return how many rows an epoch reads, those that fill its last step included.
+
+    The last step is filled up with the epoch's first rows. Left short it would be split into other means by other
+    numbers of forward passes or processes, and would weigh its few rows as much as a whole step. Rows that are fewer
+    than a step holds only fill their last forward pass: to read each of them many times would change little.
+
+    Args:
+        rows: there are.
+        rows_per_step: of an optimizer step.
+        rows_per_pass: of a forward pass, all processes together.
+    """
+    unit = rows_per_step if rows > rows_per_step else rows_per_pass
+    return -(-rows // unit) * unit
+
+
 class StepSampler(Sampler[int]):
     """Rows that are stored in the order of epoch 0, in whole steps.
 
-    The last step of an epoch is filled up with the epoch's first rows. Left short it would be split into other means
-    by other numbers of forward passes or processes, and would weigh its few rows as much as a whole step.
+    Args:
+        lengths: of the rows, in tokens.
+        rows_per_step: of an optimizer step.
+        rows_per_pass: of a forward pass, all processes together.
+        seed: decides the order.
     """
 
-    def __init__(self, lengths: Sequence[int], rows_per_step: int, seed: int) -> None:
-        self.lengths, self.rows_per_step, self.seed, self.epoch = lengths, rows_per_step, seed, 0
+    def __init__(self, lengths: Sequence[int], rows_per_step: int, rows_per_pass: int, seed: int) -> None:
+        self.lengths, self.rows_per_step, self.rows_per_pass, self.seed = lengths, rows_per_step, rows_per_pass, seed
+        self.epoch = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self) // self.rows_per_step)
 
     def __len__(self) -> int:
-        return -(-len(self.lengths) // self.rows_per_step) * self.rows_per_step
+        return rows_read(len(self.lengths), self.rows_per_step, self.rows_per_pass)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch

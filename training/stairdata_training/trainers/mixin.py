@@ -36,8 +36,9 @@ class TrainerMixin:
 
     def _get_train_sampler(self, train_dataset: Any = None) -> StepSampler:
         rows = self.train_dataset if train_dataset is None else train_dataset
-        rows_per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        self.step_sampler = StepSampler(rows["length"][:], rows_per_step, self.args.seed)
+        rows_per_pass = self.args.train_batch_size * self.args.world_size
+        rows_per_step = rows_per_pass * self.args.gradient_accumulation_steps
+        self.step_sampler = StepSampler(rows["length"][:], rows_per_step, rows_per_pass, self.args.seed)
         return self.step_sampler
 
 
@@ -59,7 +60,7 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]
     def on_epoch_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         # accelerate passes the epoch on to no sampler inside its SkipBatchSampler or BatchSamplerShard
         sampler = self.trainer.step_sampler
-        sampler.set_epoch(state.global_step * sampler.rows_per_step // len(sampler))
+        sampler.set_epoch(state.global_step // sampler.steps_per_epoch)
 
     def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step >= state.max_steps:
