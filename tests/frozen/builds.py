@@ -116,14 +116,12 @@ class Builds:
 
         case, output = TRAININGS[stage], self.folder / f"trained_{stage}"
         if "$BASE" not in self._places:
-            self._places["$BASE"] = str(tiny_model(self.folder / "base", "chatml"))
+            self._places["$BASE"] = str(tiny_model(self.folder / "base", "chatml", tags=True))
             self.values["<base model>"] = rendering.model_hash(self.folder / "base")
-        (parent,) = self._build_parents(case)
+        self._build_parents(case)
         self._run(f"{case.commands[0]} --output {output}", case.recipe)
         record = json.loads((output / "training.json").read_text(encoding="utf-8"))
-        settings = {name: value for name, value in record["config"].items() if name not in {"model", "output"}}
-        content = self.artifact(parent).manifest.content_hash
-        return record["fingerprint"], {"counted": [stage, settings, content, self.values["<base model>"]]}
+        return record["fingerprint"], {"counted": record["identity"]}
 
     def named(self, counted: Json) -> Json:
         """Put names in place of what differs between machines."""
