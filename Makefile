@@ -44,10 +44,12 @@ fix: install
 test: install
 	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadfile
 
-# Two processes, since many of these tests wait for servers, processes and browsers that they started.
+# Two processes, since many of these tests wait for servers, processes and browsers that they started; real model
+# servers have the machine to themselves.
 test-slow: install
 	$(BIN)/pytest -m slow tests/security --numprocesses 2 --dist load
-	$(BIN)/pytest -m slow --ignore tests/security --numprocesses 2 --dist loadfile --durations 40
+	$(BIN)/pytest -m "slow and not all_cores" --ignore tests/security --numprocesses 2 --dist loadfile --durations 25
+	$(BIN)/pytest -m all_cores --durations 10
 
 # Ten minutes of damaged manifests, cards, parquet files, answers of model servers and recipes; or make fuzz SECONDS=60
 SECONDS ?= 600

@@ -114,6 +114,7 @@ def test_trees_on_a_server_without_a_second_run(instant_url: str, tokenizer_fold
     assert "share" not in output
 
 
+@pytest.mark.all_cores
 @pytest.mark.timeout(3600)
 def test_trees_on_a_model_are_measured_beside_the_same_requests(tmp_path: Path) -> None:
     """Two servers of vLLM, one after the other; a model of this size gives no rating that can be read."""

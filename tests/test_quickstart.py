@@ -123,6 +123,7 @@ def test_a_teacher_is_asked_where_one_is_named(
 
 
 @pytest.mark.slow
+@pytest.mark.all_cores
 @pytest.mark.timeout(3600)
 def test_every_artifact_is_there_once_and_valid(folder: Path) -> None:
     found = artifacts_of(folder)
@@ -134,6 +135,7 @@ def test_every_artifact_is_there_once_and_valid(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.all_cores
 @pytest.mark.timeout(3600)
 def test_no_tree_is_lost_or_twice(folder: Path) -> None:
     (trees,) = artifacts_of(folder)["trees"]
@@ -147,6 +149,7 @@ def test_no_tree_is_lost_or_twice(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.all_cores
 @pytest.mark.timeout(3600)
 def test_artifacts_load_without_this_package(folder: Path, tmp_path: Path) -> None:
     import datasets
@@ -159,6 +162,7 @@ def test_artifacts_load_without_this_package(folder: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.all_cores
 @pytest.mark.timeout(3600)
 def test_the_summary_tells_each_stage(folder: Path) -> None:
     summary = json.loads((folder / "summary.json").read_text())
@@ -170,6 +174,7 @@ def test_the_summary_tells_each_stage(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.all_cores
 @pytest.mark.timeout(3600)
 def test_a_second_run_redoes_nothing_and_no_process_is_left(folder: Path) -> None:
     kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in {".parquet", ".safetensors"}}

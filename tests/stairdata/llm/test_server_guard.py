@@ -219,6 +219,7 @@ def all_routes(server: ManagedServer) -> list[tuple[str, str, list[str]]]:
 
 
 @pytest.mark.slow
+@pytest.mark.all_cores
 @pytest.mark.skipif(sys.platform != "linux", reason="as the other tests of the real server")
 def test_no_route_of_the_real_server_answers_without_the_key_or_to_a_foreign_host(real_server: ManagedServer) -> None:
     authorized = {"Authorization": f"Bearer {real_server.api_key}"}
@@ -249,6 +250,7 @@ def test_no_route_of_the_real_server_answers_without_the_key_or_to_a_foreign_hos
 
 
 @pytest.mark.slow
+@pytest.mark.all_cores
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, which Linux alone has")
 def test_the_key_of_the_real_server_is_in_no_command_line_and_no_file(real_server: ManagedServer) -> None:
     for path in Path("/proc").glob("[0-9]*/cmdline"):

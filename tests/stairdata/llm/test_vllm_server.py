@@ -428,6 +428,7 @@ with ManagedServer(ServerOptions(sys.argv[1], Path(sys.argv[2]), max_model_len=2
 
 
 @pytest.mark.slow
+@pytest.mark.all_cores
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, which Linux alone has")
 def test_vllm_answers_and_is_gone_after_its_manager_is_killed(tiny_model: Path, tmp_path: Path) -> None:
     missing = vllm_missing()

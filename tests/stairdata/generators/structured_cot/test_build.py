@@ -455,6 +455,7 @@ WANTED = 20
 
 
 @pytest.mark.slow
+@pytest.mark.all_cores
 @pytest.mark.timeout(3600)
 def test_smollm2_with_structured_outputs_makes_rows(tmp_path: Path) -> None:
     """vLLM holds a model of 135 million parameters to the schema; most answers fail the gate, so it may try again."""
