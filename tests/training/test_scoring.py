@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from stairdata_schemas.errors import ModelError
 from stairdata_schemas.grammar import split_steps
-from stairdata_schemas.rendering import end_of_turn, encode_prompt, step_ids
+from stairdata_schemas.rendering import encode_prompt, end_of_turn, step_ids
 from stairdata_training.inference.forward import pad, rewards
 from stairdata_training.models import load_reward_model
 from stairdata_training.scoring import PrmScorer
