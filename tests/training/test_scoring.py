@@ -52,10 +52,10 @@ def beginnings(tokenizer: Any, prompt: str, text: str, *, is_complete: bool) -> 
 def test_one_pass_scores_every_step(prms: dict[str, Path], family: str) -> None:
     scorer = PrmScorer.load(prms[family])
     found = scorer.score_steps(ITEMS, batch_size=3)
-    assert found.sequences == len(ITEMS)
+    assert found.sequences == [1] * len(ITEMS)
     assert [len(values) for values in found.values] == [3, 2, 3, 1, 1, 1, 1, 3]
     read = [beginnings(scorer.tokenizer, prompt, text, is_complete=whole) for prompt, text, whole in ITEMS]
-    assert found.tokens == sum(len(each[-1]) for each in read)
+    assert found.tokens == [len(each[-1]) for each in read]
     for values, each in zip(found.values, read, strict=True):
         assert values == pytest.approx([alone(scorer, ids) for ids in each], abs=4e-6)
     assert [values[-1] for values in found.values] == pytest.approx(scorer.score(ITEMS), abs=4e-6)
@@ -79,13 +79,13 @@ def test_beginnings_that_are_not_part_of_each_other_are_read_one_by_one(prms: di
     scorer = PrmScorer.load(prms["chatml"])
     nested, parted = [[5, 6], [5, 6, 7]], [[5, 6, 8], [5, 6, 9, 7]]
     found = scorer.step_rewards([nested, parted])
-    assert (found.sequences, found.tokens) == (3, 3 + 3 + 4)
+    assert (found.sequences, found.tokens) == ([1, 2], [3, 3 + 4])
     for values, each in zip(found.values, (nested, parted), strict=True):
         assert values == pytest.approx([alone(scorer, ids) for ids in each], abs=4e-6)
 
 
 def test_nothing_to_score(prms: dict[str, Path]) -> None:
-    assert PrmScorer.load(prms["chatml"]).score_steps([]) == ([], 0, 0)
+    assert PrmScorer.load(prms["chatml"]).score_steps([]) == ([], [], [])
 
 
 def test_padding_that_is_an_end_of_turn_hides_no_token(prms: dict[str, Path]) -> None:

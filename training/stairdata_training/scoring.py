@@ -23,9 +23,9 @@ class StepRewards(NamedTuple):
 
     values: list[list[float]]
     """For each answer, by its steps."""
-    sequences: int
-    """That were read: one an answer where each beginning is that of the next, otherwise one a step."""
-    tokens: int
+    sequences: list[int]
+    """That were read for each answer: one where each beginning is that of the next, otherwise one a step."""
+    tokens: list[int]
     """Of those, without padding."""
 
 
@@ -112,7 +112,8 @@ class PrmScorer:
         import torch
 
         values = [[0.0] * len(beginnings) for beginnings in answers]
-        readings = [reading for number, each in enumerate(answers) for reading in _readings(number, each)]
+        by_answer = [_readings(number, beginnings) for number, beginnings in enumerate(answers)]
+        readings = [reading for each in by_answer for reading in each]
         scores = rewards_at(self._network)
         for batch in batches_by_length([len(reading.ids) for reading in readings], batch_size):
             chosen = [readings[index] for index in batch]
@@ -128,7 +129,8 @@ class PrmScorer:
             for reading, row in zip(chosen, found, strict=True):
                 for (answer, step), value in zip(reading.places, row, strict=True):
                     values[answer][step] = value
-        return StepRewards(values, len(readings), sum(len(reading.ids) for reading in readings))
+        tokens = [sum(len(reading.ids) for reading in each) for each in by_answer]
+        return StepRewards(values, [len(each) for each in by_answer], tokens)
 
 
 def _readings(number: int, beginnings: Beginnings) -> list[_Reading]:
