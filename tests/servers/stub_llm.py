@@ -355,8 +355,8 @@ def _refused_key(request: Request) -> Response | None:
 
 def _refused_options(body: dict[str, Any]) -> Response | None:
     options = STATE.options
-    if "input" in body and (refused := _refused_sequences(body)):
-        return refused
+    if "input" in body:
+        return _refused_sequences(body)
     if options.takes_n == "refuses" and (body.get("n") or 1) > 1:
         return JSONResponse({"error": {"message": "n has to be 1", "type": "invalid_request_error"}}, 400)
     if options.no_format and "response_format" in body:
