@@ -278,7 +278,8 @@ async def _serve(request: Request, answer: Any) -> Response:
         await _held()
         if STATE.options.delay:
             await asyncio.sleep(STATE.options.delay)
-        return _refused_key(request) or _refused_options(body) or await _respond(request, body, number, answer)
+        refuses = _refused_sequences if "input" in body else _refused_options
+        return _refused_key(request) or refuses(body) or await _respond(request, body, number, answer)
     finally:
         here.remove(number)
 
@@ -355,8 +356,6 @@ def _refused_key(request: Request) -> Response | None:
 
 def _refused_options(body: dict[str, Any]) -> Response | None:
     options = STATE.options
-    if "input" in body:
-        return _refused_sequences(body)
     if options.takes_n == "refuses" and (body.get("n") or 1) > 1:
         return JSONResponse({"error": {"message": "n has to be 1", "type": "invalid_request_error"}}, 400)
     if options.no_format and "response_format" in body:
