@@ -106,8 +106,7 @@ async def open_client(
         max_model_len=endpoint.max_model_len,
         dtype=endpoint.dtype,
         log=log,
-        gpu_memory=endpoint.gpu_memory,
-        **options,
+        **({"gpu_memory": endpoint.gpu_memory} | options),
     )
     server = ManagedServer(served)
     try:

@@ -162,7 +162,7 @@ def test_a_sequence_that_the_server_refuses_costs_its_own_prompt(
     well, long, ill = with_scorer(lambda scorer: each_by_itself(scorer, *words))
     assert isinstance(well, StepScores)
     assert isinstance(ill, StepScores)
-    assert (long.outcomes, long.detail[:11]) == ([Outcome.INVALID_REQUEST], "Error code:")
+    assert long.outcomes == [Outcome.INVALID_REQUEST]
     assert "maximum context length is 400" in long.detail
 
 
@@ -248,7 +248,7 @@ def test_a_slow_server_does_not_hold_a_search_that_was_given_up(
 
 
 def test_scores_count_against_the_budget(with_scorer: Callable[..., Any], stub_llm: StubServer) -> None:
-    budget = Budget(BudgetLimits(total_tokens=150))
+    budget = Budget(BudgetLimits(total_tokens=450))
     with pytest.raises(StoppedError):
         with_scorer(score(one("well " * 60)), budget=budget)
     assert isinstance(budget.reason, BudgetError)
