@@ -97,17 +97,17 @@ def test_a_cancelled_caller_costs_the_others_nothing() -> None:
 
 def test_a_batch_that_hangs_holds_nobody_while_there_is_a_place() -> None:
     async def check() -> None:
-        never = asyncio.Event()
+        begun, never = asyncio.Event(), asyncio.Event()
 
         async def work(entries: list[int]) -> list[int]:
             if 1 in entries:
+                begun.set()
                 await never.wait()
             return entries
 
         joiner = BatchJoiner(work, size=8, at_once=2)
         hanging = asyncio.ensure_future(joiner.results([1]))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        await begun.wait()
         assert await joiner.results([2]) == [2]
         assert not hanging.done()
         await joiner.close()
