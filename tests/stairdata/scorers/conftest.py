@@ -68,7 +68,7 @@ def with_scorer(stub_llm: StubServer, waits: list[float], tmp_path: Path, tokeni
         recipe = Recipe.model_validate({"responses": {"prm": prm or at_stub | server}})
 
         async def inside() -> T:
-            async with open_scorer(recipe, load, tmp_path, lambda *_: None, budget or Budget()) as scorer:
+            async with open_scorer(recipe, load, tmp_path, budget or Budget(), lambda *_: None) as scorer:
                 return await work(scorer)
 
         return asyncio.run(inside())
