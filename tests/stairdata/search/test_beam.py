@@ -103,7 +103,7 @@ def distance(text: str) -> float:
 
 
 def test_both_methods_find_the_known_best_path() -> None:
-    beam = Toy(dice, distance).run(search(BeamConfig(width=4, expansions=8)))
+    beam = Toy(dice, distance).run(search(BeamConfig(width=4, expansions=24)))
     assert names(beam.candidates[beam.chosen].text) == "cab."
     assert beam.candidates[beam.chosen].step_scores == [1.0, 2.0, 4.0]
     whole = Toy(lambda *_: [], distance)
