@@ -12,10 +12,11 @@ import os
 import signal
 import socket
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from datasets import Dataset
 from trl.trainer import dpo_trainer
@@ -49,6 +50,7 @@ def let_accelerate_see_fsdp() -> None:
             if self._mixed_precision != "no":
                 fsdp_plugin.set_mixed_precision(self._mixed_precision)
             self.fsdp_plugin = fsdp_plugin
+            PartialState._shared_state["distributed_type"] = self.distributed_type
 
     AcceleratorState.__init__ = with_fsdp
 
@@ -78,8 +80,12 @@ def forked(jobs: list[dict[str, Any]]) -> list[int]:
         number = os.fork()
         if number == 0:
             os.environ.update(address | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(PROCESSES)})
-            for job in jobs:
-                run(job)
+            try:
+                for job in jobs:
+                    run(job)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
             os._exit(0)
         started.append(number)
     statuses = []
