@@ -83,7 +83,7 @@ def forked(jobs: list[dict[str, Any]]) -> list[int]:
             try:
                 for job in jobs:
                     run(job)
-            except BaseException:
+            except BaseException:  # noqa: BLE001 - what would leave this function twice
                 traceback.print_exc()
                 os._exit(1)
             os._exit(0)
