@@ -85,7 +85,10 @@ class Processes:
             write_atomic(mark, token)
         self._wait()
         sees = mark.is_file() and mark.read_text(encoding="utf-8") == token
-        if not all(self._gather(sees)):
+        seen = self._gather(sees)
+        if self.is_first:
+            mark.unlink()
+        if not all(seen):
             raise TrainingError(
                 f"not all of the {self.count} processes see the folder {folder} of the first one; name an output "
                 "folder on a disk that all machines share"

@@ -23,13 +23,13 @@ from tests.training.sharded.child import CONFIGS, ENVIRONMENT, METHODS
 Job = dict[str, Any]
 CONFIG = {
     "epochs": 2, "learning_rate": 3e-3, "max_length": 400, "precision": "fp32", "checkpoint_steps": 3,
-    "gradient_checkpointing": False, "save_dtype": "float32", "gradient_accumulation": 1,
+    "save_dtype": "float32",
 }  # fmt: skip
 FULL = {"sft": "chatml", "dpo": "chatml", "prm": "llama3"}  # chatml's model ties head and embeddings
 ADAPTERS = {"sft-lora": "chatml", "dpo-lora": "llama3", "prm-lora": "llama3"}
 
 
-def job(name: str, starts: dict[str, dict[str, Path]], folder: Path, *, rows: int, stop: int | None = None) -> Job:
+def job(name: str, starts: dict[str, dict[str, Path]], folder: Path, *, stop: int | None = None, **split: int) -> Job:
     method = name.partition("-")[0]
     row = sft_row if method == "sft" else pair_row
     return {
@@ -37,7 +37,7 @@ def job(name: str, starts: dict[str, dict[str, Path]], folder: Path, *, rows: in
         "rows": [row(number) for number in range(15)],  # so that a step is filled up
         "model": str(starts[method][(FULL | ADAPTERS)[name]]),
         "output": str(folder / (name if stop is None else f"{name}-killed")),
-        "config": CONFIG | {"batch_size": rows, "lora": {"rank": 4} if "lora" in name else None},
+        "config": CONFIG | split | {"lora": {"rank": 4} if "lora" in name else None},
         "stop": stop,
     }
 
@@ -68,8 +68,9 @@ def losses(output: Path) -> list[float]:
 def sharded(starts: dict[str, dict[str, Path]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of models that two processes trained under FSDP, and of one training that was killed and went on."""
     folder = tmp_path_factory.mktemp("sharded")
-    jobs = [job(name, starts, folder, rows=2) for name in FULL | ADAPTERS]
-    killed = job("dpo", starts, folder, rows=2, stop=7)
+    split = {"batch_size": 1, "gradient_accumulation": 2}
+    jobs = [job(name, starts, folder, **split) for name in FULL | ADAPTERS]
+    killed = job("dpo", starts, folder, stop=7, **split)
     straight, ended, again = trained(folder, [jobs, [killed], [killed | {"stop": None}]])
     log = (folder / "log").read_text(errors="replace")[-4000:]
     assert not any(straight), log
@@ -83,7 +84,7 @@ def sharded(starts: dict[str, dict[str, Path]], tmp_path_factory: pytest.TempPat
 def test_losses_and_weights_are_those_of_one_process(
     name: str, sharded: Path, starts: dict[str, dict[str, Path]], tmp_path: Path
 ) -> None:
-    alone = job(name, starts, tmp_path, rows=4)
+    alone = job(name, starts, tmp_path, batch_size=4, gradient_accumulation=1)
     method = alone["method"]
     config = CONFIGS[method](**alone["config"])
     plan = TrainingPlan(method, Dataset.from_list(alone["rows"]), alone["model"], Path(alone["output"]), config)
