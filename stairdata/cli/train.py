@@ -24,6 +24,15 @@ if TYPE_CHECKING:
     from stairdata_training.estimate import Estimate
 
 
+def _print_accelerate_config(name: str | None) -> None:
+    if name is None:
+        return
+    from stairdata_training.launch import accelerate_config
+
+    emit(str(accelerate_config(name)))
+    raise typer.Exit
+
+
 def train(
     stage: Annotated[str, typer.Argument(metavar="STAGE", help="sft, dpo or prm.")],
     recipe: RecipeOption = None,
@@ -44,6 +53,16 @@ def train(
         bool, typer.Option("--dry-run", help="Say what the training would take; load no weights, write nothing.")
     ] = False,
     json_: JsonOption = False,
+    _accelerate_config: Annotated[
+        str | None,
+        typer.Option(
+            "--accelerate-config",
+            metavar="NAME",
+            callback=_print_accelerate_config,
+            is_eager=True,
+            help="Print where the configuration fsdp2 or zero3 for `accelerate launch` lies, and exit.",
+        ),
+    ] = None,
 ) -> None:
     """Train on an artifact; a finished model of the same data and settings is returned as it is."""
     from stairdata.hub.pull import open_reference

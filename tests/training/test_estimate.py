@@ -64,3 +64,16 @@ def test_a_start_without_tags(models: dict[str, Path], pair_rows: Rows, tmp_path
     plan = TrainingPlan("dpo", Dataset.from_list(pair_rows), models["chatml"], tmp_path / "out", DpoConfig())
     with pytest.raises(ModelError, match="run `stairdata train sft` first"):
         estimate(plan, DPO)
+
+
+def test_sharded_weights_take_less_memory(
+    actors: dict[str, Path], pair_rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stairdata_training.estimate._GB", 1.0)  # the model is tiny
+    config = DpoConfig(**(COMMON | {"precision": "fp32", "batch_size": 1}))
+    plan = TrainingPlan("dpo", Dataset.from_list(pair_rows), actors["llama3"], tmp_path / "out", config, processes=64)
+    whole = estimate(plan, DPO)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    sharded = estimate(plan, DPO)
+    gathered = 4 * sharded.parameters  # of two layers, which are nearly all of this model
+    assert 16 * whole.parameters * 63 / 64 - gathered < whole.memory_gb - sharded.memory_gb < 15.75 * whole.parameters

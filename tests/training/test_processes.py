@@ -28,13 +28,6 @@ def one_of_two(monkeypatch: pytest.MonkeyPatch, rank: int, heard: list[Any]) -> 
     return processes
 
 
-@pytest.mark.parametrize(("key", "name"), [("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")])
-def test_sharded_weights_are_refused(key: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(key, "true")
-    with pytest.raises(TrainingError, match=f"{name} is switched on.*torchrun"):
-        Processes()
-
-
 def test_several_gpus_need_a_process_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     with pytest.raises(TrainingError, match=r"4 are visible; start one process a GPU \(torchrun --nproc-per-node N"):

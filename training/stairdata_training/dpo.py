@@ -17,6 +17,7 @@ from stairdata_training.models import load_causal_model
 from stairdata_training.output import TrainingSummary
 from stairdata_training.plan import TrainingPlan
 from stairdata_training.running import train
+from stairdata_training.sharding import sharding_here, sharing_weights
 from stairdata_training.tokens import dpo_row
 from stairdata_training.trainers.cpu import replace_fused_head
 from stairdata_training.trainers.method import Method
@@ -32,18 +33,22 @@ class DpoTrainer(TrainerMixin, TrlDpoTrainer):  # type: ignore[misc]
     """TRL's trainer on ready-made ids.
 
     Log-probabilities of the reference are kept beside the output folder, so that another beta or learning rate on the
-    same pairs need not compute them again.
+    same pairs need not compute them again. Under FSDP TRL would load the reference from its path; it gets the weights
+    of the policy, which are the same before training, and lets go of them after the pass.
     """
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Any:
-        replace_fused_head(self.model)  # now, so that policy and reference are computed in the same way
-        return kept_reference(
+        for network in filter(None, (self.model, self.ref_model)):  # so that both are computed in the same way
+            replace_fused_head(network)
+        whole = kept_reference(
             dataset,
             Path(self.args.output_dir).parent.parent,
             [self._precompute_model_hash, str(self.args.bf16), str(batch_size * self.args.world_size)],
             self.accelerator,
             lambda: super(DpoTrainer, self)._precompute_ref_logps(dataset, name, batch_size),
         )
+        self.ref_model = None
+        return whole
 
 
 def train_dpo(
@@ -65,6 +70,7 @@ def _trainer(network: Any, ids: Dataset, tokenizer: Any, config: DpoConfig, fold
     likelihood = bool(config.sft_weight)
     return DpoTrainer(
         model=network,
+        ref_model=sharing_weights(network) if sharding_here() == "FSDP" else None,
         args=TrlDpoConfig(
             **arguments(config, folder),
             beta=config.beta,

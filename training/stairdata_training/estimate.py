@@ -14,6 +14,7 @@ from stairdata_training.data.lengths import LengthReport
 from stairdata_training.data.preparing import prepare_rows
 from stairdata_training.models import adapter_config, uses_bf16
 from stairdata_training.plan import TrainingPlan
+from stairdata_training.sharding import sharding_here
 from stairdata_training.tokens import padded_vocabulary, prepare_tokenizer, require_tags
 from stairdata_training.trainers.method import Method
 
@@ -25,7 +26,7 @@ _ACTIVATIONS_OF_LAYER = 34  # values kept of a layer for each token and unit of 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A training before it is run. Memory is that of one process, its weights not sharded."""
+    """A training before it is run. Memory is that of one process."""
 
     parameters: int
     trained_parameters: int
@@ -33,7 +34,11 @@ class Estimate:
     tokens: int
     """Tokens that the model reads in all epochs, without padding."""
     memory_gb: float
-    """Weights, gradients, moments of AdamW, and activations of the longest batch; a rule of thumb."""
+    """Weights, gradients, moments of AdamW, and activations of the longest batch; a rule of thumb.
+
+    Under FSDP2 or ZeRO-3 a process has its share of the first three, and room for two layers or for the head, whichever
+    is more.
+    """
     lengths: LengthReport
     dropped: dict[str, int]
     """Rows that would be left out, by why."""
@@ -69,6 +74,8 @@ def estimate(plan: TrainingPlan, method: Method) -> Estimate:
     read = rows_read(rows, plan.rows_per_step, config.batch_size * plan.processes)
     tokens = round(prepared.lengths.tokens / prepared.lengths.rows * read / steps_per_epoch * steps)
     memory = _BYTES_OF_STATE * trained + _BYTES_OF_FROZEN * (parameters - min(trained, parameters))
+    if sharding_here() is not None:
+        memory = memory / plan.processes + _BYTES_OF_FROZEN * _gathered(network)
     memory += _activations(network.config, config, method, min(prepared.lengths.longest, config.max_length))
     dropped = {why: len(names) for why, names in prepared.dropped.items() if names}
     return Estimate(parameters, trained, steps, tokens, round(memory / _GB, 2), prepared.lengths, dropped)
@@ -105,6 +112,17 @@ def _trained_parameters(network: Any, config: TrainingConfig, method: Method, *,
         with init_empty_weights():
             network = get_peft_model(network, adapters)
     return sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
+
+
+def _gathered(network: Any) -> int:
+    """Return how many weights a process gathers at a time: those of a layer and of the next one, or of the head."""
+    sizes = [
+        sum(weight.numel() for weight in layer.parameters())
+        for layer in network.modules()
+        if type(layer).__name__ in (network._no_split_modules or ())
+    ]
+    embeddings = int(network.get_input_embeddings().weight.numel())
+    return max(2 * max(sizes, default=0), embeddings)
 
 
 def _activations(shape: Any, config: TrainingConfig, method: Method, longest: int) -> float:

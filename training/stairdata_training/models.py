@@ -138,11 +138,18 @@ def merged(network: Any) -> Any:
 
 
 def not_finite(network: Any) -> str | None:
-    """Return the name of a weight that holds infinite values or none at all; None where all are finite."""
+    """Return the name of a weight that holds infinite values or none at all; None where all are finite.
+
+    Of a sharded weight the part of this process is looked at.
+    """
     import torch
+    from torch.distributed.tensor import DTensor
+
+    def here(weight: Any) -> Any:
+        return weight.to_local() if isinstance(weight, DTensor) else weight
 
     return next(
-        (name for name, weight in network.named_parameters() if not torch.isfinite(weight.detach()).all()), None
+        (name for name, weight in network.named_parameters() if not torch.isfinite(here(weight.detach())).all()), None
     )
 
 

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 from stairdata_schemas.errors import StairDataError, TrainingError
 from stairdata_schemas.files import write_atomic
 from stairdata_training.plan import processes_here
+from stairdata_training.sharding import check_sharding, sharding_here
 
 T = TypeVar("T")
-_SHARDING = {"FSDP": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED"}
 _LONGEST_WAIT = timedelta(hours=12)  # while the first tokenises, saves or measures; the libraries' own is 30 minutes
 
 
@@ -22,19 +22,15 @@ class Processes:
     """This process among those of its training. With one process nothing of torch's is started.
 
     Raises:
-        TrainingError: several GPUs are visible to a single process, or weights are to be sharded.
+        TrainingError: several GPUs are visible to a single process, or weights can't be sharded in the way asked for.
     """
 
     def __init__(self) -> None:
         import torch
 
-        sharding = next((name for name, key in _SHARDING.items() if os.environ.get(key, "").lower() == "true"), None)
-        if sharding is not None:
-            raise TrainingError(
-                f"{sharding} is switched on, and weights that are sharded over processes can't be trained yet; start "
-                "the processes with torchrun alone, each of which then holds all weights, or train adapters (lora)"
-            )
-        self.count = processes_here()
+        self.count, self.sharding = processes_here(), sharding_here()
+        check_sharding(self.count)
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "no"  # of a launcher's configuration; `precision` decides
         if self.count > 1:
             from accelerate import PartialState
 
@@ -89,7 +85,10 @@ class Processes:
             write_atomic(mark, token)
         self._wait()
         sees = mark.is_file() and mark.read_text(encoding="utf-8") == token
-        if not all(self._gather(sees)):
+        seen = self._gather(sees)
+        if self.is_first:
+            mark.unlink()
+        if not all(seen):
             raise TrainingError(
                 f"not all of the {self.count} processes see the folder {folder} of the first one; name an output "
                 "folder on a disk that all machines share"

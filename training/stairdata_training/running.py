@@ -21,7 +21,7 @@ from stairdata_training.data.preparing import Tell
 from stairdata_training.held_out import NOT_BETTER
 from stairdata_training.held_out.measuring import measure_folder
 from stairdata_training.held_out.shared_prompts import check_no_shared_prompts
-from stairdata_training.models import merged, save_model
+from stairdata_training.models import save_model
 from stairdata_training.output import TrainingSummary
 from stairdata_training.plan import TrainingPlan
 from stairdata_training.processes import Processes
@@ -34,8 +34,9 @@ from stairdata_training.record.rounding import (
     round_weights,
     rounding_warnings,
 )
+from stairdata_training.sharding import check_checkpoint, gathered, sharding_here
 from stairdata_training.trainers.cpu import keep_freed_memory
-from stairdata_training.trainers.method import Method, Prepared, prepare_trainer
+from stairdata_training.trainers.method import Method, Prepared, prepare_trainer, trained_network
 from stairdata_training.trainers.mixin import OnProgress, StepCallback
 
 
@@ -94,8 +95,11 @@ def _train(plan: TrainingPlan, method: Method, processes: Processes, reports: _R
     prepared = prepare_trainer(
         method, plan.rows(), plan.model, plan.config, partial, processes=processes, tell=reports.tell
     )
+    if processes.sharding == "DeepSpeed":
+        reports.warn("weights are sharded by DeepSpeed, with which trainings have never been tested")
     summary = _run(prepared, plan.method, plan.output.absolute(), partial, reports.on_progress)
-    processes.first_does(lambda: _publish(plan, prepared, summary, reports))
+    weights = gathered(prepared.trainer) if processes.sharding else {}
+    processes.first_does(lambda: _publish(plan, prepared, weights, summary, reports))
     return summary
 
 
@@ -118,6 +122,7 @@ def _run(
     trainer.add_callback(StepCallback(method, trainer, on_progress))
     checkpoint = outputs.last_checkpoint(partial)
     if checkpoint is not None:
+        check_checkpoint(checkpoint, sharding_here())
         trainer._total_train_tokens = _tokens_so_far(checkpoint)  # TRL would count from zero again
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -141,16 +146,21 @@ def _tokens_so_far(checkpoint: Path) -> int:
     return int(max(entry.get("num_tokens", 0) for entry in state["log_history"]))
 
 
-def _publish(plan: TrainingPlan, prepared: Prepared, summary: TrainingSummary, reports: _Reports) -> None:
+def _publish(
+    plan: TrainingPlan, prepared: Prepared, weights: dict[str, Any], summary: TrainingSummary, reports: _Reports
+) -> None:
     """Save the model, say what of the training is left in the saved weights, and move it to its place."""
     import torch
 
     trainer, config = prepared.trainer, plan.config
     partial = outputs.partial_folder(summary.output)
-    network = merged(trainer.accelerator.unwrap_model(trainer.model))
+    network = trained_network(prepared, weights)
     trained = measure_margins(plan.method, trainer, network)
     round_weights(network, getattr(torch, config.save_dtype))
     left = margin_left(trained, measure_margins(plan.method, trainer, network))
+    if any(weight.dtype != torch.float32 for weight in weights.values()):
+        left = None  # what gathering has rounded can't be told from what was trained
+        reports.warn("DeepSpeed gave the weights rounded to 16 bits; what that erased of the training is not known")
     save_model(network, trainer.processing_class, partial, config.save_dtype)
     for message in rounding_warnings(plan.method, left, trained, config.save_dtype):
         reports.warn(message)

@@ -197,3 +197,13 @@ def test_two_processes_by_torchrun(tmp_path: Path) -> None:
     assert record(tmp_path / "dpo")["config"]["processes"] == 2
     again = subprocess.run([*launcher, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (again.returncode, again.stdout) == (0, ended.stdout)
+
+
+def test_configurations_for_accelerate(run: Run) -> None:
+    for name in ("fsdp2", "zero3"):
+        ended = run("train", "--accelerate-config", name)
+        assert ended.status == 0
+        assert Path(ended.out.strip()).read_text(encoding="utf-8").startswith("# Weights, gradients and AdamW's state")
+    ended = run("train", "--accelerate-config", "fsdp")
+    assert ended.status == 2
+    assert "did you mean 'fsdp2'?" in ended.err

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from stairdata_schemas.rendering import load_tokenizer
 from stairdata_training.config import TrainingConfig
 from stairdata_training.data.preparing import PreparedRows, Tell, prepare_rows
-from stairdata_training.models import adapter_config, align_config
+from stairdata_training.models import adapter_config, align_config, merged
 from stairdata_training.processes import Processes
+from stairdata_training.sharding import with_weights, without_weights
 from stairdata_training.tokens import prepare_tokenizer, require_tags, resize_embeddings
 
 if TYPE_CHECKING:
@@ -40,6 +41,10 @@ class Prepared:
 
     trainer: Any
     rows: PreparedRows
+    adapters: Any
+    """PEFT's settings of the adapters, if there are any."""
+    skeleton: Any
+    """Where weights are sharded, the network before it got adapters, without its weights; else None."""
 
 
 def prepare_trainer(
@@ -88,4 +93,31 @@ def prepare_trainer(
     adapters = config.lora and adapter_config(
         config.lora, network, trains_embeddings=trains_embeddings, task_type=method.task_type
     )
-    return Prepared(method.trainer(network, prepared.ids, tokenizer, config, folder, adapters), prepared)
+    skeleton = without_weights(network) if processes.sharding else None
+    trainer = method.trainer(network, prepared.ids, tokenizer, config, folder, adapters)
+    return Prepared(trainer, prepared, adapters, skeleton)
+
+
+def trained_network(prepared: Prepared, weights: Mapping[str, Any]) -> Any:
+    """Return the network as it was trained, adapters merged; one whose weights were sharded is put together from them.
+
+    Args:
+        prepared: whose trainer has trained.
+        weights: where they were sharded, all of them, gathered.
+    """
+    trainer, network = prepared.trainer, prepared.skeleton
+    if network is None:
+        return merged(trainer.accelerator.unwrap_model(trainer.model))
+    if prepared.adapters:
+        from peft import get_peft_model
+
+        network = get_peft_model(network, prepared.adapters)
+    network = merged(with_weights(network, weights)).to(trainer.args.device)
+    if network.get_output_embeddings() is not None:
+        from trl.trainer.utils import add_fused_lm_head
+
+        from stairdata_training.trainers.cpu import replace_fused_head
+
+        add_fused_lm_head(network)
+        replace_fused_head(network)
+    return network

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate.utils import gather_object
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import TrainerCallback
 
 from stairdata_schemas.errors import TrainingError
@@ -21,8 +24,21 @@ class TrainerMixin:
     """Goes in front of a TRL trainer."""
 
     args: Any
+    accelerator: Any
+    is_fsdp_enabled: bool
     train_dataset: Any
     step_sampler: StepSampler
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Let FSDP compute in bf16 alone: accelerate would round outputs and summed gradients, too.
+
+        Outputs are log-probabilities of tokens, whose sums in bf16 are off by whole nats.
+        """
+        super().create_accelerator_and_postprocess()  # type: ignore[misc]
+        if self.is_fsdp_enabled and self.args.bf16:
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+                param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+            )
 
     def _send_telemetry(self) -> None:
         """Send nothing: TRL would report each run to the Hub."""
@@ -71,7 +87,8 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]
             value = logs.get(name)
             if value is not None and not math.isfinite(value):  # told before the step's checkpoint is written
                 raise TrainingError(self._diverged(state.global_step, f"{what} is {float(value)}, which is"))
-        weight = not_finite(model) if control.should_save else None
+        found = gather_object([not_finite(model)]) if control.should_save else []  # a process may hold a part alone
+        weight = next(filter(None, found), None)
         if weight is not None:
             raise TrainingError(self._diverged(state.global_step, f"the weight {weight} holds values that are"))
         if self.on_progress is not None and "loss" in logs:
