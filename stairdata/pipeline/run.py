@@ -72,6 +72,11 @@ def check_recipe(recipe: FullRecipe) -> None:
         )
     if start_model(recipe) is None:
         raise RecipeError("run needs a model to start from: give sft.model (a folder or Hub id)")
+    if not recipe.sft.reasoning:
+        raise RecipeError(
+            "sft.reasoning: false trains a model that knows no steps, and a run grows trees of steps: leave it out; "
+            "`stairdata train sft --recipe direct-refusal` trains such a model to compare with"
+        )
     if recipe.structured_cot.from_trees is not None:
         raise RecipeError(
             "structured_cot.from_trees takes rows out of trees, and a run has none before its first round: give "

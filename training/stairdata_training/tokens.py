@@ -72,8 +72,12 @@ class PrmIds(Lengths):
     rejected_ids: list[int]
 
 
-def prepare_tokenizer(tokenizer: Any) -> list[int]:
+def prepare_tokenizer(tokenizer: Any, *, with_tags: bool = True) -> list[int]:
     """Add what is missing: the four tags as special tokens, and a pad token of its own.
+
+    Args:
+        tokenizer: is changed.
+        with_tags: false adds a pad token alone.
 
     Returns:
         The ids that are new, for which a model has no trained embedding.
@@ -82,10 +86,10 @@ def prepare_tokenizer(tokenizer: Any) -> list[int]:
         ModelError: a tag is not one single id afterwards.
     """
     known = len(tokenizer)
-    absent = missing_tags(tokenizer)
+    absent = missing_tags(tokenizer) if with_tags else []
     if absent:
         tokenizer.add_tokens(absent, special_tokens=True)
-    broken = missing_tags(tokenizer)
+    broken = missing_tags(tokenizer) if with_tags else []
     if broken:
         raise ModelError(
             f"the tokenizer cuts {', '.join(map(quote, broken))} into several tokens although it was added as a "
@@ -171,8 +175,21 @@ def sft_row(tokenizer: Any, row: RowMapping) -> SftIds:
     Raises:
         RowError: a control token inside.
     """
-    prompt, (completion,) = render_prompt(tokenizer, row["prompt"]).pieces(row["completion"])
-    answer = _answer(tokenizer, completion, row["completion"], is_terminal=True, row=row)
+    return _sequence(tokenizer, row, row["completion"])
+
+
+def direct_row(tokenizer: Any, row: RowMapping) -> SftIds:
+    """Make the ids of a `structured_cot` row's final answer alone, an ordinary answer in the model's chat template.
+
+    Raises:
+        RowError: a control token inside.
+    """
+    return _sequence(tokenizer, row, row["output"])
+
+
+def _sequence(tokenizer: Any, row: RowMapping, text: str) -> SftIds:
+    prompt, (completion,) = render_prompt(tokenizer, row["prompt"]).pieces(text)
+    answer = _answer(tokenizer, completion, text, is_terminal=True, row=row)
     length = len(prompt) + len(answer)
     return {
         "input_ids": prompt + answer,
