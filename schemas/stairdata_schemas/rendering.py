@@ -115,7 +115,13 @@ class RenderedPrompt:
 
     @cached_property
     def _recent(self) -> _Recent:
+        # looked up once: to see whether a tokenizer has changed costs more than to read a known step
         return _recent(self.tokenizer) if self.before is None else self.before._recent
+
+    @property
+    def end_of_turn(self) -> EndOfTurn:
+        """What ends the assistant's turn; as `end_of_turn`."""
+        return self._recent.end_of_turn
 
     @cached_property
     def ids(self) -> list[int]:
