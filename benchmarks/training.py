@@ -1,13 +1,14 @@
 """What training costs: beside bare TRL, in padding, and in tokenising.
 
-    python benchmarks/training.py throughput [--model FOLDER] [--steps 6] [--repeats 3]
+    python benchmarks/training.py throughput [--model FOLDER] [--steps 6] [--repeats 3] [--threads 1]
     python benchmarks/training.py padding [--model FOLDER] [--artifacts ROOT]
     python benchmarks/training.py tokenise [--model FOLDER] [--rows 100000]
 
 `throughput` trains SFT, DPO and PRM by our trainers and by TRL's own, which get the same ids in the same batches, the
 same settings and the same start. Each side has a process of its own for all its runs (malloc's settings are those of a
 process), and the sides take turns, so that other load meets both. Counted are the real tokens of each step but the
-first, from the end of the first step to the end of the last; loading and DPO's reference pass are left out.
+first, from the end of the first step to the end of the last; loading and DPO's reference pass are left out. Ratios are
+printed by the clock and by the processor's time; on a machine with other work, one thread and the latter say most.
 
 `padding` counts the padded positions of DPO's reference pass, which sees the training's own batches.
 
@@ -75,19 +76,21 @@ class Trained(NamedTuple):
 
     tokens: int
     seconds: float
+    cpu: float
+    """Seconds of the processor, all threads together."""
     loss: float
     """Of the last step."""
 
 
 class Clock(TrainerCallback):  # type: ignore[misc]
-    """Notes when each step ended, and the last loss."""
+    """Notes when each step ended, by the clock and by the processor, and the last loss."""
 
     def __init__(self) -> None:
-        self.ends: list[float] = []
+        self.ends: list[tuple[float, float]] = []
         self.loss = 0.0
 
     def on_step_end(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
-        self.ends.append(time.perf_counter())
+        self.ends.append((time.perf_counter(), time.process_time()))
 
     def on_log(self, _args: Any, _state: Any, _control: Any, logs: Any = None, **_: Any) -> None:
         self.loss = logs.get("loss", self.loss)
@@ -153,7 +156,8 @@ def train(side: str, name: str, rows: Path, model: str, settings: dict[str, Any]
         lengths = prepared.rows.ids
         shown = range(rows_per_step, rows_per_step * config.max_steps)
         tokens = sum(_tokens(lengths[index % len(lengths)]) for index in shown)
-        return Trained(tokens, clock.ends[-1] - clock.ends[0], clock.loss)
+        seconds, cpu = (clock.ends[-1][which] - clock.ends[0][which] for which in range(2))
+        return Trained(tokens, seconds, cpu, clock.loss)
 
 
 def _tokens(row: dict[str, Any]) -> int:
@@ -163,8 +167,10 @@ def _tokens(row: dict[str, Any]) -> int:
     return 2 * len(row.get("prompt_ids", ())) + len(row["chosen_ids"]) + len(row["rejected_ids"])
 
 
-def work(side: str) -> None:
+def work(side: str, threads: int | None) -> None:
     """Train what each line of stdin says, and answer with a line; a side's runs share this process."""
+    if threads is not None:
+        torch.set_num_threads(threads)
     if side == "ours":
         keep_freed_memory()
     answers = os.fdopen(os.dup(1), "w")
@@ -176,9 +182,9 @@ def work(side: str) -> None:
 
 
 @contextmanager
-def worker(side: str, log: Path) -> Iterator[Callable[[dict[str, Any]], Trained]]:
+def worker(side: str, log: Path, threads: int | None) -> Iterator[Callable[[dict[str, Any]], Trained]]:
     """Start a side's process; what it says besides goes into the log."""
-    command = [sys.executable, __file__, "work", side]
+    command = [sys.executable, __file__, "work", side, *(["--threads", str(threads)] if threads else [])]
     with (
         log.open("w") as errors,
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
@@ -215,19 +221,25 @@ def throughput(options: argparse.Namespace, folder: Path) -> None:
         given = sft_rows() if name == "sft" and not options.artifacts else newest(root, TRAINED_ON[name]).dataset()
         given.shuffle(seed=0).select(range(min(needed, len(given)))).save_to_disk(str(rows / name))
     print(f"{'':<6}{'stairdata':>12}{'bare TRL':>12}   tokens/s, medians of {options.repeats}; {options.steps} steps")
-    with worker("ours", folder / "ours.log") as ours, worker("bare", folder / "bare.log") as others:
-        for name in METHODS:
+    threads = options.threads
+    with worker("ours", folder / "ours.log", threads) as ours, worker("bare", folder / "bare.log", threads) as others:
+        for name in options.trainers:
             asked = {"method": name, "rows": str(rows), "model": model, "settings": settings}
             turns = [(ours(asked), others(asked)) for _ in range(options.repeats)]
             speeds = [[each.tokens / each.seconds for each in turn] for turn in turns]
             mine, theirs = (median(turn[side] for turn in speeds) for side in range(2))
-            ratios = sorted(turn[0] / turn[1] for turn in speeds)
+            by_clock = [turn[0] / turn[1] for turn in speeds]
+            by_cpu = [mine.tokens / mine.cpu / (theirs.tokens / theirs.cpu) for mine, theirs in turns]
             losses = " and ".join(f"{each.loss:.5f}" for each in turns[0])
             print(
-                f"{name:<6}{mine:>12,.0f}{theirs:>12,.0f}   {name} ratio {median(ratios):.2f} ({ratios[0]:.2f} to "
-                f"{ratios[-1]:.2f}); last losses {losses}",
+                f"{name:<6}{mine:>12,.0f}{theirs:>12,.0f}   {name} ratio {_spread(by_clock)}, of the processor's time "
+                f"{_spread(by_cpu)}; last losses {losses}; load {os.getloadavg()[0]:.1f}",
                 flush=True,
             )
+
+
+def _spread(ratios: list[float]) -> str:
+    return f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def padding(options: argparse.Namespace, folder: Path) -> None:
@@ -332,13 +344,17 @@ def main() -> None:
         command.add_argument("--accumulation", type=int, default=1)
     commands.choices["throughput"].add_argument("--steps", type=int, default=6)
     commands.choices["throughput"].add_argument("--repeats", type=int, default=3)
+    commands.choices["throughput"].add_argument("--threads", type=int, help="of each side; default: torch's own")
+    commands.choices["throughput"].add_argument("--trainers", nargs="+", choices=METHODS, default=[*METHODS])
     commands.choices["throughput"].add_argument("--gradient-checkpointing", action="store_true")
     commands.choices["padding"].add_argument("--max-rows", type=int)
     commands.choices["tokenise"].add_argument("--rows", type=int, default=100_000)
-    commands.add_parser("work", help=argparse.SUPPRESS).add_argument("side", choices=SIDES)
+    command = commands.add_parser("work", help=argparse.SUPPRESS)
+    command.add_argument("side", choices=SIDES)
+    command.add_argument("--threads", type=int)
     options = parser.parse_args()
     if options.command == "work":
-        work(options.side)
+        work(options.side, options.threads)
         return
     datasets.disable_progress_bars()
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "tokenizers"))

@@ -157,7 +157,7 @@ def train_stage(
     done = plan.finished() if plan.processes == 1 else None
     if done is not None:
         return done  # before torch is imported, which takes seconds
-    method = _training_method(stage)
+    method = _training_method(stage, recipe)
     from stairdata_training import running
 
     def on_progress(step: int, steps: int, logs: dict[str, float]) -> None:
@@ -176,7 +176,7 @@ def estimate_training(stage: str, recipe: FullRecipe, artifact: Artifact, model:
     from stairdata_training.plan import TrainingPlan
 
     plan = TrainingPlan(stage, artifact, model, output, getattr(recipe, stage))
-    method = _training_method(stage)
+    method = _training_method(stage, recipe)
     from stairdata_training.estimate import estimate
     from stairdata_training.running import quiet
 
@@ -184,13 +184,13 @@ def estimate_training(stage: str, recipe: FullRecipe, artifact: Artifact, model:
         return estimate(plan, method)
 
 
-def _training_method(stage: str) -> Method:
+def _training_method(stage: str, recipe: FullRecipe) -> Method:
     _prepare_libraries()
     from stairdata_training.dpo import DPO
     from stairdata_training.prm import PRM
-    from stairdata_training.sft import SFT
+    from stairdata_training.sft import sft_method
 
-    return {"sft": SFT, "dpo": DPO, "prm": PRM}[stage]
+    return {"sft": sft_method(recipe.sft), "dpo": DPO, "prm": PRM}[stage]
 
 
 def _prepare_libraries() -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from stairdata.runs.forecast import Forecast
     from stairdata.stages import FullRecipe
 
+TREES = ("trees", "trees (held out)")
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedStage:
@@ -50,14 +52,20 @@ def planned_stages(recipe: FullRecipe) -> Iterator[PlannedStage]:
         yield from _answers(recipe, SFT, None, "models/sft")
     for number in range(1, rounds.count + 1):
         before = f"models/dpo-{number - 1}" if number > 1 else "models/sft" if trains_sft(recipe) else start
-        yield PlannedStage("trees", number, before)
-        yield PlannedStage("preference_pairs", number, f"the trees of round {number}")
+        for kind, needs in (("trees", before), ("preference_pairs", f"the trees of round {number}")):
+            yield from _of_both_parts(recipe, kind, number, needs)
         yield PlannedStage("train dpo", number, f"the pairs of round {number}")
         yield from _answers(recipe, f"dpo-{number}", number, f"models/dpo-{number}")
-    yield PlannedStage("prm_pairs", needs=f"the trees of round {rounds.count}")
+    yield from _of_both_parts(recipe, "prm_pairs", None, f"the trees of round {rounds.count}")
     yield PlannedStage("train prm", needs="prm_pairs")
     if rounds.held_out and rounds.best_of > 1:
         yield PlannedStage(f"responses (dpo-{rounds.count}, best of {rounds.best_of})", needs=f"models/{PRM}")
+
+
+def _of_both_parts(recipe: FullRecipe, kind: str, number: int | None, needs: str) -> Iterator[PlannedStage]:
+    if recipe.rounds.eval_prompts:
+        yield PlannedStage(f"{kind} (held out)", number, needs)
+    yield PlannedStage(kind, number, needs)
 
 
 def _answers(recipe: FullRecipe, model: str, number: int | None, needs: str) -> Iterator[PlannedStage]:
@@ -131,6 +139,8 @@ def _to_do(pipeline: Pipeline, stage: PlannedStage, *, is_next: bool) -> dict[st
 def _prompts_of(pipeline: Pipeline, stage: PlannedStage) -> int | None:
     """Return how many prompts a stage works on, where that can be said."""
     rounds = pipeline.recipe.rounds
+    if stage.name == "trees (held out)":
+        return rounds.eval_prompts
     if stage.name == "trees" and stage.number is not None:
         if pipeline.split is not None:
             return pipeline.split.rounds[stage.number - 1].size
@@ -149,9 +159,9 @@ def _forecast(pipeline: Pipeline, stage: PlannedStage) -> Forecast | None:
     recipe, steps = pipeline.recipe, pipeline.steps
     if stage.name == "prompts":
         return forecast_prompts(recipe, steps.build_options([])) if recipe.prompts.task_judge else None
-    if stage.name == "trees" and pipeline.prompts is not None and pipeline.split is not None:
+    if stage.name in TREES and pipeline.prompts is not None and pipeline.split is not None:
         assert stage.number is not None
-        part = pipeline.split.rounds[stage.number - 1]
+        part = pipeline.split.rounds[stage.number - 1] if stage.name == "trees" else pipeline.split.evaluation
         section = recipe.trees.model_copy(update={"round": stage.number})
         options = steps.build_options([pipeline.prompts], part=part)
         return forecast_trees(steps.with_actor(_place(pipeline, stage), trees=section), options)

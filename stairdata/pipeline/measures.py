@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stairdata.pipeline.model_folders import held_out_measures
 from stairdata.recipe import Measure
 from stairdata.search.refusal import is_refusal
 from stairdata.search.reward import word_f1
@@ -49,8 +50,7 @@ def answer_measures(answers: Artifact, prompts: Artifact) -> Measures:
 def training_measures(model: Path) -> Measures:
     """Read what a DPO training measured, out of its training.json.
 
-    The accuracy is that of the last tenth of the steps, on the pairs that are trained on. A measure on held-out pairs
-    belongs here, too.
+    The accuracy is that of the last tenth of the steps, on the pairs that are trained on.
     """
     try:
         metrics = json.loads((model / "training.json").read_text(encoding="utf-8")).get("metrics") or []
@@ -58,6 +58,28 @@ def training_measures(model: Path) -> Measures:
         metrics = []
     logged = [entry[ACCURACY] for entry in metrics if isinstance(entry, dict) and ACCURACY in entry]
     return {"dpo_accuracy": mean(logged[-max(1, math.ceil(len(logged) / LAST_SHARE)) :])}
+
+
+def accuracy_measures(model: Path, evaluation: Artifact | None) -> Measures:
+    """Read how a model ranks held-out pairs, out of its training.json, with the interval of 95%."""
+    found = evaluation and held_out_measures(model, evaluation.manifest.content_hash)
+    if not found:
+        return {}
+    accuracy = found["accuracy"]
+    return {
+        "held_out_accuracy": _rounded(accuracy["value"]),
+        "held_out_accuracy_low": _rounded(accuracy["low"]),
+        "held_out_accuracy_high": _rounded(accuracy["high"]),
+    }
+
+
+def prm_measures(model: Path, evaluation: Artifact | None) -> dict[str, Any] | None:
+    """Read how the process reward model ranks held-out pairs, beside the rule that knows lengths alone."""
+    found = evaluation and held_out_measures(model, evaluation.manifest.content_hash)
+    if not found:
+        return None
+    kept = ("accuracy", "accuracy_by_end", "accuracy_by_depth", "length_rule", "better_than_length", "left_out")
+    return {name: found[name] for name in kept}
 
 
 def broken_limit(measures: Measures, stop_below: Mapping[Measure, float]) -> tuple[Measure, float, float] | None:
@@ -94,6 +116,10 @@ def first_candidates(answers: Artifact) -> list[Row]:
 def chosen_candidates(answers: Artifact) -> list[Row]:
     """Return the answer that was chosen for each prompt, with the prompt's columns."""
     return [row | row["candidates"][row["chosen_index"]] for row in _read(answers)]
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
 
 
 def mean(values: Sequence[float]) -> float | None:

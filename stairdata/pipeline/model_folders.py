@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 DIGITS = 8
 
@@ -23,6 +24,20 @@ def folder_for(models: Path, name: str, fingerprint: str) -> Path:
 def is_finished(output: Path, fingerprint: str) -> bool:
     """Tell whether a folder holds the finished model of a training."""
     return _fingerprint(output / "training.json") == fingerprint
+
+
+def held_out_measures(output: Path, evaluation_hash: str) -> dict[str, Any] | None:
+    """Return what a finished model's training.json says of its measures on pairs; None where it has none on these.
+
+    Args:
+        output: folder of the model.
+        evaluation_hash: content hash of the pairs.
+    """
+    try:
+        found = json.loads((output / "training.json").read_text(encoding="utf-8"))["held_out"]
+        return dict(found) if found["content_hash"] == evaluation_hash else None
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return None
 
 
 def owner(output: Path) -> str | None:

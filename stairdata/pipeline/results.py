@@ -17,7 +17,8 @@ from stairdata_schemas.aliases import Row
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.files import write_atomic
 
-COLUMNS = ("round", "model", "prompts", "pairs", *MEASURES)
+INTERVALS = ("held_out_accuracy_low", "held_out_accuracy_high")
+COLUMNS = ("round", "model", "prompts", "pairs", *MEASURES, *INTERVALS)
 SCORES = "scores.json"
 COLUMNS_OF_PLOTS = 3
 
@@ -51,11 +52,21 @@ def _plot(rows: Sequence[Row], drawn: Sequence[str]) -> bytes:
         axes = figure.add_subplot(height, COLUMNS_OF_PLOTS, place)
         with_value = [row for row in rows if row.get(name) is not None]
         axes.plot([row["model"] for row in with_value], [row[name] for row in with_value], marker="o", color="#3b6ea8")
+        if name == "held_out_accuracy":
+            _draw_interval(axes, with_value)
         axes.set_title(name.replace("_", " "), fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _draw_interval(axes: Any, rows: Sequence[Row]) -> None:
+    low, high = INTERVALS
+    known = [row for row in rows if row.get(low) is not None]
+    axes.vlines(
+        [row["model"] for row in known], [row[low] for row in known], [row[high] for row in known], color="#3b6ea8"
+    )
 
 
 def table(

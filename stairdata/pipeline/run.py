@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from stairdata.generators.pairs.build import NoPairsError
 from stairdata.generators.prompts.part import build_prompt_part
 from stairdata.pipeline import measures, results
 from stairdata.pipeline.steps import RunOptions, RunSteps
-from stairdata.runs.prompt_parts import PromptPart, PromptSplit, split_prompts
+from stairdata.runs.prompt_parts import PromptPart, PromptSplit, check_no_repeats, split_prompts
 from stairdata_schemas.errors import BuildLockedError, RecipeError, quote
 from stairdata_schemas.files import write_atomic
 from stairdata_schemas.rendering import load_tokenizer, missing_tags
@@ -27,6 +28,16 @@ if TYPE_CHECKING:
     from stairdata_schemas.artifacts import Artifact
 
 BASE, SFT, PRM = "base", "sft", "prm"
+HELD_OUT_PAIRS = {"hold_out": 1.0, "part": "held_out"}
+"""Settings of pairs whose trees are all held out; trainings refuse such pairs as those to train on."""
+
+
+class RoundTrees(NamedTuple):
+    """What an actor has grown in a round."""
+
+    trained_on: Artifact
+    evaluated_on: Artifact | None
+    """From other prompts; None if nothing is measured on them."""
 
 
 @contextmanager
@@ -61,6 +72,11 @@ def check_recipe(recipe: FullRecipe) -> None:
         )
     if start_model(recipe) is None:
         raise RecipeError("run needs a model to start from: give sft.model (a folder or Hub id)")
+    if not recipe.sft.reasoning:
+        raise RecipeError(
+            "sft.reasoning: false trains a model that knows no steps, and a run grows trees of steps: leave it out; "
+            "`stairdata train sft --recipe direct-refusal` trains such a model to compare with"
+        )
     if recipe.structured_cot.from_trees is not None:
         raise RecipeError(
             "structured_cot.from_trees takes rows out of trees, and a run has none before its first round: give "
@@ -111,6 +127,8 @@ class Pipeline:
     answers: dict[str, Artifact] = field(default_factory=dict)
     """Single answers to the held-out prompts, by the model's name."""
     best: Artifact | None = None
+    prm_measures: dict[str, Any] | None = None
+    """Of the process reward model on held-out pairs."""
     stopped: dict[str, Any] | None = None
     """Why the run ended before its last round."""
     extra: dict[str, Any] = field(default_factory=dict)
@@ -134,6 +152,7 @@ class Pipeline:
             **self.extra,
             "stages": self.steps.records,
             "rounds": self.rows,
+            "prm": self.prm_measures,
             "stopped": self.stopped,
             "table": results.table(folder, self.answers, self.best, prm, self.recipe.rounds.best_of),
         }
@@ -143,7 +162,7 @@ class Pipeline:
     def make(self) -> str:
         """Run or skip each stage, and return the folder of the process reward model."""
         actor = self._first_actor()
-        trees: Artifact | None = None
+        trees: RoundTrees | None = None
         assert self.split is not None
         for number, part in enumerate(self.split.rounds, 1):
             if not self.options.only_finished:
@@ -152,8 +171,10 @@ class Pipeline:
             if self._is_stopped(number):
                 break
         assert trees is not None, "there is a round"
-        pairs = self.steps.build("prm_pairs", self.recipe, self.steps.build_options([trees]))
-        prm = self.steps.train("prm", pairs, actor, PRM)
+        evaluation = self._held_out_pairs("prm_pairs", trees)
+        pairs = self.steps.build("prm_pairs", self.recipe, self.steps.build_options([trees.trained_on]))
+        prm = self.steps.train("prm", pairs, actor, PRM, evaluation=evaluation)
+        self.prm_measures = measures.prm_measures(Path(prm), evaluation)
         self._answer_best(actor, prm)
         return prm
 
@@ -167,6 +188,7 @@ class Pipeline:
         """Make the prompts and the actor of round 1: by SFT, or the start model if it knows the grammar."""
         self.prompts = self.steps.build("prompts", self.recipe, self.steps.build_options([]))
         self.split = split_prompts(self.prompts.manifest.rows, self.recipe.rounds)
+        check_no_repeats(self.prompts, self.split, self.recipe.seed)
         if self.recipe.rounds.held_out:
             self.held_out = self._part("prompts (held out)", self.split.held_out)
         start = start_model(self.recipe)
@@ -182,24 +204,59 @@ class Pipeline:
         self._measure(SFT, actor, 0)
         return actor
 
-    def _round(self, number: int, part: PromptPart, actor: str) -> tuple[Artifact, str]:
+    def _round(self, number: int, part: PromptPart, actor: str) -> tuple[RoundTrees, str]:
         """Grow trees with an actor, and train the next one on their pairs."""
+        trees = self._trees(number, part, actor)
+        evaluation = self._held_out_pairs("preference_pairs", trees, number)
+        reviews = self.recipe.rounds.reviews.get(number)
+        options = self.steps.build_options([trees.trained_on])
+        pairs = self.steps.build("preference_pairs", self.recipe, options, number=number, reviews=reviews)
+        name = f"dpo-{number}"
+        actor = self.steps.train("dpo", pairs, actor, name, number, evaluation)
+        self._measure(name, actor, number, evaluation=evaluation, prompts=part.size, pairs=pairs.manifest.rows)
+        return trees, actor
+
+    def _trees(self, number: int, part: PromptPart, actor: str) -> RoundTrees:
+        """Grow a round's trees, and those that are held out.
+
+        They are two artifacts, so that another number of prompts to evaluate on leaves those that are trained on as
+        they are. The held-out ones come first: a command that is given no version takes the newest.
+        """
         assert self.prompts is not None
+        assert self.split is not None
         section = self.recipe.trees.model_copy(update={"round": number})
         is_ours = number > 1 or trains_sft(self.recipe)
         recipe = self.steps.with_actor(actor, is_ours=is_ours, trees=section)
+        held_out = None
+        if self.split.evaluation.size:
+            options = self.steps.build_options([self.prompts], part=self.split.evaluation)
+            held_out = self.steps.build("trees", recipe, options, name="trees (held out)", number=number)
         options = self.steps.build_options([self.prompts], part=part)
-        trees = self.steps.build("trees", recipe, options, number=number)
-        reviews = self.recipe.rounds.reviews.get(number)
-        pairs = self.steps.build(
-            "preference_pairs", self.recipe, self.steps.build_options([trees]), number=number, reviews=reviews
-        )
-        name = f"dpo-{number}"
-        actor = self.steps.train("dpo", pairs, actor, name, number)
-        self._measure(name, actor, number, prompts=part.size, pairs=pairs.manifest.rows)
-        return trees, actor
+        return RoundTrees(self.steps.build("trees", recipe, options, number=number), held_out)
 
-    def _measure(self, name: str, model: str, number: int | None, *, is_ours: bool = True, **counts: int) -> None:
+    def _held_out_pairs(self, kind: str, trees: RoundTrees, number: int | None = None) -> Artifact | None:
+        """Take the pairs that a model is measured on; None where there are none."""
+        if trees.evaluated_on is None:
+            return None
+        section = getattr(self.recipe, kind).model_copy(update=HELD_OUT_PAIRS)
+        recipe = self.recipe.model_copy(update={kind: section})
+        options = self.steps.build_options([trees.evaluated_on])
+        try:
+            return self.steps.build(kind, recipe, options, name=f"{kind} (held out)", number=number)
+        except NoPairsError as error:
+            self.options.tell(f"warning: nothing to measure on, raise rounds.eval_prompts: {error}")
+            return None
+
+    def _measure(
+        self,
+        name: str,
+        model: str,
+        number: int | None,
+        *,
+        is_ours: bool = True,
+        evaluation: Artifact | None = None,
+        **counts: int,
+    ) -> None:
         """Let a model answer the held-out prompts, and add its row to rounds.csv."""
         row: Row = {"round": number, "model": name, "prompts": None, "pairs": None, **counts}
         if self.held_out is not None:
@@ -208,7 +265,8 @@ class Pipeline:
             answers = self.steps.build("responses", recipe, options, name=f"responses ({name})", number=number or None)
             self.answers[name] = answers
             row |= measures.answer_measures(answers, self.held_out)
-        self.rows.append(row | measures.training_measures(Path(model)))
+        row |= measures.training_measures(Path(model)) | measures.accuracy_measures(Path(model), evaluation)
+        self.rows.append(row)
         if not self.options.only_finished:
             results.write_table(self.options.folder, self.rows)
 

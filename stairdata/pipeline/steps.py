@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stairdata.llm.budget import BudgetLimits
-from stairdata.pipeline.model_folders import folder_for, is_finished
+from stairdata.pipeline.model_folders import folder_for, held_out_measures, is_finished
 from stairdata.pipeline.spending import RunSpending
 from stairdata.recipe import Price
 from stairdata.runs.build import NotBuiltError
@@ -128,8 +128,18 @@ class RunSteps:
         )
         return artifact
 
-    def train(self, method: str, data: Artifact, start: str, name: str, number: int | None = None) -> str:
+    def train(
+        self,
+        method: str,
+        data: Artifact,
+        start: str,
+        name: str,
+        number: int | None = None,
+        evaluation: Artifact | None = None,
+    ) -> str:
         """Train a model, or find the finished one, and return its folder.
+
+        A finished model that is to be measured on other pairs than before is measured, not trained again.
 
         Args:
             method: sft, dpo or prm.
@@ -137,19 +147,24 @@ class RunSteps:
             start: model folder or Hub id.
             name: of the folder, unless another training has it.
             number: of the round.
+            evaluation: held-out pairs that it is measured on.
         """
         section = saved_whole(getattr(self.recipe, method))
         models = self.options.folder / "models"
         fingerprint = TrainingPlan(method, data, start, models / name, section).fingerprint
         output = folder_for(models, name, fingerprint)
-        if not is_finished(output, fingerprint):
-            if self.options.only_finished:
-                raise NotBuiltError(f"{output} is not trained; the same command without --dry-run trains it")
+        is_trained = is_finished(output, fingerprint)
+        is_measured = evaluation is None or held_out_measures(output, evaluation.manifest.content_hash) is not None
+        if self.options.only_finished and not (is_trained and is_measured):
+            what = "measured on the held-out pairs" if is_trained else "trained"
+            raise NotBuiltError(f"{output} is not {what}; the same command without --dry-run does it")
+        if not is_trained:
             self._spending.check_time(f"training {name}")
         recipe = self.recipe.model_copy(update={method: section})
         result = train_stage(
-            method, recipe, data, start, output, self.options.progress, fresh=self.options.fresh, tell=self.options.tell
-        )
+            method, recipe, data, start, output, self.options.progress, evaluation=evaluation,
+            fresh=self.options.fresh, tell=self.options.tell,
+        )  # fmt: skip
         _free_gpu()
         self.records.append(
             {
@@ -157,6 +172,7 @@ class RunSteps:
                 **_in_round(number),
                 "model": str(output),
                 "data": data.reference,
+                **({} if evaluation is None else {"evaluation": evaluation.reference}),
                 "rows": result.rows,
                 "tokens": result.tokens,
                 "seconds": round(result.seconds, 1),

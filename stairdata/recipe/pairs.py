@@ -40,7 +40,7 @@ class PairsSection(Section):
     """At most this many pairs per prompt, over all its trees; a sample if there are more."""
     balance: bool = False
     """Sample as many pairs of safety prompts as of helpfulness prompts; pairs without a task are dropped."""
-    hold_out: float = Field(0.0, ge=0, lt=1)
+    hold_out: float = Field(0.0, ge=0, le=1)
     """Share of the prompts set aside for evaluation; the same prompts for both kinds of pairs at the same seed."""
     part: Literal["train", "held_out"] = "train"
     """Which prompts this build takes: those to train on, or those that hold_out set aside."""
@@ -49,6 +49,8 @@ class PairsSection(Section):
     def _part_needs_a_split(self) -> Self:
         if self.part == "held_out" and not self.hold_out:
             raise ValueError("part: held_out needs a hold_out above 0")
+        if self.part == "train" and self.hold_out == 1:
+            raise ValueError("a hold_out of 1 leaves nothing to train on; lower it, or take part: held_out")
         return self
 
 

@@ -9,7 +9,15 @@ from pydantic import Field, model_validator
 from stairdata.recipe.prompts import PromptSource
 from stairdata.recipe.section import Section
 
-Measure = Literal["grammar", "refusals_safety", "refusals_helpfulness", "word_f1", "mean_tokens", "dpo_accuracy"]
+Measure = Literal[
+    "grammar",
+    "refusals_safety",
+    "refusals_helpfulness",
+    "word_f1",
+    "mean_tokens",
+    "dpo_accuracy",
+    "held_out_accuracy",
+]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 """The columns of rounds.csv that `stop_below` can name."""
 
@@ -25,6 +33,9 @@ class RoundsSection(Section):
     held_out: int = Field(100, ge=0)
     """Prompts that are set aside, in no round and not asked of the teacher: each model's answers to them are measured.
     0 measures no answers."""
+    eval_prompts: int = Field(0, ge=0)
+    """Prompts in no round and not among the `held_out` ones, from which each actor grows trees of its own: DPO and the
+    process reward model are measured on their pairs. The same prompts in every round; 0 measures on none."""
     sft_prompts: list[PromptSource] = []
     """Sources of the prompts that the teacher is asked, with the keys of `prompts.sources`; default: all prompts that
     are not held out."""

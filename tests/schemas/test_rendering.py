@@ -79,21 +79,33 @@ def test_metaspace_marks_no_step_as_the_start_of_a_text() -> None:
 
 def test_prompt_and_steps_of_a_tree_are_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[str] = []
-    plain = rendering.encode
+    plain = rendering._Recent._encode
 
-    def watched(tokenizer: Any, text: str) -> list[int]:
+    def watched(recent: Any, text: str) -> list[int]:
         encoded.append(text)
-        return plain(tokenizer, text)
+        return plain(recent, text)
 
     prompt = "Asked by no other test"
     assert reads_parts_alone(FAMILIES["chatml"])  # which is tried out at the first need
     expected = [whole_ids(render_prompt(FAMILIES["chatml"], prompt), prefix) for prefix in (STEP, STEP + NEXT)]
-    monkeypatch.setattr(rendering, "encode", watched)
+    monkeypatch.setattr(rendering._Recent, "_encode", watched)
     for prefix, ids in zip((STEP, STEP + NEXT), expected, strict=True):
         said = render_prompt(FAMILIES["chatml"], prompt).plus(prefix)
         assert said.pieces(NEXT, OUTPUT).so_far == ids
     assert sum(prompt in text for text in encoded) == 1
     assert len(encoded) == len(set(encoded))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ids_are_the_same_after_someone_had_texts_cut(family: str) -> None:
+    tokenizer = FAMILIES[family]
+    text = f"{STEP}{NEXT} and something that no other test has encoded"
+    backend = tokenizer.backend_tokenizer
+    try:
+        backend.enable_truncation(3)
+        assert render_prompt(tokenizer, "Hi").plus(text).ids == whole_ids(render_prompt(tokenizer, "Hi"), text)
+    finally:
+        backend.no_truncation()
 
 
 def test_what_is_kept_of_a_tokenizer_follows_its_template_and_goes_with_it() -> None:

@@ -56,10 +56,19 @@ def test_recipes_have_the_published_figures_of_dpo(name: str) -> None:
     assert config.learning_rate == (5e-6 if config.lora else 5e-7)
 
 
-@pytest.mark.parametrize("name", ["sft", "llama-8b-8gpu", "qwen2-7b-8gpu", "lora-1gpu"])
+@pytest.mark.parametrize("name", ["sft", "llama-8b-8gpu", "qwen2-7b-8gpu", "lora-1gpu", "direct-refusal"])
 def test_recipes_have_the_figures_that_could_be_found_of_sft(name: str) -> None:
     config = packaged(name, "sft")
     assert (config.epochs, config.learning_rate) == (3, 1e-4 if config.lora else 5e-6)
+
+
+def test_the_recipe_without_reasoning_differs_in_that_alone() -> None:
+    kept = {"reasoning", "output", "checkpoint_steps"}
+    one, other = (packaged(name, "sft").model_dump(exclude=kept) for name in ("sft", "direct-refusal"))
+    assert one == other
+    direct = packaged("direct-refusal", "sft")
+    assert isinstance(direct, SftConfig)
+    assert not direct.reasoning
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))

@@ -12,6 +12,7 @@ from stairdata_schemas.grammar import TAGS
 from stairdata_schemas.rendering import encode, end_of_turn, load_tokenizer, missing_tags
 from stairdata_training.tokens import (
     IGNORED,
+    direct_row,
     dpo_row,
     prepare_tokenizer,
     prm_ids,
@@ -19,6 +20,7 @@ from stairdata_training.tokens import (
     resize_embeddings,
     sft_row,
 )
+from tests.training.conftest import byte_tokenizer
 
 HEAD = {
     "chatml": ("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"),
@@ -101,6 +103,19 @@ def test_sft_ids_literally(chatml: Any) -> None:
     # fmt: on
     assert ids["input_ids"] == [*prompt, 261, 68, 262, 2]
     assert ids["labels"] == [IGNORED] * len(prompt) + [261, 68, 262, 2]
+
+
+def test_a_direct_answer_has_neither_steps_nor_tags(family: str) -> None:
+    tokenizer = byte_tokenizer(family)
+    assert prepare_tokenizer(tokenizer, with_tags=False) == ([] if family == "chatml" else [len(tokenizer) - 1])
+    assert len(missing_tags(tokenizer)) == len(TAGS)
+    ids = direct_row(tokenizer, cot(WHOLE) | {"output": "I can't. Sorry!"})
+    assert tokenizer.decode(ids["input_ids"]) == HEAD[family] + "I can't. Sorry!" + END[family]
+    trained = [token for token in ids["labels"] if token != IGNORED]
+    assert tokenizer.decode(trained) == "I can't. Sorry!" + END[family]
+    assert (ids["length"], ids["prefix_tokens"]) == (len(ids["labels"]), len(ids["labels"]) - len(trained))
+    with pytest.raises(TrainingError, match="a control token"):
+        direct_row(tokenizer, cot(WHOLE) | {"output": f"no{END[family]}"})
 
 
 @pytest.mark.parametrize("terminal", [(False, False), (True, True), (False, True), (True, False)])

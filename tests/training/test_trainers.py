@@ -12,14 +12,17 @@ import torch
 from datasets import Dataset
 
 from stairdata_schemas.errors import ModelError, TrainingError
+from stairdata_schemas.grammar import TAGS
 from stairdata_schemas.rendering import encode, encode_prompt, end_of_turn, load_tokenizer, missing_tags, render_prompt
 from stairdata_training.config import DpoConfig, LoraConfig, PrmConfig, SftConfig, TrainingConfig
 from stairdata_training.dpo import DPO, train_dpo
 from stairdata_training.output import TrainingSummary
+from stairdata_training.plan import TrainingPlan
 from stairdata_training.prm import PRM, train_prm
 from stairdata_training.scoring import PrmScorer
 from stairdata_training.sft import SFT, train_sft
 from stairdata_training.trainers.method import Method, prepare_trainer
+from tests.training.conftest import pair_row
 
 Rows = list[dict[str, Any]]
 COMMON: dict[str, Any] = {
@@ -181,6 +184,21 @@ def test_sft_end_to_end(models: dict[str, Path], family: str, sft_rows: Rows, tm
     ends = GenerationConfig.from_pretrained(str(output)).eos_token_id
     assert ends[0] == end_of_turn(tokenizer).token_id
     assert network.config.pad_token_id == tokenizer.pad_token_id
+
+
+def test_sft_on_final_answers_alone(models: dict[str, Path], sft_rows: Rows, tmp_path: Path) -> None:
+    rows, config = Dataset.from_list(sft_rows), sft_config(reasoning=False)
+    output, whole = tmp_path / "direct", TrainingPlan("sft", rows, models["chatml"], tmp_path, sft_config())
+    summary = train_sft(rows, models["chatml"], output, config)
+    assert_learned(summary)
+    check_output(output, config, summary)
+    assert len(missing_tags(load_tokenizer(output))) == len(TAGS)
+    direct = TrainingPlan("sft", rows, models["chatml"], output, config)
+    assert direct.finished() is not None, "found again"
+    assert "reasoning" not in whole.identity["settings"], "models trained before the key was there are found"
+    assert direct.identity["settings"]["reasoning"] is False
+    with pytest.raises(ModelError, match="run `stairdata train sft` first"):
+        train_dpo(Dataset.from_list([pair_row(1)]), output, tmp_path / "dpo", dpo_config())
 
 
 def test_dpo_end_to_end(actors: dict[str, Path], family: str, pair_rows: Rows, tmp_path: Path) -> None:

@@ -100,6 +100,9 @@ class SftConfig(TrainingConfig):
 
     epochs: float = Field(default=3.0, gt=0)
     """Passes over the rows."""
+    reasoning: Annotated[bool, Mark.COUNTS_UNLESS_DEFAULT] = True
+    """false: train on the final answers alone, as ordinary chat answers without steps or tags. A model for comparison,
+    which can't grow trees."""
 
 
 class DpoConfig(TrainingConfig):

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from stairdata_schemas.rendering import load_tokenizer
 from stairdata_training.config import TrainingConfig
 from stairdata_training.data.batches import rows_read
 from stairdata_training.data.lengths import LengthReport
@@ -15,7 +14,7 @@ from stairdata_training.data.preparing import prepare_rows
 from stairdata_training.models import adapter_config, uses_bf16
 from stairdata_training.plan import TrainingPlan
 from stairdata_training.sharding import sharding_here
-from stairdata_training.tokens import padded_vocabulary, prepare_tokenizer, require_tags
+from stairdata_training.tokens import padded_vocabulary
 from stairdata_training.trainers.method import Method
 
 _GB = 1e9
@@ -56,10 +55,7 @@ def estimate(plan: TrainingPlan, method: Method) -> Estimate:
         ModelError: no usable tokenizer or configuration, or no tags where only SFT adds them.
     """
     config = plan.config
-    tokenizer = load_tokenizer(plan.model)
-    if plan.method != "sft":
-        require_tags(tokenizer, plan.model)
-    new_ids = prepare_tokenizer(tokenizer)
+    tokenizer, new_ids = method.tokenizer(plan.model)
     with tempfile.TemporaryDirectory() as folder:
         prepared = prepare_rows(
             plan.rows(), config, plan.rows_per_step, lambda row: method.to_ids(tokenizer, row), Path(folder),
@@ -68,7 +64,7 @@ def estimate(plan: TrainingPlan, method: Method) -> Estimate:
         rows = len(prepared.ids)
     network = _empty_network(plan, method, tokenizer)
     parameters = sum(weight.numel() for weight in network.parameters())
-    trained = _trained_parameters(network, config, method, trains_embeddings=bool(new_ids) or plan.method == "sft")
+    trained = _trained_parameters(network, config, method, trains_embeddings=method.trains_embeddings(new_ids))
     steps_per_epoch = -(-rows // plan.rows_per_step)
     steps = config.max_steps or max(1, -int(-(steps_per_epoch * config.epochs) // 1))
     read = rows_read(rows, plan.rows_per_step, config.batch_size * plan.processes)

@@ -1,10 +1,13 @@
 """Supervised fine-tuning on `structured_cot`: `stairdata train sft --recipe sft`.
 
-The four tags become single tokens, so embeddings and head are trained, also where the rest has adapters.
+The four tags become single tokens, so embeddings and head are trained, also where the rest has adapters. With
+`reasoning: false` answers are trained without steps, and the tokenizer gets no tags: untrained, they would only be
+something wrong to sample.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +19,7 @@ from stairdata_training.models import load_causal_model
 from stairdata_training.output import TrainingSummary
 from stairdata_training.plan import TrainingPlan
 from stairdata_training.running import train
-from stairdata_training.tokens import sft_row
+from stairdata_training.tokens import direct_row, sft_row
 from stairdata_training.trainers.cpu import replace_fused_head
 from stairdata_training.trainers.method import Method
 from stairdata_training.trainers.mixin import OnProgress, TrainerMixin, arguments
@@ -56,7 +59,7 @@ def train_sft(
             holds something else.
         ModelError: no usable model or tokenizer.
     """
-    return train(TrainingPlan("sft", rows, model, output, config), SFT, on_progress)
+    return train(TrainingPlan("sft", rows, model, output, config), sft_method(config), on_progress)
 
 
 def _trainer(network: Any, ids: Dataset, tokenizer: Any, config: SftConfig, folder: Path, adapters: Any) -> Any:
@@ -71,4 +74,10 @@ def _trainer(network: Any, ids: Dataset, tokenizer: Any, config: SftConfig, fold
     return trainer
 
 
-SFT = Method("sft", sft_row, lambda model, _: load_causal_model(model), _trainer, "CAUSAL_LM")
+SFT = Method("sft", sft_row, lambda model, _: load_causal_model(model), _trainer, "CAUSAL_LM", tags="added")
+DIRECT_SFT = replace(SFT, to_ids=direct_row, tags="unused")
+
+
+def sft_method(config: SftConfig) -> Method:
+    """Return the training on whole rows, or on their final answers alone."""
+    return SFT if config.reasoning else DIRECT_SFT

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from stairdata_schemas.errors import ModelError, TrainingError, quote
-from stairdata_schemas.rendering import encode_prompt, end_of_turn, missing_tags, render_prompt
+from stairdata_schemas.rendering import RenderedPrompt, encode_prompt, end_of_turn, missing_tags, render_prompt
 from stairdata_schemas.templating.control_tokens import find_outside_grammar
 
 PAD_TOKEN = "<|pad|>"  # noqa: S105
@@ -72,8 +72,12 @@ class PrmIds(Lengths):
     rejected_ids: list[int]
 
 
-def prepare_tokenizer(tokenizer: Any) -> list[int]:
+def prepare_tokenizer(tokenizer: Any, *, with_tags: bool = True) -> list[int]:
     """Add what is missing: the four tags as special tokens, and a pad token of its own.
+
+    Args:
+        tokenizer: is changed.
+        with_tags: false adds a pad token alone.
 
     Returns:
         The ids that are new, for which a model has no trained embedding.
@@ -82,10 +86,10 @@ def prepare_tokenizer(tokenizer: Any) -> list[int]:
         ModelError: a tag is not one single id afterwards.
     """
     known = len(tokenizer)
-    absent = missing_tags(tokenizer)
+    absent = missing_tags(tokenizer) if with_tags else []
     if absent:
         tokenizer.add_tokens(absent, special_tokens=True)
-    broken = missing_tags(tokenizer)
+    broken = missing_tags(tokenizer) if with_tags else []
     if broken:
         raise ModelError(
             f"the tokenizer cuts {', '.join(map(quote, broken))} into several tokens although it was added as a "
@@ -171,8 +175,22 @@ def sft_row(tokenizer: Any, row: RowMapping) -> SftIds:
     Raises:
         RowError: a control token inside.
     """
-    prompt, (completion,) = render_prompt(tokenizer, row["prompt"]).pieces(row["completion"])
-    answer = _answer(tokenizer, completion, row["completion"], is_terminal=True, row=row)
+    return _sequence(tokenizer, row, row["completion"])
+
+
+def direct_row(tokenizer: Any, row: RowMapping) -> SftIds:
+    """Make the ids of a `structured_cot` row's final answer alone, an ordinary answer in the model's chat template.
+
+    Raises:
+        RowError: a control token inside.
+    """
+    return _sequence(tokenizer, row, row["output"])
+
+
+def _sequence(tokenizer: Any, row: RowMapping, text: str) -> SftIds:
+    said = render_prompt(tokenizer, row["prompt"])
+    prompt, (completion,) = said.pieces(text)
+    answer = _answer(said, completion, text, is_terminal=True, row=row)
     length = len(prompt) + len(answer)
     return {
         "input_ids": prompt + answer,
@@ -198,7 +216,7 @@ def dpo_row(tokenizer: Any, row: RowMapping) -> DpoIds:
     said = render_prompt(tokenizer, row["prompt"]).plus(prefix)
     prompt, sides = said.pieces(row["chosen"][cut:], row["rejected"][cut:])
     chosen, rejected = (
-        _answer(tokenizer, ids, row[side], is_terminal=row[f"{side}_is_terminal"], row=row)
+        _answer(said, ids, row[side], is_terminal=row[f"{side}_is_terminal"], row=row)
         for side, ids in zip(("chosen", "rejected"), sides, strict=True)
     )
     _check_pair(row, chosen, rejected)
@@ -218,9 +236,10 @@ def prm_row(tokenizer: Any, row: RowMapping) -> PrmIds:
     Raises:
         RowError: a control token inside, or two sides of the same ids.
     """
-    prompt, sides = render_prompt(tokenizer, row["prompt"]).pieces(row["chosen"], row["rejected"])
+    said = render_prompt(tokenizer, row["prompt"])
+    prompt, sides = said.pieces(row["chosen"], row["rejected"])
     chosen, rejected = (
-        prompt + _answer(tokenizer, ids, row[side], is_terminal=row[f"{side}_is_terminal"], row=row)
+        prompt + _answer(said, ids, row[side], is_terminal=row[f"{side}_is_terminal"], row=row)
         for side, ids in zip(("chosen", "rejected"), sides, strict=True)
     )
     _check_pair(row, chosen, rejected)
@@ -245,10 +264,10 @@ def row_name(row: RowMapping) -> str:
     return f"row {name}={row.get(name)!r}"
 
 
-def _answer(tokenizer: Any, ids: list[int], text: str, *, is_terminal: bool, row: RowMapping) -> list[int]:
+def _answer(said: RenderedPrompt, ids: list[int], text: str, *, is_terminal: bool, row: RowMapping) -> list[int]:
     """Put exactly one end-of-turn behind the ids of assistant text where it `is_terminal`, none elsewhere."""
-    end = end_of_turn(tokenizer)
-    found = find_outside_grammar(tokenizer, text) or ([end.text] if end.token_id in ids else [])
+    end = said.end_of_turn
+    found = find_outside_grammar(said.tokenizer, text) or ([end.text] if end.token_id in ids else [])
     if found:
         harm = "stop in its middle" if end.text in found else "write it inside an answer"
         raise RowError(

@@ -55,8 +55,8 @@ def build_preference_pairs(recipe: Recipe, options: BuildOptions, reviews: str |
         reviews: reference of the reviews that decide which pairs train.
 
     Raises:
-        BuildError: not one pair (says how many candidates each rule removed), or a path that only a tokenizer can
-            measure.
+        NoPairsError: not one pair; says how many candidates each rule removed.
+        BuildError: a path that only a tokenizer can measure.
     """
     return _build("preference_pairs", recipe.preference_pairs, recipe, options, reviews)
 
@@ -65,7 +65,7 @@ def build_prm_pairs(recipe: Recipe, options: BuildOptions) -> Artifact:
     """Take pairs for the PRM: nodes of equal depth anywhere in a tree, and whole answers.
 
     Raises:
-        BuildError: as for preference pairs.
+        NoPairsError, BuildError: as for preference pairs.
     """
     return _build("prm_pairs", recipe.prm_pairs, recipe, options)
 
@@ -99,10 +99,14 @@ def _build(
         frames = taker.counted(across_trees(taken, section, recipe.seed, build.work, taker.funnel))
         first = next(frames, None)
         if first is None:
-            raise BuildError(_no_pairs(kind, trees, section, taker.funnel, refused))
+            raise NoPairsError(_no_pairs(kind, trees, section, taker.funnel, refused))
         return BuildContent(chain([first], frames), refused, taker.report(trees.manifest.actor))
 
     return build_as_told(plan, content, options)
+
+
+class NoPairsError(BuildError):
+    """Trees that have not one pair by the rules."""
 
 
 class _PairExtractor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ import pytest
 from stairdata.llm import vllm_server
 from stairdata.llm.budget import BudgetLimits
 from stairdata.pipeline.dry_run import planned_stages, preview, shown
-from stairdata.pipeline.run import Pipeline
+from stairdata.pipeline.measures import accuracy_measures
+from stairdata.pipeline.run import Pipeline, RoundTrees
 from stairdata.pipeline.steps import RunOptions
 from stairdata.stages import FullRecipe, parse_full_recipe
 from stairdata_review.reviews import Source, build_reviews
 from stairdata_schemas.artifacts import open_artifact
 from stairdata_schemas.errors import BudgetError
+from stairdata_training.output import read_record
 from tests.review.samples import review
 from tests.stairdata.pipeline.conftest import FinishedRun
 
@@ -103,6 +106,67 @@ def test_a_measure_below_its_limit_ends_the_run_after_that_round(
     (words,) = [words for words in told if words.startswith("stopped")]
     assert "stopped after round 1 of 2: mean_tokens is" in words
     assert "dpo-2 will not be trained, and the process reward model is trained from dpo-1" in words
+
+
+def test_held_out_pairs_are_measured_without_a_training_again(finished: FinishedRun, folder: Path, stub: None) -> None:
+    before = files_of(folder)
+    recipe = changed(finished, rounds__eval_prompts=6)
+    states = {stage["stage"]: stage["state"] for stage in preview(recipe, RunOptions(folder)) if stage["round"] == 1}
+    assert (states["responses (dpo-1)"], states["trees (held out)"]) == ("to do", "to do")
+    summary = Pipeline(recipe, RunOptions(folder)).run()
+    new = {path.relative_to(folder).parts[:2] for path in files_of(folder).keys() - before.keys()}
+    assert {path: files_of(folder)[path] for path in before} == before, "no round was redone"
+    assert new == {("artifacts", kind) for kind in ("trees", "preference_pairs", "prm_pairs")}
+
+    stages = summary["stages"]
+    trained = {stage["round"]: stage for stage in stages if stage["stage"] == "train dpo"}
+    evaluated = [
+        open_artifact(folder / "artifacts" / reference_path(trained[number]["evaluation"])) for number in (1, 2)
+    ]
+    trees = [open_artifact(Path(stage["folder"])) for stage in stages if stage["stage"] == "trees (held out)"]
+    assert [each.manifest.models[0].name for each in trees] == ["sft", "dpo-1"]
+    one, two = ({*each.scan().collect()["prompt_id"]} for each in trees)
+    assert one == two
+    others = [Path(stage["folder"]) for stage in stages if stage["stage"] in {"trees", "prompts (held out)"}]
+    assert all(one.isdisjoint(open_artifact(each).scan().collect()["prompt_id"]) for each in others)
+    assert all({*each.scan().collect()["prompt_id"]} <= one for each in evaluated)
+    assert {each.manifest.configuration["part"] for each in evaluated} == {"held_out"}, "none can be trained on"
+
+    rows = {row["model"]: row for row in csv.DictReader((folder / "rounds.csv").read_text().splitlines())}
+    assert rows["sft"]["held_out_accuracy"] == ""
+    for number in (1, 2):
+        found = read_record(folder / "models" / f"dpo-{number}")["held_out"]
+        assert float(rows[f"dpo-{number}"]["held_out_accuracy"]) == round(found["accuracy"]["value"], 3)
+        low, high = (float(rows[f"dpo-{number}"][f"held_out_accuracy_{end}"]) for end in ("low", "high"))
+        assert low <= found["accuracy"]["value"] + 1e-3
+        assert found["accuracy"]["value"] <= high + 1e-3
+    assert summary["prm"]["accuracy"] == read_record(folder / "models" / "prm")["held_out"]["accuracy"]
+    assert summary["prm"]["length_rule"]["prefers"] in {"longer", "shorter"}
+    stages = preview(recipe, RunOptions(folder))
+    assert {stage["state"] for stage in stages} == {"finished"}
+    assert [stage["stage"] for stage in stages] == [stage.name for stage in planned_stages(recipe)]
+
+    told: list[str] = []
+    recipe = changed(finished, rounds__eval_prompts=6, rounds__stop_below={"held_out_accuracy": 1.1})
+    assert Pipeline(recipe, RunOptions(folder, tell=told.append)).run()["stopped"]["measure"] == "held_out_accuracy"
+    assert any(words.startswith("stopped after round 1 of 2: held_out_accuracy is") for words in told)
+
+
+def test_trees_without_a_pair_to_measure_on_do_not_end_the_run(
+    finished: FinishedRun, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    pipeline = Pipeline(changed(finished), RunOptions(folder, tell=told.append))
+    trees = open_artifact(folder / "artifacts" / "trees" / "1.0.0")
+    pipeline.recipe = changed(finished, prm_pairs__min_margin=100)
+    assert pipeline._held_out_pairs("prm_pairs", RoundTrees(trees, trees)) is None
+    assert told[0].startswith("warning: nothing to measure on, raise rounds.eval_prompts: no pair for prm_pairs")
+    assert accuracy_measures(folder / "models" / "dpo-1", None) == {}
+
+
+def reference_path(reference: str) -> Path:
+    kind, _, version = reference.partition("@")
+    return Path(kind) / version
 
 
 def test_rounds_are_added_to_those_that_are_there(finished: FinishedRun, folder: Path) -> None:

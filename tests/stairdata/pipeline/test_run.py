@@ -32,6 +32,7 @@ from tests.stairdata.pipeline.conftest import PROMPTS
     [
         ({"actor": {"base_url": "http://127.0.0.1:1/v1"}}, "actor.base_url is a server elsewhere: leave it out, and"),
         ({"sft": {"model": None}}, "run needs a model to start from: give sft.model"),
+        ({"sft": {"model": "start", "reasoning": False}}, "sft.reasoning: false trains a model that knows no steps"),
         ({"structured_cot": {"from_trees": {}}}, "a run has none before its first round: give structured_cot.path"),
         ({"responses": {"n": 4}}, "leave responses.method, .n and .prm out, and give rounds.best_of"),
     ],

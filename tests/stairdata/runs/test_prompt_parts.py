@@ -17,7 +17,7 @@ from stairdata.generators.trees.build import units_of
 from stairdata.recipe import Recipe, RoundsSection
 from stairdata.runs.build import NotBuiltError
 from stairdata.runs.options import BuildOptions
-from stairdata.runs.prompt_parts import PromptPart, ids_of, order_prompts, split_prompts
+from stairdata.runs.prompt_parts import PromptPart, check_no_repeats, ids_of, order_prompts, split_prompts
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import RecipeError
 
@@ -27,22 +27,26 @@ PROMPTS = st.lists(st.sampled_from(["safety", "helpfulness"]), min_size=8, max_s
 
 
 @given(
-    prompts=PROMPTS, seed=st.integers(0, 2**40), held_out=st.integers(0, 4), count=st.integers(1, 4), each=st.booleans()
-)
+    prompts=PROMPTS, seed=st.integers(0, 2**40), held_out=st.integers(0, 2), count=st.integers(1, 4),
+    each=st.booleans(), evaluated=st.integers(0, 2),
+)  # fmt: skip
 def test_no_prompt_is_in_two_parts_and_each_part_has_the_mixture_of_the_whole(
-    prompts: list[tuple[str, str]], seed: int, held_out: int, count: int, each: bool
-) -> None:
+    prompts: list[tuple[str, str]], seed: int, held_out: int, count: int, each: bool,
+    evaluated: int,
+) -> None:  # fmt: skip
     total = len(prompts)
-    per_round = (total - held_out) // count if each else None
-    split = split_prompts(total, RoundsSection(held_out=held_out, count=count, prompts_per_round=per_round))
+    per_round = (total - held_out - evaluated) // count if each else None
+    split = split_prompts(
+        total, RoundsSection(held_out=held_out, count=count, prompts_per_round=per_round, eval_prompts=evaluated)
+    )
     order = order_prompts(prompts, seed)
-    parts = [order[part.first : part.end] for part in (split.held_out, *split.rounds)]
+    parts = [order[part.first : part.end] for part in (split.held_out, split.evaluation, *split.rounds)]
     assert sum(map(len, parts)) == len(set().union(*parts))
-    assert len(parts[0]) == held_out
-    sizes = [len(part) for part in parts[1:]]
+    assert [len(parts[0]), len(parts[1])] == [held_out, evaluated]
+    sizes = [len(part) for part in parts[2:]]
     assert max(sizes) - min(sizes) <= (0 if each else 1)
     if not each:
-        assert sum(sizes) == total - held_out
+        assert sum(sizes) == total - held_out - evaluated
     tasks = dict(prompts)
     share = Counter(tasks.values())
     for part in parts:
@@ -66,6 +70,19 @@ def test_the_parts_of_the_first_rounds_stay_when_rounds_are_added() -> None:
     few, more = (split_prompts(100, RoundsSection(count=count, prompts_per_round=20, held_out=10)) for count in (2, 4))
     assert more.rounds[:2] == few.rounds
     assert more.held_out == few.held_out
+    evaluated = split_prompts(100, RoundsSection(count=4, prompts_per_round=20, held_out=10, eval_prompts=10))
+    assert (evaluated.rounds, evaluated.others) == (more.rounds, more.others)
+    assert evaluated.evaluation == PromptPart(90, 100)
+    with pytest.raises(RecipeError, match="10 held out and 11 to evaluate on need 101"):
+        split_prompts(100, RoundsSection(count=4, prompts_per_round=20, held_out=10, eval_prompts=11))
+
+
+def test_a_prompt_to_evaluate_on_repeats_none_of_a_round(prompts_of: Callable[[list[str]], Artifact]) -> None:
+    prompts = prompts_of([f"{word} {number}" for number in range(6) for word in ("Ask", "ASK")])
+    split = split_prompts(12, RoundsSection(count=1, held_out=0, eval_prompts=5))
+    with pytest.raises(RecipeError, match=r"of the 5 prompts of rounds.eval_prompts repeat .*near_duplicates"):
+        check_no_repeats(prompts, split, 42)
+    check_no_repeats(prompts, split_prompts(12, RoundsSection(count=1, held_out=0)), 42)
 
 
 def test_a_round_needs_a_prompt() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from stairdata_schemas.rendering import load_tokenizer
 from stairdata_training.config import TrainingConfig
@@ -33,6 +33,23 @@ class Method:
     """Makes a TRL trainer of network, ids, tokenizer, settings, folder and adapters."""
     task_type: str
     """PEFT's name of the task."""
+    tags: Literal["added", "required", "unused"] = "required"
+    """What becomes of the grammar's tags: SFT adds those that a tokenizer lacks, and trains embeddings and head."""
+
+    def tokenizer(self, model: str | Path) -> tuple[Any, list[int]]:
+        """Load the tokenizer to train with, and return the ids that are new in it, too.
+
+        Raises:
+            ModelError: no usable tokenizer, or one without the tags where they are required.
+        """
+        tokenizer = load_tokenizer(model)
+        if self.tags == "required":
+            require_tags(tokenizer, model)
+        return tokenizer, prepare_tokenizer(tokenizer, with_tags=self.tags != "unused")
+
+    def trains_embeddings(self, new_ids: list[int]) -> bool:
+        """Tell whether embeddings and head are trained also where the rest has adapters."""
+        return self.tags == "added" or (bool(new_ids) and self.tags == "required")
 
 
 @dataclass(frozen=True)
@@ -73,10 +90,7 @@ def prepare_trainer(
         ModelError: no usable model, or one without the grammar's tags where only SFT adds them.
     """
     processes = processes or Processes()
-    tokenizer = load_tokenizer(model)
-    if method.name != "sft":
-        require_tags(tokenizer, model)
-    new_ids = prepare_tokenizer(tokenizer)
+    tokenizer, new_ids = method.tokenizer(model)
     rows_per_step = config.batch_size * config.gradient_accumulation * processes.count
 
     def prepare() -> PreparedRows:
@@ -89,9 +103,8 @@ def prepare_trainer(
     network = method.load(model, config)
     resize_embeddings(network, tokenizer, new_ids)
     align_config(network, tokenizer)
-    trains_embeddings = bool(new_ids) or method.name == "sft"
     adapters = config.lora and adapter_config(
-        config.lora, network, trains_embeddings=trains_embeddings, task_type=method.task_type
+        config.lora, network, trains_embeddings=method.trains_embeddings(new_ids), task_type=method.task_type
     )
     skeleton = without_weights(network) if processes.sharding else None
     trainer = method.trainer(network, prepared.ids, tokenizer, config, folder, adapters)
