@@ -13,6 +13,7 @@ import pytest
 from stairdata.generators.prompts import task_labels
 from stairdata.generators.structured_cot import from_hub, preference_judge
 from stairdata.generators.trees import judges
+from stairdata.search import refusal
 from stairdata_schemas import grammar
 from stairdata_schemas.secrets.shapes import SHAPES
 from stairdata_schemas.text import visible
@@ -20,10 +21,10 @@ from stairdata_schemas.text import visible
 HERE = Path(__file__).parent
 LENGTH = 200_000
 RUNS = ("\n", " ", "\t", "a", "1", "*", "-", "(", ".", "_", "\r\n", "a ", "\n ")
-LEADS = ("", "score", "better", "complies", "task")
+LEADS = ("", "score", "better", "complies", "task", "i ")
 FLOOR = 0.25
 """Seconds that 200,000 characters may take; by the square of the length it is minutes."""
-MODULES = (task_labels, from_hub, preference_judge, judges, grammar, visible)
+MODULES = (task_labels, from_hub, preference_judge, judges, refusal, grammar, visible)
 
 
 def compiled(value: object) -> list[re.Pattern[str]]:

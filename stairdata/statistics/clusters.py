@@ -119,13 +119,19 @@ def resample(clusters: Clusters, resamples: int = RESAMPLES, seed: int = SEED) -
     """
     kinds, copies = np.unique(np.stack([clusters.sums, clusters.counts]), axis=1, return_counts=True)
     different = Clusters(np.arange(len(copies)).astype(np.str_), kinds[0], kinds[1])
-    parts = [standard_errors(weights, different) for weights in _weights(copies, resamples, seed)]
+    parts = [standard_errors(weights, different) for weights in resample_weights(copies, resamples, seed)]
     means, errors = (np.concatenate(each) for each in zip(*parts, strict=True))
     return means, errors
 
 
-def _weights(copies: npt.NDArray[np.int64], resamples: int, seed: int) -> Iterator[Numbers]:
-    """Yield how often each kind of cluster is drawn, arrays of shape (samples, kinds)."""
+def resample_weights(copies: npt.NDArray[np.int64], resamples: int = RESAMPLES, seed: int = SEED) -> Iterator[Numbers]:
+    """Yield how often each kind of cluster is drawn, arrays of shape (samples, kinds).
+
+    Args:
+        copies: how many clusters there are of each kind.
+        resamples: all samples together.
+        seed: of the draws.
+    """
     dice = np.random.default_rng(seed)
     drawn, kinds = int(copies.sum()), len(copies)
     at_once = max(1, CELLS_AT_ONCE // drawn)
