@@ -75,8 +75,17 @@ def measure_agreement(
         return estimate_mean(chosen, ids[among].tolist(), seed=seed) if len(chosen) else None
 
     cells = np.stack([said & found, ~said & found, said & ~found, ~said & ~found], axis=1).astype(np.float64)
-    counts = [int(each) for each in cells.sum(axis=0)]
-    return Agreement(*counts, accuracy, share(said, found), share(found, said), _kappa(cells, ids, seed))
+    hit, false, missed, left = (int(each) for each in cells.sum(axis=0))
+    return Agreement(
+        true_positives=hit,
+        false_positives=false,
+        false_negatives=missed,
+        true_negatives=left,
+        accuracy=accuracy,
+        precision=share(said, found),
+        recall=share(found, said),
+        kappa=_kappa(cells, ids, seed),
+    )
 
 
 def _kappa(cells: Numbers, ids: np.ndarray, seed: int) -> Kappa | None:

@@ -70,7 +70,7 @@ def group_scores(
         raise InputError("there are no scores to measure; give at least one row")
     _check(values, prompt_ids, bounds)
     ids, places = np.unique(np.asarray(prompt_ids, dtype=np.str_), return_inverse=True)
-    return Clusters(ids, np.bincount(places, weights=values), np.bincount(places).astype(np.float64))
+    return Clusters(ids, np.bincount(places, weights=values).astype(np.float64), np.bincount(places).astype(np.float64))
 
 
 def _check(values: Numbers, prompt_ids: Sequence[str], bounds: tuple[float, float] | None) -> None:

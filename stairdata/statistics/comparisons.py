@@ -87,7 +87,9 @@ def compare_paired(
     return PairedComparison(
         mean_a=float(means_a.mean()),
         mean_b=float(means_b.mean()),
-        difference=estimate_mean(differences if ends is None else np.clip(differences, *ends), shared, ends, seed=seed),
+        difference=estimate_mean(
+            differences if ends is None else np.clip(differences, *ends), shared.tolist(), ends, seed=seed
+        ),
         p_value=sign_flip_test(differences, seed=seed),
         deviation=deviation,
         least_visible=least_visible_difference(deviation, len(shared)) if deviation else None,
@@ -139,7 +141,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     order = np.argsort(values, kind="stable")
     adjusted = np.empty_like(values)
     adjusted[order] = np.minimum(np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)), 1)
-    return adjusted.tolist()
+    return [float(value) for value in adjusted]
 
 
 def least_visible_difference(deviation: float, prompts: int) -> float:
