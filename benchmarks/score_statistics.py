@@ -18,7 +18,7 @@ from collections.abc import Callable
 import numpy as np
 import polars as pl
 
-from stairdata.statistics.clusters import Numbers, group_scores, resample
+from stairdata.statistics.clusters import Floats, group_scores, resample
 from stairdata.statistics.comparisons import compare_paired, holm
 from stairdata.statistics.intervals import estimate_mean
 from stairdata.statistics.reductions import mean_over_attacks, safe_at_1, safe_at_k, worst_attacks
@@ -30,7 +30,7 @@ ATTACKS = [f"attack-{number}" for number in range(5)]
 SAMPLES = 4
 
 
-def study(dice: np.random.Generator, p: float, prompts: int) -> tuple[Numbers, list[str]]:
+def study(dice: np.random.Generator, p: float, prompts: int) -> tuple[Floats, list[str]]:
     """Draw scores and the prompt of each."""
     concentration = 1 / CORRELATION - 1
     sizes = dice.integers(1, LARGEST + 1, prompts)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stairdata.statistics.clusters import SEED, Numbers, resample_weights
+from stairdata.statistics.clusters import SEED, Floats, resample_weights
 from stairdata.statistics.intervals import LEVEL, MeanEstimate, estimate_mean
 from stairdata_schemas.aliases import Json
 
@@ -88,7 +88,7 @@ def measure_agreement(
     )
 
 
-def _kappa(cells: Numbers, ids: np.ndarray, seed: int) -> Kappa | None:
+def _kappa(cells: Floats, ids: np.ndarray, seed: int) -> Kappa | None:
     value = float(kappas(cells.sum(axis=0, keepdims=True))[0])
     if np.isnan(value):
         return None
@@ -102,7 +102,7 @@ def _kappa(cells: Numbers, ids: np.ndarray, seed: int) -> Kappa | None:
     return Kappa(value, float(low), float(high))
 
 
-def kappas(cells: Numbers) -> Numbers:
+def kappas(cells: Floats) -> Floats:
     """Return Cohen's kappa (1960, https://doi.org/10.1177/001316446002000104) of tables of two by two.
 
     Args:

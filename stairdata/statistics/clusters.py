@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from stairdata_schemas.errors import InputError, quote
 
-Numbers = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float64]
 RESAMPLES = 10_000
 SEED = 42
 CELLS_AT_ONCE = 2_000_000
@@ -28,9 +28,9 @@ class Clusters:
 
     ids: npt.NDArray[np.str_]
     """Shape (clusters,), sorted."""
-    sums: Numbers
+    sums: Floats
     """Sum of the scores of each, shape (clusters,)."""
-    counts: Numbers
+    counts: Floats
     """Rows of each, shape (clusters,)."""
 
     @property
@@ -39,7 +39,7 @@ class Clusters:
         return float(self.sums.sum() / self.counts.sum())
 
     @property
-    def means(self) -> Numbers:
+    def means(self) -> Floats:
         """The mean of each cluster, shape (clusters,)."""
         return self.sums / self.counts
 
@@ -51,7 +51,7 @@ class Clusters:
 
 
 def group_scores(
-    scores: Sequence[float] | Numbers, prompt_ids: Sequence[str], bounds: tuple[float, float] | None = None
+    scores: Sequence[float] | Floats, prompt_ids: Sequence[str], bounds: tuple[float, float] | None = None
 ) -> Clusters:
     """Group scores by prompt.
 
@@ -73,7 +73,7 @@ def group_scores(
     return Clusters(ids, np.bincount(places, weights=values).astype(np.float64), np.bincount(places).astype(np.float64))
 
 
-def _check(values: Numbers, prompt_ids: Sequence[str], bounds: tuple[float, float] | None) -> None:
+def _check(values: Floats, prompt_ids: Sequence[str], bounds: tuple[float, float] | None) -> None:
     low, high = bounds or (-math.inf, math.inf)
     wrong = np.flatnonzero(~(np.isfinite(values) & (values >= low) & (values <= high)))
     if len(wrong):
@@ -85,7 +85,7 @@ def _check(values: Numbers, prompt_ids: Sequence[str], bounds: tuple[float, floa
         )
 
 
-def standard_errors(weights: Numbers, clusters: Clusters) -> tuple[Numbers, Numbers]:
+def standard_errors(weights: Floats, clusters: Clusters) -> tuple[Floats, Floats]:
     """Return the means of weighted samples of clusters, and the standard errors of those means.
 
     The mean over rows is a ratio of sums, whose error is linearised: Cochran, Sampling Techniques, section 6.4.
@@ -108,7 +108,7 @@ def standard_errors(weights: Numbers, clusters: Clusters) -> tuple[Numbers, Numb
     return means + centre, np.sqrt(residuals * drawn_twice / (drawn_twice - 1)) / rows
 
 
-def resample(clusters: Clusters, resamples: int = RESAMPLES, seed: int = SEED) -> tuple[Numbers, Numbers]:
+def resample(clusters: Clusters, resamples: int = RESAMPLES, seed: int = SEED) -> tuple[Floats, Floats]:
     """Return the means and standard errors of samples of as many clusters, drawn with replacement.
 
     Clusters of the same sum and count are drawn together, which is the same distribution: few different scores take
@@ -124,7 +124,7 @@ def resample(clusters: Clusters, resamples: int = RESAMPLES, seed: int = SEED) -
     return means, errors
 
 
-def resample_weights(copies: npt.NDArray[np.int64], resamples: int = RESAMPLES, seed: int = SEED) -> Iterator[Numbers]:
+def resample_weights(copies: npt.NDArray[np.int64], resamples: int = RESAMPLES, seed: int = SEED) -> Iterator[Floats]:
     """Yield how often each kind of cluster is drawn, arrays of shape (samples, kinds).
 
     Args:
@@ -143,4 +143,4 @@ def resample_weights(copies: npt.NDArray[np.int64], resamples: int = RESAMPLES, 
             which = np.repeat(np.arange(kinds), copies)[dice.integers(0, drawn, size=(samples, drawn))]
             which += np.arange(samples)[:, None] * kinds
             counted = np.bincount(which.ravel(), minlength=samples * kinds).reshape(samples, kinds)
-            yield cast("Numbers", counted.astype(np.float64))
+            yield cast("Floats", counted.astype(np.float64))

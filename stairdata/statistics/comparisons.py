@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from stairdata.statistics.clusters import CELLS_AT_ONCE, RESAMPLES, SEED, Numbers, group_scores
+from stairdata.statistics.clusters import CELLS_AT_ONCE, RESAMPLES, SEED, Floats, group_scores
 from stairdata.statistics.intervals import SHARES, MeanEstimate, estimate_mean
 from stairdata_schemas.aliases import Json
 from stairdata_schemas.errors import InputError
@@ -55,8 +55,8 @@ class PairedComparison:
 
 
 def compare_paired(
-    a: tuple[Sequence[float] | Numbers, Sequence[str]],
-    b: tuple[Sequence[float] | Numbers, Sequence[str]],
+    a: tuple[Sequence[float] | Floats, Sequence[str]],
+    b: tuple[Sequence[float] | Floats, Sequence[str]],
     bounds: tuple[float, float] | None = SHARES,
     *,
     seed: int = SEED,
@@ -99,7 +99,7 @@ def compare_paired(
     )
 
 
-def sign_flip_test(differences: Sequence[float] | Numbers, flips: int = RESAMPLES, seed: int = SEED) -> float:
+def sign_flip_test(differences: Sequence[float] | Floats, flips: int = RESAMPLES, seed: int = SEED) -> float:
     """Return the two-sided p-value of a mean difference of 0, by flipping the signs of the prompts' differences.
 
     Exact (all flips) where they are no more than `flips`; else the share among `flips` random ones and the observed one

@@ -15,13 +15,13 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from stairdata.statistics.clusters import RESAMPLES, SEED, Clusters, Numbers, group_scores, resample, standard_errors
+from stairdata.statistics.clusters import RESAMPLES, SEED, Clusters, Floats, group_scores, resample, standard_errors
 from stairdata_schemas.aliases import Json
 
 LEVEL = 0.95
 SHARES = (0.0, 1.0)
 """The bounds of shares and of scores such as goodness."""
-Method = Literal["studentized", "wilson_effective", "wilson", "t", "none"]
+IntervalMethod = Literal["studentized", "wilson_effective", "wilson", "t", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class MeanEstimate:
     low: float | None
     """None where nothing is known of the width: unbounded scores that are all equal, or of one prompt."""
     high: float | None
-    method: Method
+    method: IntervalMethod
     """studentized: the bootstrap. wilson_effective: Wilson's with as many prompts as the standard error is worth, where
     more than 2.5% of the resamples have no spread; t in its place for scores without bounds. wilson: over prompts,
     where all of them have the same mean."""
@@ -61,7 +61,7 @@ class MeanEstimate:
 
 
 def estimate_mean(
-    scores: Sequence[float] | Numbers,
+    scores: Sequence[float] | Floats,
     prompt_ids: Sequence[str],
     bounds: tuple[float, float] | None = SHARES,
     *,
@@ -87,7 +87,7 @@ def estimate_mean(
 
 def _interval(
     clusters: Clusters, bounds: tuple[float, float] | None, resamples: int, seed: int
-) -> tuple[float | None, float | None, Method]:
+) -> tuple[float | None, float | None, IntervalMethod]:
     mean, number = clusters.mean, len(clusters.ids)
     if clusters.all_equal:
         if bounds is None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from stairdata.statistics.clusters import Numbers
+from stairdata.statistics.clusters import Floats
 from stairdata_schemas.errors import InputError, quote, suggest
 
 WORST_SHARE = 0.1
@@ -23,7 +23,7 @@ _CASE = ["prompt_id", "attack"]
 class Reduced(NamedTuple):
     """Values and the prompt of each."""
 
-    scores: Numbers
+    scores: Floats
     prompt_ids: list[str]
     left_out: int = 0
     """Prompts, or prompts under an attack, that have fewer samples than are needed."""
@@ -56,7 +56,7 @@ def safe_at_k(rows: pl.DataFrame, k: int, value: str = "safe") -> Reduced:
     cases = safe.group_by(_CASE).agg(pl.col(value).sum().alias("safe"), pl.len().alias("samples"))
     enough = cases.filter(pl.col("samples") >= k).sort(_CASE)
     if enough.is_empty():
-        raise InputError(f"no prompt has {k} samples, so there is no Safe@{k}; the most is {cases['samples'].max()}")
+        raise InputError(f"no prompt has {k} samples, so there is no Safe@{k}; the most is {max(cases['samples'])}")
     chances = [
         math.comb(int(safe), k) / math.comb(samples, k)
         for safe, samples in zip(enough["safe"], enough["samples"], strict=True)

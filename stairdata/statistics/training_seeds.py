@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from stairdata.statistics.clusters import SEED, Numbers
+from stairdata.statistics.clusters import SEED, Floats
 from stairdata.statistics.intervals import LEVEL, SHARES, MeanEstimate, estimate_mean
 from stairdata_schemas.errors import InputError
 
@@ -37,7 +37,7 @@ class SeedSpread:
 
 
 def spread_of_seeds(
-    trainings: Mapping[str, tuple[Sequence[float] | Numbers, Sequence[str]]],
+    trainings: Mapping[str, tuple[Sequence[float] | Floats, Sequence[str]]],
     bounds: tuple[float, float] | None = SHARES,
     *,
     seed: int = SEED,

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from stairdata.statistics.clusters import Numbers, group_scores, resample, standard_errors
+from stairdata.statistics.clusters import Floats, group_scores, resample, standard_errors
 from stairdata.statistics.intervals import estimate_mean, wilson
 from stairdata.statistics.training_seeds import spread_of_seeds
 from stairdata_schemas.errors import InputError
 
 
-def clustered(seed: int, prompts: int = 12) -> tuple[Numbers, list[str]]:
+def clustered(seed: int, prompts: int = 12) -> tuple[Floats, list[str]]:
     dice = np.random.default_rng(seed)
     ids = [f"p{number}" for number in range(prompts) for _ in range(dice.integers(1, 6))]
     return dice.random(len(ids)), ids
