@@ -157,7 +157,7 @@ def test_teachers_are_measured_beside_distilabel(tmp_path: Path) -> None:
 
 def test_intervals_hold_the_true_mean_in_95_of_100_studies(tmp_path: Path) -> None:
     """A coverage of 0.95 has a standard error of 0.007 in 1,000 studies."""
-    output = run("score_statistics.py", "coverage", folder=tmp_path)
+    output = run("score_statistics.py", "coverage", "--resamples", "1000", folder=tmp_path)
     found = [float(each) for each in re.findall(r"studentized ([\d.]+)", output)]
     assert len(found) == 6
     assert all(0.93 <= each <= 0.97 for each in found), output

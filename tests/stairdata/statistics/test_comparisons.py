@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
@@ -90,7 +91,7 @@ def test_one_prompt_and_equal_models() -> None:
     assert same.note == "all prompts have the same score"
 
 
-def rows(*cases: tuple[str, str, list[float]], name: str = "score") -> pl.DataFrame:
+def rows(*cases: tuple[str, str, Sequence[float]], name: str = "score") -> pl.DataFrame:
     found = [
         {"prompt_id": prompt, "attack": attack, "sample": sample, name: value}
         for prompt, attack, values in cases
