@@ -13,6 +13,7 @@ import pytest
 from stairdata.generators.prompts import task_labels
 from stairdata.generators.structured_cot import from_hub, preference_judge
 from stairdata.generators.trees import judges
+from stairdata.search.refusal import refusal_rule
 from stairdata_schemas import grammar
 from stairdata_schemas.secrets.shapes import SHAPES
 from stairdata_schemas.text import visible
@@ -61,6 +62,18 @@ def test_time_grows_with_the_length(pattern: re.Pattern[str]) -> None:
 
 def test_patterns_are_found() -> None:
     assert len(PATTERNS) > 12
+
+
+@pytest.mark.parametrize("lead", ["", "i ", "is not ", "i'm not able to ", "important to note that "])
+def test_the_refusal_rule_takes_no_square_of_the_length(lead: str) -> None:
+    def taken(length: int) -> float:
+        begin = time.process_time()
+        refusal_rule((lead + run) * 20 + run * (length // len(run)) + "\x01")
+        return time.process_time() - begin
+
+    for run in (*RUNS, "i ", "not ", "is a "):
+        whole = taken(LENGTH)
+        assert whole < FLOOR or whole < 3 * taken(LENGTH // 2), f"{run!r} after {lead!r}: {whole:.2f} s"
 
 
 CODE = ("stairdata", "schemas", "training", "review")
