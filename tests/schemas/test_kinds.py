@@ -93,7 +93,7 @@ RULES = {
         "margin_is_the_difference",
         "margin_is_not_zero",
     },
-    "responses": {"text_is_the_chosen_candidate"},
+    "responses": {"text_is_the_chosen_candidate", "step_scores_are_of_the_candidates"},
 }
 RULES["prm_pairs"] = RULES["preference_pairs"] | {"margin_is_positive"}
 
@@ -107,6 +107,8 @@ def in_design_notation(columns: dict[str, dy.Column]) -> str:
 
 
 def _type(column: dy.Column) -> str:
+    if isinstance(column, dy.List) and isinstance(column.inner, dy.List):
+        return f": list<list<{_type(column.inner.inner).removeprefix(': ')}>>"
     if isinstance(column, dy.List):
         return f": list<struct{{{in_design_notation(_fields(column.inner))}}}>"
     names = {pl.Boolean(): "bool", pl.Int32(): "i32", pl.Int64(): "i64", pl.Float64(): "f64"}
@@ -511,6 +513,7 @@ def test_a_prefix_is_counted_in_code_points() -> None:
         ("text_is_the_chosen_candidate", {"text": "first"}),
         ("text_is_the_chosen_candidate", {"chosen_index": 0}),
         ("text_is_the_chosen_candidate", {"chosen_index": 2}),
+        ("step_scores_are_of_the_candidates", {"step_scores": [[0.9]]}),
         ("chosen_index|min", {"chosen_index": -1}),
         ("candidates|min_length", {"candidates": []}),
         ("n|min", {"n": 0}),

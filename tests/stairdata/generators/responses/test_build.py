@@ -29,6 +29,7 @@ from stairdata_schemas.artifacts import Artifact, validate_artifact
 from stairdata_schemas.errors import BudgetError, QuarantineError, RecipeError, ServerError
 from stairdata_schemas.grammar import split_steps
 from stairdata_schemas.manifest import ModelIdentity
+from stairdata_schemas.rendering import load_tokenizer
 
 if TYPE_CHECKING:
     from tests.conftest import StubServer
@@ -80,7 +81,7 @@ def build(
         root: str = "answers",
         limits: BudgetLimits | None = None,
         actor: dict[str, Any] | None = None,
-        prm: ModelIdentity = PRM,
+        scored_by: ModelIdentity = PRM,
         max_quarantine: float = 0.05,
         **section: Any,
     ) -> Artifact:
@@ -95,7 +96,7 @@ def build(
             max_quarantine=max_quarantine,
         )
         opening: OpenScorer | None = scorer.open if scorer else None
-        return build_responses(recipe, options, prm if scorer else None, opening)
+        return build_responses(recipe, options, scored_by if scorer else None, opening)
 
     return answer
 
@@ -226,12 +227,20 @@ def test_a_beam_search_does_not_depend_on_concurrency(build: Callable[..., Artif
     assert rows_of(one).equals(rows_of(many))
 
 
-def test_an_answer_is_no_longer_than_its_limit(build: Callable[..., Artifact]) -> None:
+def test_an_answer_is_no_longer_than_its_limit(
+    build: Callable[..., Artifact], stub_llm: StubServer, tokenizer_folder: Path
+) -> None:
     """Also where it is written step by step; a step has a limit of its own."""
-    for row in build(4, Recorder(length), **BEAM | {"max_tokens": 100}).scan().collect().to_dicts():
-        assert all(candidate["tokens"] <= 100 for candidate in row["candidates"])
+    (row,) = build(1, Recorder(length), **BEAM | {"max_tokens": 300, "width": 1}).scan().collect().to_dicts()
+    assert row["requests"] > 1
+    body = stub_llm.last()["body"]
+    _, before = body["prompt"].split("<|im_start|>assistant\n")
+    assert before
+    read = len(load_tokenizer(tokenizer_folder).encode(before, add_special_tokens=False))
+    assert body["max_tokens"] == 300 - read
     cut = build(2, Recorder(length), **BEAM | {"step_tokens": 3}).scan().collect().to_dicts()
     assert not any(candidate["is_complete"] for row in cut for candidate in row["candidates"])
+    assert stub_llm.last()["body"]["max_tokens"] == 3
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -315,7 +324,7 @@ def test_a_prm_is_opened_where_something_is_left_to_answer(build: Callable[..., 
 def test_an_id_tells_what_made_the_answer(build: Callable[..., Artifact]) -> None:
     sections = [{}, {"n": 2}, {"temperature": 0.5}, BEAM, BEAM | {"width": 3}, BEAM | {"diverse": True}]
     built = [build(1, Recorder(length) if "prm" in each else None, **each) for each in sections]
-    built.append(build(1, Recorder(length), prm=ModelIdentity(role="prm", name="prm", revision="other"), **BEAM))
+    built.append(build(1, Recorder(length), scored_by=ModelIdentity(role="prm", name="prm", revision="other"), **BEAM))
     ids = [artifact.scan().collect()["response_id"].item() for artifact in built]
     assert len(set(ids)) == len(ids)
     assert len({artifact.manifest.fingerprint for artifact in built}) == len(built)
@@ -364,7 +373,7 @@ def test_an_answer_of_no_text_is_a_row(build: Callable[..., Artifact], stub_llm:
 def test_the_answer_does_not_depend_on_concurrency(build: Callable[..., Artifact]) -> None:
     one = build(8, root="one", concurrency=1, n=2)
     many = build(8, root="many", concurrency=8, n=2)
-    assert one.scan().collect().equals(many.scan().collect())
+    assert rows_of(one).equals(rows_of(many))
 
 
 def test_another_prm_is_another_artifact(build: Callable[..., Artifact]) -> None:
@@ -383,6 +392,7 @@ from stairdata.runs.options import BuildOptions
 from stairdata.search.scoring import StepScores
 from stairdata_schemas.grammar import split_steps
 from stairdata_schemas.manifest import ModelIdentity
+from stairdata_schemas.rendering import load_tokenizer
 
 recipe, prompts, root, log = sys.argv[1:]
 
