@@ -20,7 +20,7 @@ from stairdata_schemas.grammar import (
     TAGS,
     closes_output,
 )
-from stairdata_schemas.rendering import RenderedPrompt
+from stairdata_schemas.rendering import Conversation, RenderedPrompt, turns_of
 from stairdata_schemas.templating.control_tokens import find_control_tokens, neutralise
 
 
@@ -96,7 +96,7 @@ class Actor:
             "top_k": sampling.top_k,
         }
 
-    def render(self, prompt: str) -> RenderedPrompt:
+    def render(self, prompt: str | Conversation) -> RenderedPrompt:
         """Render a prompt up to where the answer begins.
 
         Raises:
@@ -109,13 +109,14 @@ class Actor:
             raise RequestFailedError([Outcome.INVALID_REQUEST], detail)
         return rendered
 
-    def _render(self, prompt: str) -> RenderedPrompt:
-        found = find_control_tokens(self.tokenizer, prompt) if self._control_tokens != "plain" else []
+    def _render(self, prompt: str | Conversation) -> RenderedPrompt:
+        turns = turns_of(prompt) if self._control_tokens != "plain" else ()
+        found = [token for turn in turns for token in find_control_tokens(self.tokenizer, turn.content)]
         forging = [token for token in found if token not in TAGS]
         if forging and self._control_tokens == "refuse":
             raise ControlTokensError(forging)
         if found and self._control_tokens == "neutralise":
-            prompt = neutralise(prompt, found, keep=())
+            prompt = tuple(turn._replace(content=neutralise(turn.content, found, keep=())) for turn in turns)
         return rendering.render_prompt(self.tokenizer, prompt)
 
     async def steps(
