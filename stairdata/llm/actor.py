@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
@@ -90,11 +91,13 @@ class Actor:
         self.tokenizer = tokenizer
         self.count_tokens = rendering.TokenCounter(tokenizer)
         self.end_of_turn = rendering.end_of_turn(tokenizer).text
-        self._sampling = {
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-        }
+        self._sampling = _options(sampling)
+
+    def with_sampling(self, sampling: Sampling) -> Actor:
+        """Return the same actor with other settings of its samples."""
+        other = copy(self)
+        other._sampling = _options(sampling)
+        return other
 
     def render(self, prompt: str | Conversation) -> RenderedPrompt:
         """Render a prompt up to where the answer begins.
@@ -231,6 +234,10 @@ def step_prior(logprobs: tuple[TokenLogprob, ...], mean: Literal["arithmetic", "
     if mean == "geometric":
         return math.exp(sum(values) / len(values))
     return sum(map(math.exp, values)) / len(values)
+
+
+def _options(sampling: Sampling) -> dict[str, float]:
+    return {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k")}
 
 
 def _restore_stop(text: str, stop: list[str]) -> str:

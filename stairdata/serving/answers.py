@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from stairdata.serving.protocol import FoundAnswer
+from stairdata.serving.protocol import ChosenAnswer
 from stairdata_schemas.errors import GrammarError
 from stairdata_schemas.grammar import parse
 
@@ -55,14 +55,14 @@ class AnswerForm:
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, found: FoundAnswer) -> dict[str, Any]:
+    def whole(self, found: ChosenAnswer) -> dict[str, Any]:
         """Return a `chat.completion`."""
         parts = parts_of(found.text)
         message = {"role": "assistant", "content": parts.content, **self._reasoning(parts.reasoning)}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish(found)}
         return {**self._head("chat.completion"), "choices": [choice], "usage": _usage(found)}
 
-    def events(self, found: FoundAnswer) -> Iterator[bytes]:
+    def events(self, found: ChosenAnswer) -> Iterator[bytes]:
         """Write `chat.completion.chunk`s: the role, each step, each line of the content, the end, and the usage."""
         parts = parts_of(found.text)
         yield self._event({"role": "assistant", "content": ""})
@@ -101,11 +101,11 @@ def _lines(text: str) -> list[str]:
     return [piece for piece in pieces if piece]
 
 
-def _finish(found: FoundAnswer) -> str:
+def _finish(found: ChosenAnswer) -> str:
     return "stop" if found.is_complete else "length"
 
 
-def _usage(found: FoundAnswer) -> dict[str, int]:
+def _usage(found: ChosenAnswer) -> dict[str, int]:
     return {
         "prompt_tokens": found.prompt_tokens,
         "completion_tokens": found.completion_tokens,

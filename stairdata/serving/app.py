@@ -23,7 +23,7 @@ from stairdata.llm.in_server.guard import OPEN_PATH, AsgiApp, ServerGuard
 from stairdata.llm.outcomes import RequestFailedError
 from stairdata.serving.answers import KEEP_ALIVE, AnswerForm, event
 from stairdata.serving.limits import Admission, ServingLimits
-from stairdata.serving.protocol import FoundAnswer, Question, Searcher
+from stairdata.serving.protocol import ChosenAnswer, Question, Searcher
 from stairdata.serving.refusals import RefusedRequestError, refusal_of
 from stairdata.serving.requests import read_request
 from stairdata_schemas.errors import ModelError, ServerError, quote
@@ -58,7 +58,7 @@ class Service:
     def __post_init__(self) -> None:
         self.admission = Admission(self.limits.in_flight)
 
-    async def answer(self, question: Question) -> FoundAnswer:
+    async def answer(self, question: Question) -> ChosenAnswer:
         """Search, within the time that a search may take."""
         try:
             async with asyncio.timeout(self.limits.seconds):
@@ -126,7 +126,7 @@ class ChatReply(Response):
 
     def __init__(
         self,
-        search: Callable[[], Awaitable[FoundAnswer]],
+        search: Callable[[], Awaitable[ChosenAnswer]],
         form: AnswerForm,
         leave: Callable[[], None],
         limits: ServingLimits,
@@ -170,7 +170,7 @@ class ChatReply(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _whole(searching: asyncio.Future[FoundAnswer], form: AnswerForm) -> Response:
+def _whole(searching: asyncio.Future[ChosenAnswer], form: AnswerForm) -> Response:
     failure = searching.exception()
     return JSONResponse(form.whole(searching.result())) if failure is None else refusal_of(failure).response()
 

@@ -21,7 +21,7 @@ class Question:
     top_p: float | None = None
 
 
-class FoundAnswer(NamedTuple):
+class ChosenAnswer(NamedTuple):
     """The answer that a search chose."""
 
     text: str
@@ -49,7 +49,7 @@ class Searcher(Protocol):
         """
         ...
 
-    async def answer(self, question: Question) -> FoundAnswer:
+    async def answer(self, question: Question) -> ChosenAnswer:
         """Search for an answer.
 
         Raises:

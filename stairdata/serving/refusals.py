@@ -10,6 +10,7 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from stairdata.llm.outcomes import Outcome, RequestFailedError
+from stairdata.runs.units import UnitFailedError
 from stairdata_schemas.errors import ModelError, ServerError, quote
 
 FINAL = {"x-should-retry": "false"}
@@ -62,6 +63,8 @@ def refusal_of(error: BaseException) -> RefusedRequestError:
         return RefusedRequestError(str(error), param="messages", code="invalid_conversation")
     if isinstance(error, RequestFailedError):
         return _failed(error)
+    if isinstance(error, UnitFailedError):
+        return RefusedRequestError(f"the search found no answer ({error.rule})", 502, code=error.rule, headers=FINAL)
     for kind, status, code, message in _ENDS:
         if isinstance(error, kind):
             return RefusedRequestError(message, status, code=code, headers=FINAL)

@@ -15,7 +15,7 @@ import pytest
 
 from stairdata.serving.app import Service, application
 from stairdata.serving.limits import ServingLimits
-from stairdata.serving.protocol import FoundAnswer, Question
+from stairdata.serving.protocol import ChosenAnswer, Question
 from stairdata.serving.server import running, take_port
 
 KEY = "key-of-the-tests-0123456789"
@@ -31,7 +31,7 @@ class ScriptedSearcher:
     """Finds what it is told, when it is told."""
 
     def __init__(self) -> None:
-        self.found = FoundAnswer(ANSWER, is_complete=True, prompt_tokens=21, completion_tokens=340)
+        self.found = ChosenAnswer(ANSWER, is_complete=True, prompt_tokens=21, completion_tokens=340)
         self.error: Exception | None = None
         self.refuses: Exception | None = None
         self.questions: list[Question] = []
@@ -43,7 +43,7 @@ class ScriptedSearcher:
         if self.refuses is not None:
             raise self.refuses
 
-    async def answer(self, question: Question) -> FoundAnswer:
+    async def answer(self, question: Question) -> ChosenAnswer:
         self.questions.append(question)
         self.begun.release()
         try:

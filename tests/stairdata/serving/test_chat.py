@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stairdata.llm.outcomes import Outcome, RequestFailedError
+from stairdata.runs.units import UnitFailedError
 from stairdata.serving.answers import AnswerForm, parts_of
-from stairdata.serving.protocol import FoundAnswer
+from stairdata.serving.protocol import ChosenAnswer
 from stairdata_schemas.errors import ServerError
 from stairdata_schemas.grammar import TAGS
 from stairdata_schemas.rendering import Turn
@@ -151,7 +152,7 @@ def test_what_the_model_wrote_is_data(text: str, is_well_formed: bool) -> None:
             clean = clean.replace(tag, "")
         step = f"<|Reasoning_step|>\nTitle: A{clean}\nb\n<|/Reasoning_step|>"
         text = f"{step}\n\n<|Output|>\nFinal Answer:\nx{clean}\n<|/Output|>"
-    found = FoundAnswer(text, is_complete=True, prompt_tokens=1, completion_tokens=1)
+    found = ChosenAnswer(text, is_complete=True, prompt_tokens=1, completion_tokens=1)
     events = b"".join(AnswerForm("actor").events(found)).split(b"\n\n")
     assert events.pop() == b""
     assert events.pop() == b"data: [DONE]"
@@ -191,6 +192,7 @@ def test_an_answer_goes_back_as_history(serve: Serve, searcher: ScriptedSearcher
 FAILURES = [
     (RequestFailedError([Outcome.INVALID_REQUEST], "the prompt has 9 tokens"), 400, "the prompt has 9 tokens"),
     (RequestFailedError([Outcome.SERVER_ERROR], "oh\nno"), 502, "oh\\nno"),
+    (UnitFailedError("prm_not_finite", "the text"), 502, "prm_not_finite"),
     (ServerError("the server of 'x' is no longer running; its whole log: '/home/me'"), 503, "is gone"),
     (ValueError("/home/me"), 500, "an error inside"),
 ]
