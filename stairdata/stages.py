@@ -132,6 +132,19 @@ def build_responses(recipe: FullRecipe, options: BuildOptions) -> Artifact:
     return build(recipe, options, score, identity)
 
 
+def _load_prm(folder: str) -> PrmScorer:
+    """Load a process reward model for this process.
+
+    Raises:
+        ModelError: there is none.
+        TrainingError: the training extra is missing.
+    """
+    _prepare_libraries()
+    from stairdata_training.scoring import PrmScorer
+
+    return PrmScorer.load(folder)
+
+
 def open_service(
     recipe: FullRecipe,
     name: str,

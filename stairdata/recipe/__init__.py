@@ -4,7 +4,7 @@ The sections of the training stages (`sft`, `dpo`, `prm`) belong to `stairdata_t
 to these. Nothing here reads the environment or touches the network.
 """
 
-from stairdata.recipe.endpoint import ControlTokens, Endpoint
+from stairdata.recipe.endpoint import ControlTokens, Endpoint, ModelServer
 from stairdata.recipe.loading import load_recipe, packaged_recipe, parse_recipe
 from stairdata.recipe.pairs import PairsSection, PreferencePairsSection, PrmPairsSection, ReviewsSection
 from stairdata.recipe.prompts import (
@@ -16,7 +16,7 @@ from stairdata.recipe.prompts import (
     TaskJudge,
 )
 from stairdata.recipe.recipe import Price, Recipe
-from stairdata.recipe.responses import ResponsesSection
+from stairdata.recipe.responses import BEAM_KEYS, PrmEndpoint, ResponsesSection
 from stairdata.recipe.rounds import MEASURES, Measure, RoundsSection
 from stairdata.recipe.section import MOST, Sampling, Section, Share, Task
 from stairdata.recipe.structured_cot import (
@@ -31,6 +31,7 @@ from stairdata.recipe.structured_cot import (
 from stairdata.recipe.trees import JudgeSection, TreesSection
 
 __all__ = [
+    "BEAM_KEYS",
     "MEASURES",
     "MOST",
     "BatchSection",
@@ -42,10 +43,12 @@ __all__ = [
     "GateSection",
     "JudgeSection",
     "Measure",
+    "ModelServer",
     "NearDuplicatesSection",
     "PairsSection",
     "PreferencePairsSection",
     "Price",
+    "PrmEndpoint",
     "PrmPairsSection",
     "PromptColumn",
     "PromptSource",

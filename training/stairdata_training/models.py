@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stairdata_schemas.errors import ModelError, TrainingError
-from stairdata_schemas.rendering import end_of_turn
+from stairdata_schemas.rendering import check_reward_model, end_of_turn
 from stairdata_training.config import LoraConfig, Precision, SaveDtype
 
 
@@ -54,7 +54,7 @@ def load_reward_model(model: str | Path, *, head_seed: int | None = None) -> Any
     a reward model already.
 
     Raises:
-        ModelError: there is no model, or one without a reward head where it has to have one.
+        ModelError: there is no model, or one without a reward head where it has to have one, or with several labels.
     """
     import torch
     from transformers import AutoModelForSequenceClassification, set_seed
@@ -62,6 +62,8 @@ def load_reward_model(model: str | Path, *, head_seed: int | None = None) -> Any
 
     if head_seed is not None:
         set_seed(head_seed)
+    elif Path(model).is_dir():
+        check_reward_model(Path(model))
     expected = suppress_seqcls_warning() if head_seed is not None else nullcontext()  # it also hides missing keys
     try:
         with expected:
@@ -73,7 +75,7 @@ def load_reward_model(model: str | Path, *, head_seed: int | None = None) -> Any
                 use_safetensors=True,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:  # the last of a head of another size
         raise not_loaded(model, error) from error
     if head_seed is None and report["missing_keys"]:
         raise ModelError(
