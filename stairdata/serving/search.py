@@ -56,7 +56,7 @@ class ResponseSearcher:
         prompt = _prompt(question.conversation)
         owner = identity.prompt_id(prompt if isinstance(prompt, str) else json.dumps(prompt))
         found = await Answerer(actor, section, self._scorer).answer(prompt, question.seed, owner=owner)
-        chosen, usage = found.chosen, found.usage
+        chosen, usage = found.chosen, found.usage.actor
         return ChosenAnswer(chosen.text, chosen.is_complete, usage.prompt_tokens, usage.completion_tokens)
 
     async def watch(self) -> None:

@@ -7,7 +7,7 @@ import http.client
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import openai
@@ -105,18 +105,17 @@ class RunningServer:
 
 
 @contextmanager
-def in_thread(make: Callable[[], Service]) -> Iterator[RunningServer]:
-    """Run a server until the context ends."""
+def in_thread(make: Callable[[], AbstractAsyncContextManager[Service]]) -> Iterator[RunningServer]:
+    """Run a server until the context ends; its service is opened in the thread's event loop."""
     listener, ready, found = take_port(0), threading.Event(), []
     port = listener.getsockname()[1]
     ends: list[Callable[[], object]] = []
 
     async def main() -> None:
-        service = make()
         ended = asyncio.Event()
         loop = asyncio.get_running_loop()
         ends.append(lambda: loop.call_soon_threadsafe(ended.set))
-        async with running(application(service, KEY), listener, service.limits.in_flight):
+        async with make() as service, running(application(service, KEY), listener, service.limits.in_flight):
             found.append(service)
             ready.set()
             await ended.wait()
@@ -142,8 +141,8 @@ def serve(searcher: ScriptedSearcher) -> Iterator[Callable[..., RunningServer]]:
     with ExitStack() as stack:
 
         def start(hides_reasoning: bool = False, **limits: Any) -> RunningServer:
-            def make() -> Service:
-                return Service(searcher, "actor", ServingLimits(**limits), hides_reasoning)
+            def make() -> AbstractAsyncContextManager[Service]:
+                return nullcontext(Service(searcher, "actor", ServingLimits(**limits), hides_reasoning))
 
             return stack.enter_context(in_thread(make))
 
