@@ -1,4 +1,4 @@
-"""One question to the last actor of a run, asked as a client asks `stairdata serve`: over HTTP, answered by a search."""
+"""One question to the last actor of a run, asked over HTTP, as a client asks `stairdata serve`."""
 
 from __future__ import annotations
 
