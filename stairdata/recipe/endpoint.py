@@ -78,7 +78,7 @@ class ModelServer(Section):
 
 
 class Endpoint(ModelServer):
-    """A model that writes: by folder or Hub id, served by vLLM for the duration of a build, or by a server's URL."""
+    """A model that writes: a folder or Hub id, served by vLLM for the duration of a build, or the URL of a server."""
 
     dtype: Annotated[ServedType, Mark.COUNTS_WHERE_SERVED] = "auto"
     """Number format of the served model's weights and arithmetic. auto: the folder's own, where float32 is served as

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -58,7 +58,7 @@ class AnswerForm:
     def whole(self, found: ChosenAnswer) -> dict[str, Any]:
         """Return a `chat.completion`."""
         parts = parts_of(found.text)
-        message = {"role": "assistant", "content": parts.content, **self._reasoning(parts.reasoning)}
+        message = {"role": "assistant", "content": parts.content, **self._reasoning(parts.reasoning or None)}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish(found)}
         return {**self._head("chat.completion"), "choices": [choice], "usage": _usage(found)}
 
@@ -67,9 +67,8 @@ class AnswerForm:
         parts = parts_of(found.text)
         yield self._event({"role": "assistant", "content": ""})
         for number, step in enumerate(parts.steps):
-            delta = self._reasoning(step if number == 0 else f"\n\n{step}")
-            if delta:
-                yield self._event(delta)
+            if not self.hides_reasoning:
+                yield self._event(self._reasoning(step if number == 0 else f"\n\n{step}"))
         for piece in _lines(parts.content):
             yield self._event({"content": piece})
         yield self._event({}, _finish(found))
@@ -77,10 +76,10 @@ class AnswerForm:
             yield event({**self._head("chat.completion.chunk"), "choices": [], "usage": _usage(found)})
         yield DONE
 
-    def _reasoning(self, text: str) -> dict[str, str]:
-        return {} if self.hides_reasoning or not text else {"reasoning": text, "reasoning_content": text}
+    def _reasoning(self, text: str | None) -> dict[str, str | None]:
+        return {} if self.hides_reasoning else {"reasoning": text, "reasoning_content": text}
 
-    def _event(self, delta: dict[str, str], finish: str | None = None) -> bytes:
+    def _event(self, delta: Mapping[str, str | None], finish: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
         usage = {"usage": None} if self.with_usage else {}
         return event({**self._head("chat.completion.chunk"), "choices": [choice], **usage})

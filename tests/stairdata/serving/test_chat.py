@@ -123,7 +123,7 @@ def test_an_answer_outside_the_grammar_comes_whole(
     searcher.found = searcher.found._replace(text=text, is_complete=is_complete)
     answer = serve().client().chat.completions.create(model="actor", messages=ASKED)
     assert answer.choices[0].message.content == text
-    assert answer.choices[0].message.model_extra == {}
+    assert answer.choices[0].message.model_extra == {"reasoning": None, "reasoning_content": None}
     assert answer.choices[0].finish_reason == ("stop" if is_complete else "length")
 
 
