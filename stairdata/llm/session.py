@@ -137,8 +137,8 @@ async def open_client(
 
 
 def _is_same(server: ManagedServer, options: ServerOptions) -> bool:
-    """Tell whether a server that runs is what the options would start; only its log lies elsewhere."""
-    return server.is_alive() and replace(server.options, log=options.log) == options
+    """Tell whether a server that runs is what the options would start; its log and its memory don't matter."""
+    return server.is_alive() and replace(server.options, log=options.log, gpu_memory=options.gpu_memory) == options
 
 
 @contextmanager

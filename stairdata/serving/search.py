@@ -108,9 +108,10 @@ async def open_service(
         identify_prm(section.prm)  # what is wrong shows before a server is started
     if recipe.actor.base_url is not None:
         identify(recipe.actor, "actor")
+    endpoint = recipe.actor.model_copy(update={"gpu_memory": recipe.gpu_shares()[0]})
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(open_client(recipe.actor, log, waiting, budget))
-        actor = make_actor(client, recipe.actor, section)
+        client = await stack.enter_async_context(open_client(endpoint, log, waiting, budget))
+        actor = make_actor(client, endpoint, section)
         scorer = None
         if section.prm is not None:
             opened = open_scorer(recipe, load_prm, log.parent, waiting, budget)
