@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
@@ -128,7 +129,7 @@ def serve(
     )
 
 
-def _settings(recipe: Path | None, given: list[str], options: dict[str, object], model: str) -> FullRecipe:
+def _settings(recipe: Path | None, given: list[str], options: Mapping[str, object], model: str) -> FullRecipe:
     """Return the recipe with what the options say, and the model as its actor.
 
     Where the recipe's actor is a server, the model is what that serves: the folder with its tokenizer.

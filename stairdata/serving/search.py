@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -18,7 +17,6 @@ from stairdata.search.scoring import Scorer
 from stairdata.serving.app import Service
 from stairdata.serving.limits import ServingLimits
 from stairdata.serving.protocol import ChosenAnswer, Question
-from stairdata_schemas import identity
 from stairdata_schemas.aliases import WaitProgress
 from stairdata_schemas.rendering import Conversation
 
@@ -54,8 +52,7 @@ class ResponseSearcher:
         section = self._asked_for(question)
         actor = self._actor.with_sampling(section)
         prompt = _prompt(question.conversation)
-        owner = identity.prompt_id(prompt if isinstance(prompt, str) else json.dumps(prompt))
-        found = await Answerer(actor, section, self._scorer).answer(prompt, question.seed, owner=owner)
+        found = await Answerer(actor, section, self._scorer).answer(prompt, question.seed)
         chosen, usage = found.chosen, found.usage.actor
         return ChosenAnswer(chosen.text, chosen.is_complete, usage.prompt_tokens, usage.completion_tokens)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,7 +10,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ LIMIT = 600.0
 ASKED: Any = [{"role": "user", "content": "How do I keep water clean?"}]
 
 
-@contextmanager
+@contextlib.contextmanager
 def serving(
     program: list[str], folder: Path, *arguments: str | Path, key: str = ""
 ) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
@@ -84,9 +84,10 @@ def test_a_model_server_that_dies_ends_the_command(tokenizer_folder: Path, tmp_p
     model = tiny_model(tmp_path / "model", tokenizer_folder)
     with serving(ON_STUB, tmp_path, model, "--method", "sample") as (process, _):
         for path in Path("/proc").glob("[0-9]*/cmdline"):
-            command = path.read_bytes()
-            if b"stub_vllm" in command and str(model).encode() in command and b"-m" in command.split(b"\0"):
-                os.kill(int(path.parent.name), signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                command = path.read_bytes().split(b"\0")
+                if command[1:3] == [b"-m", b"tests.servers.stub_vllm"] and str(model).encode() in command:
+                    os.kill(int(path.parent.name), signal.SIGKILL)
         assert process.wait(timeout=LIMIT) == 1
     said = (tmp_path / "stderr").read_text()
     assert "no longer running" in said
