@@ -19,7 +19,7 @@ from stairdata.serving.protocol import ChosenAnswer, Question
 from stairdata.serving.server import running, take_port
 
 KEY = "key-of-the-tests-0123456789"
-PATIENCE = 60.0
+PATIENCE = 300.0
 ANSWER = (
     "<|Reasoning_step|>\nTitle: Problem Analysis:\nwho asks?\n<|/Reasoning_step|>\n\n"
     "<|Reasoning_step|>\nTitle: Plan:\nnaïve 👩🏽‍🚀\n\nsecond\n<|/Reasoning_step|>\n\n"
