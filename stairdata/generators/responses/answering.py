@@ -75,7 +75,7 @@ class Answerer:
         self._scorer = scorer
 
     async def answer(
-        self, prompt: str, seed: int, *, owner: str | None = None, replies: Replies | None = None
+        self, prompt: str | Conversation, seed: int, *, owner: str | None = None, replies: Replies | None = None
     ) -> Answer:
         """Answer a prompt.
 
