@@ -168,8 +168,9 @@ def _smollm2(folder: Path) -> tuple[Path, Path]:
     ],
 )
 def test_what_can_not_be_served_is_one_message(
-    arguments: list[str], status: int, words: str, run: Callable[..., Any]
+    arguments: list[str], status: int, words: str, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("SHORT", "abc")
     ended = run("serve", *arguments)
     assert words in ended.err
     assert (ended.status, ended.out) == (status, "")
