@@ -35,6 +35,8 @@ class BatchJoiner(Generic[EntryT, ResultT]):
         self._at_once = at_once
         self._waiting: deque[tuple[EntryT, asyncio.Future[ResultT]]] = deque()
         self._workers: set[asyncio.Task[None]] = set()
+        self._starting = 0
+        """Workers that have not taken a batch yet."""
 
     async def results(self, entries: Iterable[EntryT]) -> list[ResultT]:
         """Return the results of some entries, in their order.
@@ -47,10 +49,7 @@ class BatchJoiner(Generic[EntryT, ResultT]):
         for entry in entries:
             mine.append(loop.create_future())
             self._waiting.append((entry, mine[-1]))
-        while len(self._workers) < min(self._at_once, -(-len(self._waiting) // self._size)):
-            worker = asyncio.create_task(self._go_on())
-            self._workers.add(worker)
-            worker.add_done_callback(self._workers.discard)
+        self._start_workers()
         ends = await asyncio.gather(*mine, return_exceptions=True)
         failed = next((end for end in ends if isinstance(end, BaseException)), None)
         if failed is not None:
@@ -65,8 +64,17 @@ class BatchJoiner(Generic[EntryT, ResultT]):
         for _, future in self._waiting:
             future.cancel()
 
+    def _start_workers(self) -> None:
+        batches = -(-len(self._waiting) // self._size)
+        while self._starting < batches and len(self._workers) < self._at_once:
+            worker = asyncio.create_task(self._go_on())
+            self._workers.add(worker)
+            worker.add_done_callback(self._workers.discard)
+            self._starting += 1
+
     async def _go_on(self) -> None:
         await asyncio.sleep(0)  # callers that are about to ask are in the first batch
+        self._starting -= 1
         while batch := self._next_batch():
             entries, futures = [entry for entry, _ in batch], [future for _, future in batch]
             try:

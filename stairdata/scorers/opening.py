@@ -25,8 +25,12 @@ NAME = "prm"
 """What requests call a model that is served here."""
 
 
-def identify_prm(prm: str | PrmEndpoint) -> ModelIdentity:
+def identify_prm(prm: str | PrmEndpoint, dtype: str) -> ModelIdentity:
     """Say which process reward model a recipe names, and check what can be checked before anything is started.
+
+    Args:
+        prm: the recipe's words.
+        dtype: number format in which a model in this process computes.
 
     Raises:
         ModelError: a folder without a model, one that is no reward model or has several labels, or a tokenizer without
@@ -35,7 +39,7 @@ def identify_prm(prm: str | PrmEndpoint) -> ModelIdentity:
     if isinstance(prm, str):
         check_reward_model(Path(prm))
         _load_tokenizer(prm)
-        return ModelIdentity(role="prm", name=Path(prm).name, revision=model_hash(Path(prm)))
+        return ModelIdentity(role="prm", name=Path(prm).name, revision=model_hash(Path(prm)), dtype=dtype)
     if prm.path is not None and Path(prm.path).is_dir():
         check_reward_model(Path(prm.path))
     _load_tokenizer(prm.tokenizer or prm.path or "")
@@ -44,7 +48,7 @@ def identify_prm(prm: str | PrmEndpoint) -> ModelIdentity:
 
 @asynccontextmanager
 async def open_scorer(
-    recipe: Recipe, load: LoadModel, folder: Path, waiting: WaitProgress, budget: Budget
+    recipe: Recipe, load: LoadModel, folder: Path, budget: Budget, waiting: WaitProgress
 ) -> AsyncIterator[Scorer]:
     """Open the scorer that `responses.prm` describes, until the end of the block.
 
@@ -52,8 +56,8 @@ async def open_scorer(
         recipe: with `responses.prm`.
         load: a model for this process, by its folder.
         folder: for the log of a server that is started.
-        waiting: told while a model is loaded or its server starts.
         budget: admits each request; once it is stopped, nothing more is scored.
+        waiting: told while a model is loaded or its server starts.
 
     Raises:
         ModelError: no model, or one that can't score.

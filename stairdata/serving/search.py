@@ -102,7 +102,7 @@ async def open_service(
     """
     section, budget = recipe.responses, Budget()
     if section.prm is not None:
-        identify_prm(section.prm)  # what is wrong shows before a server is started
+        identify_prm(section.prm, "")  # what is wrong shows before a server is started
     if recipe.actor.base_url is not None:
         identify(recipe.actor, "actor")
     endpoint = recipe.actor.model_copy(update={"gpu_memory": recipe.gpu_shares()[0]})
@@ -111,7 +111,7 @@ async def open_service(
         actor = make_actor(client, endpoint, section)
         scorer = None
         if section.prm is not None:
-            opened = open_scorer(recipe, load_prm, log.parent, waiting, budget)
+            opened = open_scorer(recipe, load_prm, log.parent, budget, waiting)
             scorer = await stack.enter_async_context(opened)
         searcher = ResponseSearcher(actor, section, scorer, [client.check_server])
         yield Service(searcher, name, limits, hides_reasoning)

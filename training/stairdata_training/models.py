@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,15 @@ def uses_bf16(precision: Precision) -> bool:
     if precision == "bf16" and torch.cuda.is_available() and not native:
         raise TrainingError("this GPU has no bf16 arithmetic; set precision to auto or fp32")
     return precision == "bf16" or native
+
+
+def scoring_dtype() -> SaveDtype:
+    """Return the number format in which a reward model computes here: 32 bits on a CPU, bfloat16 on a GPU."""
+    if find_spec("torch") is None:
+        return "float32"
+    import torch
+
+    return "bfloat16" if torch.cuda.is_available() else "float32"
 
 
 def load_causal_model(model: str | Path) -> Any:

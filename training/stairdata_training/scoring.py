@@ -10,7 +10,7 @@ from stairdata_schemas.errors import ModelError
 from stairdata_schemas.rendering import check_model_folder, load_tokenizer, step_ids
 from stairdata_training.inference.batches import batches_by_length
 from stairdata_training.inference.forward import pad, rewards_at
-from stairdata_training.models import load_reward_model
+from stairdata_training.models import load_reward_model, scoring_dtype
 from stairdata_training.running import quiet
 from stairdata_training.tokens import prm_ids, require_tags
 
@@ -48,14 +48,12 @@ class PrmScorer:
     Attributes:
         tokenizer: the model's, by which texts become ids.
         context: the most tokens that it reads; None where it does not say.
-        dtype: the number format of its arithmetic.
     """
 
     def __init__(self, network: Any, tokenizer: Any) -> None:
         self._network = network
         self.tokenizer = tokenizer
         self.context: int | None = getattr(network.config.get_text_config(), "max_position_embeddings", None)
-        self.dtype = str(network.dtype).removeprefix("torch.")
 
     @classmethod
     def load(cls, path: str | Path) -> PrmScorer:
@@ -79,7 +77,7 @@ class PrmScorer:
                 "model was trained with into its folder"
             )
         if torch.cuda.is_available():
-            network = network.to("cuda", torch.bfloat16)
+            network = network.to("cuda", getattr(torch, scoring_dtype()))
         return cls(network.eval(), tokenizer)
 
     def score(self, items: Sequence[tuple[str, str, bool]], batch_size: int = 8) -> list[float]:
