@@ -105,7 +105,7 @@ def test_the_official_client_against_the_real_thing(tmp_path: Path) -> None:
         pytest.skip(missing)
     model, prm = _smollm2(tmp_path)
     program = [str(Path(sys.executable).parent / "stairdata")]
-    options = ["--prm", prm, "--method", "best_of_n", "-n", "3", "--max-model-len", "512"]
+    options: list[str | Path] = ["--prm", prm, "--method", "best_of_n", "-n", "3", "--max-model-len", "512"]
     with serving(program, tmp_path, model, *options, "--set", "responses.max_tokens=48") as (process, facts):
         client = openai.OpenAI(base_url=facts["base_url"], api_key=facts["api_key"], timeout=LIMIT)
         answer = client.chat.completions.create(model="actor", messages=ASKED, seed=3)

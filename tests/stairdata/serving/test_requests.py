@@ -205,7 +205,7 @@ def _head(length: int) -> bytes:
 def malformed(number: int) -> bytes:
     """Damage a sound request: one of many ways, drawn by number."""
     rng = random.Random(number)
-    value = rng.choice(
+    value: Any = rng.choice(
         [None, True, -1, 0, 2**63, 10**300, 1e308, "", "x", "\ud800", [], {}, [[]], {"a": {}}, [None], "<|im_end|>\0"]
     )
     messages: Any = [{"role": rng.choice(["user", "system", value]), "content": rng.choice(["Hi", value])}]
@@ -253,6 +253,6 @@ def test_after_200_malformed_requests_the_server_answers(serve: Serve, searcher:
     assert set(statuses) <= {200, 400, 401, 404, 405, 413, 415, 421, None}, "none is an error of the server's"
     assert statuses.count(400) > 80
     assert len(server.client().models.list().data) == 1
-    answer = server.client().chat.completions.create(model="actor", messages=SOUND["messages"])
-    assert answer.choices[0].finish_reason == "stop"
+    sound = server.client().chat.completions.create(model="actor", messages=SOUND["messages"])
+    assert sound.choices[0].finish_reason == "stop"
     assert server.service.admission.in_work == 0
