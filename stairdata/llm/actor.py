@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
@@ -20,7 +21,7 @@ from stairdata_schemas.grammar import (
     TAGS,
     closes_output,
 )
-from stairdata_schemas.rendering import RenderedPrompt
+from stairdata_schemas.rendering import Conversation, RenderedPrompt, turns_of
 from stairdata_schemas.templating.control_tokens import find_control_tokens, neutralise
 
 
@@ -90,13 +91,15 @@ class Actor:
         self.tokenizer = tokenizer
         self.count_tokens = rendering.TokenCounter(tokenizer)
         self.end_of_turn = rendering.end_of_turn(tokenizer).text
-        self._sampling = {
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-        }
+        self._sampling = _options(sampling)
 
-    def render(self, prompt: str) -> RenderedPrompt:
+    def with_sampling(self, sampling: Sampling) -> Actor:
+        """Return the same actor with other settings of its samples."""
+        other = copy(self)
+        other._sampling = _options(sampling)
+        return other
+
+    def render(self, prompt: str | Conversation) -> RenderedPrompt:
         """Render a prompt up to where the answer begins.
 
         Raises:
@@ -109,13 +112,14 @@ class Actor:
             raise RequestFailedError([Outcome.INVALID_REQUEST], detail)
         return rendered
 
-    def _render(self, prompt: str) -> RenderedPrompt:
-        found = find_control_tokens(self.tokenizer, prompt) if self._control_tokens != "plain" else []
+    def _render(self, prompt: str | Conversation) -> RenderedPrompt:
+        turns = turns_of(prompt) if self._control_tokens != "plain" else ()
+        found = [token for turn in turns for token in find_control_tokens(self.tokenizer, turn.content)]
         forging = [token for token in found if token not in TAGS]
         if forging and self._control_tokens == "refuse":
             raise ControlTokensError(forging)
         if found and self._control_tokens == "neutralise":
-            prompt = neutralise(prompt, found, keep=())
+            prompt = tuple(turn._replace(content=neutralise(turn.content, found, keep=())) for turn in turns)
         return rendering.render_prompt(self.tokenizer, prompt)
 
     async def steps(
@@ -230,6 +234,10 @@ def step_prior(logprobs: tuple[TokenLogprob, ...], mean: Literal["arithmetic", "
     if mean == "geometric":
         return math.exp(sum(values) / len(values))
     return sum(map(math.exp, values)) / len(values)
+
+
+def _options(sampling: Sampling) -> dict[str, float]:
+    return {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k")}
 
 
 def _restore_stop(text: str, stop: list[str]) -> str:

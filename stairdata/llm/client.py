@@ -306,6 +306,14 @@ class Client:
                 f"check base_url, that the server runs, and its key in the environment variable {self._key_name}"
             ) from error
 
+    def check_server(self) -> None:
+        """Raise if the server is known to be dead, as one that was started here is once it has ended.
+
+        Raises:
+            ServerError: it is.
+        """
+        self._check()
+
     async def close(self) -> None:
         await self.openai.close()
 

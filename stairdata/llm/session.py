@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stairdata.llm.actor import Actor
 from stairdata.llm.budget import Budget
@@ -21,6 +23,11 @@ from stairdata_schemas.errors import ModelError, RecipeError, ServerError, quote
 from stairdata_schemas.manifest import ModelIdentity
 from stairdata_schemas.templating.control_tokens import control_tokens
 
+if TYPE_CHECKING:
+    from stairdata.llm.vllm_server import ManagedServer, ServerOptions
+
+_KEPT: ContextVar[list[ManagedServer] | None] = ContextVar("kept", default=None)
+"""Servers that `keeping_servers` will end; None where each is ended by who opened it."""
 NAMES = 20  # models of a server that a message shows
 _log = logging.getLogger("stairdata")
 
@@ -108,9 +115,13 @@ async def open_client(
         log=log,
         **({"gpu_memory": endpoint.gpu_memory} | options),
     )
-    server = ManagedServer(served)
+    kept = _KEPT.get()
+    server = next((each for each in kept or () if _is_same(each, served)), None) or ManagedServer(served)
     try:
-        await asyncio.to_thread(server.start, on_progress)
+        if server not in (kept or ()):
+            await asyncio.to_thread(server.start, on_progress)
+            if kept is not None:
+                kept.append(server)
         tokens = partial(_control_tokens, endpoint.tokenizer or endpoint.path)
         client = Client(
             endpoint, server.base_url, server.served_name, server.api_key, server.check, budget, control_tokens=tokens
@@ -120,7 +131,26 @@ async def open_client(
         finally:
             await client.close()
     finally:
-        server.stop()
+        if server not in (kept or ()):
+            server.stop()
+
+
+def _is_same(server: ManagedServer, options: ServerOptions) -> bool:
+    """Tell whether a server that runs is what the options would start; its log and its memory don't matter."""
+    return server.is_alive() and replace(server.options, log=options.log, gpu_memory=options.gpu_memory) == options
+
+
+@contextmanager
+def keeping_servers() -> Iterator[None]:
+    """Let each server that is started inside run until the block's end: who opens the same one again does not wait."""
+    kept: list[ManagedServer] = []
+    token = _KEPT.set(kept)
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
+        for server in kept:
+            server.stop()
 
 
 def make_actor(client: Client, endpoint: Endpoint, sampling: Sampling) -> Actor:

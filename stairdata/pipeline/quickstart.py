@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
+from stairdata.pipeline.question import ask_or_find
 from stairdata.pipeline.run import BASE, Pipeline
 from stairdata.pipeline.steps import RunOptions
 from stairdata.stages import parse_full_recipe
@@ -107,10 +108,15 @@ def quickstart_pipeline(folder: Path, sizes: Sizes, teacher: Mapping[str, str] |
 
 
 def run_quickstart(pipeline: Pipeline, sizes: Sizes) -> dict[str, Any]:
-    """Fetch the model unless it is there, run all stages, and return what summary.json says."""
+    """Fetch the model unless it is there, run all stages, ask a question, and return what summary.json says."""
     options = pipeline.options
     pipeline.steps.records.append(_fetch_base(options.folder / "models" / BASE, options.progress))
     pipeline.extra = {"sizes": sizes._asdict()}
+
+    def ask(recipe: FullRecipe) -> None:
+        pipeline.extra["question"] = ask_or_find(recipe, options)
+
+    pipeline.at_end = ask
     return pipeline.run()
 
 

@@ -7,7 +7,7 @@ setting that is changed redoes its stage and those that follow from it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stairdata.generators.pairs.build import NoPairsError
 from stairdata.generators.prompts.part import build_prompt_part
+from stairdata.llm.session import keeping_servers
 from stairdata.pipeline import measures, results
 from stairdata.pipeline.steps import RunOptions, RunSteps
 from stairdata.runs.prompt_parts import PromptPart, PromptSplit, check_no_repeats, split_prompts
@@ -134,6 +135,8 @@ class Pipeline:
     """Why the run ended before its last round."""
     extra: dict[str, Any] = field(default_factory=dict)
     """What summary.json says besides."""
+    at_end: Callable[[FullRecipe], None] | None = None
+    """Called with the recipe by which the last actor answers, while its server may still run."""
 
     def __post_init__(self) -> None:
         check_recipe(self.recipe)
@@ -177,7 +180,10 @@ class Pipeline:
         pairs = self.steps.build("prm_pairs", self.recipe, self.steps.build_options([trees.trained_on]))
         prm = self.steps.train("prm", pairs, actor, PRM, evaluation=evaluation)
         self.prm_measures = measures.prm_measures(Path(prm), evaluation)
-        self._answer_best(actor, prm)
+        with keeping_servers():
+            self._answer_best(actor, prm)
+            if self.at_end is not None:
+                self.at_end(self._searching(actor, prm))
         return prm
 
     def structured_cot(self) -> Artifact:
@@ -295,10 +301,14 @@ class Pipeline:
         n = self.recipe.rounds.best_of
         if n == 1 or self.held_out is None:
             return
-        section = self.recipe.responses.model_copy(update={"method": "best_of_n", "n": n, "prm": prm})
-        recipe = self.steps.with_actor(actor, responses=section)
         name = f"responses ({self.rows[-1]['model']}, best of {n})"
-        self.best = self.steps.build("responses", recipe, self.steps.build_options([self.held_out]), name=name)
+        options = self.steps.build_options([self.held_out])
+        self.best = self.steps.build("responses", self._searching(actor, prm), options, name=name)
+
+    def _searching(self, actor: str, prm: str) -> FullRecipe:
+        """Return the recipe by which the last actor answers, the best of several times."""
+        best = {"method": "best_of_n", "n": self.recipe.rounds.best_of, "prm": prm}
+        return self.steps.with_actor(actor, responses=self.recipe.responses.model_copy(update=best))
 
     def teacher_prompts(self) -> list[Artifact]:
         """Return the prompts that the teacher is asked: of their own sources, else those that aren't held out."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from stairdata_schemas.rendering import Conversation
+
 
 class ScoreItem(NamedTuple):
     """An answer, or the beginning of one, whose steps are to be scored."""
 
-    prompt: str
+    prompt: str | Conversation
+    """One user turn, as in training, or several turns."""
     text: str
     """The assistant's text from its start."""
     is_complete: bool

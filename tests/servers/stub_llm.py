@@ -193,6 +193,7 @@ async def stats(request: Request) -> Response:
             "usage": STATE.usage,
             "ratings": STATE.ratings,
             "distinct": len(STATE.bodies),
+            "in_flight": len(STATE.in_flight),
             "most_in_flight": STATE.most_in_flight,
             "most_repeated": max(STATE.bodies.values(), default=0),
             "batches": list(STATE.account.batches.values()),

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from stairdata_schemas.errors import ModelError, TrainingError, quote
-from stairdata_schemas.rendering import RenderedPrompt, encode_prompt, end_of_turn, missing_tags, render_prompt
+from stairdata_schemas.rendering import (
+    Conversation,
+    RenderedPrompt,
+    encode_prompt,
+    end_of_turn,
+    missing_tags,
+    render_prompt,
+)
 from stairdata_schemas.templating.control_tokens import find_outside_grammar
 
 PAD_TOKEN = "<|pad|>"  # noqa: S105
@@ -252,7 +259,7 @@ def prm_row(tokenizer: Any, row: RowMapping) -> PrmIds:
     }
 
 
-def prm_ids(tokenizer: Any, prompt: str, text: str, *, is_complete: bool) -> list[int]:
+def prm_ids(tokenizer: Any, prompt: str | Conversation, text: str, *, is_complete: bool) -> list[int]:
     """Return the ids by which a reward model reads (a part of) an answer, the same as in its training."""
     ids = encode_prompt(tokenizer, prompt, text)
     return [*ids, end_of_turn(tokenizer).token_id] if is_complete else ids

@@ -63,8 +63,7 @@ def render_chat(
         size = max(len(message["content"]) for message in messages)
         raise ModelError(
             f"the chat template of {quote(getattr(tokenizer, 'name_or_path', '') or 'the tokenizer')} can't be used "
-            f"for a message of {size} characters: {quote(_reason(error), MESSAGE_SHOWN)}; use a model whose template "
-            "renders one user turn without a system message"
+            f"for a message of {size} characters: {quote(_reason(error), MESSAGE_SHOWN)}; {_remedy(messages)}"
         ) from error
 
 
@@ -109,6 +108,13 @@ def _format_now(format: str) -> str:
     if len(format) > _DATE_FORMAT:
         raise TemplateLimitError(f"it formats the date in more than {_DATE_FORMAT} characters")
     return datetime.now().strftime(format)
+
+
+def _remedy(messages: Sequence[Mapping[str, str]]) -> str:
+    roles = [message["role"] for message in messages]
+    if roles in (["user"], ["user", "assistant"]):  # what every stage renders
+        return "use a model whose template renders one user turn without a system message"
+    return "some templates take no system message, or only turns of user and assistant that alternate"
 
 
 def _reason(error: Exception) -> str:

@@ -26,7 +26,7 @@ from stairdata.search.scoring import ScoreItem, Scorer
 from stairdata_schemas import identity
 from stairdata_schemas.aliases import Json
 from stairdata_schemas.fingerprints import counted_settings
-from stairdata_schemas.rendering import RenderedPrompt
+from stairdata_schemas.rendering import Conversation, RenderedPrompt
 
 NOT_FINITE = "prm_not_finite"
 """Rule under which a prompt is refused whose PRM gives a score that is NaN or infinite."""
@@ -75,12 +75,12 @@ class Answerer:
         self._scorer = scorer
 
     async def answer(
-        self, prompt: str, seed: int, *, owner: str | None = None, replies: Replies | None = None
+        self, prompt: str | Conversation, seed: int, *, owner: str | None = None, replies: Replies | None = None
     ) -> Answer:
         """Answer a prompt.
 
         Args:
-            prompt: one user turn; what it spells is plain text.
+            prompt: one user turn, or a conversation; what it spells is plain text.
             seed: of all requests of this answer, each of which has its own out of it.
             owner: what else tells these requests from those of others; default: the prompt's id.
             replies: replies that are known, and where new ones are kept.
@@ -92,7 +92,7 @@ class Answerer:
             StoppedError: the budget is spent.
         """
         started = time.monotonic()
-        asker = _Asker(self._actor, self._section, self._scorer, prompt, (seed, owner or identity.prompt_id(prompt)))
+        asker = _Asker(self._actor, self._section, self._scorer, prompt, (seed, owner or conversation_id(prompt)))
         try:
             found = await _drive(self._search(), asker, replies)
         except RequestFailedError as error:
@@ -112,6 +112,11 @@ class Answerer:
             return beam.search(beam_config(section))
         is_best = section.method == "best_of_n"
         return answers.sample(section.n, is_scored=self._scorer is not None, keeps_best=is_best)
+
+
+def conversation_id(prompt: str | Conversation) -> str:
+    """Identify what is answered: a prompt by its id, a conversation by what was said and by whom."""
+    return identity.prompt_id(prompt if isinstance(prompt, str) else json.dumps(prompt))
 
 
 def beam_config(section: ResponsesSection) -> beam.BeamConfig:
@@ -149,7 +154,12 @@ class _Asker:
     """Gets what the search of one answer asks for."""
 
     def __init__(
-        self, actor: Actor, section: ResponsesSection, scorer: Scorer | None, prompt: str, seeds: tuple[int, str]
+        self,
+        actor: Actor,
+        section: ResponsesSection,
+        scorer: Scorer | None,
+        prompt: str | Conversation,
+        seeds: tuple[int, str],
     ) -> None:
         self._actor = actor
         self._section = section

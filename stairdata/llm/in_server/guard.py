@@ -1,4 +1,4 @@
-"""What stands before a vLLM server of ours: it wants the key for every path, and a Host of this machine.
+"""What stands before a model server of ours: it wants the key for every path, and a Host of this machine.
 
 vLLM asks for its key below /v1 and a few other paths alone; /invocations, /tokenize, /metrics or /docs answer to every
 user of the machine, and to every web page whose name is made to point to 127.0.0.1. `vllm_command` hands `ServerGuard`
@@ -37,13 +37,14 @@ class ServerGuard:
 
     Args:
         app: what it stands before.
+        key: that it asks for; default: the one in the environment, as in a vLLM server's process.
 
     Raises:
-        RuntimeError: the environment holds no key; the server does not start then.
+        RuntimeError: there is no key; the server does not start then.
     """
 
-    def __init__(self, app: AsgiApp) -> None:
-        key = os.environ.get(KEY_VARIABLE, "")
+    def __init__(self, app: AsgiApp, key: str | None = None) -> None:
+        key = os.environ.get(KEY_VARIABLE, "") if key is None else key
         if not key:
             raise RuntimeError(f"no key in {KEY_VARIABLE}: this server does not run without one")
         self._app = app

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from stairdata_schemas.errors import ModelError
 from stairdata_schemas.grammar import TAGS
-from stairdata_schemas.rendering import encode, encode_plain, encode_prompt, render_prompt
+from stairdata_schemas.rendering import (
+    DATE_STRING,
+    Turn,
+    encode,
+    encode_plain,
+    encode_prompt,
+    end_of_turn,
+    render_prompt,
+)
 from stairdata_schemas.templating.control_tokens import (
     control_tokens,
     find_control_tokens,
@@ -18,6 +26,7 @@ from stairdata_schemas.templating.control_tokens import (
     find_quoted,
     neutralise,
 )
+from stairdata_training.tokens import prm_ids
 from tests.schemas.tokenizers import CHATML, FAMILIES, byte_level, chatml, fast
 
 ORDINARY = "Warum?\n\n  naïve 👩🏽‍🚀 <b> a|b </i> 東京 <| im |> x"
@@ -155,3 +164,70 @@ def test_neutral_text_stays_as_it_is(pieces: list[str]) -> None:
 def test_ordinary_text_is_left(text: str) -> None:
     assert neutralise(text) == text
     assert find_quoted(text) == []
+
+
+# --- conversations
+
+SEVERAL = (Turn("user", "Hi"), Turn("assistant", "Hello."), Turn("user", "Why?"))
+WITH_SYSTEM = {"chatml", "chatml_not_special", "llama3", "qwen3"}
+"""Families whose template knows a system message as such; Gemma's refuses it."""
+
+
+def test_one_user_turn_is_rendered_the_same_either_way(tokenizer: Any) -> None:
+    for prompt in (ORDINARY, f"a{control_tokens(tokenizer)[0]}b"):
+        one, other = render_prompt(tokenizer, prompt), render_prompt(tokenizer, (Turn("user", prompt),))
+        assert (one.text, one.ids) == (other.text, other.ids)
+
+
+def test_turns_are_rendered_as_the_template_writes_them(tokenizer: Any) -> None:
+    rendered = render_prompt(tokenizer, SEVERAL)
+    messages = [turn._asdict() for turn in SEVERAL]
+    expected = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, date_string=DATE_STRING
+    )
+    assert rendered.request == rendered.text == expected
+    assert rendered.plus(TAGS[0]).ids == encode(tokenizer, expected + TAGS[0])
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_no_control_token_of_any_turn_is_read(tokenizer: Any, place: int) -> None:
+    said = f"{TAGS[0]}x{TAGS[1]}"
+    expected = controls_in(tokenizer, encode_prompt(tokenizer, SEVERAL, said))
+    for token in control_tokens(tokenizer):
+        for content in (token, f"a {token}\nassistant\n{token}b"):
+            turns = [*SEVERAL]
+            turns[place] = turns[place]._replace(content=content)
+            assert controls_in(tokenizer, encode_prompt(tokenizer, tuple(turns), said)) == expected, turns
+            assert isinstance(render_prompt(tokenizer, tuple(turns)).request, list)
+
+
+@given(st.sampled_from(sorted(WITH_SYSTEM)), st.data())
+def test_the_words_of_all_turns_are_there(family: str, data: st.DataObject) -> None:
+    tokenizer = FAMILIES[family]
+    pieces = st.sampled_from([*control_tokens(tokenizer), "<|", "|>", "im_end", "\n\n", " ", "é👩🏽‍🚀", "user", "x"])
+    contents = [f"({''.join(data.draw(st.lists(pieces, max_size=4)))})" for _ in range(4)]
+    roles: list[Any] = ["system", "user", "assistant", "user"]
+    turns = tuple(map(Turn, roles, contents))
+    rendered = render_prompt(tokenizer, turns).plus(f"{TAGS[0]}\n")
+    assert tokenizer.decode(rendered.ids, clean_up_tokenization_spaces=False) == rendered.text
+    places = [rendered.text.find(content) for content in contents]
+    assert -1 not in places
+    ordinary = tuple(map(Turn, roles, "abcd"))
+    assert controls_in(tokenizer, rendered.ids) == controls_in(
+        tokenizer, encode_prompt(tokenizer, ordinary, f"{TAGS[0]}\n")
+    )
+
+
+def test_a_template_that_takes_no_system_message_says_so() -> None:
+    with pytest.raises(ModelError, match="some templates take no system message"):
+        render_prompt(FAMILIES["gemma"], (Turn("system", "Be brief."), Turn("assistant", "?"), Turn("user", "Hi")))
+
+
+def test_a_reward_model_reads_a_conversation_as_the_actor_does(tokenizer: Any) -> None:
+    end = end_of_turn(tokenizer).token_id
+    text = f"{TAGS[0]}x{TAGS[1]}"
+    forged = (*SEVERAL[:2], Turn("user", f"{TAGS[2]}</s>"))
+    for turns in (SEVERAL, forged):
+        ids = prm_ids(tokenizer, turns, text, is_complete=True)
+        assert ids == [*render_prompt(tokenizer, turns).plus(text).ids, end]
+    assert prm_ids(tokenizer, "Hi", text, is_complete=False) == encode_prompt(tokenizer, "Hi", text)
