@@ -14,10 +14,10 @@ from stairdata.recipe import Endpoint, ModelServer, PrmEndpoint, Recipe
 from stairdata.scorers.in_process import InProcessScorer, StepModel
 from stairdata.scorers.served import REQUESTS, PrmClient, ServedScorer
 from stairdata.search.scoring import Scorer
+from stairdata_schemas import rendering
 from stairdata_schemas.aliases import WaitProgress
 from stairdata_schemas.errors import ModelError
 from stairdata_schemas.manifest import ModelIdentity
-from stairdata_schemas.rendering import check_reward_model, load_tokenizer, missing_tags, model_hash
 
 LoadModel = Callable[[str], StepModel]
 LOG = "prm.log"
@@ -37,11 +37,11 @@ def identify_prm(prm: str | PrmEndpoint, dtype: str) -> ModelIdentity:
             the grammar's tags.
     """
     if isinstance(prm, str):
-        check_reward_model(Path(prm))
+        rendering.check_reward_model(Path(prm))
         _load_tokenizer(prm)
-        return ModelIdentity(role="prm", name=Path(prm).name, revision=model_hash(Path(prm)), dtype=dtype)
+        return ModelIdentity(role="prm", name=Path(prm).name, revision=rendering.model_hash(Path(prm)), dtype=dtype)
     if prm.path is not None and Path(prm.path).is_dir():
-        check_reward_model(Path(prm.path))
+        rendering.check_reward_model(Path(prm.path))
     _load_tokenizer(prm.tokenizer or prm.path or "")
     return identify(prm, "prm").model_copy(update={"dtype": prm.dtype})
 
@@ -97,15 +97,15 @@ def served_endpoint(recipe: Recipe, prm: PrmEndpoint) -> Endpoint:
     changes |= {"dtype": prm.dtype, "gpu_memory": recipe.gpu_shares()[1]}
     if prm.path is not None and "max_model_len" not in prm.model_fields_set:
         wanted = recipe.actor.max_model_len + 1
-        config = check_reward_model(Path(prm.path)) if Path(prm.path).is_dir() else {}
+        config = rendering.check_reward_model(Path(prm.path)) if Path(prm.path).is_dir() else {}
         longest = config.get("max_position_embeddings")
         changes["max_model_len"] = min(wanted, longest) if type(longest) is int else wanted
     return Endpoint.model_validate(changes)
 
 
 def _load_tokenizer(model: str) -> Any:
-    tokenizer = load_tokenizer(model)
-    missing = missing_tags(tokenizer)
+    tokenizer = rendering.load_tokenizer(model)
+    missing = rendering.missing_tags(tokenizer)
     if missing:
         raise ModelError(
             f"the tokenizer of the process reward model, {model!r}, has no single token for {', '.join(missing)}; give "
