@@ -107,7 +107,7 @@ class Tally:
     outcomes: Counter[str] = field(default_factory=Counter)
 
 
-class Answer(Protocol):
+class ReadAnswer(Protocol):
     """What a server's answer was read as."""
 
     @property
@@ -118,7 +118,7 @@ class Answer(Protocol):
     def outcomes(self) -> tuple[Outcome, ...]: ...
 
 
-AnswerT = TypeVar("AnswerT", bound=Answer)
+AnswerT = TypeVar("AnswerT", bound=ReadAnswer)
 
 
 class RequestTokens(NamedTuple):

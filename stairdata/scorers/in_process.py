@@ -16,7 +16,7 @@ BATCH = 32
 """Answers whose passes are begun together, sorted by length; a build that is stopped waits for them."""
 
 
-class Rewards(Protocol):
+class FoundRewards(Protocol):
     """What `StepModel` returns, by answer."""
 
     @property
@@ -33,7 +33,7 @@ class StepModel(Protocol):
     tokenizer: Any
     context: int | None
 
-    def step_rewards(self, answers: Sequence[Sequence[Sequence[int]]]) -> Rewards:
+    def step_rewards(self, answers: Sequence[Sequence[Sequence[int]]]) -> FoundRewards:
         """Score beginnings of answers by their token ids."""
         ...
 

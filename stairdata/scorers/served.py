@@ -36,7 +36,11 @@ NOT_FINITE = "not JSON compliant"
 """What vLLM says (with status 400) about a request one of whose scores is NaN or infinite."""
 _OF_ONE_SEQUENCE = {Outcome.INVALID_REQUEST, Outcome.MALFORMED, Outcome.SERVER_ERROR}
 """Ends of a request that one of its sequences may have brought upon the others."""
-_PROBE = render([Step("A:", "naïve  👩🏽‍🚀 1234")], "東京 is\n\tthere.")
+_PROBE = render(
+    [Step("Problem Analysis:", "The question isn't harmless:  naïve 👩🏽‍🚀 12345")],
+    "東京 is\n\tthere; I'm sorry, I can't help.",
+)
+"""Tokenizers of two families cut it differently, and so do those of one with other tags."""
 _log = logging.getLogger("stairdata")
 
 

@@ -54,7 +54,8 @@ COLUMNS = {
     "responses": """
         response_id, prompt_id, prompt, task?, method, model, prm?, n: i32,
         candidates: list<struct{text, score?: f64, is_complete: bool, tokens: i32}>, chosen_index: i32, text,
-        score?: f64, completion_tokens: i64
+        score?: f64, completion_tokens: i64, step_scores?: list<list<f64>>, requests?: i64, prompt_tokens?: i64,
+        prm_calls?: i64, prm_tokens?: i64, seconds?: f64
     """,
     "evaluations": """
         prompt_id, benchmark, attack?, task?, model, method, response, refused?: bool, helpfulness?: f64,
@@ -92,7 +93,7 @@ RULES = {
         "margin_is_the_difference",
         "margin_is_not_zero",
     },
-    "responses": {"text_is_the_chosen_candidate"},
+    "responses": {"text_is_the_chosen_candidate", "step_scores_are_of_the_candidates"},
 }
 RULES["prm_pairs"] = RULES["preference_pairs"] | {"margin_is_positive"}
 
@@ -106,6 +107,8 @@ def in_design_notation(columns: dict[str, dy.Column]) -> str:
 
 
 def _type(column: dy.Column) -> str:
+    if isinstance(column, dy.List) and isinstance(column.inner, dy.List):
+        return f": list<list<{_type(column.inner.inner).removeprefix(': ')}>>"
     if isinstance(column, dy.List):
         return f": list<struct{{{in_design_notation(_fields(column.inner))}}}>"
     names = {pl.Boolean(): "bool", pl.Int32(): "i32", pl.Int64(): "i64", pl.Float64(): "f64"}
@@ -208,6 +211,12 @@ def response(**other: Any) -> dict[str, Any]:
         "text": "second",
         "score": 0.9,
         "completion_tokens": 11,
+        "step_scores": [[0.1], [0.2, 0.9]],
+        "requests": 1,
+        "prompt_tokens": 20,
+        "prm_calls": 2,
+        "prm_tokens": 51,
+        "seconds": 0.5,
     } | other
 
 
@@ -504,6 +513,7 @@ def test_a_prefix_is_counted_in_code_points() -> None:
         ("text_is_the_chosen_candidate", {"text": "first"}),
         ("text_is_the_chosen_candidate", {"chosen_index": 0}),
         ("text_is_the_chosen_candidate", {"chosen_index": 2}),
+        ("step_scores_are_of_the_candidates", {"step_scores": [[0.9]]}),
         ("chosen_index|min", {"chosen_index": -1}),
         ("candidates|min_length", {"candidates": []}),
         ("n|min", {"n": 0}),
