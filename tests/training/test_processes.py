@@ -52,6 +52,8 @@ def test_the_others_hear_the_result_and_the_error_of_the_first(monkeypatch: pyte
 def test_a_folder_that_another_machine_does_not_see_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wire: list[Any] = []
     one_of_two(monkeypatch, 0, wire).check_folder_is_shared(tmp_path)
+    assert not list(tmp_path.iterdir()), "nothing of it goes into the model folder"
+    (tmp_path / "shared.txt").write_text(wire[0][0], encoding="utf-8")
     wire *= 2
     one_of_two(monkeypatch, 1, wire).check_folder_is_shared(tmp_path)
     (tmp_path / "elsewhere").mkdir()
