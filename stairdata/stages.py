@@ -6,10 +6,7 @@ generators.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +17,6 @@ from stairdata_training.config import DpoConfig, PrmConfig, SftConfig
 if TYPE_CHECKING:
     from stairdata.runs.options import BuildOptions
     from stairdata.runs.progress import Progress
-    from stairdata.search.scoring import ScoreItem, Scorer, StepScores
-    from stairdata_schemas.aliases import WaitProgress
     from stairdata_schemas.artifacts import Artifact
     from stairdata_training.estimate import Estimate
     from stairdata_training.output import TrainingSummary
@@ -113,53 +108,19 @@ def build_responses(recipe: FullRecipe, options: BuildOptions) -> Artifact:
     """Build responses with the recipe's process reward model: generators don't know the training package."""
     from stairdata.generators.responses.build import build_responses as build
 
-    named = recipe.responses.prm
-    if named is None:
+    if recipe.responses.prm is None:
         return build(recipe, options)
-    if not isinstance(named, str):
-        from stairdata_schemas.errors import RecipeError
+    from stairdata.scorers.opening import identify_prm, open_scorer
+    from stairdata_training.models import scoring_dtype
 
-        raise RecipeError("responses.prm: only a folder, whose model runs in this process, can be used")
-    from stairdata_schemas.manifest import ModelIdentity
-    from stairdata_schemas.rendering import model_hash
-
-    folder = Path(named)
-    identity = ModelIdentity(role="prm", name=folder.name, revision=model_hash(folder))
-    return build(recipe, options, identity, partial(_open_in_process, folder))
+    prm = identify_prm(recipe.responses.prm, scoring_dtype())
+    return build(recipe, options, prm, partial(open_scorer, recipe, _load_prm))
 
 
-@asynccontextmanager
-async def _open_in_process(folder: Path, _logs: Path, _waiting: WaitProgress) -> AsyncIterator[Scorer]:
-    with ThreadPoolExecutor(1) as thread:
-        yield _InProcessScorer(folder, thread)
+def _load_prm(folder: str) -> PrmScorer:
+    from stairdata_training.scoring import PrmScorer
 
-
-class _InProcessScorer:
-    """A reward model in a thread, loaded when the first text comes."""
-
-    def __init__(self, folder: Path, thread: ThreadPoolExecutor) -> None:
-        self._folder = folder
-        self._thread = thread
-        self._loaded: PrmScorer | None = None
-
-    async def score(self, items: Sequence[ScoreItem]) -> StepScores:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._score, items)
-
-    def _score(self, items: Sequence[ScoreItem]) -> StepScores:
-        from stairdata.search.scoring import StepScores
-        from stairdata_schemas.grammar import split_steps
-        from stairdata_training.scoring import PrmScorer
-
-        self._loaded = self._loaded or PrmScorer.load(self._folder)
-        texts, lengths = [], []
-        for item in items:
-            steps = split_steps(item.text) or [""]
-            beginnings = ["".join(steps[: end + 1]) for end in range(len(steps))][item.known :]
-            ends = [False] * (len(beginnings) - 1) + [item.is_complete]
-            texts += [(item.prompt, *each) for each in zip(beginnings, ends, strict=True)]
-            lengths.append(len(beginnings))
-        scores = iter(self._loaded.score(texts))
-        return StepScores([[next(scores) for _ in range(length)] for length in lengths], calls=len(texts))
+    return PrmScorer.load(folder)
 
 
 def train_stage(

@@ -68,6 +68,8 @@ class ModelIdentity(BaseModel):
     revision: str | None = None
     """Hub revision, or the hash of a local folder's weights."""
     tokenizer_hash: str | None = None
+    dtype: str | None = None
+    """Number format of a process reward model's arithmetic."""
 
     def noted(self) -> Json:
         """Return what `details` say of the actor."""

@@ -15,6 +15,7 @@ What a user wrote is plain text to the model, also where it spells control token
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import weakref
 from collections.abc import Callable
@@ -24,8 +25,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
-from stairdata_schemas.errors import ModelError
-from stairdata_schemas.grammar import OUTPUT_CLOSE, OUTPUT_OPEN, STEP_CLOSE, STEP_OPEN, TAGS
+from stairdata_schemas.errors import ModelError, quote
+from stairdata_schemas.grammar import OUTPUT_CLOSE, OUTPUT_OPEN, STEP_CLOSE, STEP_OPEN, TAGS, split_steps
 from stairdata_schemas.templating.chat_templates import render_chat
 from stairdata_schemas.templating.control_tokens import PlainReader, find_control_tokens
 
@@ -312,6 +313,26 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, prefix: str = "") -> list[i
     return render_prompt(tokenizer, prompt).plus(prefix).ids
 
 
+def step_ids(tokenizer: Tokenizer, prompt: str, text: str, *, is_complete: bool) -> list[list[int]]:
+    """Return what a reward model reads to score each step of an answer: the ids up to the step's end, as in training.
+
+    With almost every tokenizer each of them is the beginning of the next.
+
+    Args:
+        tokenizer: of the reward model.
+        prompt: the user's turn.
+        text: the assistant's, from its start; one without any text counts as one step.
+        is_complete: it ended by itself, so that the last ids end with the end-of-turn token.
+    """
+    said, found = render_prompt(tokenizer, prompt), []
+    for step in split_steps(text) or [""]:
+        said = said.plus(step)
+        found.append(said.ids)
+    if is_complete:
+        found[-1] = [*found[-1], end_of_turn(tokenizer).token_id]
+    return found
+
+
 def end_of_turn(tokenizer: Tokenizer) -> EndOfTurn:
     """Return the token that the chat template puts after an assistant turn, else the EOS token.
 
@@ -380,6 +401,32 @@ def check_model_folder(folder: Path) -> None:
         raise ModelError(f"{str(folder)!r} is not a model folder: it has no config.json")
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"{str(folder)!r} is not a model folder: it has no weights (*.safetensors)")
+
+
+def check_reward_model(folder: Path) -> dict[str, Any]:
+    """Check that a folder holds a reward model with one label, before any weight is read; return its configuration.
+
+    Raises:
+        ModelError: it holds no model, a language model, or a classifier of several labels.
+    """
+    check_model_folder(folder)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        architectures = [str(name) for name in config.get("architectures") or []]
+        labels = len(config.get("id2label") or (0, 1))  # what transformers takes it for where nothing is written
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise ModelError(f"the config.json of {str(folder)!r} can't be read: {quote(error)}") from error
+    if not any(name.endswith("ForSequenceClassification") for name in architectures):
+        raise ModelError(
+            f"{str(folder)!r} is not a reward model: its architecture is {quote(', '.join(architectures))}; "
+            "train one with `stairdata train prm`"
+        )
+    if labels != 1:
+        raise ModelError(
+            f"{str(folder)!r} is a classifier of {labels} labels, and a process reward model has one; "
+            "train one with `stairdata train prm`"
+        )
+    return dict(config)
 
 
 def _first_line(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import openai
@@ -105,6 +105,20 @@ class Tally:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
+
+
+class ReadAnswer(Protocol):
+    """What a server's answer was read as."""
+
+    @property
+    def prompt_tokens(self) -> int: ...
+    @property
+    def completion_tokens(self) -> int: ...
+    @property
+    def outcomes(self) -> tuple[Outcome, ...]: ...
+
+
+AnswerT = TypeVar("AnswerT", bound=ReadAnswer)
 
 
 class RequestTokens(NamedTuple):
@@ -248,7 +262,8 @@ class Client:
             may_ignore_n = self._takes_n is not True
             return _generation(answer, n, _completion_sample, most_of_all, may_ignore_n=may_ignore_n)
 
-        return await self._send(ask, read, most_of_all)
+        generation, failures = await self.send(ask, read, most_of_all)
+        return replace(generation, outcomes=(*failures, *generation.outcomes))
 
     async def chat(
         self, messages: list[ChatCompletionMessageParam], *, max_tokens: int, seed: int, **options: Any
@@ -272,7 +287,8 @@ class Client:
             with body_limit(limit_for(samples=1, max_tokens=max_tokens, logprobs=logprobs)):
                 return await self.openai.chat.completions.create(**body)
 
-        return await self._send(ask, lambda answer: read_chat(answer, most), most)
+        generation, failures = await self.send(ask, lambda answer: read_chat(answer, most), most)
+        return replace(generation, outcomes=(*failures, *generation.outcomes))
 
     async def models(self) -> list[str]:
         """List the server's models: the health check of a server that isn't ours.
@@ -293,28 +309,43 @@ class Client:
     async def close(self) -> None:
         await self.openai.close()
 
-    async def _send(
-        self, ask: Callable[[], Awaitable[Any]], read: Callable[[Any], Generation], most: RequestTokens
-    ) -> Generation:
+    async def send(
+        self, ask: Callable[[], Awaitable[Any]], read: Callable[[Any], AnswerT], most: RequestTokens
+    ) -> tuple[AnswerT, list[Outcome]]:
+        """Send a request of any kind until it is answered, as often as it may be.
+
+        Args:
+            ask: sends it once, through the openai package.
+            read: makes something of what that returns, which may be anything; raises MalformedAnswerError.
+            most: the tokens that the request can take.
+
+        Returns:
+            What was read, and how the attempts before it ended.
+
+        Raises:
+            RequestFailedError: no answer after all retries.
+            StoppedError: the build sends nothing more.
+            ServerError: the server is gone.
+        """
         try:
-            generation = await self._retried(ask, read, most)
+            answer, failures = await self._retried(ask, read, most)
         except RequestFailedError as error:
             error.detail = self.redact(error.detail)
             await self._note_failure(error)
             raise
         self._failed_in_a_row = 0
         self._has_answered = True
-        self.tally.prompt_tokens += generation.prompt_tokens
-        self.tally.completion_tokens += generation.completion_tokens
-        self.tally.outcomes[generation.outcomes[-1]] += 1
-        return generation
+        self.tally.prompt_tokens += answer.prompt_tokens
+        self.tally.completion_tokens += answer.completion_tokens
+        self.tally.outcomes[answer.outcomes[-1]] += 1
+        return answer, failures
 
     async def _retried(
-        self, ask: Callable[[], Awaitable[Any]], read: Callable[[Any], Generation], most: RequestTokens
-    ) -> Generation:
+        self, ask: Callable[[], Awaitable[Any]], read: Callable[[Any], AnswerT], most: RequestTokens
+    ) -> tuple[AnswerT, list[Outcome]]:
         sent_at = 0.0
 
-        async def once() -> Generation:
+        async def once() -> AnswerT:
             nonlocal sent_at
             # the budget first: a request that waits for it must not take up a place in the window meanwhile
             async with self._paid(most) as paid, self.window.slot() as slot:
@@ -332,9 +363,9 @@ class Client:
                 except (TypeError, AttributeError) as error:  # of a shape that the openai package stumbles over
                     raise MalformedAnswerError(f"the answer can't be read: {error}") from error
                 paid.append(self._usage(answer, most))  # before it is read: what can't be read has to be paid, too
-                generation = read(answer)
-                slot.work = generation.completion_tokens + 1  # an answer without tokens was work, too
-                return generation
+                found = read(answer)
+                slot.work = found.completion_tokens + 1  # an answer without tokens was work, too
+                return found
 
         def note(failure: AttemptFailedError) -> None:
             # a 403 to one prompt may be about what it asks; before any answer it is about the key
@@ -349,8 +380,7 @@ class Client:
             if failure.retry_after is not None and failure.retry_after < self.limits.seconds:
                 self.window.pause(failure.retry_after)
 
-        generation, failures = await with_retries(once, self.limits, note, self.budget.sleep)
-        return replace(generation, outcomes=(*failures, *generation.outcomes))
+        return await with_retries(once, self.limits, note, self.budget.sleep)
 
     @asynccontextmanager
     async def _paid(self, most: RequestTokens) -> AsyncIterator[list[RequestTokens]]:
@@ -364,7 +394,8 @@ class Client:
 
     def _usage(self, answer: Any, most: RequestTokens) -> RequestTokens:
         usage = getattr(answer, "usage", None)
-        if usage is None and isinstance(getattr(answer, "choices", None), list) and self.budget.counts_tokens:
+        has_work = any(isinstance(getattr(answer, name, None), list) for name in ("choices", "data"))
+        if usage is None and has_work and self.budget.counts_tokens:
             raise ServerError(
                 f"the LLM server at {self.base_url} does not say how many tokens an answer took, so a limit on tokens "
                 "or cost can't be enforced; finished work is kept: leave the limit out, or use another server"

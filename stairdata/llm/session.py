@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 from stairdata.llm.actor import Actor
 from stairdata.llm.budget import Budget
 from stairdata.llm.client import Client
-from stairdata.recipe import Endpoint, Sampling
+from stairdata.recipe import Endpoint, ModelServer, Sampling
 from stairdata_schemas import rendering
 from stairdata_schemas.aliases import WaitProgress
 from stairdata_schemas.errors import ModelError, RecipeError, ServerError, quote
@@ -24,7 +25,7 @@ NAMES = 20  # models of a server that a message shows
 _log = logging.getLogger("stairdata")
 
 
-def identify(endpoint: Endpoint, role: str, *, needs_tokenizer: bool = True) -> ModelIdentity:
+def identify(endpoint: ModelServer, role: str, *, needs_tokenizer: bool = True) -> ModelIdentity:
     """Say which model an endpoint names, before anything is started.
 
     A folder counts by the hash of its files, a Hub id by its name, a URL by model name and tokenizer hash.
@@ -69,9 +70,20 @@ def served_model(endpoint: Endpoint, identity: ModelIdentity) -> ModelIdentity:
 
 @asynccontextmanager
 async def open_client(
-    endpoint: Endpoint, log: Path, on_progress: WaitProgress | None = None, budget: Budget | None = None
+    endpoint: Endpoint,
+    log: Path,
+    on_progress: WaitProgress | None = None,
+    budget: Budget | None = None,
+    **options: Any,
 ) -> AsyncIterator[Client]:
     """Connect to an endpoint, starting its server if it names a model.
+
+    Args:
+        endpoint: the recipe's words on the server.
+        log: of a server that is started.
+        on_progress: told while it starts.
+        budget: admits each request.
+        options: more fields of `ServerOptions`.
 
     Raises:
         ServerError: the server can't be started or reached, or does not serve the model.
@@ -94,6 +106,7 @@ async def open_client(
         max_model_len=endpoint.max_model_len,
         dtype=endpoint.dtype,
         log=log,
+        **({"gpu_memory": endpoint.gpu_memory} | options),
     )
     server = ManagedServer(served)
     try:

@@ -15,6 +15,9 @@ from stairdata_schemas.secrets.urls import url_credentials
 ControlTokens = Literal["plain", "neutralise", "refuse"]
 ServedType = Literal["auto", "bfloat16", "float16", "float32"]
 
+MOST_GPU_MEMORY = 0.95
+"""Share of a GPU's memory that servers may have together; its driver and other programs take the rest."""
+
 
 class ModelServer(Section):
     """Where a model is, and how its server is asked."""
@@ -43,6 +46,9 @@ class ModelServer(Section):
     """Context length of the served model, in tokens: prompt and answer together."""
     port: Annotated[int, Mark.CANNOT_CHANGE_RESULT] = Field(0, ge=0, le=65535)
     """Port of the served model; 0 takes a free one."""
+    gpu_memory: Annotated[float | None, Mark.CANNOT_CHANGE_RESULT] = Field(None, gt=0, le=MOST_GPU_MEMORY)
+    """Share of a GPU's memory for the served model. Default: almost all of it; where the actor and a process reward
+    model share one, 0.55 for the actor and 0.35 for the other, or what is left."""
 
     @property
     def name(self) -> str:

@@ -21,8 +21,6 @@ class PrmEndpoint(ModelServer):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format of the model's weights and arithmetic; with base_url the one that its server was started with.
     Scores of bfloat16 are up to 0.06 off, and may choose another answer."""
-    gpu_memory: Annotated[float | None, Mark.CANNOT_CHANGE_RESULT] = Field(None, gt=0, le=0.95)
-    """Share of a GPU's memory for the served model."""
 
     @model_validator(mode="after")
     def _is_told_apart(self) -> Self:

@@ -98,6 +98,13 @@ class Options:
     """Folder of the tokenizer that reads prompts of token ids; without one they are answered 400."""
     harm: float = 0.0
     """Share of answers that a judge finds to comply."""
+    prm: str | None = None
+    """Folder of the reward model that scores by its weights; without one, scores are drawn by the token ids."""
+    scores: dict[str, Any] = field(default_factory=dict)
+    """What /classify says of a sequence whose text holds a word: a number, or a list of several; "refuse" answers 400
+    to the whole request, in vLLM's words about a score that is NaN."""
+    context: int = 4096
+    """Tokens of a sequence; /classify answers 400 to a request with a longer one."""
 
 
 @dataclass(slots=True)
@@ -144,6 +151,21 @@ async def completions(request: Request) -> Response:
 
 async def chat_completions(request: Request) -> Response:
     return await _serve(request, _chat)
+
+
+async def classify(request: Request) -> Response:
+    return await _serve(request, _classes)
+
+
+async def tokenize(request: Request) -> Response:
+    STATE.paths[request.url.path] += 1
+    if STATE.options.tokenizer is None:
+        return JSONResponse({"detail": "Not Found"}, 404)
+    text = (await request.json())["prompt"]
+    ids = _tokenizer(STATE.options.tokenizer).encode(text, add_special_tokens=False).ids
+    return _refused_key(request) or JSONResponse(
+        {"count": len(ids), "max_model_len": STATE.options.context, "tokens": ids}
+    )
 
 
 async def control(request: Request) -> Response:
@@ -256,7 +278,8 @@ async def _serve(request: Request, answer: Any) -> Response:
         await _held()
         if STATE.options.delay:
             await asyncio.sleep(STATE.options.delay)
-        return _refused_key(request) or _refused_options(body) or await _respond(request, body, number, answer)
+        refuses = _refused_sequences if "input" in body else _refused_options
+        return _refused_key(request) or refuses(body) or await _respond(request, body, number, answer)
     finally:
         here.remove(number)
 
@@ -366,6 +389,56 @@ def _completion(body: dict[str, Any], fault: str | None) -> dict[str, Any]:
             logprobs = _rating_logprobs(asked, seed) if _is_rating(asked) else _logprobs(text)
         choices.append({"index": index, "text": text, "finish_reason": finish, "logprobs": logprobs})
     return _envelope("text_completion", choices, asked, tokens)
+
+
+def _classes(body: dict[str, Any], _fault: str | None) -> dict[str, Any]:
+    """Score sequences of token ids, as vLLM's /classify does."""
+    sequences = body["input"]
+    assert body["use_activation"] is False, "else it would be the sigmoid of the score"
+    found = _model_scores(STATE.options.prm, sequences) if STATE.options.prm else [*map(_drawn_score, sequences)]
+    data = []
+    for index, (ids, drawn) in enumerate(zip(sequences, found, strict=True)):
+        text = _read(ids) if STATE.options.scores else ""
+        score = next((value for word, value in STATE.options.scores.items() if word in text), drawn)
+        probs = score if isinstance(score, list) else [score]
+        data.append({"index": index, "label": "LABEL_0", "probs": probs, "num_classes": len(probs)})
+    read = sum(map(len, sequences))
+    STATE.usage[0] += read
+    usage = {"prompt_tokens": read, "total_tokens": read, "completion_tokens": 0}
+    return {"id": "1", "object": "list", "created": 0, "model": body["model"], "data": data, "usage": usage}
+
+
+def _drawn_score(ids: list[int]) -> float:
+    return _dice(*ids).uniform(-3, 3)
+
+
+def _model_scores(folder: str, sequences: list[list[int]]) -> list[float]:
+    """Score each sequence by itself, as transformers reads it without any padding."""
+    import torch
+
+    network = _prm(folder)
+    with torch.no_grad():
+        return [float(network(torch.tensor([ids])).logits[0, 0]) for ids in sequences]
+
+
+@lru_cache
+def _prm(folder: str) -> Any:
+    from transformers import AutoModelForSequenceClassification
+
+    network = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1).float().eval()
+    network.config.pad_token_id = None  # it reads the last token, whichever that is
+    return network
+
+
+def _refused_sequences(body: dict[str, Any]) -> Response | None:
+    if max(map(len, body["input"])) > STATE.options.context:
+        message = f"the model's maximum context length is {STATE.options.context} tokens"
+        return JSONResponse({"error": {"message": message, "type": "BadRequestError"}}, 400)
+    words = [word for word, value in STATE.options.scores.items() if value == "refuse"]
+    if any(word in _read(ids) for word in words for ids in body["input"]):
+        message = "Out of range float values are not JSON compliant: nan"
+        return JSONResponse({"error": {"message": message, "type": "BadRequestError"}}, 400)
+    return None
 
 
 def _is_rating(asked: str) -> bool:
@@ -528,6 +601,8 @@ def application() -> Starlette:
             Route("/v1/models", models),
             Route("/v1/completions", completions, methods=["POST"]),
             Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+            Route("/classify", classify, methods=["POST"]),
+            Route("/tokenize", tokenize, methods=["POST"]),
             Route("/v1/files", files_and_batches, methods=["POST"]),
             Route("/v1/files/{id}/content", files_and_batches),
             Route("/v1/batches", files_and_batches, methods=["GET", "POST"]),

@@ -173,6 +173,36 @@ def test_a_key_in_a_recipe_is_not_shown(tmp_path: Path) -> None:
     assert "sk-very-secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("actor", "prm", "shares"),
+    [
+        ("path: a", "{path: b, serve: true}", (0.55, 0.35)),
+        ("path: a, gpu_memory: 0.5", "{path: b, serve: true}", (0.5, 0.4)),
+        ("path: a", "{path: b, serve: true, gpu_memory: 0.6}", (0.3, 0.6)),
+        ("path: a, gpu_memory: 0.6", "{path: b, serve: true, gpu_memory: 0.35}", (0.6, 0.35)),
+        ("path: a", "folder", (0.55, None)),
+        ("path: a", "null", (None, None)),
+        ("path: a, gpu_memory: 0.9", "null", (0.9, None)),
+        ("path: a", "{base_url: 'http://b/v1', model: b, tokenizer: b}", (None, None)),
+        ("base_url: 'http://a/v1'", "{path: b, serve: true}", (None, None)),
+    ],
+)
+def test_two_models_share_a_gpu(actor: str, prm: str, shares: tuple[Any, Any], tmp_path: Path) -> None:
+    assert load(tmp_path, f"{{actor: {{{actor}}}, responses: {{prm: {prm}}}}}").gpu_shares() == shares
+
+
+@pytest.mark.parametrize(
+    ("actor", "prm", "shown"), [(0.6, 0.36, "0.6 and 0.36"), (0.95, None, "0.95 and nothing"), (None, 0.91, "nothing")]
+)
+def test_shares_of_a_gpu_that_are_too_much_together(
+    actor: float | None, prm: float | None, shown: str, tmp_path: Path
+) -> None:
+    words = [f", gpu_memory: {share}" if share else "" for share in (actor, prm)]
+    text = f"{{actor: {{path: a{words[0]}}}, responses: {{prm: {{path: b, serve: true{words[1]}}}}}}}"
+    with pytest.raises(RecipeError, match=rf"gpu_memory are {shown}.*0\.95 of its memory together"):
+        load(tmp_path, text)
+
+
 def test_set_changes_keys_and_values_are_yaml(tmp_path: Path) -> None:
     recipe = load(tmp_path, "trees: {c: 3, samples: 2}", "trees.c=2.5", "trees.judge.kind=rule", "seed=7",
                   "prompts.sources=[{path: a.csv}]", "actor.tokenizer=a=b", "actor.model=")  # fmt: skip

@@ -98,6 +98,27 @@ def actors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
+def prms(actors: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny reward models with random heads, whose scores tell texts apart."""
+    root = tmp_path_factory.mktemp("prms")
+    return {family: tiny_prm(actors[family], root / family) for family in SPECIAL}
+
+
+def tiny_prm(actor: Path, folder: Path) -> Path:
+    """A reward model with the weights of a language model and a random head."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from stairdata_training.models import load_reward_model
+
+    network = load_reward_model(actor, head_seed=1)
+    torch.nn.init.normal_(network.score.weight, std=0.3)
+    network.save_pretrained(str(folder))
+    AutoTokenizer.from_pretrained(actor).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def starts(models: dict[str, Path], actors: dict[str, Path]) -> dict[str, dict[str, Path]]:
     """By method and family, the tiny models that a training can start from."""
     return {"sft": models, "dpo": actors, "prm": actors}

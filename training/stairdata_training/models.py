@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from stairdata_schemas.errors import ModelError, TrainingError
-from stairdata_schemas.rendering import end_of_turn
+from stairdata_schemas.rendering import check_reward_model, end_of_turn
 from stairdata_training.config import LoraConfig, Precision, SaveDtype
 
 
@@ -28,6 +29,15 @@ def uses_bf16(precision: Precision) -> bool:
     if precision == "bf16" and torch.cuda.is_available() and not native:
         raise TrainingError("this GPU has no bf16 arithmetic; set precision to auto or fp32")
     return precision == "bf16" or native
+
+
+def scoring_dtype() -> SaveDtype:
+    """Return the number format in which a reward model computes here: 32 bits on a CPU, bfloat16 on a GPU."""
+    if find_spec("torch") is None:
+        return "float32"
+    import torch
+
+    return "bfloat16" if torch.cuda.is_available() else "float32"
 
 
 def load_causal_model(model: str | Path) -> Any:
@@ -54,7 +64,7 @@ def load_reward_model(model: str | Path, *, head_seed: int | None = None) -> Any
     a reward model already.
 
     Raises:
-        ModelError: there is no model, or one without a reward head where it has to have one.
+        ModelError: there is no model, or one without a reward head where it has to have one, or with several labels.
     """
     import torch
     from transformers import AutoModelForSequenceClassification, set_seed
@@ -62,6 +72,8 @@ def load_reward_model(model: str | Path, *, head_seed: int | None = None) -> Any
 
     if head_seed is not None:
         set_seed(head_seed)
+    elif Path(model).is_dir():
+        check_reward_model(Path(model))
     expected = suppress_seqcls_warning() if head_seed is not None else nullcontext()  # it also hides missing keys
     try:
         with expected:
@@ -73,7 +85,7 @@ def load_reward_model(model: str | Path, *, head_seed: int | None = None) -> Any
                 use_safetensors=True,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:  # the last of a head of another size
         raise not_loaded(model, error) from error
     if head_seed is None and report["missing_keys"]:
         raise ModelError(

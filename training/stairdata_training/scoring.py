@@ -1,45 +1,83 @@
-"""Scores of whole and partial answers by a process reward model."""
+"""Scores of whole and partial answers by a process reward model in this process."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from stairdata_schemas.rendering import check_model_folder, load_tokenizer
+from stairdata_schemas.errors import ModelError
+from stairdata_schemas.rendering import check_model_folder, load_tokenizer, step_ids
 from stairdata_training.inference.batches import batches_by_length
-from stairdata_training.inference.forward import pad, rewards
-from stairdata_training.models import load_reward_model
+from stairdata_training.inference.forward import pad, rewards_at
+from stairdata_training.models import load_reward_model, scoring_dtype
 from stairdata_training.running import quiet
-from stairdata_training.tokens import prm_ids
+from stairdata_training.tokens import prm_ids, require_tags
+
+Beginnings = Sequence[Sequence[int]]
+"""Token ids up to the end of each step of one answer that is to be scored, the shortest first."""
+
+
+class StepRewards(NamedTuple):
+    """Rewards of the beginnings of answers."""
+
+    values: list[list[float]]
+    """For each answer, by its steps."""
+    sequences: list[int]
+    """That were read for each answer: one where each beginning is that of the next, otherwise one a step."""
+    tokens: list[int]
+    """Of those, without padding."""
+
+
+class _Reading(NamedTuple):
+    """One sequence to be read, and what is scored on the way."""
+
+    ids: Sequence[int]
+    ends: list[int]
+    """Positions of the last tokens of beginnings."""
+    places: list[tuple[int, int]]
+    """Of these scores: number of the answer, number of its step."""
 
 
 class PrmScorer:
-    """A loaded reward model; `score` gives r(x, z) for prompt x and (partial) answer z, higher is better.
+    """A loaded reward model, which gives r(x, z) for prompt x and (partial) answer z, higher is better.
 
     Weights are computed in 32 bits on a CPU, so that an answer has the same score alone and in a batch; on a
     GPU in bf16, which agrees to about two digits.
+
+    Attributes:
+        tokenizer: the model's, by which texts become ids.
+        context: the most tokens that it reads; None where it does not say.
     """
 
     def __init__(self, network: Any, tokenizer: Any) -> None:
-        self._network, self._tokenizer = network, tokenizer
+        self._network = network
+        self.tokenizer = tokenizer
+        self.context: int | None = getattr(network.config.get_text_config(), "max_position_embeddings", None)
 
     @classmethod
     def load(cls, path: str | Path) -> PrmScorer:
         """Load a reward model from a folder or the Hub.
 
         Raises:
-            ModelError: there is none.
+            ModelError: there is none, it has several labels, or its tokenizer does not know the grammar's tags.
         """
         import torch
 
         if Path(path).exists():
             check_model_folder(Path(path))
         with quiet():
-            tokenizer, network = load_tokenizer(path), load_reward_model(path)
+            tokenizer = load_tokenizer(path)
+            require_tags(tokenizer, path)
+            network = load_reward_model(path)
+        if len(tokenizer) > network.get_input_embeddings().weight.shape[0]:
+            raise ModelError(
+                f"the tokenizer of {str(path)!r} has {len(tokenizer)} tokens, and the model knows "
+                f"{network.get_input_embeddings().weight.shape[0]}: it is another model's; put the tokenizer that the "
+                "model was trained with into its folder"
+            )
         if torch.cuda.is_available():
-            network = network.to("cuda", torch.bfloat16)
-        network.config.pad_token_id = tokenizer.pad_token_id  # the model finds the last token by it
+            network = network.to("cuda", getattr(torch, scoring_dtype()))
         return cls(network.eval(), tokenizer)
 
     def score(self, items: Sequence[tuple[str, str, bool]], batch_size: int = 8) -> list[float]:
@@ -47,10 +85,57 @@ class PrmScorer:
 
         A complete text is read with its end-of-turn token, a partial one without, as in training.
         """
-        ids = [prm_ids(self._tokenizer, prompt, text, is_complete=complete) for prompt, text, complete in items]
-        forward, scores = rewards(self._network), [0.0] * len(ids)
-        for batch in batches_by_length([len(sequence) for sequence in ids], batch_size):
-            padded = pad([ids[index] for index in batch], self._tokenizer.pad_token_id)
-            for index, value in zip(batch, forward(padded), strict=True):
-                scores[index] = value
-        return scores
+        answers = [[prm_ids(self.tokenizer, prompt, text, is_complete=whole)] for prompt, text, whole in items]
+        return [value for (value,) in self.step_rewards(answers, batch_size).values]
+
+    def score_steps(self, items: Sequence[tuple[str, str, bool]], batch_size: int = 8) -> StepRewards:
+        """Score each step of such items: what is there up to its end, the last step as `score` does."""
+        answers = [step_ids(self.tokenizer, prompt, text, is_complete=whole) for prompt, text, whole in items]
+        return self.step_rewards(answers, batch_size)
+
+    def step_rewards(self, answers: Sequence[Beginnings], batch_size: int = 8) -> StepRewards:
+        """Score beginnings of answers, all of one answer in one forward pass.
+
+        What a causal model says at a token does not depend on those behind it, so the reward head reads the longest
+        beginning at the ends of all. With a tokenizer whose ids change when a text goes on, one beginning is not that
+        of another, and each is read by itself.
+
+        Args:
+            answers: token ids, none of them empty.
+            batch_size: sequences in one forward pass.
+
+        Raises:
+            ModelError: the GPU has not enough memory left.
+        """
+        import torch
+
+        values = [[0.0] * len(beginnings) for beginnings in answers]
+        by_answer = [_readings(number, beginnings) for number, beginnings in enumerate(answers)]
+        readings = [reading for each in by_answer for reading in each]
+        scores = rewards_at(self._network)
+        for batch in batches_by_length([len(reading.ids) for reading in readings], batch_size):
+            chosen = [readings[index] for index in batch]
+            padded = pad([reading.ids for reading in chosen], self.tokenizer.pad_token_id or 0)
+            try:
+                found = scores(padded, [reading.ends for reading in chosen])
+            except torch.OutOfMemoryError as error:
+                raise ModelError(
+                    "the GPU has no memory left for the reward model; serve the actor with a smaller share "
+                    "(actor.gpu_memory), or give the reward model a server with a share of its own: "
+                    "prm: {path: FOLDER, serve: true, gpu_memory: 0.3}"
+                ) from error
+            for reading, row in zip(chosen, found, strict=True):
+                for (answer, step), value in zip(reading.places, row, strict=True):
+                    values[answer][step] = value
+        tokens = [sum(len(reading.ids) for reading in each) for each in by_answer]
+        return StepRewards(values, [len(each) for each in by_answer], tokens)
+
+
+def _readings(number: int, beginnings: Beginnings) -> list[_Reading]:
+    """Return what has to be read to score an answer: its longest beginning, and those that are not part of that."""
+    ends = [len(ids) - 1 for ids in beginnings]
+    places = [(number, step) for step in range(len(beginnings))]
+    whole = beginnings[-1]
+    if all(ids == whole[: len(ids)] for ids in beginnings):
+        return [_Reading(whole, ends, places)]
+    return [_Reading(ids, [end], [place]) for ids, end, place in zip(beginnings, ends, places, strict=True)]

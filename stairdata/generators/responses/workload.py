@@ -18,10 +18,9 @@ from stairdata_schemas import identity
 from stairdata_schemas.aliases import Row, WaitProgress
 from stairdata_schemas.manifest import ModelIdentity
 
-OpenScorer = Callable[[Path, WaitProgress], AbstractAsyncContextManager[Scorer]]
-"""Opens a process reward model. Its arguments are the folder of logs, and who is told when a start takes its time. A
-model is loaded when the first text is to be scored, since a build that is continued may have none left. It can be
-pickled, as the workload that holds it."""
+OpenScorer = Callable[[Path, Budget, WaitProgress], AbstractAsyncContextManager[Scorer]]
+"""Opens a process reward model. Its arguments are the folder of logs, what may be spent, and who is told when a start
+takes its time. It can be pickled, as the workload that holds it."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,13 @@ class ResponseWorkload(Workload):
     @asynccontextmanager
     async def open(self, budget: Budget, waiting: WaitProgress) -> AsyncIterator[WorkContext]:
         async with AsyncExitStack() as stack:
-            opening = open_client(self.recipe.actor, self.folder / "server.log", waiting, budget)
+            share, _ = self.recipe.gpu_shares()
+            log = self.folder / "server.log"
+            opening = open_client(self.recipe.actor, log, waiting, budget, gpu_memory=share)
             client = await stack.enter_async_context(opening)
             scorer = None
             if self.open_scorer is not None:
-                scorer = await stack.enter_async_context(self.open_scorer(self.folder, waiting))
+                scorer = await stack.enter_async_context(self.open_scorer(self.folder, budget, waiting))
             section = self.recipe.responses
             answerer = Answerer(make_actor(client, self.recipe.actor, section), section, scorer)
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -401,6 +402,22 @@ def test_the_command_is_words_for_vllm(options: ServerOptions, monkeypatch: pyte
     assert {"--no-enable-chunked-prefill", "--max-num-batched-tokens=8192"} <= set(command)
     monkeypatch.setattr(server_module, "_is_cpu_build", lambda: False)
     assert {"--enforce-eager", "--no-enable-chunked-prefill"}.isdisjoint(vllm_command(options, 4711))
+
+
+def test_a_reward_model_is_served_for_classify(options: ServerOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "_obstacle", lambda: None)
+    monkeypatch.setattr(server_module, "_is_cpu_build", lambda: True)
+    pooling = replace(options, runner="pooling", dtype="float32", gpu_memory=0.35)
+    command = vllm_command(pooling, 4711)
+    assert {"--runner=pooling", "--dtype=float32", "--enable-prefix-caching", "--block-size=32"} <= set(command)
+    assert "--middleware=stairdata.llm.in_server.guard.ServerGuard" in command
+    assert not any(word.startswith(("--generation-config", "--gpu-memory")) for word in command)
+    assert not any("block-size" in word or "runner" in word for word in vllm_command(options, 4711))
+    monkeypatch.setattr(server_module, "_is_cpu_build", lambda: False)
+    command = vllm_command(pooling, 4711)
+    assert "--gpu-memory-utilization=0.35" in command
+    assert not any("block-size" in word for word in command)
+    assert not any(word.startswith("--gpu-memory") for word in vllm_command(options, 4711))
 
 
 def test_last_words_are_the_exceptions_else_the_end(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ class PaddedBatch(NamedTuple):
 AnswerLogProbs = Callable[[PaddedBatch], list[float]]
 """Gives the log-probability, in nats, of each row's answer."""
 Rewards = Callable[[PaddedBatch], list[float]]
+RewardsAt = Callable[[PaddedBatch, Sequence[Sequence[int]]], list[list[float]]]
+"""Gives the rewards of each row at positions of its own."""
 
 
 def pad(sequences: Sequence[Sequence[int]], pad_id: int, prompt_lengths: Sequence[int] | None = None) -> PaddedBatch:
@@ -89,6 +91,27 @@ def rewards(network: Any, *, bf16: bool = False) -> Rewards:
             ).logits
         found: list[float] = logits.squeeze(-1).float().tolist()
         return found
+
+    return scores
+
+
+def rewards_at(network: Any) -> RewardsAt:
+    """Return a function that scores sequences by a reward model at any of their tokens.
+
+    The model has to be a causal one with a linear head, `score`, on its last hidden states, as those are that
+    `load_reward_model` makes of language models. Padding on the right changes nothing in front of it.
+    """
+
+    def scores(batch: PaddedBatch, positions: Sequence[Sequence[int]]) -> list[list[float]]:
+        rows = torch.tensor([row for row, places in enumerate(positions) for _ in places])
+        columns = torch.tensor([place for places in positions for place in places])
+        with evaluating(network, bf16=False) as device:
+            hidden = network.base_model(
+                input_ids=batch.input_ids.to(device), attention_mask=batch.attention_mask.to(device), use_cache=False
+            ).last_hidden_state
+            found = network.score(hidden[rows.to(device), columns.to(device)]).squeeze(-1).float().tolist()
+        flat = iter(found)
+        return [[next(flat) for _ in places] for places in positions]
 
     return scores
 

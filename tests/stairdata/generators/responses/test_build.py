@@ -61,7 +61,7 @@ class Recorder:
         return [self.score_text("".join(steps[: end + 1])) for end in range(item.known, len(steps))]
 
     @asynccontextmanager
-    async def open(self, _folder: Path, _waiting: object) -> AsyncIterator[Scorer]:
+    async def open(self, _folder: Path, _budget: object, _waiting: object) -> AsyncIterator[Scorer]:
         self.opened += 1
         yield self
 
