@@ -276,7 +276,7 @@ def test_a_text_that_cannot_be_scored_refuses_its_prompt_alone(build: Callable[.
     scorer = Recorder(length)
 
     def fail(item: ScoreItem) -> None:
-        if item.prompt.startswith("Question 1"):
+        if str(item.prompt).startswith("Question 1"):
             raise RequestFailedError([Outcome.INVALID_REQUEST], "too long for the PRM")
 
     scorer.fail = fail
