@@ -179,7 +179,7 @@ def simulate_beam(section: ResponsesSection, prompt_tokens: float) -> Load:
         batch = next(search)
         try:
             while True:
-                results: list[answers.Result] = []
+                results: list[answers.AnswerResult] = []
                 for request in batch:
                     if isinstance(request, answers.ScoreTexts):
                         results.append([[rng.random()] for _ in request.texts])
@@ -194,7 +194,9 @@ def simulate_beam(section: ResponsesSection, prompt_tokens: float) -> Load:
     return total.times(1 / SIMULATED)
 
 
-def _made_up_text(request: mcts.SampleSteps | answers.SampleEndings, rng: random.Random) -> tuple[answers.Result, int]:
+def _made_up_text(
+    request: mcts.SampleSteps | answers.SampleEndings, rng: random.Random
+) -> tuple[answers.AnswerResult, int]:
     if isinstance(request, mcts.SampleSteps):
         result, written = _made_up(request, rng)
         return cast("Sequence[mcts.StepSample]", result), written

@@ -47,12 +47,12 @@ class ScoreTexts(NamedTuple):
     texts: tuple[TextToScore, ...]
 
 
-Request = SampleSteps | SampleEndings | ScoreTexts
-Result = Sequence[StepSample] | Sequence[Ending] | list[list[float]]
+AnswerRequest = SampleSteps | SampleEndings | ScoreTexts
+AnswerResult = Sequence[StepSample] | Sequence[Ending] | list[list[float]]
 
 
 @dataclass(slots=True)
-class Candidate:
+class ScoredAnswer:
     """An answer that was found."""
 
     text: str
@@ -71,7 +71,7 @@ class Candidate:
 class FoundAnswers:
     """What a method came to."""
 
-    candidates: list[Candidate] = field(default_factory=list)
+    candidates: list[ScoredAnswer] = field(default_factory=list)
     """In the order sampled."""
     chosen: int = 0
     duplicates: int = 0
@@ -80,11 +80,11 @@ class FoundAnswers:
     """Steps that a search dropped because they were cut at the token limit."""
 
 
-Search = Generator[list[Request], list[Result], FoundAnswers]
-Scoring = Generator[list[Request], list[Result], None]
+AnswerSearch = Generator[list[AnswerRequest], list[AnswerResult], FoundAnswers]
+Scoring = Generator[list[AnswerRequest], list[AnswerResult], None]
 
 
-def sample(n: int, *, is_scored: bool, keeps_best: bool) -> Search:
+def sample(n: int, *, is_scored: bool, keeps_best: bool) -> AnswerSearch:
     """Sample n whole answers in one request.
 
     Args:
@@ -94,7 +94,7 @@ def sample(n: int, *, is_scored: bool, keeps_best: bool) -> Search:
     """
     calls = count()
     endings = cast("Sequence[Ending]", (yield [SampleEndings(next(calls), "", n)])[0])
-    found = FoundAnswers([Candidate(ending.text, not ending.is_cut) for ending in endings])
+    found = FoundAnswers([ScoredAnswer(ending.text, not ending.is_cut) for ending in endings])
     if is_scored:
         yield from score(found.candidates, calls)
     if keeps_best:
@@ -102,12 +102,12 @@ def sample(n: int, *, is_scored: bool, keeps_best: bool) -> Search:
     return found
 
 
-def choose(candidates: Sequence[Candidate]) -> int:
+def choose(candidates: Sequence[ScoredAnswer]) -> int:
     """Return the index of the best scored candidate."""
     return best_index([each.is_complete for each in candidates], [each.step_scores[-1] for each in candidates])
 
 
-def score(candidates: Sequence[Candidate], calls: Iterator[int], known: Sequence[int] | None = None) -> Scoring:
+def score(candidates: Sequence[ScoredAnswer], calls: Iterator[int], known: Sequence[int] | None = None) -> Scoring:
     """Score candidates in one batch, equal ones once.
 
     Args:

@@ -16,14 +16,14 @@ from itertools import count
 from typing import cast
 
 from stairdata.search.answers import (
-    Candidate,
+    AnswerRequest,
+    AnswerResult,
+    AnswerSearch,
     Ending,
     FoundAnswers,
-    Request,
-    Result,
     SampleEndings,
+    ScoredAnswer,
     Scoring,
-    Search,
     choose,
     score,
 )
@@ -42,13 +42,13 @@ class BeamConfig:
 
 
 @dataclass(slots=True)
-class Beam(Candidate):
+class Beam(ScoredAnswer):
     """A beginning of an answer, or a whole one (`is_complete`)."""
 
     subtree: int = 0
 
 
-def search(config: BeamConfig) -> Search:
+def search(config: BeamConfig) -> AnswerSearch:
     """Search for an answer.
 
     The root is asked for width times expansions first steps, which a diverse search deals to width subtrees. At each
@@ -84,7 +84,7 @@ def search(config: BeamConfig) -> Search:
     ended = level.without_twice(ended, finished)[: config.width]
     if ended:
         yield from _score(ended, calls)
-    candidates: list[Candidate] = [*finished, *ended]
+    candidates: list[ScoredAnswer] = [*finished, *ended]
     return FoundAnswers(candidates, choose(candidates), level.duplicates, level.cut_steps)
 
 
@@ -100,7 +100,7 @@ class _Level:
 
     def expand(
         self, live: Sequence[Beam], asked: int, calls: Iterator[int]
-    ) -> Generator[list[Request], list[Result], list[Beam]]:
+    ) -> Generator[list[AnswerRequest], list[AnswerResult], list[Beam]]:
         """Ask each live beam for so many steps; return those that aren't cut and that there weren't before."""
         sampled = cast(
             "list[Sequence[StepSample]]", (yield [SampleSteps(next(calls), beam.text, asked) for beam in live])
@@ -158,7 +158,9 @@ def _keep_best(beams: Sequence[Beam], config: BeamConfig, places: int) -> list[B
     return [beams[index] for index in sorted(ranked[:places])]
 
 
-def _write_to_end(live: Sequence[Beam], calls: Iterator[int]) -> Generator[list[Request], list[Result], list[Beam]]:
+def _write_to_end(
+    live: Sequence[Beam], calls: Iterator[int]
+) -> Generator[list[AnswerRequest], list[AnswerResult], list[Beam]]:
     if not live:
         return []
     sampled = yield [SampleEndings(next(calls), beam.text, 1) for beam in live]

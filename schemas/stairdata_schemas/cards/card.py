@@ -267,10 +267,17 @@ def yaml_features(kind: str) -> list[Json]:
 
 def _feature(name: str, dtype: Any) -> Json:
     if isinstance(dtype, pl.List):
-        inner: Any = dtype.inner
-        below = [_feature(part.name, part.dtype) for part in inner.fields] if isinstance(inner, pl.Struct) else None
-        return {"name": name, "large_list": below or _DTYPES[type(inner)]}
+        return {"name": name, "large_list": _element(dtype.inner)}
     return {"name": name, "dtype": _DTYPES[type(dtype)]}
+
+
+def _element(dtype: Any) -> Any:
+    """Return what `datasets` writes of the elements of a list."""
+    if isinstance(dtype, pl.List):
+        return {"large_list": _element(dtype.inner)}
+    if isinstance(dtype, pl.Struct):
+        return [_feature(part.name, part.dtype) for part in dtype.fields]
+    return _DTYPES[type(dtype)]
 
 
 # -- reading a card -------------------------------------------------------------------------------------------

@@ -131,8 +131,9 @@ def _record_set(kind: str) -> Json:
 
 def _field(identity: str, dtype: Any, description: str, path: list[str]) -> Json:
     """Describe a column; a list of structs becomes a repeated field with sub-fields, found by JSON path below it."""
-    repeated = isinstance(dtype, pl.List)
-    inner = dtype.inner if repeated else dtype
+    inner, shape = dtype, []
+    while isinstance(inner, pl.List):
+        inner, shape = inner.inner, [*shape, "-1"]
     source: Json = {"fileSet": {"@id": "shards"}, "extract": {"column": path[0]}}
     if path[1:]:
         source["transform"] = [{"jsonPath": name} for name in path[1:]]
@@ -141,7 +142,7 @@ def _field(identity: str, dtype: Any, description: str, path: list[str]) -> Json
         "@id": identity,
         "name": identity,
         "description": description,
-        **({"isArray": True, "arrayShape": "-1"} if repeated else {}),
+        **({"isArray": True, "arrayShape": ",".join(shape)} if shape else {}),
     }
     if isinstance(inner, pl.Struct):
         parts = [_field(f"{identity}/{part.name}", part.dtype, part.name, [*path, part.name]) for part in inner.fields]

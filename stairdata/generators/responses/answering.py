@@ -14,13 +14,13 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from stairdata.generators.responses.journal import Replies, Reply, SearchUsage
+from stairdata.generators.responses.journal import Replies, SearchReply, SearchUsage
 from stairdata.llm.actor import Actor
 from stairdata.llm.outcomes import RequestFailedError
 from stairdata.recipe import BEAM_KEYS, ResponsesSection
 from stairdata.runs.units import UnitFailedError
 from stairdata.search import answers, beam
-from stairdata.search.answers import Ending, FoundAnswers, Request, SampleEndings, ScoreTexts, Search
+from stairdata.search.answers import AnswerRequest, AnswerSearch, Ending, FoundAnswers, SampleEndings, ScoreTexts
 from stairdata.search.mcts import SampleSteps, StepSample
 from stairdata.search.scoring import ScoreItem, Scorer
 from stairdata_schemas import identity
@@ -106,7 +106,7 @@ class Answerer:
         ]
         return Answer(candidates, found.chosen, _counts(found), asker.used, time.monotonic() - started)
 
-    def _search(self) -> Search:
+    def _search(self) -> AnswerSearch:
         section = self._section
         if section.method == "beam":
             return beam.search(beam_config(section))
@@ -125,7 +125,7 @@ def resolved_settings(section: ResponsesSection) -> Json:
     return counted_settings(section) | section.model_dump(mode="json", include=used)
 
 
-async def _drive(search: Search, asker: _Asker, replies: Replies | None) -> FoundAnswers:
+async def _drive(search: AnswerSearch, asker: _Asker, replies: Replies | None) -> FoundAnswers:
     """Run a search to its end, the requests of a batch at the same time."""
     batch = next(search)
     while True:
@@ -137,7 +137,7 @@ async def _drive(search: Search, asker: _Asker, replies: Replies | None) -> Foun
             return found
 
 
-async def _gather(waiting: Sequence[Awaitable[Reply]]) -> list[Reply]:
+async def _gather(waiting: Sequence[Awaitable[SearchReply]]) -> list[SearchReply]:
     replies = await asyncio.gather(*waiting, return_exceptions=True)  # the others' replies are kept, too
     for reply in replies:
         if isinstance(reply, BaseException):
@@ -160,7 +160,7 @@ class _Asker:
         self.used = SearchUsage()
         """By all answered requests so far."""
 
-    async def reply(self, request: Request, replies: Replies | None) -> Reply:
+    async def reply(self, request: AnswerRequest, replies: Replies | None) -> SearchReply:
         reply = replies.get(request.call) if replies is not None else None
         if reply is None:
             reply = await (self._score(request) if isinstance(request, ScoreTexts) else self._sample(request))
@@ -169,29 +169,29 @@ class _Asker:
         self.used = self.used.plus(reply.usage)
         return reply
 
-    async def _sample(self, request: SampleSteps | SampleEndings) -> Reply:
+    async def _sample(self, request: SampleSteps | SampleEndings) -> SearchReply:
         before = self._rendered.plus(request.prefix)
         left = self._section.max_tokens - self._tokens_between(before)
         seed = identity.request_seed(self._seed, self._owner, request.call)
         if isinstance(request, SampleSteps):
             if left < 1:
-                return Reply([StepSample("", 0, is_terminal=False, is_cut=True)] * request.n, SearchUsage())
+                return SearchReply([StepSample("", 0, is_terminal=False, is_cut=True)] * request.n, SearchUsage())
             limit = min(left, self._section.step_tokens)
             pieces, usage = await self._actor.steps(before, n=request.n, max_tokens=limit, seed=seed)
-            return Reply(
+            return SearchReply(
                 [StepSample(each.text, None, each.is_terminal, each.is_cut) for each in pieces], SearchUsage(usage)
             )
         if left < 1:
-            return Reply([Ending("", is_cut=True)] * request.n, SearchUsage())
+            return SearchReply([Ending("", is_cut=True)] * request.n, SearchUsage())
         pieces, usage = await self._actor.answers(before, n=request.n, max_tokens=left, seed=seed)
-        return Reply([Ending(each.text, each.is_cut) for each in pieces], SearchUsage(usage))
+        return SearchReply([Ending(each.text, each.is_cut) for each in pieces], SearchUsage(usage))
 
     def _tokens_between(self, before: RenderedPrompt) -> int:
         """Count the tokens of the answer so far."""
         count = self._actor.count_tokens
         return before.count(count) - self._rendered.count(count)
 
-    async def _score(self, request: ScoreTexts) -> Reply:
+    async def _score(self, request: ScoreTexts) -> SearchReply:
         assert self._scorer is not None, "a search that scores needs a PRM, which the recipe checks"
         items = [ScoreItem(self._prompt, *text) for text in request.texts]
         scores = await self._scorer.score(items)
@@ -199,7 +199,7 @@ class _Asker:
             if not all(map(math.isfinite, values)):
                 raw = {"text": self._prompt, "answer": item.text, "step_scores": list(map(str, values))}
                 raise UnitFailedError(NOT_FINITE, json.dumps(raw, ensure_ascii=False))
-        return Reply(scores.values, SearchUsage(prm_calls=scores.calls, prm_tokens=scores.tokens))
+        return SearchReply(scores.values, SearchUsage(prm_calls=scores.calls, prm_tokens=scores.tokens))
 
 
 def _counts(found: FoundAnswers) -> dict[str, int]:

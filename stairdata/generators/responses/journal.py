@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from stairdata.llm.actor import RequestUsage
-from stairdata.search.answers import Ending, Result
+from stairdata.search.answers import AnswerResult, Ending
 from stairdata.search.mcts import StepSample
 from stairdata_schemas.files import Journal, read_journal
 
@@ -29,18 +29,18 @@ class SearchUsage(NamedTuple):
         return dict(Counter(self.actor.outcomes))
 
 
-class Reply(NamedTuple):
+class SearchReply(NamedTuple):
     """A result and what it used up."""
 
-    result: Result
+    result: AnswerResult
     usage: SearchUsage
 
 
 class Replies(Protocol):
     """Replies that are known already, and where new ones are kept."""
 
-    def get(self, call: int) -> Reply | None: ...
-    def keep(self, call: int, reply: Reply) -> None: ...
+    def get(self, call: int) -> SearchReply | None: ...
+    def keep(self, call: int, reply: SearchReply) -> None: ...
 
 
 class SearchJournal:
@@ -51,11 +51,11 @@ class SearchJournal:
         self._answered = {record["call"]: _reply(record) for record in read_journal(path)}
         self._journal = Journal(path)
 
-    def get(self, call: int) -> Reply | None:
+    def get(self, call: int) -> SearchReply | None:
         """Return the reply to a request, if it was answered in an earlier run."""
         return self._answered.get(call)
 
-    def keep(self, call: int, reply: Reply) -> None:
+    def keep(self, call: int, reply: SearchReply) -> None:
         """Write a reply down."""
         kind = _kind(reply.result)
         value = [list(each) for each in reply.result]
@@ -65,15 +65,15 @@ class SearchJournal:
         self._journal.close()
 
 
-def _kind(result: Result) -> str:
+def _kind(result: AnswerResult) -> str:
     first = result[0] if result else []
     return "steps" if isinstance(first, StepSample) else "endings" if isinstance(first, Ending) else "scores"
 
 
-def _reply(record: dict[str, Any]) -> Reply:
+def _reply(record: dict[str, Any]) -> SearchReply:
     (requests, read, written, outcomes), calls, tokens = record["usage"]
     usage = SearchUsage(RequestUsage(requests, read, written, tuple(outcomes)), calls, tokens)
     value, kind = record["value"], record["kind"]
     if kind == "steps":
-        return Reply([StepSample(*each) for each in value], usage)
-    return Reply([Ending(*each) for each in value] if kind == "endings" else value, usage)
+        return SearchReply([StepSample(*each) for each in value], usage)
+    return SearchReply([Ending(*each) for each in value] if kind == "endings" else value, usage)

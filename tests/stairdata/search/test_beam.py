@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stairdata.search.answers import (
+    AnswerRequest,
+    AnswerResult,
+    AnswerSearch,
     Ending,
     FoundAnswers,
-    Request,
-    Result,
     SampleEndings,
     ScoreTexts,
-    Search,
     sample,
 )
 from stairdata.search.beam import BeamConfig, search
@@ -53,9 +53,9 @@ class Toy:
     worth: Callable[[str], float]
     """From the names of the steps of a text to its score."""
     ending: Callable[[str], str] = lambda _: "end."
-    asked: list[list[Request]] = field(default_factory=list)
+    asked: list[list[AnswerRequest]] = field(default_factory=list)
 
-    def run(self, searching: Search) -> FoundAnswers:
+    def run(self, searching: AnswerSearch) -> FoundAnswers:
         batch = next(searching)
         while True:
             self.asked.append(batch)
@@ -65,7 +65,7 @@ class Toy:
                 found: FoundAnswers = stop.value
                 return found
 
-    def answer(self, request: Request) -> Result:
+    def answer(self, request: AnswerRequest) -> AnswerResult:
         if isinstance(request, SampleSteps):
             return [step(name) for name in self.steps(names(request.prefix), request.call, request.n)]
         if isinstance(request, SampleEndings):
@@ -78,7 +78,7 @@ class Toy:
         assert known < len(pieces)
         return [self.worth(names("".join(pieces[: end + 1]))) for end in range(known, len(pieces))]
 
-    def requests(self, kind: type) -> list[Request]:
+    def requests(self, kind: type) -> list[AnswerRequest]:
         return [request for batch in self.asked for request in batch if isinstance(request, kind)]
 
 
@@ -138,7 +138,7 @@ def test_width_one_with_one_expansion_is_a_sample(path: list[str], end: str, dep
 
     toy = Toy(lambda prefix, *_: [rest(prefix)], lambda text: float(len(text)))
 
-    def answer(request: Request) -> Result:
+    def answer(request: AnswerRequest) -> AnswerResult:
         if isinstance(request, SampleEndings):
             return [Ending(whole[len(request.prefix) :], end == "~")] * request.n
         return Toy.answer(toy, request)
