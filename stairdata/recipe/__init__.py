@@ -4,6 +4,8 @@ The sections of the training stages (`sft`, `dpo`, `prm`) belong to `stairdata_t
 to these. Nothing here reads the environment or touches the network.
 """
 
+from stairdata.recipe.attacks import Attacker, AttacksSection, PairSection, PapSection
+from stairdata.recipe.benchmarks import BenchmarkColumn, BenchmarkSection
 from stairdata.recipe.endpoint import ControlTokens, Endpoint
 from stairdata.recipe.loading import load_recipe, packaged_recipe, parse_recipe
 from stairdata.recipe.pairs import PairsSection, PreferencePairsSection, PrmPairsSection, ReviewsSection
@@ -33,7 +35,11 @@ from stairdata.recipe.trees import JudgeSection, TreesSection
 __all__ = [
     "MEASURES",
     "MOST",
+    "Attacker",
+    "AttacksSection",
     "BatchSection",
+    "BenchmarkColumn",
+    "BenchmarkSection",
     "ContaminationSection",
     "ControlTokens",
     "CotJudge",
@@ -43,7 +49,9 @@ __all__ = [
     "JudgeSection",
     "Measure",
     "NearDuplicatesSection",
+    "PairSection",
     "PairsSection",
+    "PapSection",
     "PreferencePairsSection",
     "Price",
     "PrmPairsSection",

@@ -1,0 +1,1 @@
+"""Kind `evaluations`: benchmarks, attacks on their prompts, answers, and judgements of them."""
