@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from stairdata_training.scoring import PrmScorer
     from stairdata_training.trainers.method import Method
 
-BUILT_KINDS = ("prompts", "structured_cot", "trees", "preference_pairs", "prm_pairs", "responses")
+BUILT_KINDS = ("prompts", "structured_cot", "trees", "preference_pairs", "prm_pairs", "responses", "evaluations")
 
 
 class FullRecipe(Recipe):
@@ -99,6 +99,10 @@ def _generator(kind: str) -> Callable[..., Artifact | None]:
         return build_trees
     if kind == "responses":
         return build_responses
+    if kind == "evaluations":
+        from stairdata.generators.evaluations.build import build_evaluations
+
+        return build_evaluations
     from stairdata.generators.pairs.build import build_preference_pairs, build_prm_pairs
 
     return build_preference_pairs if kind == "preference_pairs" else build_prm_pairs

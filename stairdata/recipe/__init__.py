@@ -7,6 +7,8 @@ to these. Nothing here reads the environment or touches the network.
 from stairdata.recipe.attacks import Attacker, AttacksSection, PairSection, PapSection
 from stairdata.recipe.benchmarks import BenchmarkColumn, BenchmarkSection
 from stairdata.recipe.endpoint import ControlTokens, Endpoint
+from stairdata.recipe.evaluations import EvaluatedModel, EvaluationsSection
+from stairdata.recipe.judges import EvaluationJudge, GuardName, RubricFiles
 from stairdata.recipe.loading import load_recipe, packaged_recipe, parse_recipe
 from stairdata.recipe.pairs import PairsSection, PreferencePairsSection, PrmPairsSection, ReviewsSection
 from stairdata.recipe.prompts import (
@@ -44,8 +46,12 @@ __all__ = [
     "ControlTokens",
     "CotJudge",
     "Endpoint",
+    "EvaluatedModel",
+    "EvaluationJudge",
+    "EvaluationsSection",
     "FromTreesSection",
     "GateSection",
+    "GuardName",
     "JudgeSection",
     "Measure",
     "NearDuplicatesSection",
@@ -62,6 +68,7 @@ __all__ = [
     "ResponsesSection",
     "ReviewsSection",
     "RoundsSection",
+    "RubricFiles",
     "Sampling",
     "Section",
     "Share",

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from stairdata.recipe.endpoint import Endpoint
+from stairdata.recipe.evaluations import EvaluationsSection
 from stairdata.recipe.pairs import PreferencePairsSection, PrmPairsSection
 from stairdata.recipe.prompts import PromptsSection
 from stairdata.recipe.responses import ResponsesSection
@@ -39,6 +40,7 @@ class Recipe(Section):
     preference_pairs: PreferencePairsSection = PreferencePairsSection()
     prm_pairs: PrmPairsSection = PrmPairsSection()
     responses: ResponsesSection = ResponsesSection()
+    evaluations: EvaluationsSection = EvaluationsSection()
     prices: Annotated[dict[str, Price], Mark.CANNOT_CHANGE_RESULT] = {}
     """Price of each model, by its name (of a served folder: the folder's last part). Needed for --max-cost."""
 
