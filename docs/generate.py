@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from stairdata.recipe import Endpoint
+from stairdata.recipe import Endpoint, ModelServer
 from stairdata.stages import FullRecipe
 from stairdata_schemas.cards.card import DESCRIPTIONS
 from stairdata_schemas.kinds import KINDS, SCHEMA_VERSION, json_schema
@@ -107,11 +107,13 @@ def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[Row]:
         if inner is None or f"{name}." in prefix or name in LISTED_ELSEWHERE:
             yield f"`{key}`", _default(field), words
             continue
-        is_model = issubclass(inner, Endpoint)
-        yield f"`{key}`", _default(field), f"{words} It also takes the keys of `actor`." if is_model else words
+        like = Endpoint if issubclass(inner, Endpoint) else ModelServer if issubclass(inner, ModelServer) else None
+        absent = ", without `control_tokens`" if like is ModelServer else ""
+        yield f"`{key}`", _default(field), f"{words} It also takes the keys of `actor`{absent}." if like else words
         below = f"{key}[]." if _is_a(field, list) else f"{key}.NAME." if _is_a(field, dict) else f"{key}."
         rows = _keys(inner, below)
-        yield from (row for row in rows if not (is_model and row[0].strip("`").split(".")[-1] in Endpoint.model_fields))
+        known = like.model_fields if like else {}
+        yield from (row for row in rows if row[0].strip("`").split(".")[-1] not in known)
 
 
 def _is_a(field: FieldInfo, container: type) -> bool:

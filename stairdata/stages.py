@@ -6,8 +6,11 @@ generators.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +18,14 @@ from stairdata.recipe import Recipe, RoundsSection, load_recipe, packaged_recipe
 from stairdata_training.config import DpoConfig, PrmConfig, SftConfig
 
 if TYPE_CHECKING:
+    from stairdata.generators.responses.workload import OpenScorer
+    from stairdata.runs.forecast import Forecast
     from stairdata.runs.options import BuildOptions
     from stairdata.runs.progress import Progress
+    from stairdata.search.scoring import ScoreItem, Scorer, StepScores
+    from stairdata_schemas.aliases import WaitProgress
     from stairdata_schemas.artifacts import Artifact
+    from stairdata_schemas.manifest import ModelIdentity
     from stairdata_training.estimate import Estimate
     from stairdata_training.output import TrainingSummary
     from stairdata_training.scoring import PrmScorer
@@ -100,8 +108,6 @@ def _generator(kind: str) -> Callable[..., Artifact | None]:
     if kind == "responses":
         return build_responses
     if kind == "evaluations":
-        from stairdata.generators.evaluations.build import build_evaluations
-
         return build_evaluations
     from stairdata.generators.pairs.build import build_preference_pairs, build_prm_pairs
 
@@ -112,24 +118,72 @@ def build_responses(recipe: FullRecipe, options: BuildOptions) -> Artifact:
     """Build responses with the recipe's process reward model: generators don't know the training package."""
     from stairdata.generators.responses.build import build_responses as build
 
-    if recipe.responses.prm is None:
-        return build(recipe, options)
+    return build(recipe, options, *_scoring(recipe))
+
+
+def build_evaluations(recipe: FullRecipe, options: BuildOptions) -> Artifact:
+    """Build evaluations, where `responses` has a process reward model with that."""
+    from stairdata.generators.evaluations.build import build_evaluations as build
+
+    return build(recipe, options, *_scoring(recipe))
+
+
+def forecast_evaluations(recipe: FullRecipe, options: BuildOptions) -> Forecast:
+    """Forecast a build of evaluations."""
+    from stairdata.generators.evaluations.cost_estimate import forecast_evaluations as forecast
+
+    return forecast(recipe, options, _scoring(recipe)[0])
+
+
+def _scoring(recipe: FullRecipe) -> tuple[ModelIdentity | None, OpenScorer | None]:
+    """Say which process reward model the recipe names, and how it is opened."""
+    named = recipe.responses.prm
+    if named is None:
+        return None, None
+    if not isinstance(named, str):
+        from stairdata_schemas.errors import RecipeError
+
+        raise RecipeError("responses.prm: only a folder, whose model runs in this process, can be used")
     from stairdata_schemas.manifest import ModelIdentity
     from stairdata_schemas.rendering import model_hash
 
-    folder = Path(recipe.responses.prm)
+    folder = Path(named)
     identity = ModelIdentity(role="prm", name=folder.name, revision=model_hash(folder))
+    return identity, partial(_open_in_process, folder)
 
-    @cache
-    def scorer() -> PrmScorer:
+
+@asynccontextmanager
+async def _open_in_process(folder: Path, _logs: Path, _waiting: WaitProgress) -> AsyncIterator[Scorer]:
+    with ThreadPoolExecutor(1) as thread:
+        yield _InProcessScorer(folder, thread)
+
+
+class _InProcessScorer:
+    """A reward model in a thread, loaded when the first text comes."""
+
+    def __init__(self, folder: Path, thread: ThreadPoolExecutor) -> None:
+        self._folder = folder
+        self._thread = thread
+        self._loaded: PrmScorer | None = None
+
+    async def score(self, items: Sequence[ScoreItem]) -> StepScores:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._score, items)
+
+    def _score(self, items: Sequence[ScoreItem]) -> StepScores:
+        from stairdata.search.scoring import StepScores
+        from stairdata_schemas.grammar import split_steps
         from stairdata_training.scoring import PrmScorer
 
-        return PrmScorer.load(folder)
-
-    def score(items: Sequence[tuple[str, str, bool]]) -> list[float]:
-        return scorer().score(items)
-
-    return build(recipe, options, score, identity)
+        self._loaded = self._loaded or PrmScorer.load(self._folder)
+        texts, lengths = [], []
+        for item in items:
+            steps = split_steps(item.text) or [""]
+            beginnings = ["".join(steps[: end + 1]) for end in range(len(steps))][item.known :]
+            ends = [False] * (len(beginnings) - 1) + [item.is_complete]
+            texts += [(item.prompt, *each) for each in zip(beginnings, ends, strict=True)]
+            lengths.append(len(beginnings))
+        scores = iter(self._loaded.score(texts))
+        return StepScores([[next(scores) for _ in range(length)] for length in lengths], calls=len(texts))
 
 
 def train_stage(

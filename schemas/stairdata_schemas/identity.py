@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import unicodedata
+
+from stairdata_schemas.aliases import Json
 
 ID_LENGTH = 16
 SEED_BITS = 53  # the integers that every JSON reader keeps exact
@@ -24,9 +27,16 @@ def pair_id(tree_id: str, chosen_node_id: int, rejected_node_id: int, granularit
     return _hexdigest(f"{tree_id}/{chosen_node_id}/{rejected_node_id}/{granularity}")
 
 
-def response_id(prompt_id: str, model: str, method: str, seed: int) -> str:
-    """Identify the response of a model to a prompt under a test-time method."""
-    return _hexdigest(f"{prompt_id}/{model}/{method}/{seed}")
+def response_id(prompt_id: str, made_by: Json, seed: int) -> str:
+    """Identify a response.
+
+    Args:
+        prompt_id: of the prompt.
+        made_by: models with their revisions, the method and all settings that decide the answer, as JSON values.
+        seed: the recipe's.
+    """
+    settings = json.dumps(made_by, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _hexdigest(f"{prompt_id}/{settings}/{seed}")
 
 
 def request_seed(seed: int, owner: str, call: int, ask: int = 0) -> int:

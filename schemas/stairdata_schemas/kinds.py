@@ -29,7 +29,10 @@ VERDICTS = ("chosen", "rejected", "tie", "both_bad")
 SIDES = ("chosen", "rejected")
 SAFE_SIDES = ("chosen", "rejected", "both", "neither")
 VALUE_TOLERANCE = 1e-6
-LATER_COLUMNS = {"trees": ("judgements",)}
+LATER_COLUMNS = {
+    "trees": ("judgements",),
+    "responses": ("step_scores", "requests", "prompt_tokens", "prm_calls", "prm_tokens", "seconds"),
+}
 """Nullable columns that version 1 began without: files that lack them are read as null there."""
 
 _ID = r"^[0-9a-f]{16}$"
@@ -265,14 +268,14 @@ class PrmPairs(PreferencePairs):
 
 
 class Responses(dy.Schema):
-    response_id = _id("hash over prompt_id, model, method and seed", primary_key=True)
+    response_id = _id("hash over prompt_id, models and their revisions, settings and seed", primary_key=True)
     prompt_id = _id(_PROMPT_ID)
     prompt = _not_blank(_PROMPT)
     task = _task()
     method = _one_of(METHODS, nullable=False, description="sample, best_of_n or beam")
     model = _not_blank("the model that answered")
     prm = dy.String(nullable=True, description="the process reward model that scored")
-    n = dy.Int32(min=1, description="candidates asked for")
+    n = dy.Int32(min=1, description="candidates asked for; the width of a beam search")
     candidates = dy.List(
         dy.Struct(
             {
@@ -288,12 +291,27 @@ class Responses(dy.Schema):
     chosen_index = dy.Int32(min=0, description="index of the chosen candidate")
     text = dy.String(description="the chosen candidate's text")
     score = dy.Float64(nullable=True, description="the chosen candidate's score")
-    completion_tokens = _count("completion tokens of all candidates")
+    completion_tokens = _count("completion tokens of all candidates, and of what a search dropped")
+    step_scores = dy.List(
+        dy.List(dy.Float64(description="the PRM's reward of the answer up to and including a step")),
+        nullable=True,
+        description="for each candidate, in their order, the scores behind its steps; the last is its score",
+    )
+    requests = _count("requests sent for this response, without those to the PRM", nullable=True)
+    prompt_tokens = _count("prompt tokens of those requests", nullable=True)
+    prm_calls = _count("texts that the PRM read", nullable=True)
+    prm_tokens = _count("tokens of those texts", nullable=True)
+    seconds = dy.Float64(nullable=True, min=0, description="wall time the response was in flight")
 
     @dy.rule()
     def text_is_the_chosen_candidate(cls) -> pl.Expr:
         chosen = pl.col("candidates").list.get(pl.col("chosen_index"), null_on_oob=True)
         return (chosen.struct.field("text") == pl.col("text")).fill_null(value=False)
+
+    @dy.rule()
+    def step_scores_are_of_the_candidates(cls) -> pl.Expr:
+        scored = pl.col("step_scores")
+        return scored.is_null() | (scored.list.len() == pl.col("candidates").list.len())
 
 
 class Evaluations(dy.Schema):

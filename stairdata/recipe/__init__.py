@@ -6,7 +6,7 @@ to these. Nothing here reads the environment or touches the network.
 
 from stairdata.recipe.attacks import Attacker, AttacksSection, PairSection, PapSection
 from stairdata.recipe.benchmarks import BenchmarkColumn, BenchmarkSection
-from stairdata.recipe.endpoint import ControlTokens, Endpoint
+from stairdata.recipe.endpoint import ControlTokens, Endpoint, ModelServer
 from stairdata.recipe.evaluations import EvaluatedModel, EvaluationsSection
 from stairdata.recipe.judges import EvaluationJudge, GuardName, RubricFiles
 from stairdata.recipe.loading import load_recipe, packaged_recipe, parse_recipe
@@ -20,7 +20,7 @@ from stairdata.recipe.prompts import (
     TaskJudge,
 )
 from stairdata.recipe.recipe import Price, Recipe
-from stairdata.recipe.responses import ResponsesSection
+from stairdata.recipe.responses import BEAM_KEYS, PrmEndpoint, ResponsesSection
 from stairdata.recipe.rounds import MEASURES, Measure, RoundsSection
 from stairdata.recipe.section import MOST, Sampling, Section, Share, Task
 from stairdata.recipe.structured_cot import (
@@ -35,6 +35,7 @@ from stairdata.recipe.structured_cot import (
 from stairdata.recipe.trees import JudgeSection, TreesSection
 
 __all__ = [
+    "BEAM_KEYS",
     "MEASURES",
     "MOST",
     "Attacker",
@@ -54,12 +55,14 @@ __all__ = [
     "GuardName",
     "JudgeSection",
     "Measure",
+    "ModelServer",
     "NearDuplicatesSection",
     "PairSection",
     "PairsSection",
     "PapSection",
     "PreferencePairsSection",
     "Price",
+    "PrmEndpoint",
     "PrmPairsSection",
     "PromptColumn",
     "PromptSource",

@@ -16,8 +16,8 @@ ControlTokens = Literal["plain", "neutralise", "refuse"]
 ServedType = Literal["auto", "bfloat16", "float16", "float32"]
 
 
-class Endpoint(Section):
-    """A model: by folder or Hub id, served by vLLM for the duration of a build, or by the URL of a server."""
+class ModelServer(Section):
+    """Where a model is, and how its server is asked."""
 
     path: Annotated[str | None, Mark.COUNTS_AS_MODEL] = None
     """A model folder or Hub id, served for the duration of the build."""
@@ -41,15 +41,6 @@ class Endpoint(Section):
     """Seconds after which a failed request is not sent again; a server that asks for a longer wait stops the build."""
     max_model_len: Annotated[int, Mark.COUNTS_WHERE_SERVED] = Field(4096, ge=64)
     """Context length of the served model, in tokens: prompt and answer together."""
-    dtype: Annotated[ServedType, Mark.COUNTS_WHERE_SERVED] = "auto"
-    """Number format of the served model's weights and arithmetic. auto: the folder's own, where float32 is served as
-    bfloat16."""
-    control_tokens: Annotated[ControlTokens, Mark.COUNTS_UNLESS_DEFAULT] = "plain"
-    """What becomes of the control tokens of chat templates, such as <|im_end|>, in a prompt or in an answer that is
-    quoted: they must not end or begin a turn. plain: the model reads them as plain text; the actor, and the actor as
-    judge, are sent token ids where a prompt holds some, and in a chat message they are neutralised. neutralise: a space
-    is written behind their first character, for an actor's server that takes no token ids. refuse: the prompt is
-    refused."""
     port: Annotated[int, Mark.CANNOT_CHANGE_RESULT] = Field(0, ge=0, le=65535)
     """Port of the served model; 0 takes a free one."""
 
@@ -78,3 +69,17 @@ class Endpoint(Section):
         if self.path and self.base_url:
             raise ValueError("give either path (served here) or base_url (served elsewhere), not both")
         return self
+
+
+class Endpoint(ModelServer):
+    """A model that writes: a folder or Hub id, served by vLLM for the duration of a build, or the URL of a server."""
+
+    dtype: Annotated[ServedType, Mark.COUNTS_WHERE_SERVED] = "auto"
+    """Number format of the served model's weights and arithmetic. auto: the folder's own, where float32 is served as
+    bfloat16."""
+    control_tokens: Annotated[ControlTokens, Mark.COUNTS_UNLESS_DEFAULT] = "plain"
+    """What becomes of the control tokens of chat templates, such as <|im_end|>, in a prompt or in an answer that is
+    quoted: they must not end or begin a turn. plain: the model reads them as plain text; the actor, and the actor as
+    judge, are sent token ids where a prompt holds some, and in a chat message they are neutralised. neutralise: a space
+    is written behind their first character, for an actor's server that takes no token ids. refuse: the prompt is
+    refused."""

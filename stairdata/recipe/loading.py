@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from stairdata.recipe.recipe import Recipe
-from stairdata.recipe.section import SECRET
+from stairdata.recipe.section import SECRET, UNNAMED
 from stairdata_schemas.errors import RecipeError, UsageError, nearest, quote
 from stairdata_schemas.formats import yaml_core
 from stairdata_schemas.formats.bounded import read_text
@@ -106,7 +106,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 def _explain(error: ValidationError, model: type[BaseModel], path: Path | None, data: dict[str, Any]) -> str:
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+    where = ".".join(str(part) for part in first["loc"] if part != UNNAMED)
     source = f"recipe {path}" if path else "recipe"
     if first["type"] == "extra_forbidden":
         known = _known_keys(model, first["loc"][:-1])

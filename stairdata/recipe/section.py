@@ -13,6 +13,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Task = Literal["safety", "helpfulness"]
 Concurrency = Annotated[int, Field(ge=1)] | Literal["auto"]
 SECRET = "secret"  # noqa: S105 - the type of an error
+UNNAMED = ""
+"""Tag of the one section among the forms of a key; a mistake in it is named without a tag."""
 MOST = 2**63 - 1
 """The largest number that a column of whole numbers holds."""
 

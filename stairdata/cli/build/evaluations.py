@@ -8,8 +8,7 @@ from stairdata.cli.build.shared import SharedOptions, takes_shared_options
 @takes_shared_options
 def build(shared: SharedOptions) -> None:
     """Build judged answers to benchmarks: of models that are asked now, or of responses artifacts."""
-    from stairdata.generators.evaluations.build import build_evaluations
-    from stairdata.generators.evaluations.cost_estimate import forecast_evaluations
+    from stairdata.stages import build_evaluations, forecast_evaluations
 
     recipe = shared.read_recipe()
     shared.run(

@@ -94,7 +94,7 @@ class AttackDriver:
     async def _ask(self, request: AskAttacker | AskTarget) -> ModelReply:
         seed = identity.request_seed(self._seed, self._key(request), request.call)
         if isinstance(request, AskTarget):
-            return await self._model.answer(request.attacked, 1, request.max_tokens, seed)
+            return await self._model.reply(request.attacked, request.max_tokens, seed)
         assert self._attacker is not None  # a plan with such an attack has one
         section, client = self._attacker
         messages: Any = [turn._asdict() for turn in request.turns]

@@ -7,6 +7,7 @@ from typing import Any
 
 from stairdata.generators.evaluations.executor import EvaluationExecutor
 from stairdata.generators.evaluations.plan import EvaluationJob, make_job
+from stairdata.generators.responses.workload import OpenScorer
 from stairdata.llm.budget import Budget
 from stairdata.recipe import Recipe
 from stairdata.runs.build import build_as_told
@@ -16,16 +17,24 @@ from stairdata.runs.runner import RunResult, open_budget, run_units, table_of_ou
 from stairdata_schemas.aliases import Row
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildContent, Report
+from stairdata_schemas.manifest import ModelIdentity
 
 BY_DESIGN = {"duplicate_prompt"}
 
 
-def build_evaluations(recipe: Recipe, options: BuildOptions) -> Artifact:
+def build_evaluations(
+    recipe: Recipe,
+    options: BuildOptions,
+    prm: ModelIdentity | None = None,
+    open_scorer: OpenScorer | None = None,
+) -> Artifact:
     """Judge answers: those of responses artifacts, or of models that are asked now.
 
     Args:
         recipe: sections `actor`, `responses` and `evaluations`.
         options: where and from what.
+        prm: which process reward model scores the answers of `responses`; None where nothing is scored.
+        open_scorer: opens it; given by the command line, since generators don't know the training package.
 
     Raises:
         RecipeError: nothing to test, or a model that can't be put through what is asked for.
@@ -35,11 +44,11 @@ def build_evaluations(recipe: Recipe, options: BuildOptions) -> Artifact:
         BudgetError: a limit is reached; what is finished is kept.
         QuarantineError: too many rows could not be answered or judged.
     """
-    job = make_job(recipe, options)
+    job = make_job(recipe, options, prm)
 
     def content(build: Build) -> BuildContent:
         budget = open_budget(build, recipe, options)
-        executor = EvaluationExecutor(build, job, budget, report_waiting(options.progress))
+        executor = EvaluationExecutor(build, job, budget, report_waiting(options.progress), open_scorer)
         result = run_units(build, job.as_units(), executor, budget, options.progress)
         options.tell(table_of_outcomes(result))
         refused = [*job.refused, *result.refused]

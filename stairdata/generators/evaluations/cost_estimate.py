@@ -13,6 +13,7 @@ from stairdata.runs.forecast import Forecast, ModelLoad
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.unfinished import find_before, rows_in, words_on
 from stairdata_schemas.artifacts import Artifact
+from stairdata_schemas.manifest import ModelIdentity
 
 KIND = "evaluations"
 ANSWER_TOKENS = 240
@@ -22,12 +23,12 @@ ATTACK_TOKENS = 150
 BYTES_PER_TOKEN = 4
 
 
-def forecast_evaluations(recipe: Recipe, options: BuildOptions) -> Forecast:
+def forecast_evaluations(recipe: Recipe, options: BuildOptions, prm: ModelIdentity | None = None) -> Forecast:
     """Forecast what is asked; benchmarks are read, and nothing is asked and written.
 
     An attack `pair` is forecast at its most: all its rounds and streams.
     """
-    job = make_job(recipe, options)
+    job = make_job(recipe, options, prm)
     there = find_before(KIND, lambda: job.plan, options)
     if isinstance(there, Artifact):
         return Forecast(KIND, finished=there.reference)

@@ -10,7 +10,7 @@ from stairdata.generators.evaluations.attack_driver import AttackDriver
 from stairdata.generators.evaluations.attacks.attack import Attack, AttackedPrompt
 from stairdata.generators.evaluations.judging.answer_judge import AnswerJudge
 from stairdata.generators.evaluations.judging.judgement import Judgement
-from stairdata.generators.evaluations.reply_journal import ModelReply, ReplyJournal
+from stairdata.generators.evaluations.reply_journal import ReplyJournal
 from stairdata.generators.evaluations.rows import (
     NO_ATTACK,
     EvaluationUnit,
@@ -24,7 +24,6 @@ from stairdata.llm.client import Client
 from stairdata.recipe import Recipe
 from stairdata.recipe.attacks import Attacker
 from stairdata.runs.units import Unit, UnitFailedError, UnitResult
-from stairdata_schemas import identity
 from stairdata_schemas.aliases import Row
 
 
@@ -97,13 +96,8 @@ class Evaluator:
             return _Answered(given * (row.sample + 1), AttackedPrompt(row.prompt), {}, RequestUsage())
         assert self._model is not None
         attacked, details, attack_usage = await self._attack(row, self._model)
-        model, section = self._model, self._recipe.responses
-
-        async def ask() -> ModelReply:
-            seed = identity.request_seed(self._recipe.seed, row.response_id, 0)
-            return await model.answer(attacked, section.n, section.max_tokens, seed)
-
-        reply = await self._replies.once(f"answer/{row.response_id}", ask)
+        model, response_id = self._model, row.response_id
+        reply = await self._replies.once(f"answer/{response_id}", lambda: model.answer(attacked, response_id))
         return _Answered(answers_in(reply), attacked, details, attack_usage.plus(reply.usage))
 
     async def _attack(self, row: EvaluationUnit, model: AnsweringModel) -> tuple[AttackedPrompt, Row, RequestUsage]:

@@ -16,6 +16,7 @@ from stairdata.generators.evaluations.evaluator import Evaluator
 from stairdata.generators.evaluations.judging.answer_judge import AnswerJudge
 from stairdata.generators.evaluations.plan import EvaluationJob, ModelUnderTest
 from stairdata.generators.evaluations.reply_journal import ReplyJournal
+from stairdata.generators.responses.workload import OpenScorer
 from stairdata.llm.budget import Budget
 from stairdata.llm.client import Client
 from stairdata.llm.session import make_actor, open_client
@@ -23,6 +24,7 @@ from stairdata.recipe import Endpoint
 from stairdata.recipe.attacks import Attacker
 from stairdata.runs.executors.local import LocalExecutor
 from stairdata.runs.units import Unit, UnitResult, WorkContext
+from stairdata.search.scoring import Scorer
 from stairdata_schemas.aliases import WaitProgress
 from stairdata_schemas.building import Build
 
@@ -38,13 +40,22 @@ class EvaluationExecutor:
         job: what is to be done.
         budget: charged by all servers.
         waiting: told when the start of a server takes its time.
+        open_scorer: opens the process reward model, where there is one.
     """
 
-    def __init__(self, build: Build, job: EvaluationJob, budget: Budget, waiting: WaitProgress) -> None:
+    def __init__(
+        self,
+        build: Build,
+        job: EvaluationJob,
+        budget: Budget,
+        waiting: WaitProgress,
+        open_scorer: OpenScorer | None = None,
+    ) -> None:
         self._build = build
         self._job = job
         self._budget = budget
         self._waiting = waiting
+        self._open_scorer = open_scorer
         self._current: LocalExecutor | None = None
 
     @property
@@ -67,6 +78,9 @@ class EvaluationExecutor:
                 judge_client = await stack.enter_async_context(self._client(section.judge, "judge"))
             judge = AnswerJudge(self._job.words, judge_client, self._job.recipe.seed, replies)
             attacker = await self._attacker(units, stack)
+            scorer = None
+            if self._open_scorer is not None and self._job.models:
+                scorer = await stack.enter_async_context(self._open_scorer(self._build.work, self._waiting))
             shared = [client for client in (judge_client, attacker[1] if attacker else None) if client]
             for model in self._job.models or [None]:
                 mine = [unit for unit in units if model is None or unit.payload["model"] == model.label]
@@ -76,7 +90,7 @@ class EvaluationExecutor:
                 def evaluator(answering: AnsweringModel | None) -> Evaluator:
                     return Evaluator(self._job.recipe, self._job.attacks, judge, replies, answering, attacker)
 
-                opened = self._opened(model, evaluator, shared)
+                opened = self._opened(model, evaluator, shared, scorer)
                 self._current = LocalExecutor(opened, self._budget, section.concurrency)
                 async with aclosing(self._current.run(mine)) as ended:
                     async for end in ended:
@@ -87,6 +101,7 @@ class EvaluationExecutor:
         model: ModelUnderTest | None,
         evaluator: Callable[[AnsweringModel | None], Evaluator],
         shared: Sequence[Client],
+        scorer: Scorer | None,
     ) -> Callable[[], contextlib.AbstractAsyncContextManager[WorkContext]]:
         @asynccontextmanager
         async def opened() -> AsyncIterator[WorkContext]:
@@ -96,10 +111,12 @@ class EvaluationExecutor:
             log = f"server-{self._job.models.index(model)}"
             async with self._client(model.endpoint, log) as client:
                 section = self._job.recipe.responses
+                seed = self._job.recipe.seed
                 if model.is_chat:
-                    answering: AnsweringModel = ChatModel(client, section)
+                    answering: AnsweringModel = ChatModel(client, section, seed)
                 else:
-                    answering = CompletionsModel(make_actor(client, model.endpoint, section))
+                    actor = make_actor(client, model.endpoint, section)
+                    answering = CompletionsModel(actor, section, scorer, seed, self._build.work / "running")
                 # as many are begun as the tested model can take; where the judge is slower, they wait for it with their
                 # answers, and both are busy
                 yield WorkContext(evaluator(answering).work, client.window.room, [client, *shared])

@@ -17,6 +17,7 @@ from stairdata.generators.evaluations.benchmarks import (
 from stairdata.generators.evaluations.judging.answer_judge import JudgeWords
 from stairdata.generators.evaluations.judging.matching import MATCHED
 from stairdata.generators.evaluations.rows import NO_ATTACK, EvaluationUnit
+from stairdata.generators.responses.answering import resolved_settings
 from stairdata.llm.session import identify, served_model
 from stairdata.recipe import Endpoint, Recipe
 from stairdata.recipe.benchmarks import Score
@@ -78,7 +79,7 @@ def model_label(name: str, revision: str | None) -> str:
     return f"{name}@{revision[:HASH_DIGITS]}" if revision else name
 
 
-def make_job(recipe: Recipe, options: BuildOptions) -> EvaluationJob:
+def make_job(recipe: Recipe, options: BuildOptions, prm: ModelIdentity | None = None) -> EvaluationJob:
     """Look all up that decides the rows: benchmarks, models, attacks, judge, or the artifacts with the answers.
 
     Raises:
@@ -112,7 +113,7 @@ def make_job(recipe: Recipe, options: BuildOptions) -> EvaluationJob:
     models = [] if given else tested_models(recipe)
     if not given:
         _check_models(recipe, models, attacks)
-    rows = _Rows(recipe, words, scores, prompts)
+    rows = _Rows(recipe, words, scores, prompts, prm)
     if given:
         units = list(rows.of_responses(given, options.limit))
     else:
@@ -122,7 +123,7 @@ def make_job(recipe: Recipe, options: BuildOptions) -> EvaluationJob:
     named = [model.identity for model in models] + ([judge] if judge else [])
     if not given:
         configuration |= _answering_settings(recipe, attacks)
-        named += _attacker_identity(recipe, attacks)
+        named += [*_attacker_identity(recipe, attacks), *([prm] if prm else [])]
     plan = BuildPlan(
         "evaluations",
         GENERATOR,
@@ -203,9 +204,15 @@ class _Rows:
     """Lists the rows that are to be made."""
 
     def __init__(
-        self, recipe: Recipe, words: JudgeWords, scores: dict[str, Score], prompts: Sequence[BenchmarkPrompt]
+        self,
+        recipe: Recipe,
+        words: JudgeWords,
+        scores: dict[str, Score],
+        prompts: Sequence[BenchmarkPrompt],
+        prm: ModelIdentity | None,
     ) -> None:
         self._recipe = recipe
+        self._prm = prm
         self._words = words
         self._scores = scores
         self._prompts = prompts
@@ -225,20 +232,30 @@ class _Rows:
         chosen = attacked_prompts(prompts, self._recipe.evaluations.attacks, seed)
         for model in models:
             for prompt in prompts:
-                for attack in attacks:
-                    if attack != NO_ATTACK and (prompt.benchmark, prompt.prompt_id) not in chosen:
+                for name, attack in attacks.items():
+                    if name != NO_ATTACK and (prompt.benchmark, prompt.prompt_id) not in chosen:
                         continue
-                    asked = prompt.prompt_id if attack == NO_ATTACK else f"{prompt.prompt_id}/{attack}"
-                    response_id = identity.response_id(asked, model.label, section.method, seed)
+                    made_by = self._made_by(model, attack)
+                    response_id = identity.response_id(prompt.prompt_id, made_by, seed)
                     for sample in range(samples):
                         yield from self._of_answer(
                             prompt,
-                            attack=attack,
+                            attack=name,
                             model=model.label,
                             method=section.method,
                             response_id=response_id,
                             sample=sample,
                         )
+
+    def _made_by(self, model: ModelUnderTest, attack: Attack) -> Row:
+        """Return what decides an answer; without an attack the same as for a row of `responses`."""
+        recipe = self._recipe
+        models = [each.model_dump(exclude={"role"}) for each in (model.identity, self._prm) if each]
+        made_by: Row = {"models": models, "responses": resolved_settings(recipe.responses)}
+        if attack.name == NO_ATTACK:
+            return made_by
+        attacker = [each.model_dump(exclude={"role"}) for each in _attacker_identity(recipe, {attack.name: attack})]
+        return made_by | {"attack": {"name": attack.name, **attack.details}, "attacker": attacker}
 
     def of_responses(self, given: Sequence[Artifact], limit: int | None) -> Iterator[EvaluationUnit]:
         """List rows of answers that are given: of a sample all, of a search the chosen one."""
@@ -340,7 +357,7 @@ def _answering_settings(recipe: Recipe, attacks: dict[str, Attack]) -> dict[str,
     section = recipe.evaluations
     endpoints = [recipe.actor, *section.models] if section.with_actor else list(section.models)
     settings: dict[str, Any] = {
-        "responses": counted_settings(recipe.responses),
+        "responses": resolved_settings(recipe.responses),
         "models": [counted_settings(each) | {"max_model_len": each.max_model_len} for each in endpoints],
         "attacks": counted_settings(section.attacks)
         | {"words": {each.name: each.details for each in attacks.values()}},

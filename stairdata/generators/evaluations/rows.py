@@ -97,6 +97,7 @@ def evaluation_row(
         "category": unit.category,
         "label": unit.label,
         "attack": attack_details or None,
+        "prm_score": answer.prm_score,
         **judgement.details,
     }
     return {
