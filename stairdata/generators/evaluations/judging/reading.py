@@ -7,7 +7,7 @@ from collections.abc import Collection
 from stairdata.llm.wrapping import without_thoughts
 
 _MARKS = " \t*_`#>\"'()[]<"
-_SEPARATORS = " \t*_`\"':=()[]<>-"
+_SEPARATORS = " \t*_`\"':=()[]<>"
 _ENDS = " \t*_`\"'.;,)(]>"
 
 
@@ -22,12 +22,12 @@ def value_of(text: str, *labels: str) -> str | None:
     """
     found = None
     for line in without_thoughts(text).splitlines():
-        plain = line.strip(_MARKS).lower()
+        plain = line.strip().removeprefix("- ").strip(_MARKS).lower()
         for label in labels:
             rest = plain.removeprefix(label)
             # "1.b 2" and "refused: no", not "refusedly" and not "1.bc"
             if rest != plain and not rest[:1].isalnum():
-                found = rest.lstrip(_SEPARATORS).rstrip(_ENDS)
+                found = rest.lstrip(_SEPARATORS).removeprefix("- ").lstrip(_SEPARATORS).rstrip(_ENDS)
     return found
 
 
