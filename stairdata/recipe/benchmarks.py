@@ -11,7 +11,7 @@ from stairdata.recipe.section import Section, Task
 from stairdata_schemas.fingerprints import Mark
 
 BenchmarkColumn = Literal["prompt", "task", "category", "label", "reference_answer"]
-Score = Literal["strongreject", "xstest", "refusal", "winrate", "gsm8k", "simpleqa", "label"]
+BenchmarkScore = Literal["strongreject", "xstest", "refusal", "winrate", "gsm8k", "simpleqa", "label"]
 
 
 class BenchmarkSection(Section):
@@ -39,7 +39,7 @@ class BenchmarkSection(Section):
     """Take only rows whose columns have these values (or one of them): {label: unsafe}. Case does not matter."""
     task: Task | None = None
     """Task of every row; default: a known one's own, else the column `task`."""
-    score: Score | None = None
+    score: BenchmarkScore | None = None
     """How its answers are scored; default: a known one's own, else refusal for safety and winrate for helpfulness."""
     limit: int | None = Field(None, ge=1)
     """Read only this many rows from the start."""

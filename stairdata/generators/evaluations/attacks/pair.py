@@ -45,7 +45,7 @@ _APPROACHES = (
 
 
 @dataclass(slots=True)
-class _Stream:
+class _AttackStream:
     """One conversation with the attacker."""
 
     first: ChatTurn
@@ -61,7 +61,7 @@ class _Stream:
 class _Attempt:
     """One prompt of an attacker and what came of it."""
 
-    stream: _Stream
+    stream: _AttackStream
     written: str
     """The attacker's whole answer."""
     prompt: str
@@ -92,7 +92,7 @@ def pair_attack(prompt: str, section: PairSection, reasks: int) -> AttackRun:
         The prompt of the highest score; none if no answer of the attacker could be read.
     """
     ledger, best = AttackLedger(section.max_total_tokens), _Best()
-    streams = [_Stream(_instructions(prompt, number)) for number in range(section.streams)]
+    streams = [_AttackStream(_instructions(prompt, number)) for number in range(section.streams)]
     rounds = unscored = 0
     ended = "rounds"
     while rounds < section.rounds:

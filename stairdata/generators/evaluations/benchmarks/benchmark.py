@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from stairdata.generators.evaluations.benchmarks.known import KnownBenchmark
 from stairdata.generators.prompts.mapping import PinnedSource
 from stairdata.recipe import BenchmarkSection
-from stairdata.recipe.benchmarks import Score
+from stairdata.recipe.benchmarks import BenchmarkScore
 from stairdata.recipe.section import Task
 from stairdata_schemas.fingerprints import counted_settings
 
@@ -39,7 +39,7 @@ class PinnedBenchmark(NamedTuple):
     source: PinnedSource
     known: KnownBenchmark | None
     """How its rows are read, where the recipe names no columns."""
-    score: Score
+    score: BenchmarkScore
     sha256: str | None
     """Of its file, or of a folder's files; None from the Hub."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from stairdata.generators.evaluations.benchmarks.adv_glue import classification
 from stairdata.generators.prompts.mapping import MISSING, value_at
-from stairdata.recipe.benchmarks import Score
+from stairdata.recipe.benchmarks import BenchmarkScore
 from stairdata_schemas.aliases import Row
 from stairdata_schemas.errors import RecipeError, quote, suggest
 
@@ -22,7 +22,7 @@ class KnownBenchmark:
     """A benchmark whose rows this release can read by its name."""
 
     name: str
-    score: Score
+    score: BenchmarkScore
     license: str | None
     needs: tuple[str, ...]
     """Columns without which it is something else; of a group in one string, such as `a|b`, one is enough."""

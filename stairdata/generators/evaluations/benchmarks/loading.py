@@ -19,7 +19,7 @@ from stairdata.generators.prompts.files import BrokenRow, ClassName
 from stairdata.generators.prompts.hub_datasets import hub_license, hub_revision
 from stairdata.generators.prompts.mapping import MISSING, PinnedSource, is_wanted, raw_rows, value_at
 from stairdata.recipe import BenchmarkSection, PromptSource
-from stairdata.recipe.benchmarks import Score
+from stairdata.recipe.benchmarks import BenchmarkScore
 from stairdata.runs.row_sampling import BottomSample
 from stairdata_schemas import identity
 from stairdata_schemas.aliases import Row
@@ -29,7 +29,7 @@ from stairdata_schemas.quarantine import QuarantineRow
 from stairdata_schemas.text.visible import is_blank
 
 _COLUMNS = ("prompt", "task", "category", "label", "reference_answer")
-_NEEDED: dict[Score, str] = {
+_NEEDED: dict[BenchmarkScore, str] = {
     "xstest": "label",
     "label": "label",
     "winrate": "reference_answer",
@@ -197,7 +197,7 @@ def _text(value: Any) -> Any:
     return value
 
 
-def _fault(row: Row, score: Score) -> tuple[str, str] | None:
+def _fault(row: Row, score: BenchmarkScore) -> tuple[str, str] | None:
     """Return the rule that a row breaks, and its field."""
     for field in dict.fromkeys(("prompt", _NEEDED.get(score, "prompt"))):
         if row[field] is None:
@@ -210,7 +210,7 @@ def _fault(row: Row, score: Score) -> tuple[str, str] | None:
     return _fault_of_values(row, score)
 
 
-def _fault_of_values(row: Row, score: Score) -> tuple[str, str] | None:
+def _fault_of_values(row: Row, score: BenchmarkScore) -> tuple[str, str] | None:
     if is_blank(row["prompt"]):
         return "blank", "prompt"
     if row["task"] is not None and row["task"] not in TASKS:
