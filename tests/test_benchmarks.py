@@ -153,3 +153,17 @@ def test_teachers_are_measured_beside_distilabel(tmp_path: Path) -> None:
         )
     output = run("teacher.py", "--prompts", "20", "--paired", "20", "--distilabel", python, folder=tmp_path)
     assert figure(output, "20 rows: stairdata [0-9]+ rows/s, distilabel") > 0
+
+
+def test_intervals_hold_the_true_mean_in_95_of_100_studies(tmp_path: Path) -> None:
+    """A coverage of 0.95 has a standard error of 0.007 in 1,000 studies."""
+    output = run("score_statistics.py", "coverage", folder=tmp_path)
+    found = [float(each) for each in re.findall(r"studentized ([\d.]+)", output)]
+    assert len(found) == 6
+    assert all(0.93 <= each <= 0.97 for each in found), output
+    assert figure(output, "p 0.05, 50 prompts: studentized [0-9.]+, plain percentile") < 0.93
+
+
+def test_statistics_of_ten_thousand_rows_take_seconds(tmp_path: Path) -> None:
+    output = run("score_statistics.py", "time", folder=tmp_path)
+    assert figure(output, "all statistics of 10,000 rows, 500 prompts:") < 5

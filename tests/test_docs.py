@@ -120,6 +120,12 @@ def workplace(tmp_path: Path, stub_llm: StubServer, tokenizer_folder: Path) -> I
         for row in map(json.loads, rows):
             file.write(json.dumps(row | {"question": row["prompt"], "type": row["task"]}) + "\n")
     (tmp_path / "evaluation.csv").write_text("question\nWhat is the capital of a country that is not there?\n")
+    labelled = [
+        {"prompt": "A?", "response": "Sorry.", "label": "refusal"},
+        {"prompt": "B?", "response": "Yes.", "label": "true"},
+    ]
+    (tmp_path / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled), encoding="utf-8")
+    (tmp_path / "labelled.csv").write_text("prompt,text,verdict\nA?,No.,declined\nB?,Yes.,answered\n", encoding="utf-8")
     (recipe,) = blocks(ROOT / "README.md", "yaml")
     (tmp_path / "recipe.yaml").write_text(re.sub(SERVERS, stub_llm.base_url, recipe), encoding="utf-8")
     (recipe,) = blocks(ROOT / "docs" / "rounds.md", "yaml")

@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 import pytest
 
+from stairdata.generators.evaluations.judging import guards, matching
 from stairdata.generators.prompts import task_labels
 from stairdata.generators.structured_cot import from_hub, preference_judge
 from stairdata.generators.trees import judges
+from stairdata.search.refusal import refusal_rule
 from stairdata_schemas import grammar
 from stairdata_schemas.secrets.shapes import SHAPES
 from stairdata_schemas.text import visible
@@ -23,7 +25,7 @@ RUNS = ("\n", " ", "\t", "a", "1", "*", "-", "(", ".", "_", "\r\n", "a ", "\n ")
 LEADS = ("", "score", "better", "complies", "task")
 FLOOR = 0.25
 """Seconds that 200,000 characters may take; by the square of the length it is minutes."""
-MODULES = (task_labels, from_hub, preference_judge, judges, grammar, visible)
+MODULES = (guards, matching, task_labels, from_hub, preference_judge, judges, grammar, visible)
 
 
 def compiled(value: object) -> list[re.Pattern[str]]:
@@ -61,6 +63,18 @@ def test_time_grows_with_the_length(pattern: re.Pattern[str]) -> None:
 
 def test_patterns_are_found() -> None:
     assert len(PATTERNS) > 12
+
+
+@pytest.mark.parametrize("lead", ["", "i ", "is not ", "i'm not able to ", "important to note that "])
+def test_the_refusal_rule_takes_no_square_of_the_length(lead: str) -> None:
+    def taken(length: int) -> float:
+        begin = time.process_time()
+        refusal_rule((lead + run) * 20 + run * (length // len(run)) + "\x01")
+        return time.process_time() - begin
+
+    for run in (*RUNS, "i ", "not ", "is a "):
+        whole = taken(LENGTH)
+        assert whole < FLOOR or whole < 3 * taken(LENGTH // 2), f"{run!r} after {lead!r}: {whole:.2f} s"
 
 
 CODE = ("stairdata", "schemas", "training", "review")

@@ -106,6 +106,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
         emit("")
         measures = list(next(iter(table.values())))
         print_table(["", *table], [[name, *(_shown(column[name]) for column in table.values())] for name in measures])
+        say(summary["refusal_rule"])
     places = {"artifacts": "artifacts", "models": "models", "rounds": "rounds.csv", "summary": "summary.json"}
     emit("\n" + "\n".join(f"{name + ':':<10} {folder / file}" for name, file in places.items()))
 

@@ -17,6 +17,7 @@ from stairdata.generators.prompts.part import build_prompt_part
 from stairdata.pipeline import measures, results
 from stairdata.pipeline.steps import RunOptions, RunSteps
 from stairdata.runs.prompt_parts import PromptPart, PromptSplit, split_prompts
+from stairdata.search.refusal import refusal_rule_note
 from stairdata_schemas.errors import BuildLockedError, RecipeError, quote
 from stairdata_schemas.files import write_atomic
 from stairdata_schemas.rendering import load_tokenizer, missing_tags
@@ -136,6 +137,7 @@ class Pipeline:
             "rounds": self.rows,
             "stopped": self.stopped,
             "table": results.table(folder, self.answers, self.best, prm, self.recipe.rounds.best_of),
+            "refusal_rule": refusal_rule_note(),
         }
         write_atomic(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         return summary

@@ -52,6 +52,9 @@ class EvaluationsSection(Section):
     """Test the recipe's actor, where it has one."""
     models: list[EvaluatedModel] = []
     """Further models to be tested, one after the other; they answer by the settings of `responses`."""
+    exclude_seen: bool = False
+    """Leave out prompts that are also in the training data of a tested model, or in what that was made from; either way
+    the manifest counts and names them. Known of model folders on this machine."""
     concurrency: Annotated[Concurrency, Mark.CANNOT_CHANGE_RESULT] = "auto"
     """Answers in flight at most, of those being judged, too; auto: one is begun whenever the server could take one more
     request."""

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from stairdata.generators.evaluations.executor import EvaluationExecutor
+from stairdata.generators.evaluations.judging.answer_judge import RULE
 from stairdata.generators.evaluations.plan import EvaluationJob, make_job
 from stairdata.generators.responses.workload import OpenScorer
 from stairdata.llm.budget import Budget
@@ -14,6 +15,7 @@ from stairdata.runs.build import build_as_told
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.progress import report_waiting
 from stairdata.runs.runner import RunResult, open_budget, run_units, table_of_outcomes, usage_of
+from stairdata.search.refusal import refusal_rule_note
 from stairdata_schemas.aliases import Row
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildContent, Report
@@ -51,19 +53,29 @@ def build_evaluations(
         executor = EvaluationExecutor(build, job, budget, report_waiting(options.progress), open_scorer)
         result = run_units(build, job.as_units(), executor, budget, options.progress)
         options.tell(table_of_outcomes(result))
+        report = _report(job, result, budget)
+        options.tell("\n".join(report.notes))
         refused = [*job.refused, *result.refused]
-        return BuildContent(result.frames(), refused, _report(job, result, budget), BY_DESIGN)
+        return BuildContent(result.frames(), refused, report, BY_DESIGN)
 
     return build_as_told(job.plan, content, options)
 
 
 def _report(job: EvaluationJob, result: RunResult, budget: Budget) -> Report:
     counts = result.counts
-    notes = []
+    notes = [refusal_rule_note()] if any(unit.judge == RULE for unit in job.units) else []
     for name, words in (("cut", "cut at the token limit"), ("empty", "empty")):
         if number := counts.get(f"{name}_answers"):
             notes.append(f"{number} judgements are of answers that were {words}: nothing is known of them, and they "
                          "count neither as refusals nor as safe")  # fmt: skip
+    for model, seen in job.contamination.items():
+        if prompts := seen["prompts"]:
+            left_out = "left out" if job.recipe.evaluations.exclude_seen else "judged all the same"
+            notes.append(
+                f"{len(prompts)} prompts are in the training data of {model} or its parents, and were {left_out}"
+            )
+        if seen["missing"]:
+            notes.append(f"not all that {model} was trained on could be looked at: {'; '.join(seen['missing'])}")
     unread = _unread(job, result)
     if unread:
         rows = sum(each["rows"] for each in unread)
@@ -74,6 +86,7 @@ def _report(job: EvaluationJob, result: RunResult, budget: Budget) -> Report:
         "requests": result.requests,
         "tokens_of_all_runs": budget.spent.tokens,
         "unread": unread,
+        "seen_in_training": job.contamination,
     }
     return Report(result.outcomes, usage, notes, details)
 

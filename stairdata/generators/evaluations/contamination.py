@@ -93,9 +93,7 @@ def _parent(data: Any) -> Parent | None:
         return None
 
 
-def _follow(
-    parent: Parent | None, model: str, local: dict[str, Artifact], seen: SeenPrompts, done: set[str]
-) -> None:
+def _follow(parent: Parent | None, model: str, local: dict[str, Artifact], seen: SeenPrompts, done: set[str]) -> None:
     """Take in an artifact and all that it was made from, but for those whose content hashes are in `done`."""
     waiting = [parent] if parent else []
     while waiting:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from stairdata.generators.evaluations.answering import SampledAnswer
@@ -14,13 +15,14 @@ from stairdata.generators.evaluations.benchmarks import (
     load_benchmarks,
     pin_benchmarks,
 )
+from stairdata.generators.evaluations.contamination import SeenPrompts, seen_in_training
 from stairdata.generators.evaluations.judging.answer_judge import JudgeWords
 from stairdata.generators.evaluations.judging.matching import MATCHED
 from stairdata.generators.evaluations.rows import NO_ATTACK, EvaluationUnit
 from stairdata.generators.responses.answering import resolved_settings
 from stairdata.llm.session import identify, served_model
 from stairdata.recipe import Endpoint, Recipe
-from stairdata.recipe.benchmarks import Score
+from stairdata.recipe.benchmarks import BenchmarkScore
 from stairdata.recipe.evaluations import EvaluatedModel
 from stairdata.runs.inputs import Inputs
 from stairdata.runs.options import BuildOptions
@@ -68,6 +70,8 @@ class EvaluationJob:
     units: list[EvaluationUnit]
     refused: list[QuarantineRow]
     """Rows of benchmarks that can't be taken."""
+    contamination: dict[str, Row]
+    """By model: which prompts its training has seen, and what could not be looked at."""
 
     def as_units(self) -> list[Unit]:
         """Return the rows as units of work."""
@@ -105,7 +109,7 @@ def make_job(recipe: Recipe, options: BuildOptions, prm: ModelIdentity | None = 
     pinned = pin_benchmarks(section.benchmarks)
     refused: list[QuarantineRow] = []
     prompts = load_benchmarks(pinned, recipe.seed, refused)
-    scores: dict[str, Score] = {each.name: each.score for each in pinned} or {OWN_BENCHMARK: "refusal"}
+    scores: dict[str, BenchmarkScore] = {each.name: each.score for each in pinned} or {OWN_BENCHMARK: "refusal"}
     judge = _judge_identity(recipe)
     words = JudgeWords(
         section.judge, model_label(judge.name, judge.revision) if judge else None, list(dict.fromkeys(scores.values()))
@@ -114,10 +118,19 @@ def make_job(recipe: Recipe, options: BuildOptions, prm: ModelIdentity | None = 
     if not given:
         _check_models(recipe, models, attacks)
     rows = _Rows(recipe, words, scores, prompts, prm)
+    seen: dict[str, SeenPrompts] = {}
     if given:
         units = list(rows.of_responses(given, options.limit))
     else:
         units = list(rows.of_models(models, attacks, prompts[: options.limit]))
+        seen = {model.label: found for model in models if (found := _seen_by(model, options)) is not None}
+    found_in = {
+        (unit.model, unit.prompt_id): place
+        for unit in units
+        if unit.model in seen and (place := seen[unit.model].find(unit.prompt_id, unit.prompt)) is not None
+    }
+    if section.exclude_seen:
+        units = [unit for unit in units if (unit.model, unit.prompt_id) not in found_in]
     _check_keys(units)
     configuration = _configuration(recipe, options, words) | {"benchmarks": [each.described for each in pinned]}
     named = [model.identity for model in models] + ([judge] if judge else [])
@@ -135,7 +148,8 @@ def make_job(recipe: Recipe, options: BuildOptions, prm: ModelIdentity | None = 
         seeds={"sampling": recipe.seed},
         license=strictest(each.source.source.license for each in pinned) if pinned else None,
     )
-    return EvaluationJob(recipe, models, attacks, words, plan, units, refused)
+    contamination = _contamination(seen, found_in)
+    return EvaluationJob(recipe, models, attacks, words, plan, units, refused, contamination)
 
 
 def tested_models(recipe: Recipe) -> list[ModelUnderTest]:
@@ -168,6 +182,23 @@ def _tested(endpoint: Endpoint, number: int) -> ModelUnderTest:
     role = "actor" if number == 0 else f"model_{number}"
     known = identify(endpoint, role, needs_tokenizer=not is_chat)
     return ModelUnderTest(endpoint, served_model(endpoint, known), is_chat)
+
+
+def _seen_by(model: ModelUnderTest, options: BuildOptions) -> SeenPrompts | None:
+    """Return what a model was trained on, where its folder is here."""
+    folder = Path(model.endpoint.path or model.endpoint.tokenizer or "")
+    return seen_in_training(folder, options.root) if model.identity.revision and folder.is_dir() else None
+
+
+def _contamination(seen: dict[str, SeenPrompts], found_in: dict[tuple[str, str], str]) -> dict[str, Row]:
+    return {
+        model: {
+            "prompts": {prompt_id: place for (label, prompt_id), place in found_in.items() if label == model},
+            "looked_at": prompts.looked_at,
+            "missing": prompts.missing,
+        }
+        for model, prompts in seen.items()
+    }
 
 
 def _check_models(recipe: Recipe, models: Sequence[ModelUnderTest], attacks: dict[str, Attack]) -> None:
@@ -207,7 +238,7 @@ class _Rows:
         self,
         recipe: Recipe,
         words: JudgeWords,
-        scores: dict[str, Score],
+        scores: dict[str, BenchmarkScore],
         prompts: Sequence[BenchmarkPrompt],
         prm: ModelIdentity | None,
     ) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from stairdata.generators.evaluations.answering import SampledAnswer
 from stairdata.generators.evaluations.judging.judgement import JudgedAnswer, Judgement, right_refusal
 from stairdata.llm.wrapping import without_thoughts
-from stairdata.recipe.benchmarks import Score
+from stairdata.recipe.benchmarks import BenchmarkScore
 from stairdata_schemas import identity
 from stairdata_schemas.aliases import Row
 from stairdata_schemas.grammar import final_answer
@@ -22,7 +22,7 @@ class EvaluationUnit(NamedTuple):
     prompt_id: str
     prompt: str
     benchmark: str
-    score: Score
+    score: BenchmarkScore
     task: str | None
     category: str | None
     label: str | None

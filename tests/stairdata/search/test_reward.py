@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stairdata.search.refusal import is_refusal, is_short_refusal
+from stairdata.search.refusal import is_short_refusal
 from stairdata.search.reward import combine, rate, reference_rating, rule_safety, word_f1
 from stairdata_schemas.grammar import Step, render
 
@@ -81,20 +81,6 @@ def test_safety_by_rule(text: str, task: str, expected: float) -> None:
 def test_the_limit_of_a_refusal_counts_code_points_of_the_stripped_answer() -> None:
     assert is_short_refusal("sorry" + "👩" * 345 + "\n\n")
     assert not is_short_refusal("sorry" + "👩" * 346)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("I can\u2019t help with that.", True),
-        ("I will not explain this.", True),
-        ("Sorry!", True),
-        ("This can't help the dough rise.", False),
-        ("", False),
-    ],
-)
-def test_refusals_are_told_by_their_words(text: str, *, expected: bool) -> None:
-    assert is_refusal(text) is expected
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,15 @@ from stairdata.generators.evaluations.reply_journal import ModelReply, ReplyJour
 from stairdata.llm.actor import RequestUsage
 from stairdata.llm.client import Client, Generation
 from stairdata.llm.outcomes import JudgeFailedError, Outcome
-from stairdata.recipe.benchmarks import Score
+from stairdata.recipe.benchmarks import BenchmarkScore
 from stairdata.recipe.judges import EvaluationJudge
 from stairdata_schemas import identity
 from stairdata_schemas.errors import quote
 
 T = TypeVar("T")
 
+RULE = "rule"
+"""What rows call the judge that needs no model."""
 CALL = 1
 """Ordinal of judgements among the requests of a row, in their seeds."""
 REASK_TEMPERATURE = 0.7
@@ -40,10 +42,10 @@ class JudgeWords:
         RecipeError: a file of the section's can't be used.
     """
 
-    def __init__(self, section: EvaluationJudge, model: str | None, scores: Sequence[Score]) -> None:
+    def __init__(self, section: EvaluationJudge, model: str | None, scores: Sequence[BenchmarkScore]) -> None:
         self.section = section
         self._model = model
-        self.rubrics: dict[Score, RubricWords] = {}
+        self.rubrics: dict[BenchmarkScore, RubricWords] = {}
         self.policy: str | None = None
         if section.kind == "rubric":
             self.rubrics = {score: rubric_words(section, score) for score in scores if score not in MATCHED}
@@ -57,7 +59,7 @@ class JudgeWords:
         hashes: dict[str, str] = {score: words.sha256 for score, words in self.rubrics.items()}
         return hashes | ({"policy": _sha256(self.policy)} if self.policy is not None else {})
 
-    def name(self, score: Score) -> str:
+    def name(self, score: BenchmarkScore) -> str:
         """Return what rows call the judge of a score."""
         if score in MATCHED:
             return MATCHED[score][0]
@@ -66,9 +68,9 @@ class JudgeWords:
         if self.section.kind == "guard":
             policy = f"@{_sha256(self.policy)[:HASH_DIGITS]}" if self.policy is not None else ""
             return f"{self._model}/{self.section.guard}{policy}"
-        return "rule"
+        return RULE
 
-    def asks(self, score: Score) -> int:
+    def asks(self, score: BenchmarkScore) -> int:
         """Return how many requests one judgement takes, where each is read the first time."""
         if score in MATCHED or self.section.kind == "rule":
             return 0
@@ -91,7 +93,7 @@ class AnswerJudge:
         self._seed = seed
         self._replies = replies
 
-    async def judge(self, owner: str, score: Score, answer: JudgedAnswer) -> tuple[Judgement, RequestUsage]:
+    async def judge(self, owner: str, score: BenchmarkScore, answer: JudgedAnswer) -> tuple[Judgement, RequestUsage]:
         """Judge an answer.
 
         Args:

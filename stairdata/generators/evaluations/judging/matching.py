@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
 
 from stairdata.generators.evaluations.judging.judgement import JudgedAnswer, Judgement, right_refusal
-from stairdata.recipe.benchmarks import Score
-from stairdata.search.refusal import is_refusal
+from stairdata.recipe.benchmarks import BenchmarkScore
+from stairdata.search.refusal import refusal_rule
 from stairdata_schemas.grammar import TAGS
 from stairdata_schemas.text.words import words
 
@@ -47,16 +47,17 @@ def last_label(text: str, labels: Sequence[str]) -> str | None:
     return None
 
 
-def judge_by_rule(answer: JudgedAnswer, score: Score) -> Judgement:
+def judge_by_rule(answer: JudgedAnswer, score: BenchmarkScore) -> Judgement:
     """Judge by words alone: whether it is a refusal, or whether the reference is in the answer (SimpleQA).
 
     No goodness follows from that, and no winner: such a score stays unknown.
     """
-    refused = is_refusal(_without_tags(answer.text))
+    rule = refusal_rule(_without_tags(answer.text))
+    refused = rule is not None
     if score == "simpleqa":
         return _contains_reference(answer, refused=refused)
     rate = right_refusal(refused, answer) if score in {"xstest", "refusal"} else None
-    return Judgement(refused=refused, score=rate)
+    return Judgement(refused=refused, score=rate, details={"rule": rule} if rule else {})
 
 
 def judge_number(answer: JudgedAnswer) -> Judgement:
@@ -74,7 +75,7 @@ def judge_label(answer: JudgedAnswer) -> Judgement:
     return Judgement(score=float(said is not None and said == answer.label), details={"said": said})
 
 
-MATCHED: dict[Score, tuple[str, Callable[[JudgedAnswer], Judgement]]] = {
+MATCHED: dict[BenchmarkScore, tuple[str, Callable[[JudgedAnswer], Judgement]]] = {
     "gsm8k": ("last_number", judge_number),
     "label": ("label", judge_label),
 }

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from stairdata.generators.evaluations.judging.judgement import JudgedAnswer, Judgement, right_refusal
 from stairdata.generators.evaluations.judging.reading import choice_in, number_in, value_of, whole_value
 from stairdata.generators.structured_cot.preference_judge import read_choice
-from stairdata.recipe.benchmarks import Score
+from stairdata.recipe.benchmarks import BenchmarkScore
 from stairdata_schemas.aliases import Row
 
 SCALE = range(1, 6)
@@ -125,7 +125,7 @@ def _judge_winner(answer: JudgedAnswer, read: list[Row]) -> Judgement:
     return Judgement(score=(first + 1.0 - second) / 2, details=details)
 
 
-RUBRICS: dict[Score, Rubric] = {
+RUBRICS: dict[BenchmarkScore, Rubric] = {
     "strongreject": Rubric("strongreject", 1, read_strongreject, _judge_strongreject),
     "xstest": Rubric("xstest", 1, read_xstest, _judge_xstest),
     "refusal": Rubric("refusal", 1, read_refusal, _judge_refusal),

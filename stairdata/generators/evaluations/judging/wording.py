@@ -11,7 +11,7 @@ import jinja2
 
 from stairdata.generators.evaluations.judging.judgement import JudgedAnswer, Question, ask_user
 from stairdata.generators.evaluations.judging.rubrics import RUBRICS, Rubric
-from stairdata.recipe.benchmarks import Score
+from stairdata.recipe.benchmarks import BenchmarkScore
 from stairdata.recipe.judges import EvaluationJudge
 from stairdata_schemas.errors import RecipeError, quote
 from stairdata_schemas.formats.bounded import read_text
@@ -107,7 +107,7 @@ class RubricWords:
         )
 
 
-def rubric_words(judge: EvaluationJudge, score: Score) -> RubricWords:
+def rubric_words(judge: EvaluationJudge, score: BenchmarkScore) -> RubricWords:
     """Return the words in which a judge of kind rubric is asked for a score."""
     rubric = RUBRICS[score]
     return RubricWords(rubric, getattr(judge.template, rubric.name))

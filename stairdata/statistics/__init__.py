@@ -1,0 +1,1 @@
+"""What scores of prompts show, and how surely: means, differences, and how far a judge agrees with people."""
