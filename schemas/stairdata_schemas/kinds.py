@@ -319,7 +319,10 @@ class Evaluations(dy.Schema):
     benchmark = dy.String(primary_key=True, regex=VISIBLE, description="the benchmark's name")
     attack = dy.String(primary_key=True, regex=VISIBLE, description="the jailbreak applied to the prompt, or none")
     response_id = _id("the response that the answer belongs to", primary_key=True)
-    sample = dy.Int32(primary_key=True, min=0, description="which of the response's answers, from 0")
+    # `sample` is a method of every schema
+    sample_number = dy.Int32(
+        alias="sample", primary_key=True, min=0, description="which of the response's answers, from 0"
+    )
     attacked_prompt = dy.String(nullable=True, description="what the model was asked, where an attack changed it")
     task = _task()
     model = dy.String(

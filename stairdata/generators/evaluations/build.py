@@ -70,10 +70,8 @@ def _report(job: EvaluationJob, result: RunResult, budget: Budget) -> Report:
                          "count neither as refusals nor as safe")  # fmt: skip
     for model, seen in job.contamination.items():
         if prompts := seen["prompts"]:
-            left_out = "left out" if job.recipe.evaluations.exclude_seen else "judged all the same"
-            notes.append(
-                f"{len(prompts)} prompts are in the training data of {model} or its parents, and were {left_out}"
-            )
+            what = "left out" if job.recipe.evaluations.exclude_seen else "judged all the same"
+            notes.append(f"{len(prompts)} prompts are in the training data of {model} or its parents, and were {what}")
         if seen["missing"]:
             notes.append(f"not all that {model} was trained on could be looked at: {'; '.join(seen['missing'])}")
     unread = _unread(job, result)

@@ -82,7 +82,8 @@ class EvaluationExecutor:
             if self._open_scorer is not None and self._job.models:
                 scorer = await stack.enter_async_context(self._open_scorer(self._build.work, self._waiting))
             shared = [client for client in (judge_client, attacker[1] if attacker else None) if client]
-            for model in self._job.models or [None]:
+            models: list[ModelUnderTest | None] = [*self._job.models]
+            for model in models or [None]:
                 mine = [unit for unit in units if model is None or unit.payload["model"] == model.label]
                 if not mine or self._budget.reason is not None:
                     continue

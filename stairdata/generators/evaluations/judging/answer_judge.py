@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from stairdata.generators.evaluations.judging.guards import GUARDS, Guard, judge_by_guard
-from stairdata.generators.evaluations.judging.judgement import JudgedAnswer, Judgement, Question
+from stairdata.generators.evaluations.judging.judgement import JudgedAnswer, Judgement, Question, ask_judge
 from stairdata.generators.evaluations.judging.matching import MATCHED, judge_by_rule
 from stairdata.generators.evaluations.judging.wording import HASH_DIGITS, RubricWords, policy_words, rubric_words
 from stairdata.generators.evaluations.reply_journal import ModelReply, ReplyJournal
 from stairdata.llm.actor import RequestUsage
-from stairdata.llm.client import Client, Generation
+from stairdata.llm.client import Client
 from stairdata.llm.outcomes import JudgeFailedError, Outcome
 from stairdata.recipe.benchmarks import BenchmarkScore
 from stairdata.recipe.judges import EvaluationJudge
@@ -137,7 +138,7 @@ class AnswerJudge:
         for ask in range(reasks + 1):
             seed = identity.request_seed(self._seed, f"{owner}/{question.name}", CALL, ask)
             keys.append(f"judge/{seed}")
-            reply = await self._replies.once(keys[-1], lambda seed=seed, ask=ask: self._say(question, seed, ask))
+            reply = await self._replies.once(keys[-1], partial(self._say, question, seed, ask))
             usage, said = usage.plus(reply.usage), str(reply.value)
             found = read(said)
             if found is not None:
@@ -150,30 +151,12 @@ class AnswerJudge:
 
     async def _say(self, question: Question, seed: int, ask: int) -> ModelReply:
         assert self._client is not None
-        generation = await ask_judge(self._client, self.words.section, question, seed, ask)
+        section = self.words.section
+        sampling: dict[str, Any] = {}
+        if section.temperature is not None:
+            sampling["temperature"] = max(section.temperature, REASK_TEMPERATURE) if ask else section.temperature
+        generation = await ask_judge(self._client, question, max_tokens=section.max_tokens, seed=seed, **sampling)
         return ModelReply(generation.samples[0].text, RequestUsage.of(generation))
-
-
-async def ask_judge(client: Client, section: EvaluationJudge, question: Question, seed: int, ask: int) -> Generation:
-    """Send a question to a judge.
-
-    Args:
-        client: the judge's server.
-        section: its sampling.
-        question: a chat, or a prompt as the model reads it.
-        seed: the request's seed.
-        ask: how often it was asked before.
-
-    Raises:
-        RequestFailedError: no answer after all retries.
-    """
-    options: dict[str, Any] = dict(question.options)
-    if section.temperature is not None:
-        options["temperature"] = max(section.temperature, REASK_TEMPERATURE) if ask else section.temperature
-    if question.prompt is not None:
-        return await client.complete(question.prompt, n=1, max_tokens=section.max_tokens, seed=seed, **options)
-    messages: Any = list(question.messages)
-    return await client.chat(messages, max_tokens=section.max_tokens, seed=seed, **options)
 
 
 def _sha256(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from stairdata.llm.client import Client, Generation
 from stairdata_schemas.aliases import Row
 
 
@@ -39,6 +40,26 @@ class Question(NamedTuple):
 def ask_user(name: str, content: str, **options: Any) -> Question:
     """Return a question that is one user's turn."""
     return Question(name, ({"role": "user", "content": content},), options=options)
+
+
+async def ask_judge(client: Client, question: Question, *, max_tokens: int, seed: int, **sampling: Any) -> Generation:
+    """Send a question to a judge.
+
+    Args:
+        client: the judge's server.
+        question: a chat, or a prompt as the model reads it.
+        max_tokens: length of the answer.
+        seed: the request's seed.
+        sampling: temperature and top_p.
+
+    Raises:
+        RequestFailedError: no answer after all retries.
+    """
+    options = {**question.options, **sampling}
+    if question.prompt is not None:
+        return await client.complete(question.prompt, n=1, max_tokens=max_tokens, seed=seed, **options)
+    messages: Any = list(question.messages)
+    return await client.chat(messages, max_tokens=max_tokens, seed=seed, **options)
 
 
 @dataclass(frozen=True, slots=True)
