@@ -133,6 +133,8 @@ def make_job(recipe: Recipe, options: BuildOptions, prm: ModelIdentity | None = 
         units = [unit for unit in units if (unit.model, unit.prompt_id) not in found_in]
     _check_keys(units)
     configuration = _configuration(recipe, options, words) | {"benchmarks": [each.described for each in pinned]}
+    if section.exclude_seen:
+        configuration["left_out"] = sorted(map(list, found_in))
     named = [model.identity for model in models] + ([judge] if judge else [])
     if not given:
         configuration |= _answering_settings(recipe, attacks)
