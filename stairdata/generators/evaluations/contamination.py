@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from stairdata.hub.lineage import local_artifacts
 from stairdata.hub.pull import STORE
 from stairdata_schemas.artifacts import Artifact, open_artifact
-from stairdata_schemas.errors import ArtifactError, ModelError, quote
+from stairdata_schemas.errors import ArtifactError, ModelError, StairDataError, quote
 from stairdata_schemas.formats.bounded import read_text
 from stairdata_schemas.formats.limits import MEBIBYTE, TooLargeError
 from stairdata_schemas.manifest import MANIFEST_NAME, Parent
@@ -105,11 +105,13 @@ def _follow(parent: Parent | None, model: str, local: dict[str, Artifact], seen:
         reference = f"{each.kind}@{each.version}"
         if artifact is None:
             on_hub = f"; fetch it: `stairdata pull {each.repo}@{each.commit}`" if each.repo and each.commit else ""
-            seen.missing.append(f"{reference} of {quote(model)} is not under the artifacts' root{on_hub}")
+            seen.missing.append(
+                f"{reference} of {quote(model)} is not under the artifacts' root, or damaged there{on_hub}"
+            )
             continue
         try:
             _take(artifact, reference, seen)
-        except (ArtifactError, TooLargeError) as error:
+        except StairDataError as error:
             seen.missing.append(f"{reference} of {quote(model)} can't be read: {error}")
         waiting += artifact.manifest.parents
 

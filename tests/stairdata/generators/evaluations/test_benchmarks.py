@@ -187,7 +187,7 @@ def test_a_section_that_says_too_little_or_too_much(sections: list[dict[str, Any
 
 
 def test_a_file_that_is_away() -> None:
-    with pytest.raises(InputError, match="away.csv does not exist"):
+    with pytest.raises(InputError, match=r"away\.csv does not exist"):
         load({"name": "xstest", "path": "away.csv"})
 
 

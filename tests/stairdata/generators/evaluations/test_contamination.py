@@ -10,13 +10,15 @@ import polars as pl
 import pytest
 
 from stairdata.generators.evaluations.contamination import seen_in_training
-from stairdata_schemas import identity
+from stairdata_schemas import grammar, identity
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import BuildPlan, begin_build
 from stairdata_schemas.kinds import polars_schema
 from stairdata_schemas.manifest import Parent
 from stairdata_schemas.rendering import model_hash
 from tests.stairdata.forests import artifact_of, tree_of
+
+GRAMMATICAL = grammar.render([grammar.Step("T:", "b")], "o")
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def cot(root: Path, text: str, *parents: Parent) -> Artifact:
         "task": "safety",
         "steps": [{"title": "T:", "body": "b"}],
         "output": "o",
-        "completion": "<|Reasoning_step|>\nTitle: T:\nb\n<|/Reasoning_step|>\n\n<|Output|>\nFinal Answer:\no\n<|/Output|>",
+        "completion": GRAMMATICAL,
     }
     build = begin_build(BuildPlan("structured_cot", "test/1", {"text": text}, parents=[*parents]), root)
     assert not isinstance(build, Artifact)
@@ -63,7 +65,9 @@ def named(folder: Path) -> dict[str, str]:
 def test_data_its_parents_and_the_training_before(tmp_path: Path, root: Path) -> None:
     first = prompts(root, "Is this here?", "And this?")
     data = cot(root, "Written by hand.", first.as_parent())
-    tree = artifact_of(root, [tree_of([(0, 1.0)], 5)])  # of a prompts artifact that isn't there
+    tree = artifact_of(
+        root, [tree_of([(1, 0, GRAMMATICAL, True, 1.0, 1)], 5)]
+    )  # of a prompts artifact that isn't there
     sft = model(tmp_path / "models/sft", data.as_parent(), {"name": "org/base", "revision": "abc"})
     dpo = model(tmp_path / "models/dpo-1", tree.as_parent(), named(sft))
     seen = seen_in_training(dpo, root)
@@ -73,7 +77,7 @@ def test_data_its_parents_and_the_training_before(tmp_path: Path, root: Path) ->
     assert seen.find(identity.prompt_id("Written by hand."), "Written by hand.") == "structured_cot@1.0.0"
     assert seen.find(identity.prompt_id("Is this new?"), "Is this new?") is None
     assert seen.missing == [
-        "prompts@1.0.0 of 'dpo-1' is not under the artifacts' root",
+        "prompts@1.0.0 of 'dpo-1' is not under the artifacts' root, or damaged there",
         "the training of 'org/base', which 'sft' began with: it is not beside it",
     ]
     own = seen_in_training(sft, root)
@@ -103,10 +107,10 @@ def test_what_a_folder_without_a_record_or_with_a_broken_one_says(tmp_path: Path
 def test_a_parent_on_the_hub_is_named_with_how_to_fetch_it(tmp_path: Path, root: Path) -> None:
     away = Parent(kind="prompts", version="1.2.0", content_hash="f" * 64, repo="org/prompts", commit="a" * 40)
     data = cot(root, "B?", away)
-    (data.folder / data.manifest.files[0].path).write_bytes(b"damaged")
+    path = data.data_files[0]
+    path.write_bytes(b"x" * path.stat().st_size)
     seen = seen_in_training(model(tmp_path / "sft", data.as_parent()), root)
     assert seen.looked_at == []
-    assert len(seen.missing) == 2
-    assert seen.missing[1] == (
-        f"prompts@1.2.0 of 'sft' is not under the artifacts' root; fetch it: `stairdata pull org/prompts@{'a' * 40}`"
-    )
+    assert seen.missing[0].startswith("structured_cot@1.0.0 of 'sft' can't be read: ")
+    assert seen.missing[1].startswith("prompts@1.2.0 of 'sft' is not under the artifacts' root")
+    assert seen.missing[1].endswith(f"; fetch it: `stairdata pull org/prompts@{'a' * 40}`")
