@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stairdata.api import (
         Artifact,
+        best_of,
+        best_of_curve,
         build,
         lineage,
         load_recipe,
@@ -21,7 +23,19 @@ if TYPE_CHECKING:
         validate,
     )
 
-__all__ = ["Artifact", "build", "lineage", "load_recipe", "open_artifact", "pull", "push", "search_tree", "validate"]
+__all__ = [
+    "Artifact",
+    "best_of",
+    "best_of_curve",
+    "build",
+    "lineage",
+    "load_recipe",
+    "open_artifact",
+    "pull",
+    "push",
+    "search_tree",
+    "validate",
+]
 
 
 def __getattr__(name: str) -> Any:

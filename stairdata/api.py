@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stairdata.search.choice import best_of, best_of_curve
 from stairdata.search.custom_policy import search_tree
 from stairdata_schemas.artifacts import Artifact
 
@@ -16,7 +17,19 @@ if TYPE_CHECKING:
     from stairdata.stages import FullRecipe
     from stairdata_schemas.artifacts import Problem
 
-__all__ = ["Artifact", "build", "lineage", "load_recipe", "open_artifact", "pull", "push", "search_tree", "validate"]
+__all__ = [
+    "Artifact",
+    "best_of",
+    "best_of_curve",
+    "build",
+    "lineage",
+    "load_recipe",
+    "open_artifact",
+    "pull",
+    "push",
+    "search_tree",
+    "validate",
+]
 
 ROOT = Path("artifacts")
 

@@ -7,21 +7,23 @@ only lengths are assumed. From a pilot everything is measured: its rows are kept
 from __future__ import annotations
 
 import random
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 from stairdata.generators.prompts.build import rows_without_task
 from stairdata.generators.prompts.task_labels import template
+from stairdata.generators.responses.answering import beam_config
 from stairdata.generators.trees.build import grow_trees, plan_trees, units_of
 from stairdata.generators.trees.tree_runner import search_config
 from stairdata.llm.budget import MILLION, Budget, unpriced
-from stairdata.recipe import Recipe
+from stairdata.recipe import Recipe, ResponsesSection
 from stairdata.runs.executors.executor import HERE, Execution
 from stairdata.runs.forecast import Forecast, ModelLoad
 from stairdata.runs.inputs import Inputs, input_rows
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.runner import open_budget
 from stairdata.runs.unfinished import find_before, rows_in, words_on
-from stairdata.search import mcts
+from stairdata.search import answers, beam, mcts
 from stairdata.search.reward import rate
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, begin_build
@@ -106,10 +108,15 @@ def forecast_responses(recipe: Recipe, options: BuildOptions) -> Forecast:
     """Forecast a build of responses."""
     parent = Inputs(options.inputs, options.root).of("prompts")
     prompts = [row["prompt"] for row in input_rows(parent, ["prompt"], options.limit)]
+    section, count = recipe.responses, len(prompts)
     read = sum(len(prompt.encode()) for prompt in prompts) / BYTES_PER_TOKEN
-    load = Load(len(prompts), read, len(prompts) * recipe.responses.n * STEPS * STEP_TOKENS)
-    head = f"responses: {len(prompts)} prompts"
+    if section.method == "beam":
+        load = simulate_beam(section, read / count if count else 0).times(count)
+    else:
+        load = Load(count, read, count * section.n * STEPS * STEP_TOKENS)
+    head = f"responses: {count} prompts"
     head += f"\nassumed, not measured: {STEPS} steps an answer, {STEP_TOKENS} tokens a step"
+    head += ", no step twice, scores at random" if section.method == "beam" else ""
     return _forecast("responses", head, recipe, [("generation", recipe.actor.name, load)])
 
 
@@ -156,6 +163,43 @@ def simulate(recipe: Recipe, task: str, prompt_tokens: float) -> StageLoad:
         except StopIteration:
             pass
     return StageLoad(writing.times(1 / SIMULATED), rating.times(1 / SIMULATED))
+
+
+def simulate_beam(section: ResponsesSection, prompt_tokens: float) -> Load:
+    """Search on a made-up policy and made-up scores, and count what the actor would be asked, as a mean.
+
+    Args:
+        section: shape of the search.
+        prompt_tokens: length of the rendered prompt.
+    """
+    total = Load()
+    for seed in range(SIMULATED):
+        rng = random.Random(seed)  # noqa: S311
+        search = beam.search(beam_config(section))
+        batch = next(search)
+        try:
+            while True:
+                results: list[answers.Result] = []
+                for request in batch:
+                    if isinstance(request, answers.ScoreTexts):
+                        results.append([[rng.random()] for _ in request.texts])
+                        continue
+                    read = prompt_tokens + STEP_TOKENS * request.prefix.count("\n")
+                    result, written = _made_up_text(request, rng)
+                    results.append(result)
+                    total = total.plus(1, read, written)
+                batch = search.send(results)
+        except StopIteration:
+            pass
+    return total.times(1 / SIMULATED)
+
+
+def _made_up_text(request: mcts.SampleSteps | answers.SampleEndings, rng: random.Random) -> tuple[answers.Result, int]:
+    if isinstance(request, mcts.SampleSteps):
+        result, written = _made_up(request, rng)
+        return cast("Sequence[mcts.StepSample]", result), written
+    left = _steps_left(request.prefix.count("\n"), rng)
+    return [answers.Ending(f"{rng.random()}{OUTPUT_CLOSE}", is_cut=False)] * request.n, left * STEP_TOKENS * request.n
 
 
 def _made_up(request: mcts.Request, rng: random.Random) -> tuple[mcts.Result, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from stairdata_schemas.aliases import Row
@@ -93,12 +93,19 @@ def _averages(row: Row, measure: Callable[[Row], float | None]) -> list[float | 
     measured = [measure(_chosen(row, n, index)) for index in _ranked(row, n)]
     averages: list[float | None] = []
     for k in range(1, n + 1):
-        weights = [math.comb(n - 1 - place, k - 1) for place in range(n)]
-        pairs = [(weight, value) for weight, value in zip(weights, measured, strict=True) if value is not None]
+        pairs = [(weight, value) for weight, value in zip(_weights(n, k), measured, strict=True) if value is not None]
         total = sum(weight for weight, _ in pairs)
         # each share is a number of its own: the binomials of many candidates are larger than a float holds
         averages.append(math.fsum(weight / total * value for weight, value in pairs) if total else None)
     return averages
+
+
+def _weights(n: int, k: int) -> Iterator[int]:
+    """Yield C(n-1-r, k-1) for each rank r from 0, each out of the one before."""
+    weight = math.comb(n - 1, k - 1)
+    for place in range(n):
+        yield weight
+        weight = weight * (n - place - k) // max(1, n - 1 - place)
 
 
 def _ranked(row: Row, k: int) -> list[int]:

@@ -25,7 +25,9 @@ def test_ids_hash_their_parts_with_slashes_between() -> None:
     assert tree == sha256(f"{prompt}/42/0")[:16]
     assert identity.tree_id(prompt, 42, 3) == sha256(f"{prompt}/42/3")[:16]
     assert identity.pair_id(tree, 5, 7, "step") == sha256(f"{tree}/5/7/step")[:16]
-    assert identity.response_id(prompt, "m", "beam", 1) == sha256(f"{prompt}/m/beam/1")[:16]
+    made_by = {"models": [{"name": "é"}], "n": 2}
+    assert identity.response_id(prompt, made_by, 1) == sha256(f'{prompt}/{{"models":[{{"name":"é"}}],"n":2}}/1')[:16]
+    assert identity.response_id(prompt, dict(reversed(made_by.items())), 1) == identity.response_id(prompt, made_by, 1)
 
 
 def test_ids_of_different_things_differ() -> None:
@@ -39,8 +41,9 @@ def test_ids_of_different_things_differ() -> None:
         identity.pair_id(tree, 1, 2, "step"),
         identity.pair_id(tree, 2, 1, "step"),
         identity.pair_id(tree, 1, 2, "trajectory"),
-        identity.response_id(prompt, "m", "sample", 1),
-        identity.response_id(prompt, "m", "best_of_n", 1),
+        identity.response_id(prompt, {"method": "sample"}, 1),
+        identity.response_id(prompt, {"method": "best_of_n"}, 1),
+        identity.response_id(prompt, {"method": "best_of_n"}, 2),
     ]
     assert len(set(ids)) == len(ids)
 

@@ -54,7 +54,8 @@ COLUMNS = {
     "responses": """
         response_id, prompt_id, prompt, task?, method, model, prm?, n: i32,
         candidates: list<struct{text, score?: f64, is_complete: bool, tokens: i32}>, chosen_index: i32, text,
-        score?: f64, completion_tokens: i64
+        score?: f64, completion_tokens: i64, step_scores?: list<list<f64>>, requests?: i64, prompt_tokens?: i64,
+        prm_calls?: i64, prm_tokens?: i64, seconds?: f64
     """,
     "evaluations": """
         prompt_id, benchmark, attack, response_id, sample: i32, attacked_prompt?, task?, model, method, response,
@@ -217,6 +218,12 @@ def response(**other: Any) -> dict[str, Any]:
         "text": "second",
         "score": 0.9,
         "completion_tokens": 11,
+        "step_scores": [[0.1], [0.2, 0.9]],
+        "requests": 1,
+        "prompt_tokens": 20,
+        "prm_calls": 2,
+        "prm_tokens": 51,
+        "seconds": 0.5,
     } | other
 
 

@@ -12,7 +12,19 @@ import stairdata
 from stairdata_schemas.errors import RecipeError, UsageError
 from tests.test_docs import blocks
 
-NAMES = ["Artifact", "build", "lineage", "load_recipe", "open_artifact", "pull", "push", "search_tree", "validate"]
+NAMES = [
+    "Artifact",
+    "best_of",
+    "best_of_curve",
+    "build",
+    "lineage",
+    "load_recipe",
+    "open_artifact",
+    "pull",
+    "push",
+    "search_tree",
+    "validate",
+]
 HEAVY = ("torch", "transformers", "vllm", "trl", "datasets", "argilla", "polars", "openai")
 PAGE = Path(__file__).parent.parent.parent / "docs" / "python.md"
 
