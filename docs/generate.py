@@ -135,8 +135,6 @@ def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
 def _default(field: FieldInfo) -> str:
     if isinstance(field.default, BaseModel):
         return ""
-    if field.is_required():
-        return "needed"
     shown = yaml.safe_dump(field.default, default_flow_style=True, width=200).removesuffix("...\n").strip()
     return f"`{shown}`"
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stairdata.recipe.section import Section, Task
 from stairdata_schemas.fingerprints import Mark
@@ -17,9 +17,9 @@ BenchmarkScore = Literal["strongreject", "xstest", "refusal", "winrate", "gsm8k"
 class BenchmarkSection(Section):
     """One benchmark: a known one by its name, or your own file and its columns."""
 
-    name: str
-    """What rows call it. A known one (strongreject, xstest, do-not-answer, harmbench, wildchat-toxic, alpaca_eval,
-    gsm8k, simpleqa, advglue) needs no columns and no score."""
+    name: str = ""
+    """Needed; what rows call it. A known one (strongreject, xstest, do-not-answer, harmbench, wildchat-toxic,
+    alpaca_eval, gsm8k, simpleqa, advglue) needs no columns and no score."""
     like: str | None = None
     """Read and score it as this known benchmark, under another name: {name: xstest-de, like: xstest, path: FILE}."""
     path: Annotated[Path | None, Mark.COUNTS_AS_INPUT] = None
@@ -47,3 +47,11 @@ class BenchmarkSection(Section):
     """Take this many prompts of those, sampled with the recipe's seed; default: all."""
     license: Annotated[str | None, Mark.CANNOT_CHANGE_RESULT] = None
     """The licence as the Hub names it; default: a known one's own, else what a Hub dataset's card says."""
+
+    @model_validator(mode="after")
+    def _has_a_name(self) -> Self:
+        if not self.name.strip():
+            raise ValueError(
+                "a benchmark needs a name: a known one's, such as xstest, or your own with path and columns"
+            )
+        return self

@@ -91,7 +91,7 @@ def read_qwen3guard(text: str) -> Verdict | None:
 
 def read_llama_guard(text: str) -> Verdict | None:
     """Read a first line safe or unsafe, and behind unsafe a line of hazards (S1,S10)."""
-    lines = [line.strip() for line in text.strip().splitlines()]
+    lines = [line.strip() for line in text.strip().split("\n")]
     first = lines[0].lower() if lines else ""
     rest = [each.strip() for line in lines[1:] for each in line.split(",") if each.strip()]
     if first not in {SAFE, UNSAFE} or (first == SAFE and rest) or not all(map(_HAZARD.match, rest)):

@@ -21,7 +21,7 @@ def value_of(text: str, *labels: str) -> str | None:
         labels: of the same value, in lower case.
     """
     found = None
-    for line in without_thoughts(text).splitlines():
+    for line in without_thoughts(text).split("\n"):
         plain = line.strip().removeprefix("- ").strip(_MARKS).lower()
         for label in labels:
             rest = plain.removeprefix(label)
