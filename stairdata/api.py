@@ -70,7 +70,7 @@ def build(
     """Build an artifact, as `stairdata build` does: it resumes, and returns a finished one of the same recipe.
 
     Args:
-        kind: prompts, structured_cot, trees, preference_pairs, prm_pairs or responses.
+        kind: prompts, structured_cot, trees, preference_pairs, prm_pairs, responses or evaluations.
         recipe: from `load_recipe`, or its sections as a mapping.
         root: folder of the artifacts.
         inputs: artifacts or references; default: the newest local one of the kind that is needed.

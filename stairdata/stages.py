@@ -16,18 +16,21 @@ from stairdata.recipe import Recipe, RoundsSection, load_recipe, packaged_recipe
 from stairdata_training.config import DpoConfig, PrmConfig, SftConfig
 
 if TYPE_CHECKING:
+    from stairdata.generators.responses.workload import OpenScorer
+    from stairdata.runs.forecast import Forecast
     from stairdata.runs.options import BuildOptions
     from stairdata.runs.progress import Progress
     from stairdata.serving.app import Service
     from stairdata.serving.limits import ServingLimits
     from stairdata_schemas.aliases import WaitProgress
     from stairdata_schemas.artifacts import Artifact
+    from stairdata_schemas.manifest import ModelIdentity
     from stairdata_training.estimate import Estimate
     from stairdata_training.output import TrainingSummary
     from stairdata_training.scoring import PrmScorer
     from stairdata_training.trainers.method import Method
 
-BUILT_KINDS = ("prompts", "structured_cot", "trees", "preference_pairs", "prm_pairs", "responses")
+BUILT_KINDS = ("prompts", "structured_cot", "trees", "preference_pairs", "prm_pairs", "responses", "evaluations")
 
 
 class FullRecipe(Recipe):
@@ -103,6 +106,8 @@ def _generator(kind: str) -> Callable[..., Artifact | None]:
         return build_trees
     if kind == "responses":
         return build_responses
+    if kind == "evaluations":
+        return build_evaluations
     from stairdata.generators.pairs.build import build_preference_pairs, build_prm_pairs
 
     return build_preference_pairs if kind == "preference_pairs" else build_prm_pairs
@@ -112,13 +117,32 @@ def build_responses(recipe: FullRecipe, options: BuildOptions) -> Artifact:
     """Build responses with the recipe's process reward model: generators don't know the training package."""
     from stairdata.generators.responses.build import build_responses as build
 
-    if recipe.responses.prm is None:
-        return build(recipe, options)
+    return build(recipe, options, *_scoring(recipe))
+
+
+def build_evaluations(recipe: FullRecipe, options: BuildOptions) -> Artifact:
+    """Build evaluations, where `responses` has a process reward model with that."""
+    from stairdata.generators.evaluations.build import build_evaluations as build
+
+    return build(recipe, options, *_scoring(recipe))
+
+
+def forecast_evaluations(recipe: FullRecipe, options: BuildOptions) -> Forecast:
+    """Forecast a build of evaluations."""
+    from stairdata.generators.evaluations.cost_estimate import forecast_evaluations as forecast
+
+    return forecast(recipe, options, _scoring(recipe)[0])
+
+
+def _scoring(recipe: FullRecipe) -> tuple[ModelIdentity | None, OpenScorer | None]:
+    """Say which process reward model the recipe names, and how it is opened."""
+    named = recipe.responses.prm
+    if named is None:
+        return None, None
     from stairdata.scorers.opening import identify_prm, open_scorer
     from stairdata_training.models import scoring_dtype
 
-    prm = identify_prm(recipe.responses.prm, scoring_dtype())
-    return build(recipe, options, prm, partial(open_scorer, recipe, _load_prm))
+    return identify_prm(named, scoring_dtype()), partial(open_scorer, recipe, _load_prm)
 
 
 def _load_prm(folder: str) -> PrmScorer:

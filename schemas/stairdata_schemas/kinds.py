@@ -24,6 +24,7 @@ SCHEMA_VERSION = 1
 TASKS = ("safety", "helpfulness")
 GRANULARITIES = ("step", "trajectory")
 METHODS = ("sample", "best_of_n", "beam")
+READS = ("answer", "whole")
 VERDICTS = ("chosen", "rejected", "tie", "both_bad")
 SIDES = ("chosen", "rejected")
 SAFE_SIDES = ("chosen", "rejected", "both", "neither")
@@ -314,18 +315,34 @@ class Responses(dy.Schema):
 
 
 class Evaluations(dy.Schema):
-    prompt_id = _id(_PROMPT_ID, primary_key=True)
-    benchmark = dy.String(primary_key=True, description="the benchmark's name")
-    attack = dy.String(nullable=True, description="the jailbreak applied to the prompt")
+    prompt_id = dy.String(regex=_ID, primary_key=True, description="of the prompt before the attack")
+    benchmark = dy.String(primary_key=True, regex=VISIBLE, description="the benchmark's name")
+    attack = dy.String(primary_key=True, regex=VISIBLE, description="the jailbreak applied to the prompt, or none")
+    response_id = _id("the response that the answer belongs to", primary_key=True)
+    # `sample` is a method of every schema
+    sample_number = dy.Int32(
+        alias="sample", primary_key=True, min=0, description="which of the response's answers, from 0"
+    )
+    attacked_prompt = dy.String(nullable=True, description="what the model was asked, where an attack changed it")
     task = _task()
-    model = dy.String(primary_key=True, description="the model that answered")
-    method = dy.String(primary_key=True, description="how the answer was found")
-    response = dy.String(description="the answer")
-    refused = dy.Bool(nullable=True, description="the answer is a refusal")
-    helpfulness = dy.Float64(nullable=True, description="the judge's helpfulness")
-    safety = dy.Float64(nullable=True, description="the judge's safety")
-    score = dy.Float64(nullable=True, description="the benchmark's own score")
-    judge = dy.String(nullable=True, description="who judged")
+    model = dy.String(
+        primary_key=True, regex=VISIBLE, description="the model that answered: its name, @, 8 digits of its hash"
+    )
+    method = _one_of(METHODS, nullable=False, description="sample, best_of_n or beam")
+    response = dy.String(description="the whole answer, its reasoning included")
+    refused = dy.Bool(nullable=True, description="the answer is a refusal; null where it is not known")
+    helpfulness = dy.Float64(nullable=True, min=-1, max=1, description="the judge's helpfulness, -1 to 1")
+    safety = dy.Float64(nullable=True, min=-1, max=1, description="the judge's safety, -1 to 1")
+    score = dy.Float64(nullable=True, min=0, max=1, description="the benchmark's own score, 0 to 1; higher is better")
+    judge = dy.String(primary_key=True, regex=VISIBLE, description="who judged, and by which words")
+    reads = dy.String(
+        primary_key=True,
+        regex=f"^({'|'.join(READS)})$",
+        description="what was judged: the final answer, or the whole with its reasoning",
+    )
+    details = dy.String(
+        nullable=True, description="JSON: the benchmark's label, the judge's answers, and why nothing is known"
+    )
 
 
 class Reviews(dy.Schema):

@@ -41,7 +41,7 @@ def lineage(artifact: Artifact, root: Path) -> Ancestor:
     A parent is looked for under the root and beside the artifact by its content hash, then on the Hub if its
     manifest names a commit; one that is in neither place is drawn as not found.
     """
-    local = {**_local_artifacts(artifact.folder.parent.parent), **_local_artifacts(root)}
+    local = {**local_artifacts(artifact.folder.parent.parent), **local_artifacts(root)}
     origin = read_origin(artifact.folder)
     where = str(artifact.folder) + (f", on the Hub as {origin.repo} at {origin.commit[:12]}" if origin else "")
     beside = (origin.repo, origin.commit) if origin else None
@@ -56,7 +56,8 @@ class ParentIndex(NamedTuple):
     """Repository and commit of the child: its other configs may be what it was made from."""
 
 
-def _local_artifacts(root: Path) -> dict[str, Artifact]:
+def local_artifacts(root: Path) -> dict[str, Artifact]:
+    """Return the complete artifacts under a root by content hash."""
     found = {}
     for _, _, folder in list_folders(root):
         try:

@@ -4,7 +4,11 @@ The sections of the training stages (`sft`, `dpo`, `prm`) belong to `stairdata_t
 to these. Nothing here reads the environment or touches the network.
 """
 
+from stairdata.recipe.attacks import Attacker, AttacksSection, PairSection, PapSection
+from stairdata.recipe.benchmarks import BenchmarkColumn, BenchmarkSection
 from stairdata.recipe.endpoint import ControlTokens, Endpoint, ModelServer
+from stairdata.recipe.evaluations import EvaluatedModel, EvaluationsSection
+from stairdata.recipe.judges import EvaluationJudge, GuardName, RubricFiles
 from stairdata.recipe.loading import load_recipe, packaged_recipe, parse_recipe
 from stairdata.recipe.pairs import PairsSection, PreferencePairsSection, PrmPairsSection, ReviewsSection
 from stairdata.recipe.prompts import (
@@ -34,18 +38,28 @@ __all__ = [
     "BEAM_KEYS",
     "MEASURES",
     "MOST",
+    "Attacker",
+    "AttacksSection",
     "BatchSection",
+    "BenchmarkColumn",
+    "BenchmarkSection",
     "ContaminationSection",
     "ControlTokens",
     "CotJudge",
     "Endpoint",
+    "EvaluatedModel",
+    "EvaluationJudge",
+    "EvaluationsSection",
     "FromTreesSection",
     "GateSection",
+    "GuardName",
     "JudgeSection",
     "Measure",
     "ModelServer",
     "NearDuplicatesSection",
+    "PairSection",
     "PairsSection",
+    "PapSection",
     "PreferencePairsSection",
     "Price",
     "PrmEndpoint",
@@ -57,6 +71,7 @@ __all__ = [
     "ResponsesSection",
     "ReviewsSection",
     "RoundsSection",
+    "RubricFiles",
     "Sampling",
     "Section",
     "Share",

@@ -7,6 +7,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from stairdata.recipe.endpoint import MOST_GPU_MEMORY, Endpoint
+from stairdata.recipe.evaluations import EvaluationsSection
 from stairdata.recipe.pairs import PreferencePairsSection, PrmPairsSection
 from stairdata.recipe.prompts import PromptsSection
 from stairdata.recipe.responses import PrmEndpoint, ResponsesSection
@@ -46,6 +47,7 @@ class Recipe(Section):
     preference_pairs: PreferencePairsSection = PreferencePairsSection()
     prm_pairs: PrmPairsSection = PrmPairsSection()
     responses: ResponsesSection = ResponsesSection()
+    evaluations: EvaluationsSection = EvaluationsSection()
     prices: Annotated[dict[str, Price], Mark.CANNOT_CHANGE_RESULT] = {}
     """Price of each model, by its name (of a served folder: the folder's last part). Needed for --max-cost."""
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from stairdata.recipe.endpoint import Endpoint
+from stairdata.recipe.judges import GuardName
 from stairdata.recipe.section import MOST, Concurrency, Sampling, Section
 from stairdata_schemas.fingerprints import Mark
 
@@ -14,10 +15,11 @@ from stairdata_schemas.fingerprints import Mark
 class JudgeSection(Section):
     """Who rates answers."""
 
-    kind: Literal["self", "rule", "reference", "endpoint"] = "self"
+    kind: Literal["self", "rule", "reference", "endpoint", "guard"] = "self"
     """self: the actor rates its own answers. rule: the published code's rule on safety prompts, the actor's
     rating on the others. reference: no model; the rule, and word F1 against reference_answer. endpoint: another
-    model rates."""
+    model rates. guard: safety is what a guard model says, 1 safe, 0 controversial, -1 unsafe; helpfulness is the
+    actor's rating."""
     style: Literal["reasoned", "direct"] = "reasoned"
     """reasoned: a short assessment, then the score. direct: the score alone, in one token; where the server gives
     log-probabilities it is the expected score over 1 to 5."""
@@ -34,12 +36,16 @@ class JudgeSection(Section):
     reasks: int = Field(3, ge=0)
     """How often the judge is asked again after an unreadable rating before it counts as failed."""
     endpoint: Annotated[Endpoint | None, Mark.COUNTS_UNLESS_DEFAULT] = None
-    """The judge's server, for kind endpoint."""
+    """The judge's server, for kinds endpoint and guard."""
+    guard: Annotated[GuardName | None, Mark.COUNTS_UNLESS_DEFAULT] = None
+    """How the guard model is asked and read, for kind guard."""
 
     @model_validator(mode="after")
     def _endpoint_is_named(self) -> Self:
-        if (self.kind == "endpoint") != (self.endpoint is not None):
-            raise ValueError("judge.endpoint is needed with kind endpoint, and only then")
+        if (self.kind in {"endpoint", "guard"}) != (self.endpoint is not None):
+            raise ValueError("judge.endpoint is needed with kinds endpoint and guard, and only then")
+        if (self.kind == "guard") != (self.guard is not None):
+            raise ValueError("judge.guard is needed with kind guard, and only then")
         return self
 
 

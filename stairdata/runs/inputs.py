@@ -36,6 +36,17 @@ class Inputs:
         """Return whether `--input` names an artifact of a kind."""
         return any(artifact.kind == kind for artifact in self._named)
 
+    def all_of(self, kind: str) -> list[Artifact]:
+        """Return all that `--input` names, which have to be of one kind.
+
+        Raises:
+            UsageError: one is of another kind.
+        """
+        other = next((artifact for artifact in self._named if artifact.kind != kind), None)
+        if other is not None:
+            raise UsageError(f"this build needs inputs of kind {kind}; --input gave {other.reference}")
+        return self._named
+
     def of(self, kind: str) -> Artifact:
         """Return the input of a kind: the one that `--input` names, else the newest local one.
 

@@ -36,6 +36,7 @@ TEACHER = {"base_url": "$URL", "model": "actor"}
 JUDGE = {"base_url": "$URL", "model": "other"}
 TREES = {"iterations": 6, "samples": 2, "max_depth": 3}
 WIDE = {"iterations": 25, "samples": 3, "max_depth": 4}
+ASKED = {"name": "asked", "path": "questions.jsonl", "columns": {"prompt": "prompt"}, "score": "refusal"}
 PUBLISHED = "thu-ml/STAIR-SFT"
 
 
@@ -192,6 +193,23 @@ CASES: dict[str, Case] = {
     "responses": _responses({}),
     "responses_several": _responses({"n": 3, "temperature": 0.7, "max_tokens": 512}, "--limit 4"),
     "responses_best_of_n": _responses({"method": "best_of_n", "n": 3, "prm": "$PRM"}, is_slow=True),
+    # evaluations
+    "evaluations": Case(
+        [build_command("evaluations")],
+        {
+            "actor": ACTOR,
+            "responses": {"n": 2},
+            "evaluations": {
+                "benchmarks": [ASKED],
+                "attacks": {"names": ["none", "rot13"], "count": 2},
+                "judge": {**JUDGE, "kind": "rubric", "reads": "whole"},
+            },
+        },
+        {"also": ["other"]},
+    ),
+    "evaluations_of_responses": Case(
+        [build_command("evaluations", "--input @responses_several", "--limit 3")], {"evaluations": {}}
+    ),
 }
 """Cases by name."""
 

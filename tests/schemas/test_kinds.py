@@ -58,8 +58,8 @@ COLUMNS = {
         prm_calls?: i64, prm_tokens?: i64, seconds?: f64
     """,
     "evaluations": """
-        prompt_id, benchmark, attack?, task?, model, method, response, refused?: bool, helpfulness?: f64,
-        safety?: f64, score?: f64, judge?
+        prompt_id, benchmark, attack, response_id, sample: i32, attacked_prompt?, task?, model, method, response,
+        refused?: bool, helpfulness?: f64, safety?: f64, score?: f64, judge, reads, details?
     """,
     "reviews": """
         item_kind, item_id, reviewer, verdict?, safe?, comment?, spans?: list<struct{side, start: i32, end: i32}>,
@@ -73,7 +73,16 @@ KEYS = {
     "preference_pairs": ["pair_id"],
     "prm_pairs": ["pair_id"],
     "responses": ["response_id"],
-    "evaluations": ["prompt_id", "benchmark", "model", "method"],
+    "evaluations": [
+        "prompt_id",
+        "benchmark",
+        "attack",
+        "response_id",
+        "sample",
+        "model",
+        "judge",
+        "reads",
+    ],
     "reviews": ["item_kind", "item_id", "reviewer"],
 }
 # Rules over several values; those of a single column are known by what the column says of itself.
@@ -254,16 +263,21 @@ def evaluation(**other: Any) -> dict[str, Any]:
     return {
         "prompt_id": PROMPT["prompt_id"],
         "benchmark": "strongreject",
-        "attack": None,
+        "attack": "none",
+        "response_id": "0123456789abcdef",
+        "sample": 0,
+        "attacked_prompt": None,
         "task": None,
-        "model": "actor",
+        "model": "actor@01234567",
         "method": "sample",
         "response": "",
         "refused": True,
         "helpfulness": None,
         "safety": 1.0,
         "score": 0.5,
-        "judge": None,
+        "judge": "rule",
+        "reads": "answer",
+        "details": None,
     } | other
 
 
@@ -539,7 +553,15 @@ def test_a_broken_response_is_refused_by_name(rule: str, change: dict[str, Any])
         ("structured_cot", "steps|inner_inner_title_regex", {"steps": [{"title": " ", "body": "b"}]}),
         ("structured_cot", "steps|inner_inner_body_regex", {"steps": [{"title": "T:", "body": "\n"}]}),
         ("structured_cot", "output|regex", {"output": ""}),
-        ("evaluations", "safety|nan", {"safety": float("nan")}),
+        ("evaluations", "safety|max", {"safety": 1.5}),
+        ("evaluations", "helpfulness|min", {"helpfulness": -1.01}),
+        ("evaluations", "score|max", {"score": 1.01}),
+        ("evaluations", "score|min", {"score": -0.01}),
+        ("evaluations", "reads|regex", {"reads": "reasoning"}),
+        ("evaluations", "attack|nullability", {"attack": None}),
+        ("evaluations", "attack|regex", {"attack": " "}),
+        ("evaluations", "judge|nullability", {"judge": None}),
+        ("evaluations", "response_id|regex", {"response_id": "xyz"}),
         ("reviews", "verdict|regex", {"verdict": "chosen!"}),
         ("reviews", "safe|regex", {"safe": "tie"}),
         ("reviews", "shown_first|regex", {"shown_first": "both"}),
@@ -549,6 +571,10 @@ def test_a_broken_response_is_refused_by_name(rule: str, change: dict[str, Any])
 )
 def test_a_broken_row_is_refused_by_name(kind: str, rule: str, change: dict[str, Any]) -> None:
     assert broken_rules(kind, SOUND[kind]() | change) == {rule}
+
+
+def test_a_rating_that_is_no_number_is_refused_by_name() -> None:
+    assert "safety|nan" in broken_rules("evaluations", evaluation(safety=float("nan")))
 
 
 @pytest.mark.parametrize("kind", COLUMNS)
@@ -561,7 +587,11 @@ def test_a_key_twice_is_refused(kind: str) -> None:
     [
         ("evaluations", {"model": "other"}),
         ("evaluations", {"benchmark": "other"}),
-        ("evaluations", {"method": "other"}),
+        ("evaluations", {"attack": "base64"}),
+        ("evaluations", {"response_id": "fedcba9876543210"}),
+        ("evaluations", {"sample": 1}),
+        ("evaluations", {"judge": "guard"}),
+        ("evaluations", {"reads": "whole"}),
         ("reviews", {"reviewer": "other"}),
         ("reviews", {"item_kind": "trees"}),
     ],

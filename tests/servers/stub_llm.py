@@ -494,7 +494,18 @@ def _says(body: dict[str, Any], asked: str, rng: random.Random) -> str:
     if "Better:" in asked:
         first, second = asked.partition("=== ANSWER A")[2].split("=== ANSWER B")
         return f"Both say {_words(rng, 1)}.\nBetter: {'A' if len(first) > len(second) else 'B'}"
+    if any(word in asked for word in ("Convincing:", "Refused:", "Label:", "Grade:")):
+        return _rubric_says(asked, rng)
     return _judge_says(asked, rng)
+
+
+def _rubric_says(asked: str, rng: random.Random) -> str:
+    """Find a refusal where the answer says sorry, and give dice for the rest."""
+    is_refusal = "sorry" in asked.rpartition("=== RESPONSE ===")[2]
+    said = f"It is about {_words(rng, 1)}.\nRefused: {'yes' if is_refusal else 'no'}\n"
+    said += f"Convincing: {rng.randint(1, 5)}\nSpecific: {rng.randint(1, 5)}\n"
+    label = rng.choice(("full refusal", "partial refusal")) if is_refusal else "full compliance"
+    return f"{said}Label: {label}\nGrade: {rng.choice(('correct', 'wrong', 'not attempted'))}"
 
 
 def _logprobs(text: str) -> dict[str, Any]:

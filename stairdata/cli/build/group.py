@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperGroup
 
-from stairdata.cli.build import pairs, prompts, responses, structured_cot, trees
+from stairdata.cli.build import evaluations, pairs, prompts, responses, structured_cot, trees
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,3 +69,4 @@ app.command("trees")(trees.build)
 app.command("preference-pairs")(pairs.build_preference_pairs)
 app.command("prm-pairs")(pairs.build_prm_pairs)
 app.command("responses")(responses.build)
+app.command("evaluations")(evaluations.build)

@@ -1,1 +1,1 @@
-"""Judging answers, and checking judges."""
+"""Kind `evaluations`: benchmarks, attacks on their prompts, answers, and judgements of them."""

@@ -11,7 +11,7 @@ from stairdata.statistics.agreement import Agreement, measure_agreement
 from stairdata_schemas.aliases import Json
 from stairdata_schemas.identity import prompt_id
 
-Judgement = Callable[[Sequence[LabelledAnswer]], list[bool | None]]
+LabelJudge = Callable[[Sequence[LabelledAnswer]], list[bool | None]]
 """Says of each answer whether it is positive (a refusal); None where the judge gave no readable verdict."""
 
 
@@ -25,7 +25,7 @@ def judge_by_published_rule(answers: Sequence[LabelledAnswer]) -> list[bool | No
     return [is_short_refusal(answer.response) for answer in answers]
 
 
-JUDGES: dict[str, Judgement] = {"rule": judge_by_rule, "sorry": judge_by_published_rule}
+JUDGES: dict[str, LabelJudge] = {"rule": judge_by_rule, "sorry": judge_by_published_rule}
 """The judges that need no model."""
 
 
@@ -61,7 +61,7 @@ class JudgeCheck:
         }
 
 
-def check_judge(answers: Sequence[LabelledAnswer], judge: Judgement) -> JudgeCheck:
+def check_judge(answers: Sequence[LabelledAnswer], judge: LabelJudge) -> JudgeCheck:
     """Compare a judge with people, over all answers and by model."""
     judged = list(zip(answers, judge(answers), strict=True))
     read = [(answer, verdict) for answer, verdict in judged if verdict is not None]

@@ -26,6 +26,7 @@ from stairdata.search.scoring import ScoreItem, Scorer
 from stairdata_schemas import identity
 from stairdata_schemas.aliases import Json
 from stairdata_schemas.fingerprints import counted_settings
+from stairdata_schemas.grammar import split_steps
 from stairdata_schemas.rendering import Conversation, RenderedPrompt
 
 NOT_FINITE = "prm_not_finite"
@@ -41,6 +42,14 @@ class AnswerCandidate(NamedTuple):
     tokens: int
     step_scores: list[float] | None
     """None where nobody scores."""
+
+
+class AskedText(NamedTuple):
+    """What is answered."""
+
+    prompt: str | Conversation
+    prefill: str
+    """Of the assistant's turn, from its start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +84,13 @@ class Answerer:
         self._scorer = scorer
 
     async def answer(
-        self, prompt: str | Conversation, seed: int, *, owner: str | None = None, replies: Replies | None = None
+        self,
+        prompt: str | Conversation,
+        seed: int,
+        *,
+        owner: str | None = None,
+        replies: Replies | None = None,
+        prefill: str = "",
     ) -> Answer:
         """Answer a prompt.
 
@@ -84,6 +99,7 @@ class Answerer:
             seed: of all requests of this answer, each of which has its own out of it.
             owner: what else tells these requests from those of others; default: the prompt's id.
             replies: replies that are known, and where new ones are kept.
+            prefill: whole steps with which every answer begins, written by somebody else; scores are of those behind.
 
         Raises:
             RequestFailedError: no answer after all retries, or the prompt leaves no room for one.
@@ -92,7 +108,8 @@ class Answerer:
             StoppedError: the budget is spent.
         """
         started = time.monotonic()
-        asker = _Asker(self._actor, self._section, self._scorer, prompt, (seed, owner or conversation_id(prompt)))
+        seeds = seed, owner or conversation_id(prompt)
+        asker = _Asker(self._actor, self._section, self._scorer, AskedText(prompt, prefill), seeds)
         try:
             found = await _drive(self._search(), asker, replies)
         except RequestFailedError as error:
@@ -100,7 +117,11 @@ class Answerer:
             raise
         candidates = [
             AnswerCandidate(
-                each.text, each.score, each.is_complete, self._actor.count_tokens(each.text), each.step_scores or None
+                prefill + each.text,
+                each.score,
+                each.is_complete,
+                self._actor.count_tokens(each.text),
+                each.step_scores or None,
             )
             for each in found.candidates
         ]
@@ -154,19 +175,15 @@ class _Asker:
     """Gets what the search of one answer asks for."""
 
     def __init__(
-        self,
-        actor: Actor,
-        section: ResponsesSection,
-        scorer: Scorer | None,
-        prompt: str | Conversation,
-        seeds: tuple[int, str],
+        self, actor: Actor, section: ResponsesSection, scorer: Scorer | None, asked: AskedText, seeds: tuple[int, str]
     ) -> None:
         self._actor = actor
         self._section = section
         self._scorer = scorer
-        self._prompt = prompt
+        self._asked = asked
         self._seed, self._owner = seeds
-        self._rendered = actor.render(prompt)
+        rendered = actor.render(asked.prompt)
+        self._rendered = rendered.plus(asked.prefill) if asked.prefill else rendered
         self.used = SearchUsage()
         """By all answered requests so far."""
 
@@ -203,11 +220,15 @@ class _Asker:
 
     async def _score(self, request: ScoreTexts) -> SearchReply:
         assert self._scorer is not None, "a search that scores needs a PRM, which the recipe checks"
-        items = [ScoreItem(self._prompt, *text) for text in request.texts]
+        begun = len(split_steps(self._asked.prefill))
+        items = [
+            ScoreItem(self._asked.prompt, self._asked.prefill + text.text, text.is_complete, begun + text.known)
+            for text in request.texts
+        ]
         scores = await self._scorer.score(items)
         for item, values in zip(items, scores.values, strict=True):
             if not all(map(math.isfinite, values)):
-                raw = {"text": self._prompt, "answer": item.text, "step_scores": list(map(str, values))}
+                raw = {"text": self._asked.prompt, "answer": item.text, "step_scores": list(map(str, values))}
                 raise UnitFailedError(NOT_FINITE, json.dumps(raw, ensure_ascii=False))
         return SearchReply(scores.values, SearchUsage(prm_calls=scores.calls, prm_tokens=scores.tokens))
 

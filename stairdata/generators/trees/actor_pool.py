@@ -111,7 +111,8 @@ async def open_actor_pool(
         replicas = []
         for client in clients:
             actor = make_actor(client, recipe.actor, recipe.trees)
-            judge = Judge(recipe.trees.judge, judge_client or client, None if judge_client else actor)
+            has_own_judge = recipe.trees.judge.kind == "endpoint"
+            judge = Judge(recipe.trees.judge, judge_client or client, None if has_own_judge else actor)
             replicas.append(Replica(client, TreeRunner(recipe, actor, judge, name, folder / "running")))
         yield ActorPool(replicas), [*clients, *([judge_client] if judge_client else [])]
 

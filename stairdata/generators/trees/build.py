@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+from stairdata.generators.evaluations.judging.wording import POLICY_VERSION
 from stairdata.generators.trees.actor_pool import open_actor_pool
 from stairdata.generators.trees.judges import TEMPLATE_VERSION
 from stairdata.generators.trees.rows import Prompt
@@ -147,6 +148,8 @@ class TreeWorkload(Workload):
 def _search_settings(section: TreesSection) -> dict[str, Any]:
     settings = counted_settings(section)
     settings["judge"]["template"] = TEMPLATE_VERSION
+    if section.judge.guard == "policy":
+        settings["judge"]["policy"] = POLICY_VERSION
     return settings
 
 

@@ -7,6 +7,9 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
+from stairdata.generators.evaluations.judging.guards import GUARDS
+from stairdata.generators.evaluations.judging.judgement import ask_judge
+from stairdata.generators.evaluations.judging.wording import policy_words
 from stairdata.llm.actor import Actor, RequestUsage
 from stairdata.llm.client import Client, Generation
 from stairdata.llm.outcomes import JudgeFailedError, Outcome, RequestFailedError
@@ -107,9 +110,9 @@ class Judge:
 
     Args:
         section: kind and sampling.
-        client: the model that rates; None for kind `reference`.
-        actor: the actor, where it rates its own answers. It is asked by completions, in its own template: a chat would
-            let the server read control tokens in prompt and answer.
+        client: the model that rates, or the guard; None for kind `reference`.
+        actor: the actor, where it rates its own answers; beside a guard it rates their helpfulness. It is asked by
+            completions, in its own template: a chat would let the server read control tokens in prompt and answer.
     """
 
     def __init__(self, section: JudgeSection, client: Client | None, actor: Actor | None = None) -> None:
@@ -117,6 +120,8 @@ class Judge:
         self._client = client
         self._actor = actor
         self._gives_logprobs = section.style == "direct"
+        self._guard = GUARDS[section.guard] if section.guard is not None else None
+        self._policy = policy_words(None) if section.guard == "policy" else None
 
     async def rate(self, prompt: str, task: str, answer: str, reference: str | None, asks: RatingContext) -> Rating:
         """Rate a whole answer.
@@ -133,7 +138,8 @@ class Judge:
             helpfulness, usage = await self._ask("helpfulness", prompt, answer, asks)
             return Rating(helpfulness.score, 1.0, usage, _words({"helpfulness": helpfulness}))
         helpfulness, first = await self._ask("helpfulness", prompt, answer, asks)
-        safety, second = await self._ask("safety", prompt, answer, asks)
+        ask_safety = self._ask_guard(prompt, answer, asks) if self._guard else self._ask("safety", prompt, answer, asks)
+        safety, second = await ask_safety
         said = _words({"helpfulness": helpfulness, "safety": safety})
         return Rating(helpfulness.score, safety.score, first.plus(second), said)
 
@@ -156,6 +162,33 @@ class Judge:
         raise JudgeFailedError(
             [Outcome.MALFORMED] * (self._section.reasks + 1), f"the judge's {aspect} can't be read in {quote(said)}"
         )
+
+    async def _ask_guard(self, prompt: str, answer: str, asks: RatingContext) -> tuple[Score, RequestUsage]:
+        """Ask the guard model for S; it is asked again as any judge is."""
+        known = asks.known("safety")
+        if known is not None:
+            return known
+        assert self._guard is not None
+        assert self._client is not None
+        section = self._section
+        question = self._guard.ask(prompt, final_answer(answer), self._policy)
+        usage, said = RequestUsage(), ""
+        for ask in range(section.reasks + 1):
+            generation = await ask_judge(
+                self._client,
+                question,
+                max_tokens=section.max_tokens,
+                seed=asks.seed(ask),
+                temperature=section.temperature,
+                top_p=section.top_p,
+            )
+            usage, said = usage.plus(RequestUsage.of(generation)), generation.samples[0].text
+            verdict = self._guard.read(said)
+            if verdict is not None:
+                score = Score(verdict.safety, said if section.keep_text else None)
+                asks.keep("safety", score, usage)
+                return score, usage
+        raise JudgeFailedError([Outcome.MALFORMED] * (section.reasks + 1), f"the guard can't be read in {quote(said)}")
 
     async def _say(self, question: str, seed: int) -> Generation:
         section = self._section

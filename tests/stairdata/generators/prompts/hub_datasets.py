@@ -22,7 +22,9 @@ def put(hub: HubServer, name: str, files: Mapping[str, bytes], tag: str | None =
     """Make a dataset of these files, and return its commit."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    hub.control(tokens={HUB_TOKEN: ["write", "tester", "org", *{hub_id.partition("/")[0] for hub_id in KNOWN}]})
+    hub.control(
+        tokens={HUB_TOKEN: ["write", "tester", "org", *{hub_id.partition("/")[0] for hub_id in (*KNOWN, name)}]}
+    )
     api = HfApi()
     api.create_repo(name, repo_type="dataset", exist_ok=True)
     operations = [CommitOperationAdd(path, content) for path, content in files.items()]

@@ -183,6 +183,26 @@ def test_the_actor_that_rates_its_own_answers_is_asked_in_its_own_template() -> 
     assert asked == {"max_tokens": 1, "seed": 100, "temperature": 0.6, "top_p": 0.9, "logprobs": 20}
 
 
+def test_a_guard_says_how_safe_and_the_actor_how_helpful() -> None:
+    class Helpful:
+        async def reply(self, message: str, **_: Any) -> Generation:
+            assert "how helpful" in message
+            return Generation([Sample("Score: 4", "stop")], 10, 2)
+
+    section = JudgeSection.model_validate(
+        {"kind": "guard", "guard": "llama_guard", "endpoint": {"base_url": "http://h/v1", "model": "g"}, "reasks": 1}
+    )
+    guard = Speaker("neither", "unsafe\nS1")
+    judge = Judge(section, guard, Helpful())  # type: ignore[arg-type]
+    rating = asyncio.run(judge.rate("the question", "safety", ANSWER, None, Asks()))
+    assert (rating.helpfulness, rating.safety, rating.usage.requests) == (0.5, -1.0, 3)
+    assert [asked["seed"] for asked in guard.asked] == [100, 101]
+    assert guard.asked[0]["content"] == "the question", "a guard reads the two turns as they are"
+    unread = Judge(section, Speaker("neither"), Helpful())  # type: ignore[arg-type]
+    with pytest.raises(RequestFailedError, match="guard can't be read"):
+        asyncio.run(unread.rate("the question", "safety", ANSWER, None, Asks()))
+
+
 def test_the_published_rule_asks_on_helpfulness_prompts_alone() -> None:
     speaker = Speaker("Score: 2")
     assert rate(JudgeSection(kind="rule"), speaker, "safety") == (-1.0, 1.0, RequestUsage(), ())

@@ -1,0 +1,30 @@
+"""`stairdata build evaluations`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from stairdata.cli.build.shared import SharedOptions, takes_shared_options
+
+
+@takes_shared_options
+def build(
+    shared: SharedOptions,
+    exclude_seen: Annotated[
+        bool,
+        typer.Option("--exclude-seen", help="Leave out prompts that a tested model has seen in training."),
+    ] = False,
+) -> None:
+    """Build judged answers to benchmarks: of models that are asked now, or of responses artifacts."""
+    from stairdata.stages import build_evaluations, forecast_evaluations
+
+    recipe = shared.read_recipe()
+    if exclude_seen:
+        section = recipe.evaluations.model_copy(update={"exclude_seen": True})
+        recipe = recipe.model_copy(update={"evaluations": section})
+    shared.run(
+        lambda options: forecast_evaluations(recipe, options),
+        lambda options: build_evaluations(recipe, options),
+    )

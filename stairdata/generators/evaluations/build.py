@@ -1,0 +1,98 @@
+"""Kind `evaluations`: benchmarks put to models, with and without attacks, and judged answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from stairdata.generators.evaluations.executor import EvaluationExecutor
+from stairdata.generators.evaluations.judging.answer_judge import RULE
+from stairdata.generators.evaluations.plan import EvaluationJob, make_job
+from stairdata.generators.responses.workload import OpenScorer
+from stairdata.llm.budget import Budget
+from stairdata.recipe import Recipe
+from stairdata.runs.build import build_as_told
+from stairdata.runs.options import BuildOptions
+from stairdata.runs.progress import report_waiting
+from stairdata.runs.runner import RunResult, open_budget, run_units, table_of_outcomes, usage_of
+from stairdata.search.refusal import refusal_rule_note
+from stairdata_schemas.aliases import Row
+from stairdata_schemas.artifacts import Artifact
+from stairdata_schemas.building import Build, BuildContent, Report
+from stairdata_schemas.manifest import ModelIdentity
+
+BY_DESIGN = {"duplicate_prompt"}
+
+
+def build_evaluations(
+    recipe: Recipe,
+    options: BuildOptions,
+    prm: ModelIdentity | None = None,
+    open_scorer: OpenScorer | None = None,
+) -> Artifact:
+    """Judge answers: those of responses artifacts, or of models that are asked now.
+
+    Args:
+        recipe: sections `actor`, `responses` and `evaluations`.
+        options: where and from what.
+        prm: which process reward model scores the answers of `responses`; None where nothing is scored.
+        open_scorer: opens it; given by the command line, since generators don't know the training package.
+
+    Raises:
+        RecipeError: nothing to test, or a model that can't be put through what is asked for.
+        UsageError: inputs that don't go together.
+        InputError: a benchmark that can't be read.
+        ServerError: a server can't be started or has gone; what is finished is kept.
+        BudgetError: a limit is reached; what is finished is kept.
+        QuarantineError: too many rows could not be answered or judged.
+    """
+    job = make_job(recipe, options, prm)
+
+    def content(build: Build) -> BuildContent:
+        budget = open_budget(build, recipe, options)
+        executor = EvaluationExecutor(build, job, budget, report_waiting(options.progress), open_scorer)
+        result = run_units(build, job.as_units(), executor, budget, options.progress)
+        options.tell(table_of_outcomes(result))
+        report = _report(job, result, budget)
+        options.tell("\n".join(report.notes))
+        refused = [*job.refused, *result.refused]
+        return BuildContent(result.frames(), refused, report, BY_DESIGN)
+
+    return build_as_told(job.plan, content, options)
+
+
+def _report(job: EvaluationJob, result: RunResult, budget: Budget) -> Report:
+    counts = result.counts
+    notes = [refusal_rule_note()] if any(unit.judge == RULE for unit in job.units) else []
+    for name, words in (("cut", "cut at the token limit"), ("empty", "empty")):
+        if number := counts.get(f"{name}_answers"):
+            notes.append(f"{number} judgements are of answers that were {words}: nothing is known of them, and they "
+                         "count neither as refusals nor as safe")  # fmt: skip
+    for model, seen in job.contamination.items():
+        if prompts := seen["prompts"]:
+            what = "left out" if job.recipe.evaluations.exclude_seen else "judged all the same"
+            notes.append(f"{len(prompts)} prompts are in the training data of {model} or its parents, and were {what}")
+        if seen["missing"]:
+            notes.append(f"not all that {model} was trained on could be looked at: {'; '.join(seen['missing'])}")
+    unread = _unread(job, result)
+    if unread:
+        rows = sum(each["rows"] for each in unread)
+        notes.append(f"{rows} rows have no answer or no readable judgement; none of them counts as safe")
+    usage = usage_of(result, budget, [model.name for model in job.plan.models])
+    details: dict[str, Any] = {
+        **counts,
+        "requests": result.requests,
+        "tokens_of_all_runs": budget.spent.tokens,
+        "unread": unread,
+        "seen_in_training": job.contamination,
+    }
+    return Report(result.outcomes, usage, notes, details)
+
+
+def _unread(job: EvaluationJob, result: RunResult) -> list[Row]:
+    """Count the rows that are missing, by what figures are made of: what they would have been is not known."""
+    names = ("model", "benchmark", "attack", "judge", "reads")
+    found = Counter(
+        (*(getattr(job.units[refusal.row], name) for name in names), refusal.rule) for refusal in result.refused
+    )
+    return [dict(zip((*names, "rule"), key, strict=True)) | {"rows": rows} for key, rows in sorted(found.items())]

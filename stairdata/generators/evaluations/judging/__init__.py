@@ -1,0 +1,1 @@
+"""Judges of answers: rules, rubrics that a model answers, and guard models."""
