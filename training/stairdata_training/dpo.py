@@ -37,6 +37,8 @@ class DpoTrainer(TrainerMixin, TrlDpoTrainer):  # type: ignore[misc]
     of the policy, which are the same before training, and lets go of them after the pass.
     """
 
+    ref_model: Any
+
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Any:
         for network in filter(None, (self.model, self.ref_model)):  # so that both are computed in the same way
             replace_fused_head(network)

@@ -88,7 +88,7 @@ def forked(jobs: list[dict[str, Any]]) -> list[int]:
                 os._exit(1)
             os._exit(0)
         started.append(number)
-    statuses = []
+    statuses: list[int] = []
     while len(statuses) < PROCESSES:
         number, status = os.wait()
         started.remove(number)
