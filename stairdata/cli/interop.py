@@ -1,10 +1,10 @@
-"""`stairdata import` and `stairdata export`: files of the published code, in and out."""
+"""`stairdata import` and `stairdata export`: files of the published code, in and out, and logs of other harnesses."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -12,16 +12,36 @@ from stairdata.cli.console import emit, say, show_progress
 from stairdata.cli.options import JsonOption, RootOption, VersionOption, root_folder
 from stairdata.cli.results import print_artifact
 
+if TYPE_CHECKING:
+    from stairdata.recipe import Task
+
 FORMATS = ("thu-ml",)
+HARNESSES = ("inspect", "lm-eval")
 
 
 def import_(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files of the published code, JSON.")],
-    from_: Annotated[str, typer.Option("--from", help="Format of the files: thu-ml.")],
-    kind: Annotated[str, typer.Option("--kind", help="What the files contain: trees or prompts.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Files of the published code, or sample logs.")
+    ],
+    from_: Annotated[str, typer.Option("--from", help="Format of the files: thu-ml, inspect or lm-eval.")],
+    kind: Annotated[
+        str, typer.Option("--kind", help="What the files contain: trees or prompts; of a harness: evaluations.")
+    ],
     prompts: Annotated[
         str | None,
         typer.Option("--prompts", metavar="REF", help="Prompts of the trees, for the tasks that the files lack."),
+    ] = None,
+    benchmark: Annotated[
+        str | None, typer.Option("--benchmark", metavar="NAME", help="Of a harness's log: the benchmark's name.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="NAME", help="Of a harness's log: the model's name.")
+    ] = None,
+    attack: Annotated[
+        str, typer.Option("--attack", metavar="NAME", help="Of a harness's log: the attack that its solvers made.")
+    ] = "none",
+    task: Annotated[
+        str | None, typer.Option("--task", help="Of a harness's log: safety or helpfulness, where it doesn't say.")
     ] = None,
     root: RootOption = None,
     version: VersionOption = None,
@@ -32,15 +52,20 @@ def import_(
     json_: JsonOption = False,
 ) -> None:
     """Import files into an artifact; print what could not be taken over."""
+    from stairdata.interop.harnesses.importing import HarnessNames, import_harness
     from stairdata.interop.importing import import_thu_ml
     from stairdata.runs.options import BuildOptions
 
-    _check_format(from_)
+    _check_format(from_, (*FORMATS, *HARNESSES))
+    names = HarnessNames(benchmark, model, attack, _checked_task(task))
     with show_progress() as progress:
         options = BuildOptions(
             root_folder(root), version, fresh=fresh, max_quarantine=max_quarantine, progress=progress
         )
-        artifact = import_thu_ml(kind.replace("-", "_"), files, options, prompts)
+        if from_ in HARNESSES:
+            artifact = import_harness(from_, kind.replace("-", "_"), files, options, names)
+        else:
+            artifact = import_thu_ml(kind.replace("-", "_"), files, options, prompts)
     lost = artifact.manifest.details.get("not_taken_over", {})
     for what, count in lost.items():
         say(f"not taken over: {what}: {count}")
@@ -60,7 +85,7 @@ def export(
     from stairdata.hub.pull import open_reference
     from stairdata.interop.exporting import export_thu_ml
 
-    _check_format(to)
+    _check_format(to, FORMATS)
     artifact = open_reference(reference, root_folder(root))
     with show_progress() as progress:
         count = export_thu_ml(artifact, file, progress)
@@ -68,8 +93,17 @@ def export(
     emit(json.dumps({"file": str(file), "artifact": artifact.reference, "rows": count}) if json_ else str(file))
 
 
-def _check_format(name: str) -> None:
+def _check_format(name: str, known: tuple[str, ...]) -> None:
     from stairdata_schemas.errors import UsageError, quote
 
-    if name not in FORMATS:
-        raise UsageError(f"unknown format {quote(name)}; use {', '.join(FORMATS)}")
+    if name not in known:
+        raise UsageError(f"unknown format {quote(name)}; use {', '.join(known)}")
+
+
+def _checked_task(name: str | None) -> Task | None:
+    from stairdata_schemas.errors import UsageError, quote
+    from stairdata_schemas.kinds import TASKS
+
+    if name is not None and name not in TASKS:
+        raise UsageError(f"unknown task {quote(name)}; use {' or '.join(TASKS)}")
+    return cast("Task | None", name)

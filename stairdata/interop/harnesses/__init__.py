@@ -1,0 +1,1 @@
+"""Sample logs of other evaluation harnesses, as rows of kind `evaluations`."""
