@@ -23,7 +23,7 @@ from stairdata.llm.in_server.guard import OPEN_PATH, AsgiApp, ServerGuard
 from stairdata.llm.outcomes import RequestFailedError
 from stairdata.serving.answers import KEEP_ALIVE, AnswerForm, event
 from stairdata.serving.limits import Admission, ServingLimits
-from stairdata.serving.protocol import ChosenAnswer, Question, Searcher
+from stairdata.serving.protocol import ChatQuestion, ChosenAnswer, Searcher
 from stairdata.serving.refusals import RefusedRequestError, refusal_of
 from stairdata.serving.requests import read_request
 from stairdata_schemas.errors import ModelError, ServerError, quote
@@ -58,7 +58,7 @@ class Service:
     def __post_init__(self) -> None:
         self.admission = Admission(self.limits.in_flight)
 
-    async def answer(self, question: Question) -> ChosenAnswer:
+    async def answer(self, question: ChatQuestion) -> ChosenAnswer:
         """Search, within the time that a search may take."""
         try:
             async with asyncio.timeout(self.limits.seconds):

@@ -9,7 +9,7 @@ from stairdata_schemas.rendering import Conversation
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class ChatQuestion:
     """A conversation whose last turn is to be answered, and how."""
 
     conversation: Conversation
@@ -40,7 +40,7 @@ class Searcher(Protocol):
     A search that is cancelled cancels its requests.
     """
 
-    def check(self, question: Question) -> None:
+    def check(self, question: ChatQuestion) -> None:
         """Refuse what can't be answered, before anything is begun.
 
         Raises:
@@ -49,7 +49,7 @@ class Searcher(Protocol):
         """
         ...
 
-    async def answer(self, question: Question) -> ChosenAnswer:
+    async def answer(self, question: ChatQuestion) -> ChosenAnswer:
         """Search for an answer.
 
         Raises:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stairdata.serving.limits import ServingLimits
-from stairdata.serving.protocol import Question
+from stairdata.serving.protocol import ChatQuestion
 from stairdata.serving.refusals import RefusedRequestError
 from stairdata_schemas.errors import quote
 from stairdata_schemas.identity import SEED_BITS
@@ -85,7 +85,7 @@ class ChatRequest(NamedTuple):
     """A question, and how its answer is sent."""
 
     model: str
-    question: Question
+    question: ChatQuestion
     is_stream: bool
     with_usage: bool
     """At the end of the stream."""
@@ -107,7 +107,7 @@ def read_request(body: bytes, limits: ServingLimits) -> ChatRequest:
     if chat.stream_options is not None and not chat.stream:
         raise RefusedRequestError("stream_options is for requests with stream: true", param="stream_options")
     conversation = _conversation(chat.messages, limits)
-    question = Question(
+    question = ChatQuestion(
         conversation,
         secrets.randbits(SEED_BITS) if chat.seed is None else chat.seed,
         chat.max_completion_tokens or chat.max_tokens,

@@ -16,7 +16,7 @@ from stairdata.scorers.opening import LoadModel, identify_prm, open_scorer
 from stairdata.search.scoring import Scorer
 from stairdata.serving.app import Service
 from stairdata.serving.limits import ServingLimits
-from stairdata.serving.protocol import ChosenAnswer, Question
+from stairdata.serving.protocol import ChatQuestion, ChosenAnswer
 from stairdata_schemas.aliases import WaitProgress
 from stairdata_schemas.rendering import Conversation
 
@@ -43,11 +43,11 @@ class ResponseSearcher:
         self._actor, self._section, self._scorer = actor, section, scorer
         self._checks = checks
 
-    def check(self, question: Question) -> None:
+    def check(self, question: ChatQuestion) -> None:
         """Refuse what can't be rendered, or leaves no room for an answer."""
         self._actor.render(_prompt(question.conversation))
 
-    async def answer(self, question: Question) -> ChosenAnswer:
+    async def answer(self, question: ChatQuestion) -> ChosenAnswer:
         """Search for an answer."""
         section = self._asked_for(question)
         actor = self._actor.with_sampling(section)
@@ -63,7 +63,7 @@ class ResponseSearcher:
                 await asyncio.to_thread(check)
             await asyncio.sleep(BETWEEN_LOOKS)
 
-    def _asked_for(self, question: Question) -> ResponsesSection:
+    def _asked_for(self, question: ChatQuestion) -> ResponsesSection:
         section = self._section
         changes = {
             "max_tokens": min(section.max_tokens, question.max_tokens or section.max_tokens),

@@ -80,7 +80,9 @@ class EvaluationExecutor:
             attacker = await self._attacker(units, stack)
             scorer = None
             if self._open_scorer is not None and self._job.models:
-                scorer = await stack.enter_async_context(self._open_scorer(self._build.work, self._budget, self._waiting))
+                scorer = await stack.enter_async_context(
+                    self._open_scorer(self._build.work, self._budget, self._waiting)
+                )
             shared = [client for client in (judge_client, attacker[1] if attacker else None) if client]
             models: list[ModelUnderTest | None] = [*self._job.models]
             for model in models or [None]:

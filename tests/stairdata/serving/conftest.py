@@ -15,7 +15,7 @@ import pytest
 
 from stairdata.serving.app import Service, application
 from stairdata.serving.limits import ServingLimits
-from stairdata.serving.protocol import ChosenAnswer, Question
+from stairdata.serving.protocol import ChatQuestion, ChosenAnswer
 from stairdata.serving.server import running, take_port
 
 KEY = "key-of-the-tests-0123456789"
@@ -34,16 +34,16 @@ class ScriptedSearcher:
         self.found = ChosenAnswer(ANSWER, is_complete=True, prompt_tokens=21, completion_tokens=340)
         self.error: Exception | None = None
         self.refuses: Exception | None = None
-        self.questions: list[Question] = []
+        self.questions: list[ChatQuestion] = []
         self.begun, self.cancelled = threading.Semaphore(0), threading.Semaphore(0)
         self.release = threading.Event()
         self.release.set()
 
-    def check(self, _question: Question) -> None:
+    def check(self, _question: ChatQuestion) -> None:
         if self.refuses is not None:
             raise self.refuses
 
-    async def answer(self, question: Question) -> ChosenAnswer:
+    async def answer(self, question: ChatQuestion) -> ChosenAnswer:
         self.questions.append(question)
         self.begun.release()
         try:
