@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,7 +21,17 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from stairdata.generators.pairs.build import build_preference_pairs
 from stairdata.generators.prompts.build import build_prompts
 from stairdata.generators.structured_cot.plan import TeacherOptions
-from stairdata.recipe import Endpoint, PromptSource, Recipe, RoundsSection, StructuredCotSection, TemplatesSection
+from stairdata.recipe import (
+    BEAM_KEYS,
+    Endpoint,
+    ModelServer,
+    PrmEndpoint,
+    PromptSource,
+    Recipe,
+    RoundsSection,
+    StructuredCotSection,
+    TemplatesSection,
+)
 from stairdata.runs.options import BuildOptions
 from stairdata.stages import FullRecipe, build_kind
 from stairdata_review.reviews import Source, build_reviews
@@ -35,14 +46,15 @@ Place = tuple[str | int, ...]
 
 MARKED = {
     Mark.CANNOT_CHANGE_RESULT: {
-        "Endpoint.api_key_env", "Endpoint.base_url", "Endpoint.concurrency", "Endpoint.port", "Endpoint.retries",
-        "Endpoint.retry_seconds", "Endpoint.timeout", "PromptSource.license", "PromptsSection.concurrency",
-        "Recipe.prices", "ResponsesSection.concurrency", "StructuredCotSection.batch",
+        "ModelServer.api_key_env", "ModelServer.base_url", "ModelServer.concurrency", "ModelServer.gpu_memory",
+        "ModelServer.port", "ModelServer.retries", "ModelServer.retry_seconds", "ModelServer.timeout",
+        "PrmEndpoint.serve", "PromptSource.license", "PromptsSection.concurrency", "Recipe.prices",
+        "ResponsesSection.concurrency", "StructuredCotSection.batch",
         "StructuredCotSection.concurrency", "StructuredCotSection.license", "TreesSection.concurrency",
     },
     Mark.COUNTS_AS_MODEL: {
-        "Endpoint.model", "Endpoint.path", "Endpoint.tokenizer", "FromTreesSection.tokenizer", "PairsSection.tokenizer",
-        "PromptsSection.tokenizer", "ResponsesSection.prm",
+        "FromTreesSection.tokenizer", "ModelServer.model", "ModelServer.path", "ModelServer.tokenizer",
+        "PairsSection.tokenizer", "PromptsSection.tokenizer", "ResponsesSection.prm",
     },
     Mark.COUNTS_AS_INPUT: {
         "PromptSource.hub", "PromptSource.path", "PromptSource.revision", "PromptsSection.decontaminate",
@@ -50,12 +62,14 @@ MARKED = {
         "StructuredCotSection.revision", "TemplatesSection.helpfulness", "TemplatesSection.safety",
     },
     Mark.COUNTS_WHERE_USED: {
-        "PreferencePairsSection.reviews", "PromptsSection.task_judge", "StructuredCotSection.from_trees",
+        "PreferencePairsSection.reviews", "PromptsSection.task_judge", "ResponsesSection.diverse",
+        "ResponsesSection.expansions", "ResponsesSection.max_depth", "ResponsesSection.step_tokens",
+        "ResponsesSection.width", "StructuredCotSection.from_trees",
         "StructuredCotSection.gate", "StructuredCotSection.judge", "StructuredCotSection.teacher",
         "StructuredCotSection.teachers", "StructuredCotSection.templates",
     },
     Mark.COUNTS_UNLESS_DEFAULT: {"Endpoint.control_tokens", "JudgeSection.endpoint", "PromptSource.turns_before"},
-    Mark.COUNTS_WHERE_SERVED: {"Endpoint.dtype", "Endpoint.max_model_len"},
+    Mark.COUNTS_WHERE_SERVED: {"Endpoint.dtype", "ModelServer.max_model_len"},
 }  # fmt: skip
 """All fields that don't enter as they stand. A new one here is a promise: that it can't change a row, or that a
 generator takes care of it."""
@@ -64,6 +78,7 @@ BY_URL = {"base_url": "http://127.0.0.1:9/v1", "model": "actor", "tokenizer": "h
 SERVED = {"path": "here/model"}
 ASKED = {"structured_cot.gate", "structured_cot.judge", "structured_cot.templates"}
 TEMPLATES = {"safety": "here/safety.jinja", "helpfulness": "here/helpfulness.jinja"}
+ANSWERS = {"seed", "actor", "actor.model", "actor.tokenizer", "actor.max_model_len"}
 STAIR = "thu-ml/STAIR-SFT"
 
 
@@ -163,7 +178,17 @@ CASES = {
     "responses": Case(
         "responses",
         {"actor": BY_URL, "responses": {"prm": "here/model"}},
-        {"seed", "responses", "responses.prm", "actor", "actor.model", "actor.tokenizer", "actor.max_model_len"},
+        {"responses", "responses.prm", *ANSWERS},
+    ),
+    "responses, by a beam search with a PRM that is served": Case(
+        "responses",
+        {"actor": BY_URL, "responses": {"method": "beam", "prm": SERVED | {"serve": True}}},
+        {"responses", "responses.prm", *ANSWERS, *(f"responses.{key}" for key in BEAM_KEYS)},
+    ),
+    "responses, with a PRM by URL": Case(
+        "responses",
+        {"actor": BY_URL, "responses": {"method": "best_of_n", "prm": BY_URL}},
+        {"responses", "responses.prm", *ANSWERS},
     ),
 }
 
@@ -187,7 +212,8 @@ def home(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Pa
     here.mkdir()
     shutil.copytree(tokenizer_folder, here / "tokenizer")
     shutil.copytree(tokenizer_folder, here / "model")
-    (here / "model" / "config.json").write_text("{}")
+    reward_model = {"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+    (here / "model" / "config.json").write_text(json.dumps(reward_model))
     (here / "model" / "model.safetensors").write_bytes(b"weights")
     for name in ("safety.jinja", "helpfulness.jinja"):
         (here / name).write_text("{{ prompt }}")
@@ -283,8 +309,10 @@ def _counts(case: Case, top: str, depth: int, section: BaseModel, name: str) -> 
         return False
     if depth == 1:
         return f"{top}.{name}" in case.uses
-    if isinstance(section, Endpoint):
+    if isinstance(section, ModelServer):
         is_served = section.path is not None
+        if isinstance(section, PrmEndpoint) and name == "dtype":
+            return True  # of a server elsewhere, too: it says what that was started with
         return {"dtype": is_served, "max_model_len": is_served, "model": not is_served}.get(name, True)
     return True
 
@@ -294,7 +322,7 @@ def is_fixed(section: BaseModel, name: str) -> bool:
     annotation = type(section).model_fields[name].annotation
     if get_origin(annotation) is Literal and len(get_args(annotation)) == 1:
         return True
-    if isinstance(section, Endpoint):
+    if isinstance(section, ModelServer):
         return name == "path" and section.base_url is not None
     if isinstance(section, PromptSource):
         return name == "path" if section.hub else name in {"hub", "revision"}
@@ -321,7 +349,7 @@ def another(section: BaseModel, name: str) -> Any:
 
 def _there(section: BaseModel, name: str) -> tuple[Any] | None:
     others: list[tuple[type[BaseModel], str, Any]] = [
-        (Endpoint, "path", "other/other_model"),
+        (ModelServer, "path", "other/other_model"),
         (BaseModel, "tokenizer", "other/other_tokenizer"),
         (BaseModel, "prm", "other/other_model"),
         (PromptSource, "path", Path("other/other_prompts.jsonl")),
