@@ -193,6 +193,9 @@ CASES: dict[str, Case] = {
     "responses": _responses({}),
     "responses_several": _responses({"n": 3, "temperature": 0.7, "max_tokens": 512}, "--limit 4"),
     "responses_best_of_n": _responses({"method": "best_of_n", "n": 3, "prm": "$PRM"}, is_slow=True),
+    "responses_beam": _responses(
+        {"method": "beam", "width": 2, "expansions": 2, "max_depth": 3, "prm": "$PRM"}, is_slow=True
+    ),
     # evaluations
     "evaluations": Case(
         [build_command("evaluations")],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -48,8 +49,13 @@ MARKED = {
         "ModelServer.api_key_env", "ModelServer.base_url", "ModelServer.concurrency", "ModelServer.gpu_memory",
         "ModelServer.port", "ModelServer.retries", "ModelServer.retry_seconds", "ModelServer.timeout",
         "PrmEndpoint.serve", "PromptSource.license", "PromptsSection.concurrency", "Recipe.prices",
+<<<<<<< HEAD
         "ResponsesSection.concurrency", "StructuredCotSection.batch", "StructuredCotSection.concurrency",
         "StructuredCotSection.license", "TreesSection.concurrency",
+=======
+        "ResponsesSection.concurrency", "StructuredCotSection.batch",
+        "StructuredCotSection.concurrency", "StructuredCotSection.license", "TreesSection.concurrency",
+>>>>>>> beam15
     },
     Mark.COUNTS_AS_MODEL: {
         "FromTreesSection.tokenizer", "ModelServer.model", "ModelServer.path", "ModelServer.tokenizer",
@@ -77,6 +83,7 @@ BY_URL = {"base_url": "http://127.0.0.1:9/v1", "model": "actor", "tokenizer": "h
 SERVED = {"path": "here/model"}
 ASKED = {"structured_cot.gate", "structured_cot.judge", "structured_cot.templates"}
 TEMPLATES = {"safety": "here/safety.jinja", "helpfulness": "here/helpfulness.jinja"}
+ANSWERS = {"seed", "actor", "actor.model", "actor.tokenizer", "actor.max_model_len"}
 STAIR = "thu-ml/STAIR-SFT"
 
 
@@ -175,8 +182,23 @@ CASES = {
     ),
     "responses": Case(
         "responses",
+<<<<<<< HEAD
         {"actor": BY_URL, "responses": {"prm": "here/prm"}},
         {"seed", "responses", "responses.prm", "actor", "actor.model", "actor.tokenizer", "actor.max_model_len"},
+=======
+        {"actor": BY_URL, "responses": {"prm": "here/model"}},
+        {"responses", "responses.prm", *ANSWERS},
+    ),
+    "responses, by a beam search with a PRM that is served": Case(
+        "responses",
+        {"actor": BY_URL, "responses": {"method": "beam", "prm": SERVED | {"serve": True}}},
+        {"responses", "responses.prm", *ANSWERS, *(f"responses.{key}" for key in BEAM_KEYS)},
+    ),
+    "responses, with a PRM by URL": Case(
+        "responses",
+        {"actor": BY_URL, "responses": {"method": "best_of_n", "prm": BY_URL}},
+        {"responses", "responses.prm", *ANSWERS},
+>>>>>>> beam15
     ),
     "responses, scored by a server": Case(
         "responses",
@@ -211,7 +233,8 @@ def home(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Pa
     here.mkdir()
     shutil.copytree(tokenizer_folder, here / "tokenizer")
     shutil.copytree(tokenizer_folder, here / "model")
-    (here / "model" / "config.json").write_text("{}")
+    reward_model = {"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+    (here / "model" / "config.json").write_text(json.dumps(reward_model))
     (here / "model" / "model.safetensors").write_bytes(b"weights")
     shutil.copytree(here / "model", here / "prm")
     (here / "prm" / "config.json").write_text(
@@ -313,6 +336,8 @@ def _counts(case: Case, top: str, depth: int, section: BaseModel, name: str) -> 
         return f"{top}.{name}" in case.uses
     if isinstance(section, ModelServer):
         is_served = section.path is not None
+        if isinstance(section, PrmEndpoint) and name == "dtype":
+            return True  # of a server elsewhere, too: it says what that was started with
         return {"dtype": is_served, "max_model_len": is_served, "model": not is_served}.get(name, True)
     return True
 
@@ -349,8 +374,12 @@ def another(section: BaseModel, name: str) -> Any:
 
 def _there(section: BaseModel, name: str) -> tuple[Any] | None:
     others: list[tuple[type[BaseModel], str, Any]] = [
+<<<<<<< HEAD
         (Endpoint, "path", "other/other_model"),
         (PrmEndpoint, "path", "other/other_prm"),
+=======
+        (ModelServer, "path", "other/other_model"),
+>>>>>>> beam15
         (BaseModel, "tokenizer", "other/other_tokenizer"),
         (BaseModel, "prm", "other/other_prm"),
         (PromptSource, "path", Path("other/other_prompts.jsonl")),
