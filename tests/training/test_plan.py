@@ -50,6 +50,7 @@ OTHER_VALUES: dict[str, Any] = {
     "beta": 0.3,
     "loss": "ipo",
     "sft_weight": 0.5,
+    "reasoning": False,
 }
 
 
@@ -85,7 +86,8 @@ def test_each_field_counts_unless_it_cannot_change_the_result(method: str) -> No
         assert getattr(changed, name) != getattr(config(), name)
         assert (fingerprint(method, changed) == plain) == (name in CANNOT_CHANGE_THE_RESULT), name
     marked = {name for name in config.model_fields if mark_of(config, name)}
-    assert marked == CANNOT_CHANGE_THE_RESULT | COUNT_BY_THEIR_PRODUCT
+    count_unless_default = {"reasoning"} & set(config.model_fields)
+    assert marked == CANNOT_CHANGE_THE_RESULT | COUNT_BY_THEIR_PRODUCT | count_unless_default
 
 
 def test_label_smoothing_counts_with_the_loss_that_has_it() -> None:
