@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,6 +135,9 @@ def workplace(tmp_path: Path, stub_llm: StubServer, tokenizer_folder: Path) -> I
     (recipe,) = blocks(ROOT / "docs" / "rounds.md", "yaml")
     (tmp_path / "rounds.yaml").write_text(re.sub(SERVERS, stub_llm.base_url, recipe), encoding="utf-8")
     (tmp_path / "training").symlink_to(ROOT / "training")
+    logs = ROOT / "tests" / "stairdata" / "interop" / "data"
+    shutil.copy(logs / "inspect.eval", tmp_path / "run.eval")
+    shutil.copytree(logs / "actor", tmp_path / "samples" / "actor")
     for name in ("base", "sft"):
         folder = tmp_path / "runs" / name
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)

@@ -77,18 +77,28 @@ def import_(
 def export(
     reference: Annotated[str, typer.Argument(metavar="REF", help="KIND, KIND@X.Y.Z, a folder, or org/name@TAG.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")],
-    to: Annotated[str, typer.Option("--to", help="Format of the file: thu-ml.")],
+    to: Annotated[str, typer.Option("--to", help="Format of the file: thu-ml or alpaca_eval.")],
+    benchmark: Annotated[
+        str | None, typer.Option("--benchmark", metavar="NAME", help="Of evaluations: answers to this benchmark.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="NAME", help="For alpaca_eval: answers of this model.")
+    ] = None,
     root: RootOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Export an artifact in the published code's format: trees and prompts as JSON, pairs as JSONL."""
+    """Export an artifact: trees, prompts and pairs as the published code writes them, answers for AlpacaEval."""
     from stairdata.hub.pull import open_reference
+    from stairdata.interop.alpaca_eval import export_alpaca_eval
     from stairdata.interop.exporting import export_thu_ml
 
-    _check_format(to, FORMATS)
+    _check_format(to, (*FORMATS, "alpaca_eval"))
     artifact = open_reference(reference, root_folder(root))
     with show_progress() as progress:
-        count = export_thu_ml(artifact, file, progress)
+        if to == "alpaca_eval":
+            count = export_alpaca_eval(artifact, file, benchmark, model)
+        else:
+            count = export_thu_ml(artifact, file, progress)
     say(f"{artifact.reference}: {count} written")
     emit(json.dumps({"file": str(file), "artifact": artifact.reference, "rows": count}) if json_ else str(file))
 

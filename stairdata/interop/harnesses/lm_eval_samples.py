@@ -46,7 +46,7 @@ def lm_eval_sample(element: dict[str, Any]) -> HarnessSample:
     """Read one sample.
 
     Raises:
-        BrokenSampleError: it was no generation, a conversation of several turns, or lacks what is needed.
+        BrokenSampleError: it was no generation, or lacks what is needed.
     """
     named, sample = element["file"], element["sample"]
     if not isinstance(sample, dict):
@@ -67,7 +67,10 @@ def lm_eval_sample(element: dict[str, Any]) -> HarnessSample:
 
 
 def _prompt(arguments: Any) -> str:
-    """Return what was sent: a text, or the one user turn of a conversation, which is JSON in a list."""
+    """Return what was sent: a text, or the last user turn of a conversation, which is JSON in a list.
+
+    Turns before the last are examples, where the harness gives them as turns; in a text they stand before the question.
+    """
     first = arguments.get("gen_args_0") if isinstance(arguments, dict) else None
     sent = first.get("arg_0") if isinstance(first, dict) else None
     if isinstance(sent, list) and len(sent) == 1:
@@ -80,7 +83,7 @@ def _prompt(arguments: Any) -> str:
         except (ValueError, RecursionError):
             return sent
         if all(isinstance(turn, dict) and "role" in turn for turn in turns):
-            return users_text(turns, "arguments.gen_args_0.arg_0")
+            return users_text(turns, "arguments.gen_args_0.arg_0", few_shot=True)
     return sent
 
 

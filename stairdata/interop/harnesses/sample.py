@@ -73,8 +73,13 @@ def text_of(content: Any, where: str) -> str:
     return "".join(part["text"] for part in parts)
 
 
-def users_text(messages: Any, where: str) -> str:
-    """Return the one user turn of a conversation.
+def users_text(messages: Any, where: str, *, few_shot: bool = False) -> str:
+    """Return the user turn of a conversation.
+
+    Args:
+        messages: the conversation.
+        where: it stands.
+        few_shot: turns before the last one are examples; otherwise there has to be one alone.
 
     Raises:
         BrokenSampleError: there is none, or there are several.
@@ -82,6 +87,6 @@ def users_text(messages: Any, where: str) -> str:
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise BrokenSampleError("wrong_type", where)
     turns = [message for message in messages if message.get("role") == "user"]
-    if len(turns) != 1:
+    if not turns or (len(turns) > 1 and not few_shot):
         raise BrokenSampleError("several_turns" if turns else "no_user_turn", where)
-    return text_of(turns[0].get("content"), where)
+    return text_of(turns[-1].get("content"), where)

@@ -20,6 +20,8 @@ from stairdata_schemas.identity import prompt_id
 
 REAL = Path(__file__).parent / "data" / "inspect.eval"
 """Written by inspect-ai 0.3.285 against the stub: three questions, two epochs, scorers `includes` and `match`."""
+REAL_LM_EVAL = Path(__file__).parent / "data" / "actor" / "samples_local_questions_2026-11-29T08-36-22.114600.jsonl"
+"""Written by lm-eval 0.4.13 against the stub: the same questions, one metric under two filters."""
 NAMES = HarnessNames()
 
 
@@ -170,6 +172,17 @@ def test_samples_that_can_not_be_taken(tmp_path: Path) -> None:
     assert len(rows) == 1
 
 
+def test_real_samples_of_lm_eval(tmp_path: Path) -> None:
+    artifact, rows = imported(tmp_path, "lm-eval", REAL_LM_EVAL)
+    assert len(rows) == 6  # 3 questions, 2 filters
+    assert rows.select("benchmark", "model").unique().rows() == [("local_questions", "actor")]
+    assert set(rows["judge"]) == {"lm-eval:exact_match,first-word", "lm-eval:exact_match,none"}
+    assert rows["prompt_id"][0] == prompt_id("What is water?")
+    assert rows["response"][0] == "It says something about dose.\nScore: 3"
+    assert json.loads(rows["details"][0])["kept"] == ["dose"]
+    assert artifact.manifest.quarantine == {}
+
+
 def lm_eval_file(folder: Path, *rows: dict[str, Any]) -> Path:
     path = folder / "org__actor" / "samples_gsm8k_cot_2026-11-29T08-00-00.123456.jsonl"
     path.parent.mkdir()
@@ -195,7 +208,8 @@ def lm_eval_row(number: int, sent: Any, **changes: Any) -> dict[str, Any]:
 
 
 def test_samples_of_lm_eval(tmp_path: Path) -> None:
-    chat = json.dumps([{"role": "system", "content": "s"}, {"role": "user", "content": "Two and two?"}])
+    shots = [{"role": "user", "content": "One and one?"}, {"role": "assistant", "content": "2"}]
+    chat = json.dumps([{"role": "system", "content": "s"}, *shots, {"role": "user", "content": "Two and two?"}])
     path = lm_eval_file(
         tmp_path,
         lm_eval_row(0, "Question: One?\nAnswer:"),

@@ -49,13 +49,8 @@ MARKED = {
         "ModelServer.api_key_env", "ModelServer.base_url", "ModelServer.concurrency", "ModelServer.gpu_memory",
         "ModelServer.port", "ModelServer.retries", "ModelServer.retry_seconds", "ModelServer.timeout",
         "PrmEndpoint.serve", "PromptSource.license", "PromptsSection.concurrency", "Recipe.prices",
-<<<<<<< HEAD
         "ResponsesSection.concurrency", "StructuredCotSection.batch", "StructuredCotSection.concurrency",
         "StructuredCotSection.license", "TreesSection.concurrency",
-=======
-        "ResponsesSection.concurrency", "StructuredCotSection.batch",
-        "StructuredCotSection.concurrency", "StructuredCotSection.license", "TreesSection.concurrency",
->>>>>>> beam15
     },
     Mark.COUNTS_AS_MODEL: {
         "FromTreesSection.tokenizer", "ModelServer.model", "ModelServer.path", "ModelServer.tokenizer",
@@ -182,10 +177,6 @@ CASES = {
     ),
     "responses": Case(
         "responses",
-<<<<<<< HEAD
-        {"actor": BY_URL, "responses": {"prm": "here/prm"}},
-        {"seed", "responses", "responses.prm", "actor", "actor.model", "actor.tokenizer", "actor.max_model_len"},
-=======
         {"actor": BY_URL, "responses": {"prm": "here/model"}},
         {"responses", "responses.prm", *ANSWERS},
     ),
@@ -198,7 +189,6 @@ CASES = {
         "responses",
         {"actor": BY_URL, "responses": {"method": "best_of_n", "prm": BY_URL}},
         {"responses", "responses.prm", *ANSWERS},
->>>>>>> beam15
     ),
     "responses, scored by a server": Case(
         "responses",
@@ -374,12 +364,7 @@ def another(section: BaseModel, name: str) -> Any:
 
 def _there(section: BaseModel, name: str) -> tuple[Any] | None:
     others: list[tuple[type[BaseModel], str, Any]] = [
-<<<<<<< HEAD
-        (Endpoint, "path", "other/other_model"),
-        (PrmEndpoint, "path", "other/other_prm"),
-=======
         (ModelServer, "path", "other/other_model"),
->>>>>>> beam15
         (BaseModel, "tokenizer", "other/other_tokenizer"),
         (BaseModel, "prm", "other/other_prm"),
         (PromptSource, "path", Path("other/other_prompts.jsonl")),
