@@ -78,7 +78,7 @@ def test_a_recipe_says_where_its_figures_come_from(name: str) -> None:
     top = text[: re.search(r"^\w", text, re.MULTILINE).start()]  # type: ignore[union-attr]
     for mark in set(re.findall(r"\[[a-z]+\]", text)):
         assert mark in top, mark
-    for command in re.findall(r"^#   .*stairdata .*$", top, re.MULTILINE):
+    for command in re.findall(r"^#   .*stairdata .*$", re.sub(r"\\\n#\s*", "", top), re.MULTILINE):
         assert f"--recipe {name}" in command
 
 
