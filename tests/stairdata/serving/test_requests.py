@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import socket
@@ -246,11 +247,14 @@ def test_after_200_malformed_requests_the_server_answers(serve: Serve, searcher:
     statuses = []
     for number in range(200):
         with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as connection:
-            connection.sendall(malformed(number))
-            connection.shutdown(socket.SHUT_WR)
-            answer = connection.recv(100)
+            answer = b""
+            with contextlib.suppress(OSError):  # it may hang up before all is sent
+                connection.sendall(malformed(number))
+                connection.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(ConnectionError):
+                answer = connection.recv(100)
             statuses.append(int(answer.split()[1]) if answer else None)
-    assert set(statuses) <= {200, 400, 401, 404, 405, 413, 415, 421, None}, "none is an error of the server's"
+    assert set(statuses) <= {200, 400, 401, 404, 405, 408, 413, 415, 421, None}, "none is an error of the server's"
     assert statuses.count(400) > 80
     assert len(server.client().models.list().data) == 1
     sound = server.client().chat.completions.create(model="actor", messages=SOUND["messages"])
