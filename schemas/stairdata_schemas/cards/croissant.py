@@ -131,7 +131,7 @@ def _record_set(kind: str) -> Json:
 
 def _field(identity: str, dtype: Any, description: str, path: list[str]) -> Json:
     """Describe a column; a list of structs becomes a repeated field with sub-fields, found by JSON path below it."""
-    inner, shape = dtype, []
+    inner, shape = dtype, list[str]()
     while isinstance(inner, pl.List):
         inner, shape = inner.inner, [*shape, "-1"]
     source: Json = {"fileSet": {"@id": "shards"}, "extract": {"column": path[0]}}

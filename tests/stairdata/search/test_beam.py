@@ -264,8 +264,7 @@ def test_width_and_no_answer_twice(seed: int, width: int, expansions: int, depth
     assert chosen.is_complete is is_any_complete
     rivals = [each.step_scores[-1] for each in found.candidates if each.is_complete is is_any_complete]
     assert chosen.step_scores[-1] == max(rivals)
-    for each in found.candidates:
-        assert each.step_scores == toy.scores(each.text, 0)
+    assert [each.step_scores for each in found.candidates] == [toy.scores(each.text, 0) for each in found.candidates]
     again = Toy(roll, worth, end)
     assert again.run(search(config)) == found
     assert again.asked == toy.asked

@@ -322,7 +322,14 @@ def test_a_prm_is_opened_where_something_is_left_to_answer(build: Callable[..., 
 
 
 def test_an_id_tells_what_made_the_answer(build: Callable[..., Artifact]) -> None:
-    sections = [{}, {"n": 2}, {"temperature": 0.5}, BEAM, BEAM | {"width": 3}, BEAM | {"diverse": True}]
+    sections: list[dict[str, Any]] = [
+        {},
+        {"n": 2},
+        {"temperature": 0.5},
+        BEAM,
+        BEAM | {"width": 3},
+        BEAM | {"diverse": True},
+    ]
     built = [build(1, Recorder(length) if "prm" in each else None, **each) for each in sections]
     built.append(build(1, Recorder(length), scored_by=ModelIdentity(role="prm", name="prm", revision="other"), **BEAM))
     ids = [artifact.scan().collect()["response_id"].item() for artifact in built]
