@@ -132,6 +132,8 @@ def test_a_page_without_plotly_says_what_to_install(
         (["import", "x.json", "--from", "hf", "--kind", "trees"], 2, "unknown format 'hf'; use thu-ml"),
         (["import", "x.json", "--from", "thu-ml", "--kind", "pairs"], 2, "can't import 'pairs'"),
         (["import", "--from", "thu-ml", "--kind", "trees"], 2, "Missing argument"),
+        (["import", "x.eval", "--from", "inspect", "--kind", "trees"], 2, "--kind is evaluations"),
+        (["import", "x.eval", "--from", "inspect", "--kind", "evaluations", "--task", "x"], 2, "unknown task 'x'"),
         (["export", "trees", "x.json", "--to", "hf"], 2, "unknown format 'hf'"),
         (["export", "trees", "no/x.json", "--to", "thu-ml"], 2, "the folder no does not exist"),
     ],
