@@ -416,7 +416,7 @@ class Scorer:
 
 
 @asynccontextmanager
-async def open_scorer(folder, waiting):
+async def open_scorer(folder, budget, waiting):
     yield Scorer()
 
 
