@@ -12,6 +12,8 @@ which takes as long for an answer as a server with continuous batching would.
 `--window` at a time; then it searches with a reward model in this process. `one-at-a-time` sends the same requests
 again, too, `--window` and 4 at a time: one search has 4 in flight. Rates are tokens a second, as in trees.py; that of
 a run with many prompts is of the part in which at least `--steady` are unfinished. Runs that are compared take turns.
+A real server finds prompts of earlier runs in its prefix cache; the searches with many prompts in flight come first, so
+that this errs to their disadvantage.
 """
 
 from __future__ import annotations
