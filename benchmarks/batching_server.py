@@ -105,7 +105,9 @@ class Connection(asyncio.Protocol):
             said = b'{"object": "list", "data": [{"id": "actor", "object": "model", "created": 0, "owned_by": "x"}]}'
         else:
             asked = json.loads(body)
-            texts = [_text(asked["prompt"], asked["seed"] + index, asked["stop"]) for index in range(asked["n"] or 1)]
+            texts = [
+                _text(asked["prompt"], asked["seed"] + index, asked["stop"]) for index in range(asked.get("n") or 1)
+            ]
             lengths = [len(text.split()) * 2 for text in texts]
             await self._batch.write(lengths)
             choices: list[dict[str, object]] = [

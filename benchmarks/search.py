@@ -177,7 +177,7 @@ def flight(options: argparse.Namespace) -> None:
     """Compare searches with the server's saturated rate, and measure the time of a reward model."""
     from stairdata_training.scoring import PrmScorer
 
-    shares, prm_shares, prm_rates = [], [], []
+    shares, prm_shares, prm_rates = list[float](), list[float](), list[float]()
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         url = stack.enter_context(a_server(options, folder))
@@ -205,7 +205,7 @@ def flight(options: argparse.Namespace) -> None:
 
 def one_at_a_time(options: argparse.Namespace) -> None:
     """Compare many prompts in flight with one prompt at a time, and with what the server's rates allow."""
-    ratios, allowed = [], []
+    ratios, allowed = list[float](), list[float]()
     with tempfile.TemporaryDirectory() as name, a_server(options, Path(name)) as url:
         for _ in range(options.repeats):
             many = search(options, url, options.prompts, options.in_flight, instant)
