@@ -30,7 +30,7 @@ class Server(asyncio.Protocol):
         self._buffer += data
         while b"\r\n\r\n" in self._buffer:
             head, _, rest = self._buffer.partition(b"\r\n\r\n")
-            length = _content_length(head)
+            length = content_length(head)
             if len(rest) < length:
                 return
             self._buffer = rest[length:]
@@ -40,7 +40,7 @@ class Server(asyncio.Protocol):
             self._transport.write(answer + body)
 
 
-def _content_length(head: bytes) -> int:
+def content_length(head: bytes) -> int:
     for line in head.split(b"\r\n"):
         if line[:15].lower() == b"content-length:":
             return int(line[15:])
@@ -55,13 +55,13 @@ def _respond(head: bytes, body: bytes) -> bytes:
         return _teacher(asked)
     if "messages" in asked:
         message = {"role": "assistant", "content": "Fine.\nScore: 4", "refusal": None}
-        return _envelope("chat.completion", [{"index": 0, "message": message, "finish_reason": "stop"}], 100, 8)
+        return envelope("chat.completion", [{"index": 0, "message": message, "finish_reason": "stop"}], 100, 8)
     choices, tokens = [], 0
     for index in range(asked.get("n") or 1):
         text, count = _text(asked["prompt"], asked["seed"] + index)
         tokens += count
         choices.append({"index": index, "text": text, "finish_reason": "stop", "logprobs": None})
-    return _envelope("text_completion", choices, len(asked["prompt"]) // 4, tokens)
+    return envelope("text_completion", choices, len(asked["prompt"]) // 4, tokens)
 
 
 def _teacher(asked: dict[str, object]) -> bytes:
@@ -73,10 +73,10 @@ def _teacher(asked: dict[str, object]) -> bytes:
         "refusal": None,
     }
     choices: list[dict[str, object]] = [{"index": 0, "message": message, "finish_reason": "stop"}]
-    return _envelope("chat.completion", choices, 300, (DEPTH + 1) * STEP_TOKENS)
+    return envelope("chat.completion", choices, 300, (DEPTH + 1) * STEP_TOKENS)
 
 
-def _envelope(kind: str, choices: list[dict[str, object]], read: int, written: int) -> bytes:
+def envelope(kind: str, choices: list[dict[str, object]], read: int, written: int) -> bytes:
     usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
     answer = {"id": "1", "object": kind, "created": 0, "model": "actor", "choices": choices, "usage": usage}
     return json.dumps(answer).encode()

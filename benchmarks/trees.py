@@ -67,20 +67,21 @@ class Sent:
 class Watch:
     """What a build reports on its way; it begins once tokenizers stand ready."""
 
+    kind: str = "trees"
     began: float = 0.0
     ended: float = 0.0
     cpu: float = 0.0
     """Seconds that this process computed."""
     cpu_began: float = 0.0
     finished: list[float] = field(default_factory=list)
-    """When each tree was finished."""
+    """When each unit was finished."""
 
     def __call__(self, what: str, done: int, total: int, detail: str = "") -> None:
         """Take the build's progress, and show it on stderr."""
         now = time.monotonic()
-        if what == "trees" and not self.began:
+        if what == self.kind and not self.began:
             self.began, self.cpu_began = now, time.process_time()
-        if what == "trees" and done > len(self.finished):
+        if what == self.kind and done > len(self.finished):
             self.finished += [now] * (done - len(self.finished))
             self.ended, self.cpu = now, time.process_time() - self.cpu_began
         sys.stderr.write(f"\r{what} {done}/{total} {detail}\x1b[K")
