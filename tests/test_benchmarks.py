@@ -114,21 +114,6 @@ def test_trees_on_a_server_without_a_second_run(instant_url: str, tokenizer_fold
     assert "share" not in output
 
 
-def test_search_is_measured_beside_the_same_requests_and_the_same_prefixes(tmp_path: Path) -> None:
-    small = ["--prompts", "6", "--in-flight", "3", "--window", "4", "--steady", "2", "--repeats", "1"]
-    fast = ["--speed", '{"pass_ms": 5}']
-    output = run("search.py", "flight", *small, *fast, folder=tmp_path)
-    assert len(re.findall(r": 6 answers in ", output)) == 2
-    assert figure(output, "share of the saturated rate, median of 1:") > 0
-    assert 0 < figure(output, "share of the time that the reward model takes:") < 1
-    output = run("search.py", "one-at-a-time", *small, *fast, "--alone", "2", folder=tmp_path)
-    assert figure(output, "answers an hour against one prompt at a time, median of 1:") > 0
-    assert figure(output, "share of what the server's rates allow:") > 0
-    output = run("search.py", "prefixes", "--prefixes", "40", "--repeats", "1", folder=tmp_path)
-    assert figure(output, "ratio of the tokens:") > 1
-    assert float(re.findall(r"scores differ by (\S+)", output)[0]) < 1e-4
-
-
 @pytest.mark.all_cores
 @pytest.mark.timeout(3600)
 def test_trees_on_a_model_are_measured_beside_the_same_requests(tmp_path: Path) -> None:
