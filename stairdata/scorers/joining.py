@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Generic, TypeVar
 
+from stairdata.llm.wire.gathering import gather_all
+
 EntryT = TypeVar("EntryT")
 ResultT = TypeVar("ResultT")
 
@@ -50,11 +52,7 @@ class BatchJoiner(Generic[EntryT, ResultT]):
             mine.append(loop.create_future())
             self._waiting.append((entry, mine[-1]))
         self._start_workers()
-        ends = await asyncio.gather(*mine, return_exceptions=True)
-        failed = next((end for end in ends if isinstance(end, BaseException)), None)
-        if failed is not None:
-            raise failed
-        return [future.result() for future in mine]
+        return await gather_all(mine)
 
     async def close(self) -> None:
         """Give up what is under way; whoever waits is cancelled."""

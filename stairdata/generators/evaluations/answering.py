@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -15,6 +14,7 @@ from stairdata.generators.responses.journal import SearchJournal
 from stairdata.llm.actor import Actor, RequestUsage
 from stairdata.llm.client import Client
 from stairdata.llm.outcomes import Outcome, RequestFailedError
+from stairdata.llm.wire.gathering import gather_all
 from stairdata.recipe import ResponsesSection
 from stairdata.search.scoring import Scorer
 from stairdata_schemas import identity
@@ -117,13 +117,10 @@ class ChatModel:
         asking = [
             self._sample(attacked.prompt, self._section.max_tokens, seed + index) for index in range(self._section.n)
         ]
-        results = await asyncio.gather(*asking, return_exceptions=True)
         samples, usage = [], RequestUsage()
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-            samples.append(result[0])
-            usage = usage.plus(result[1])
+        for sample, used in await gather_all(asking):
+            samples.append(sample)
+            usage = usage.plus(used)
         return as_reply(samples, usage)
 
     async def reply(self, attacked: AttackedPrompt, max_tokens: int, seed: int) -> ModelReply:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -23,6 +22,7 @@ from stairdata.generators.evaluations.reply_journal import ModelReply, ReplyJour
 from stairdata.llm.actor import RequestUsage
 from stairdata.llm.client import Client
 from stairdata.llm.outcomes import RequestFailedError
+from stairdata.llm.wire.gathering import gather_all
 from stairdata.recipe.attacks import Attacker
 from stairdata_schemas import identity
 
@@ -73,8 +73,7 @@ class AttackDriver:
         try:
             batch = next(run)
             while True:
-                results = await asyncio.gather(*map(self._result, batch), return_exceptions=True)
-                batch = run.send([_raised(result) for result in results])
+                batch = run.send(await gather_all([self._result(request) for request in batch]))
         except StopIteration as stop:
             outcome: AttackOutcome = stop.value
             return outcome
@@ -119,9 +118,3 @@ class AttackDriver:
 
 def _tokens(usage: RequestUsage) -> int:
     return usage.prompt_tokens + usage.completion_tokens
-
-
-def _raised(result: AttackResult | BaseException) -> AttackResult:
-    if isinstance(result, BaseException):
-        raise result
-    return result

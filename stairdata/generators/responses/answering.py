@@ -6,17 +6,16 @@ and goes on where it stood.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import time
-from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from stairdata.generators.responses.journal import Replies, SearchReply, SearchUsage
 from stairdata.llm.actor import Actor
 from stairdata.llm.outcomes import RequestFailedError
+from stairdata.llm.wire.gathering import gather_all
 from stairdata.recipe import BEAM_KEYS, ResponsesSection
 from stairdata.runs.units import UnitFailedError
 from stairdata.search import answers, beam
@@ -155,20 +154,12 @@ async def _drive(search: AnswerSearch, asker: _Asker, replies: Replies | None) -
     """Run a search to its end, the requests of a batch at the same time."""
     batch = next(search)
     while True:
-        results = await _gather([asker.reply(request, replies) for request in batch])
+        results = await gather_all([asker.reply(request, replies) for request in batch])
         try:
             batch = search.send([reply.result for reply in results])
         except StopIteration as stop:
             found: FoundAnswers = stop.value
             return found
-
-
-async def _gather(waiting: Sequence[Awaitable[SearchReply]]) -> list[SearchReply]:
-    replies = await asyncio.gather(*waiting, return_exceptions=True)  # the others' replies are kept, too
-    for reply in replies:
-        if isinstance(reply, BaseException):
-            raise reply
-    return [reply for reply in replies if not isinstance(reply, BaseException)]
 
 
 class _Asker:

@@ -11,7 +11,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from stairdata.generators.trees.rows import Prompt, tree_counts, tree_row
 from stairdata.generators.trees.tree_journal import JournaledRatings, Reply, TreeJournal
 from stairdata.llm.actor import Actor, Continuation, RequestUsage, step_prior
 from stairdata.llm.outcomes import RequestFailedError
+from stairdata.llm.wire.gathering import gather_all
 from stairdata.recipe import Recipe, TreesSection
 from stairdata.runs.units import UnitResult
 from stairdata.search import mcts
@@ -87,22 +88,12 @@ async def drive(search: mcts.Search, handler: RequestHandler) -> mcts.Tree:
     """Run a search to its end, the requests of a batch at the same time."""
     batch = next(search)
     while True:
-        answers = await _gather([handler(request) for request in batch])
+        answers = await gather_all([handler(request) for request in batch])
         try:
             batch = search.send([reply.result for reply in answers])
         except StopIteration as stop:
             tree: mcts.Tree = stop.value
             return tree
-
-
-async def _gather(waiting: list[Awaitable[Reply]]) -> list[Reply]:
-    if len(waiting) == 1:
-        return [await waiting[0]]
-    answers = await asyncio.gather(*waiting, return_exceptions=True)  # the others' answers are journaled too
-    for reply in answers:
-        if isinstance(reply, BaseException):
-            raise reply
-    return [reply for reply in answers if not isinstance(reply, BaseException)]
 
 
 class RequestHandler:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from stairdata.generators.evaluations.reply_journal import ModelReply, ReplyJour
 from stairdata.llm.actor import RequestUsage
 from stairdata.llm.client import Client
 from stairdata.llm.outcomes import JudgeFailedError, Outcome
+from stairdata.llm.wire.gathering import gather_all
 from stairdata.recipe.benchmarks import BenchmarkScore
 from stairdata.recipe.judges import EvaluationJudge
 from stairdata_schemas import identity
@@ -117,13 +117,10 @@ class AnswerJudge:
     async def _by_rubric(self, owner: str, words: RubricWords, answer: JudgedAnswer) -> tuple[Judgement, RequestUsage]:
         rubric = words.rubric
         asking = [self._read(owner, question, rubric.read) for question in words.questions(answer)]
-        readings = await asyncio.gather(*asking, return_exceptions=True)  # what the other said is kept, too
         read, usage = [], RequestUsage()
-        for reading in readings:
-            if isinstance(reading, BaseException):
-                raise reading
-            read.append(reading[0])
-            usage = usage.plus(reading[1])
+        for reading, used in await gather_all(asking):
+            read.append(reading)
+            usage = usage.plus(used)
         return rubric.judge(answer, read), usage
 
     async def _by_guard(self, owner: str, guard: Guard, answer: JudgedAnswer) -> tuple[Judgement, RequestUsage]:
