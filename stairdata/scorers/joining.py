@@ -56,33 +56,41 @@ class BatchJoiner(Generic[EntryT, ResultT]):
 
     async def close(self) -> None:
         """Give up what is under way; whoever waits is cancelled."""
-        for worker in self._workers:
+        workers = [*self._workers]
+        for worker in workers:
             worker.cancel()
-        await asyncio.gather(*self._workers, return_exceptions=True)
+        await asyncio.gather(*workers, return_exceptions=True)
         for _, future in self._waiting:
             future.cancel()
 
     def _start_workers(self) -> None:
         batches = -(-len(self._waiting) // self._size)
         while self._starting < batches and len(self._workers) < self._at_once:
-            worker = asyncio.create_task(self._go_on())
-            self._workers.add(worker)
-            worker.add_done_callback(self._workers.discard)
+            self._workers.add(asyncio.create_task(self._go_on()))
             self._starting += 1
 
     async def _go_on(self) -> None:
+        this = asyncio.current_task()
+        assert this is not None
         await asyncio.sleep(0)  # callers that are about to ask are in the first batch
         self._starting -= 1
-        while batch := self._next_batch():
-            entries, futures = [entry for entry, _ in batch], [future for _, future in batch]
-            try:
-                _settle(futures, await self._work(entries))
-            except Exception as error:  # noqa: BLE001 - each caller raises it
-                _settle(futures, [error] * len(futures))
-            except asyncio.CancelledError:
-                for future in futures:
-                    future.cancel()
-                raise
+        try:
+            while batch := self._next_batch():
+                await self._work_on(batch)
+        finally:
+            # not by a callback, which a caller may overtake that has just been answered and asks again
+            self._workers.discard(this)
+
+    async def _work_on(self, batch: Sequence[tuple[EntryT, asyncio.Future[ResultT]]]) -> None:
+        entries, futures = [entry for entry, _ in batch], [future for _, future in batch]
+        try:
+            _settle(futures, await self._work(entries))
+        except Exception as error:  # noqa: BLE001 - each caller raises it
+            _settle(futures, [error] * len(futures))
+        except asyncio.CancelledError:
+            for future in futures:
+                future.cancel()
+            raise
 
     def _next_batch(self) -> list[tuple[EntryT, asyncio.Future[ResultT]]]:
         batch: list[tuple[EntryT, asyncio.Future[ResultT]]] = []

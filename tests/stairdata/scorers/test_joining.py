@@ -78,6 +78,17 @@ def test_what_comes_meanwhile_goes_together() -> None:
     run(check())
 
 
+def test_who_asks_again_as_soon_as_it_is_answered_is_answered_again() -> None:
+    async def check() -> None:
+        work = Work()
+        work.go.set()
+        joiner = BatchJoiner(work, size=2, at_once=1)
+        async with asyncio.timeout(5):
+            assert [await joiner.results([number]) for number in range(3)] == [[0], [2], [4]]
+
+    run(check())
+
+
 def test_a_cancelled_caller_costs_the_others_nothing() -> None:
     async def check() -> None:
         work = Work()
