@@ -113,7 +113,8 @@ async def open_client(
         max_model_len=endpoint.max_model_len,
         dtype=endpoint.dtype,
         log=log,
-        **({"gpu_memory": endpoint.gpu_memory} | options),
+        gpu_memory=endpoint.gpu_memory,
+        **options,
     )
     kept = _KEPT.get()
     server = next((each for each in kept or () if _is_same(each, served)), None) or ManagedServer(served)

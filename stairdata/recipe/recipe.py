@@ -78,6 +78,11 @@ class Recipe(Section):
         actor = actor or (_rest(prm.gpu_memory) if prm.gpu_memory else ACTOR_SHARE)
         return actor, prm.gpu_memory or _rest(actor)
 
+    def beside_prm(self, model: Endpoint) -> Endpoint:
+        """Return a model that answers, the actor or another one, with the share of the GPU's memory that is its own."""
+        share, _ = self.model_copy(update={"actor": model}).gpu_shares()
+        return model.model_copy(update={"gpu_memory": share})
+
     def tokenizer_or_default(self, named: str | None) -> str | None:
         """Return the tokenizer that a section names, else the actor's; None where the recipe has neither."""
         return named or self.actor.tokenizer or self.actor.path

@@ -106,8 +106,10 @@ async def _chat(service: Service, request: Request) -> ChatReply:
         )
     try:
         service.searcher.check(chat.question)
-    except (RequestFailedError, ModelError) as error:
+    except RequestFailedError as error:
         raise refusal_of(error) from error
+    except ModelError as error:
+        raise RefusedRequestError(str(error), param="messages", code="invalid_conversation") from error
     form = AnswerForm(service.model, service.hides_reasoning, chat.with_usage)
     leave = service.admission.enter()  # nothing is awaited between this and the reply, which gives it back
     return ChatReply(lambda: service.answer(chat.question), form, leave, service.limits, is_stream=chat.is_stream)

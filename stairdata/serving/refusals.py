@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse
 
 from stairdata.llm.outcomes import Outcome, RequestFailedError
 from stairdata.runs.units import UnitFailedError
-from stairdata_schemas.errors import ModelError, ServerError, quote
+from stairdata_schemas.errors import ServerError, quote
 
 FINAL = {"x-should-retry": "false"}
 """The openai package sends a request again after each error of the server's, unless it is told not to."""
@@ -59,8 +59,6 @@ def refusal_of(error: BaseException) -> RefusedRequestError:
     """Say of a search that failed what its client may know."""
     if isinstance(error, RefusedRequestError):
         return error
-    if isinstance(error, ModelError):
-        return RefusedRequestError(str(error), param="messages", code="invalid_conversation")
     if isinstance(error, RequestFailedError):
         return _failed(error)
     if isinstance(error, UnitFailedError):

@@ -105,7 +105,7 @@ async def open_service(
         identify_prm(section.prm, "")  # what is wrong shows before a server is started
     if recipe.actor.base_url is not None:
         identify(recipe.actor, "actor")
-    endpoint = recipe.actor.model_copy(update={"gpu_memory": recipe.gpu_shares()[0]})
+    endpoint = recipe.beside_prm(recipe.actor)
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(open_client(endpoint, log, waiting, budget))
         actor = make_actor(client, endpoint, section)

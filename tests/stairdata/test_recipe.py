@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from stairdata.recipe import Recipe, load_recipe
+from stairdata.recipe import EvaluatedModel, Recipe, load_recipe
 from stairdata.recipe.loading import PACKAGED, packaged_recipe
 from stairdata.stages import FullRecipe
 from stairdata_schemas.errors import RecipeError, UsageError
@@ -202,7 +202,16 @@ def test_a_key_in_a_recipe_is_not_shown(tmp_path: Path) -> None:
     ],
 )
 def test_two_models_share_a_gpu(actor: str, prm: str, shares: tuple[Any, Any], tmp_path: Path) -> None:
-    assert load(tmp_path, f"{{actor: {{{actor}}}, responses: {{prm: {prm}}}}}").gpu_shares() == shares
+    recipe = load(tmp_path, f"{{actor: {{{actor}}}, responses: {{prm: {prm}}}}}")
+    assert recipe.gpu_shares() == shares
+    assert recipe.beside_prm(recipe.actor).gpu_memory == shares[0]
+
+
+def test_a_tested_model_leaves_the_reward_model_its_share(tmp_path: Path) -> None:
+    recipe = load(tmp_path, "{actor: {path: a}, responses: {prm: {path: b, serve: true, gpu_memory: 0.6}}}")
+    other = EvaluatedModel(path="c")
+    assert recipe.beside_prm(other) == EvaluatedModel(path="c", gpu_memory=0.3)
+    assert recipe.beside_prm(EvaluatedModel(path="c", gpu_memory=0.2)).gpu_memory == 0.2
 
 
 @pytest.mark.parametrize(

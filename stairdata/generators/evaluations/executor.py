@@ -112,7 +112,7 @@ class EvaluationExecutor:
                 yield WorkContext(evaluator(None).work, _room_of(shared[:1]), list(shared))
                 return
             log = f"server-{self._job.models.index(model)}"
-            async with self._client(model.endpoint, log) as client:
+            async with self._client(self._job.recipe.beside_prm(model.endpoint), log) as client:
                 section = self._job.recipe.responses
                 seed = self._job.recipe.seed
                 if model.is_chat:

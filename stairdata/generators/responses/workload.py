@@ -44,9 +44,8 @@ class ResponseWorkload(Workload):
     @asynccontextmanager
     async def open(self, budget: Budget, waiting: WaitProgress) -> AsyncIterator[WorkContext]:
         async with AsyncExitStack() as stack:
-            share, _ = self.recipe.gpu_shares()
             log = self.folder / "server.log"
-            opening = open_client(self.recipe.actor, log, waiting, budget, gpu_memory=share)
+            opening = open_client(self.recipe.beside_prm(self.recipe.actor), log, waiting, budget)
             client = await stack.enter_async_context(opening)
             scorer = None
             if self.open_scorer is not None:

@@ -15,7 +15,7 @@ from stairdata.llm.outcomes import Outcome, RequestFailedError
 from stairdata.runs.units import UnitFailedError
 from stairdata.serving.answers import AnswerForm, parts_of
 from stairdata.serving.protocol import ChosenAnswer
-from stairdata_schemas.errors import ServerError
+from stairdata_schemas.errors import ModelError, ServerError
 from stairdata_schemas.grammar import TAGS
 from stairdata_schemas.rendering import Turn
 from tests.stairdata.serving.conftest import ANSWER, PATIENCE
@@ -195,6 +195,7 @@ FAILURES = [
     (UnitFailedError("prm_not_finite", "the text"), 502, "prm_not_finite"),
     (ServerError("the server of 'x' is no longer running; its whole log: '/home/me'"), 503, "is gone"),
     (ValueError("/home/me"), 500, "an error inside"),
+    (ModelError("the reward model in '/home/me' wants more memory"), 500, "an error inside"),
 ]
 
 
@@ -219,6 +220,10 @@ def test_what_can_not_be_answered_is_refused_before_a_stream_begins(serve: Serve
     searcher.refuses = RequestFailedError([Outcome.INVALID_REQUEST], "no room")
     with pytest.raises(openai.BadRequestError, match="no room"):
         serve().client().chat.completions.create(model="actor", messages=ASKED, stream=True)
+    assert searcher.questions == []
+    searcher.refuses = ModelError("the template takes no system message")
+    with pytest.raises(openai.BadRequestError, match="takes no system message"):
+        serve().client().chat.completions.create(model="actor", messages=ASKED)
     assert searcher.questions == []
 
 
