@@ -47,6 +47,7 @@ prefixes it found 4% of the tokens again, and 32 found 43%."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TERMINAL_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_LOG_LEVEL = "VLLM_LOGGING_LEVEL"
 # "(EngineCore pid=7) ERROR 11-23 20:41:07 [core.py:1136] "
 _LOG_PREFIX = re.compile(r"^(\(\w+( pid=\d+)?\) )*((?P<level>[A-Z]+) [\d-]+ [\d:]+ \[[^\]]*\] ?)?")
 # a Python exception, what pydantic puts on the line below one, or argparse
@@ -395,6 +396,8 @@ def _environment(options: ServerOptions, model: str, api_key: str) -> dict[str, 
     }
     if Path(model).is_absolute():
         fixed["HF_HUB_OFFLINE"] = "1"
+    if os.environ.get(_LOG_LEVEL) == "ERROR":  # TRL sets it where it is imported, and the log would say next to nothing
+        fixed[_LOG_LEVEL] = "INFO"
     return {**default, **os.environ, **fixed}
 
 

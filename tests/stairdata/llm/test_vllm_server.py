@@ -197,6 +197,17 @@ def test_the_key_goes_through_the_environment_alone_and_nothing_is_reported_home
     assert make_server().api_key != server.api_key
 
 
+@pytest.mark.parametrize(("set_to", "passed_on"), [("ERROR", "INFO"), ("DEBUG", "DEBUG")])
+def test_the_log_keeps_its_words_after_trl_was_imported(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch, set_to: str, passed_on: str
+) -> None:
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", set_to)
+    with make_server() as server:
+        environ = first_line(server)["environ"]
+    assert isinstance(environ, dict)
+    assert environ["VLLM_LOGGING_LEVEL"] == passed_on
+
+
 def test_a_proxy_in_the_environment_is_not_asked(make_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
