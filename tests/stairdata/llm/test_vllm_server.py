@@ -415,6 +415,24 @@ def test_the_command_is_words_for_vllm(options: ServerOptions, monkeypatch: pyte
     assert {"--enforce-eager", "--no-enable-chunked-prefill"}.isdisjoint(vllm_command(options, 4711))
 
 
+@pytest.mark.parametrize(
+    ("is_cpu", "lacks", "asked", "served"),
+    [
+        (True, True, "auto", "float32"),
+        (True, False, "auto", "auto"),
+        (True, True, "bfloat16", "bfloat16"),
+        (False, True, "auto", "auto"),
+    ],
+)
+def test_a_cpu_without_bfloat16_computes_in_32_bits(
+    options: ServerOptions, monkeypatch: pytest.MonkeyPatch, is_cpu: bool, lacks: bool, asked: Any, served: str
+) -> None:
+    monkeypatch.setattr(server_module, "_obstacle", lambda: None)
+    monkeypatch.setattr(server_module, "_is_cpu_build", lambda: is_cpu)
+    monkeypatch.setattr(server_module, "_lacks_bfloat16", lambda: lacks)
+    assert f"--dtype={served}" in vllm_command(replace(options, dtype=asked), 4711)
+
+
 def test_a_reward_model_is_served_for_classify(options: ServerOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "_obstacle", lambda: None)
     monkeypatch.setattr(server_module, "_is_cpu_build", lambda: True)
