@@ -34,7 +34,7 @@ def run(script: str, *arguments: str, folder: Path, timeout: float = 500, **envi
 
 def figure(output: str, pattern: str) -> float:
     """Return the number that a line of the output ends in."""
-    found = re.search(pattern + r" ([\d.]+)", output)
+    found = re.search(pattern + r" ([\d.]+(?:e-?\d+)?)", output)
     assert found, output
     return float(found[1])
 

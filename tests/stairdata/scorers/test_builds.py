@@ -12,6 +12,8 @@ from stairdata.runs.options import BuildOptions
 from stairdata.stages import build_responses, parse_full_recipe
 from stairdata_schemas.artifacts import Artifact, validate_artifact
 from stairdata_schemas.errors import ModelError, ServerError
+from tests.test_benchmarks import figure
+from tests.test_benchmarks import run as run_benchmark
 
 if TYPE_CHECKING:
     from tests.conftest import StubServer
@@ -80,3 +82,22 @@ def test_a_language_model_is_refused_before_anything_is_sampled(
         with pytest.raises(ModelError, match="is not a reward model: its architecture is 'LlamaForCausalLM'"):
             build(prm, "none", method="best_of_n", n=2)
     assert stub_llm.stats()["requests"] == 0
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_both_scorers_compares_scores_and_choices(
+    build: Callable[..., Artifact], stub_llm: StubServer, prm_folder: Path, tmp_path: Path
+) -> None:
+    """By the same weights they agree; by those of another model, as the stub draws them, they choose others."""
+    folder = build(None, "sampled", method="sample", n=4, max_tokens=120).folder
+    at = ["--base-url", stub_llm.base_url, "--name", "actor"]
+    arguments = ["--prm", str(prm_folder), "--responses", str(folder), *at]
+    stub_llm.control(prm=str(prm_folder), tokenizer=str(prm_folder))
+    output = run_benchmark("scorers.py", *arguments, folder=tmp_path)
+    assert "5 rows, 20 candidates" in output
+    assert 0 < figure(output, "greatest difference:") < 1e-4
+    assert figure(output, "rows whose choice differs:") == 0
+    stub_llm.control(prm=None)
+    output = run_benchmark("scorers.py", *arguments, folder=tmp_path)
+    assert figure(output, "greatest difference:") > 0.1
+    assert figure(output, "rows whose choice differs:") > 0
