@@ -73,6 +73,39 @@ def test_a_prm_server_that_dies_half_way_loses_nothing(
     assert stub_process.stats()["paths"]["/v1/completions"] < 5
 
 
+def test_a_build_that_runs_out_of_memory_loses_nothing(
+    build: Callable[..., Artifact], stub_llm: StubServer, prm_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third pass fails; the build that is run again asks for what it lacks."""
+    import torch
+
+    from stairdata_training import scoring
+
+    settings = {"method": "best_of_n", "n": 2, "max_tokens": 120, "concurrency": 1}
+    whole = build(str(prm_folder), "whole", **settings).scan().collect().drop("seconds")
+    asked = stub_llm.stats()["requests"]
+    stub_llm.reset()
+    passes: list[Any] = []
+    rewards_at = scoring.rewards_at
+
+    def failing(network: Any) -> Any:
+        score = rewards_at(network)
+
+        def scores(*batch: Any) -> Any:
+            passes.append(batch)
+            if len(passes) == 3:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return score(*batch)
+
+        return scores
+
+    monkeypatch.setattr(scoring, "rewards_at", failing)
+    with pytest.raises(ModelError, match=r"too little memory for the reward model .*finished work is kept"):
+        build(str(prm_folder), "again", **settings)
+    assert build(str(prm_folder), "again", **settings).scan().collect().drop("seconds").equals(whole)
+    assert stub_llm.stats()["requests"] == asked, "nothing was asked for twice"
+
+
 def test_a_language_model_is_refused_before_anything_is_sampled(
     build: Callable[..., Artifact], stub_llm: StubServer, tmp_path: Path
 ) -> None:
