@@ -28,8 +28,8 @@ CLOSING = "<|/Reasoning_step|>"
 class Speed:
     """How fast the server is."""
 
-    pass_ms: float = 80.0
-    sequence_ms: float = 0.4
+    pass_ms: float = 40.0
+    sequence_ms: float = 0.2
     tokens: int = 8
     places: int = 256
 

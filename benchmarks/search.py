@@ -9,11 +9,13 @@ The method is beam search, width 4, 4 expansions. Without `--model` and `--base-
 which takes as long for an answer as a server with continuous batching would.
 
 `flight` searches with a scorer that answers at once, then sends the very same requests again from a bare client,
-`--window` at a time; then it searches with a reward model in this process. `one-at-a-time` sends the same requests
-again, too, `--window` and 4 at a time: one search has 4 in flight. Rates are tokens a second, as in trees.py; that of
-a run with many prompts is of the part in which at least `--steady` are unfinished. Runs that are compared take turns.
-A real server finds prompts of earlier runs in its prefix cache; the searches with many prompts in flight come first, so
-that this errs to their disadvantage.
+`--window` at a time; then it searches for `--prm-seconds` with a reward model in this process. A search scores some 40
+beginnings of answers, so that on a CPU the reward model of a fast server is at work all the time: what an answer costs
+each of the two is measured by itself, on `--texts` of those beginnings. `one-at-a-time` sends the same requests again,
+too, `--window` and 4 at a time: one search has 4 in flight. Rates are tokens a second, as in trees.py; that of a run
+with many prompts is of the part in which at least `--steady` are unfinished. Runs that are compared take turns. A real
+server finds prompts of earlier runs in its prefix cache; the searches with many prompts in flight come first, so that
+this errs to their disadvantage.
 """
 
 from __future__ import annotations
@@ -58,13 +60,17 @@ from trees import (
 from stairdata.generators.prompts.build import build_prompts
 from stairdata.generators.responses.build import build_responses
 from stairdata.generators.responses.workload import OpenScorer
+from stairdata.llm.budget import Budget
 from stairdata.recipe import Recipe
 from stairdata.runs.options import BuildOptions
 from stairdata.scorers.in_process import BATCH
 from stairdata.scorers.opening import open_scorer
-from stairdata.search.scoring import ScoreItem, StepScores
+from stairdata.scorers.reading import unscored_ids
+from stairdata.search.scoring import ScoreItem, Scorer, StepScores
+from stairdata_schemas.aliases import WaitProgress
+from stairdata_schemas.errors import BudgetError
 from stairdata_schemas.grammar import Step, render, split_steps
-from stairdata_schemas.manifest import Manifest, ModelIdentity
+from stairdata_schemas.manifest import ModelIdentity
 from stairdata_schemas.rendering import step_ids
 
 WIDTH = 4
@@ -73,16 +79,20 @@ WIDTH = 4
 class Searched(NamedTuple):
     """One build of answers."""
 
-    manifest: Manifest
+    count: int
+    """Of the prompts."""
     watch: Watch
     sent: list[Sent]
     steady: int
+    stopped: float | None
+    """When it was stopped, if it was."""
 
     @property
     def span(self) -> tuple[float, float]:
         """From the first answer of the server until fewer prompts are unfinished than the steady part needs."""
         ends = sorted(self.watch.finished)
-        return min(one.ended for one in self.sent), ends[max(0, len(ends) - self.steady)]
+        last = self.count - self.steady
+        return min(one.ended for one in self.sent), ends[max(0, last)] if len(ends) > last else self.stopped or ends[-1]
 
     @property
     def rate(self) -> float:
@@ -92,7 +102,7 @@ class Searched(NamedTuple):
     @property
     def tokens_of_an_answer(self) -> float:
         """Tokens that the search for one answer samples."""
-        return sum(one.tokens for one in self.sent) / self.manifest.rows
+        return sum(one.tokens for one in self.sent) / self.count
 
     @property
     def answers_an_hour(self) -> float:
@@ -105,16 +115,18 @@ class Timed:
 
     model: Any
     spans: list[tuple[float, float]] = field(default_factory=list)
-    cpu: float = 0.0
+    texts: int = 0
+    tokens: int = 0
 
     def __post_init__(self) -> None:
         self.tokenizer, self.context = self.model.tokenizer, self.model.context
 
     def step_rewards(self, answers: Sequence[Sequence[Sequence[int]]]) -> Any:
-        began, cpu = time.monotonic(), time.thread_time()
+        began = time.monotonic()
         rewards = self.model.step_rewards(answers)
         self.spans.append((began, time.monotonic()))
-        self.cpu += time.thread_time() - cpu
+        self.texts += len(answers)
+        self.tokens += sum(rewards.tokens)
         return rewards
 
     def share(self, began: float, ended: float) -> float:
@@ -123,9 +135,13 @@ class Timed:
 
 
 class InstantScorer:
-    """Scores by a hash of the text, at once."""
+    """Scores by a hash of the text, at once; keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[ScoreItem] = []
 
     async def score(self, items: Sequence[ScoreItem]) -> StepScores:
+        self.asked += items
         values = []
         for item in items:
             rng = random.Random(item.text)  # noqa: S311 - scores, not secrets
@@ -139,7 +155,10 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("flight", "one-at-a-time"):
         add_search_options(commands.add_parser(name))
-    commands.choices["one-at-a-time"].add_argument("--alone", type=int, default=8, help="prompts one at a time")
+    timed = commands.choices["flight"]
+    timed.add_argument("--prm-seconds", type=float, default=30, help="of the search with a reward model")
+    timed.add_argument("--texts", type=int, default=64, help="that the reward model reads to know what they cost")
+    commands.choices["one-at-a-time"].add_argument("--alone", type=int, default=4, help="prompts one at a time")
     scored = commands.add_parser("prefixes")
     scored.add_argument("--prefixes", type=int, default=10_000)
     scored.add_argument("--answers", type=Path, help="JSONL with prompt and text; default: made here")
@@ -156,7 +175,7 @@ def main() -> None:
 
 def add_search_options(command: argparse.ArgumentParser) -> None:
     """Add what the benchmarks with a server have in common."""
-    command.add_argument("--prompts", type=int, default=192)
+    command.add_argument("--prompts", type=int, default=128)
     command.add_argument("--prompt-files", type=Path, nargs="*", default=[], help="JSONL with prompt and task")
     command.add_argument("--in-flight", type=int, default=64, help="prompts")
     command.add_argument("--window", type=int, default=64, help="requests in flight")
@@ -177,30 +196,58 @@ def flight(options: argparse.Namespace) -> None:
     """Compare searches with the server's saturated rate, and measure the time of a reward model."""
     from stairdata_training.scoring import PrmScorer
 
-    shares, prm_shares, prm_rates = list[float](), list[float](), list[float]()
+    shares, prm_shares = list[float](), list[float]()
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         url = stack.enter_context(a_server(options, folder))
         options.prm = options.prm or small_reward_model(folder / "prm")
         model = PrmScorer.load(options.prm)
         for _ in range(options.repeats):
-            ours = search(options, url, options.prompts, options.in_flight, instant)
+            instant = InstantScorer()
+            ours = search(options, url, options.prompts, options.in_flight, at_once(instant))
             full = saturated(options, url, ours.sent, options.window)
             shares.append(ours.rate / full)
             report(f"{options.in_flight} prompts in flight, instant scorer", ours)
             show(f"the same requests, {options.window} at a time: {full:.0f} tokens/s; share {shares[-1]:.1%}")
-            timed = Timed(model)
-            scored = search(options, url, options.prompts, options.in_flight, functools.partial(in_process, timed))
-            prm_shares.append(timed.share(*scored.span))
-            prm_rates.append(scored.rate / full)
-            report("with the reward model", scored)
-            show(
-                f"the reward model computes {prm_shares[-1]:.1%} of the time; {timed.cpu:.1f} s of CPU of its thread; "
-                f"share of the saturated rate {prm_rates[-1]:.1%}"
-            )
+            show_costs(model, instant.asked, ours, full, options.texts)
+            prm_shares.append(flight_with_model(options, url, model, full))
     show(f"share of the saturated rate, median of {options.repeats}: {median(shares):.3f} (goal 0.85)")
-    show(f"with the reward model: {median(prm_rates):.3f}")
     show(f"share of the time that the reward model takes: {median(prm_shares):.3f}")
+
+
+def flight_with_model(options: argparse.Namespace, url: str, model: Any, full: float) -> float:
+    """Search with a reward model for a while; return the share of the time in which it computes."""
+    timed = Timed(model)
+    opened = functools.partial(in_process, timed, options.prm_seconds)
+    found = search(options, url, options.prompts, options.in_flight, opened)
+    began, ended = found.span
+    share = timed.share(began, ended)
+    show(
+        f"with the reward model, {len(found.watch.finished)} of {found.count} answers in {ended - began:.1f} s: it "
+        f"computes {share:.1%} of the time, {timed.texts} texts, "
+        f"{timed.tokens / sum(end - start for start, end in timed.spans):.0f} tokens/s; the server is asked for "
+        f"{found.rate / full:.1%} of its saturated rate"
+    )
+    return share
+
+
+def show_costs(model: Any, asked: Sequence[ScoreItem], found: Searched, full: float, count: int) -> None:
+    """Print what an answer costs the server, at its saturated rate, and the reward model, which reads some texts."""
+    some = random.Random(0).sample(asked, min(count, len(asked)))  # noqa: S311 - texts, not secrets
+    timed = Timed(model)
+    answers = [unscored_ids(model.tokenizer, item, model.context) for item in some]
+    cpu = time.process_time()
+    for at in range(0, len(answers), BATCH):
+        timed.step_rewards(answers[at : at + BATCH])
+    cpu = time.process_time() - cpu
+    a_text = sum(ended - began for began, ended in timed.spans) / len(some)
+    texts = len(asked) / found.count
+    server = found.tokens_of_an_answer / full
+    show(
+        f"an answer costs the server {found.tokens_of_an_answer:.0f} tokens, {server:.2f} s; the reward model "
+        f"{texts:.1f} texts of {timed.tokens / len(some):.0f} tokens, {texts * a_text:.2f} s "
+        f"({texts * cpu / len(some):.2f} s of CPU): {texts * a_text / (texts * a_text + server):.1%} of both"
+    )
 
 
 def one_at_a_time(options: argparse.Namespace) -> None:
@@ -208,8 +255,8 @@ def one_at_a_time(options: argparse.Namespace) -> None:
     ratios, allowed = list[float](), list[float]()
     with tempfile.TemporaryDirectory() as name, a_server(options, Path(name)) as url:
         for _ in range(options.repeats):
-            many = search(options, url, options.prompts, options.in_flight, instant)
-            alone = search(options, url, options.alone, 1, instant)
+            many = search(options, url, options.prompts, options.in_flight, at_once(InstantScorer()))
+            alone = search(options, url, options.alone, 1, at_once(InstantScorer()))
             high = saturated(options, url, many.sent, options.window)
             low = saturated(options, url, alone.sent, WIDTH)
             ratios.append(many.answers_an_hour / alone.answers_an_hour)
@@ -252,9 +299,13 @@ def prefixes(options: argparse.Namespace) -> None:
 
 
 def search(
-    options: argparse.Namespace, url: str, count: int, in_flight: int, scorer: Callable[[Recipe], OpenScorer]
+    options: argparse.Namespace,
+    url: str,
+    count: int,
+    in_flight: int,
+    scorer: Callable[[Recipe], OpenScorer],
 ) -> Searched:
-    """Build answers to prompts and watch."""
+    """Build answers to prompts, to the end or until the scorer stops the build, and watch."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         recipe = search_recipe(options, url, in_flight)
@@ -265,11 +316,14 @@ def search(
         build_prompts(prompts, BuildOptions(root=folder))
         watch, sent = Watch("responses"), list[Sent]()
         identity = ModelIdentity(role="prm", name="prm")
+        building = BuildOptions(root=folder, max_quarantine=1.0, progress=watch)
+        stopped = None
         with recording(sent):
-            artifact = build_responses(
-                recipe, BuildOptions(root=folder, max_quarantine=1.0, progress=watch), identity, scorer(recipe)
-            )
-    return Searched(artifact.manifest, watch, sent, options.steady if in_flight > 1 else 1)
+            try:
+                build_responses(recipe, building, identity, scorer(recipe))
+            except BudgetError:
+                stopped = time.monotonic()
+    return Searched(count, watch, sent, options.steady if in_flight > 1 else 1, stopped)
 
 
 def search_recipe(options: argparse.Namespace, url: str, in_flight: int) -> Recipe:
@@ -312,26 +366,34 @@ def a_server(options: argparse.Namespace, folder: Path) -> Iterator[str]:
             process.kill()
 
 
-def instant(_: Recipe) -> OpenScorer:
-    """Open the scorer that answers at once."""
+def at_once(scorer: InstantScorer) -> Callable[[Recipe], OpenScorer]:
+    """Return how the scorer that answers at once is opened."""
 
     @contextlib.asynccontextmanager
     async def opened(*_: object) -> AsyncIterator[InstantScorer]:
-        yield InstantScorer()
+        yield scorer
+
+    return lambda _: opened
+
+
+def in_process(model: Timed, seconds: float, recipe: Recipe) -> OpenScorer:
+    """Open a reward model in this process as `stairdata build responses` does; it stops the build after a while."""
+
+    @contextlib.asynccontextmanager
+    async def opened(folder: Path, budget: Budget, waiting: WaitProgress) -> AsyncIterator[Scorer]:
+        async with open_scorer(recipe, lambda _: model, folder, budget, waiting) as scorer:
+            enough = asyncio.get_running_loop().call_later(seconds, budget.stop, BudgetError("long enough"))
+            yield scorer
+            enough.cancel()
 
     return opened
-
-
-def in_process(model: Timed, recipe: Recipe) -> OpenScorer:
-    """Open a reward model in this process as `stairdata build responses` does."""
-    return functools.partial(open_scorer, recipe, lambda _: model)
 
 
 def report(what: str, found: Searched) -> None:
     """Print the speed of a build."""
     watch = found.watch
     show(
-        f"{what}: {found.manifest.rows} answers in {watch.ended - watch.began:.1f} s, steady "
+        f"{what}: {len(watch.finished)} answers in {watch.ended - watch.began:.1f} s, steady "
         f"{found.rate:.0f} tokens/s, {found.answers_an_hour:.0f} answers/h; {len(found.sent)} requests, "
         f"{1000 * watch.cpu / len(found.sent):.1f} ms of our CPU a request"
     )

@@ -34,7 +34,7 @@ def run(script: str, *arguments: str, folder: Path, timeout: float = 500, **envi
 
 def figure(output: str, pattern: str) -> float:
     """Return the number that a line of the output ends in."""
-    found = re.search(pattern + r" ([\d.]+)", output)
+    found = re.search(pattern + r" ([\d.]+(?:e-?\d+)?)", output)
     assert found, output
     return float(found[1])
 
@@ -167,3 +167,29 @@ def test_intervals_hold_the_true_mean_in_95_of_100_studies(tmp_path: Path) -> No
 def test_statistics_of_ten_thousand_rows_take_seconds(tmp_path: Path) -> None:
     output = run("score_statistics.py", "time", folder=tmp_path)
     assert figure(output, "all statistics of 10,000 rows, 500 prompts:") < 5
+
+
+FAST = ["--speed", '{"pass_ms": 4, "sequence_ms": 0.02}', "--repeats", "1"]
+SEARCHED = ["--prompts", "10", "--in-flight", "6", "--steady", "3", "--window", "12", *FAST]
+
+
+def test_searches_in_flight_are_measured_beside_the_same_requests(tmp_path: Path) -> None:
+    output = run("search.py", "flight", *SEARCHED, "--prm-seconds", "8", "--texts", "8", folder=tmp_path)
+    assert "10 answers in" in output
+    assert figure(output, r"share of the saturated rate, median of 1:") > 0
+    assert 0 < figure(output, r"the reward model \d+\.\d texts of") < 1000
+    assert 0 < figure(output, r"share of the time that the reward model takes:") <= 1
+
+
+def test_searches_one_at_a_time_are_measured_beside_many(tmp_path: Path) -> None:
+    output = run("search.py", "one-at-a-time", *SEARCHED, "--alone", "1", folder=tmp_path)
+    assert figure(output, r"answers an hour against one prompt at a time, median of 1:") > 0
+    assert figure(output, r"share of what the server's rates allow:") > 0
+
+
+def test_one_pass_an_answer_is_measured_beside_one_a_prefix(tmp_path: Path) -> None:
+    output = run("search.py", "prefixes", "--prefixes", "40", "--repeats", "1", folder=tmp_path)
+    tokens, times = figure(output, "ratio of the tokens:"), figure(output, "of CPU times")
+    assert 1.8 < tokens < 3
+    assert 1 < times < 2 * tokens
+    assert float(re.findall(r"scores differ by (\S+)", output)[0]) < 1e-5

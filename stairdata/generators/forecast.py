@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple, cast
 
 from stairdata.generators.prompts.build import rows_without_task
@@ -16,7 +17,7 @@ from stairdata.generators.responses.answering import beam_config
 from stairdata.generators.trees.build import grow_trees, plan_trees, units_of
 from stairdata.generators.trees.tree_runner import search_config
 from stairdata.llm.budget import MILLION, Budget, unpriced
-from stairdata.recipe import Recipe, ResponsesSection
+from stairdata.recipe import PrmEndpoint, Recipe, ResponsesSection
 from stairdata.runs.executors.executor import HERE, Execution
 from stairdata.runs.forecast import Forecast, ModelLoad
 from stairdata.runs.inputs import Inputs, input_rows
@@ -28,7 +29,7 @@ from stairdata.search.reward import rate
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, begin_build
 from stairdata_schemas.errors import BuildError
-from stairdata_schemas.grammar import OUTPUT_CLOSE
+from stairdata_schemas.grammar import OUTPUT_CLOSE, STEP_CLOSE, split_steps
 from stairdata_schemas.kinds import TASKS
 
 STEPS = 4
@@ -38,6 +39,8 @@ LABEL_TOKENS = 5
 JUDGE_PROMPT_TOKENS = 250  # the template, without prompt and answer
 BYTES_PER_TOKEN = 4
 SIMULATED = 5
+PRM = "prm"
+"""Role of the process reward model, as in manifests; its calls and tokens are those of the rows' columns."""
 
 
 class Load(NamedTuple):
@@ -65,6 +68,13 @@ class StageLoad(NamedTuple):
 
     writing: Load
     rating: Load
+
+
+class SearchLoad(NamedTuple):
+    """What a search asks of the actor and of the process reward model."""
+
+    writing: Load
+    scoring: Load
 
 
 def forecast_trees(
@@ -110,14 +120,20 @@ def forecast_responses(recipe: Recipe, options: BuildOptions) -> Forecast:
     prompts = [row["prompt"] for row in input_rows(parent, ["prompt"], options.limit)]
     section, count = recipe.responses, len(prompts)
     read = sum(len(prompt.encode()) for prompt in prompts) / BYTES_PER_TOKEN
+    prompt_tokens = read / count if count else 0.0
     if section.method == "beam":
-        load = simulate_beam(section, read / count if count else 0).times(count)
+        one = simulate_beam(section, prompt_tokens)
     else:
-        load = Load(count, read, count * section.n * STEPS * STEP_TOKENS)
+        scored = _scoring(section, prompt_tokens, STEPS).times(section.n if section.prm else 0)
+        one = SearchLoad(Load(1, prompt_tokens, section.n * STEPS * STEP_TOKENS), scored)
     head = f"responses: {count} prompts"
     head += f"\nassumed, not measured: {STEPS} steps an answer, {STEP_TOKENS} tokens a step"
     head += ", no step twice, scores at random" if section.method == "beam" else ""
-    return _forecast("responses", head, recipe, [("generation", recipe.actor.name, load)])
+    loads = [("generation", recipe.actor.name, one.writing.times(count))]
+    if section.prm is not None:
+        name = section.prm.name if isinstance(section.prm, PrmEndpoint) else Path(section.prm).name
+        loads.append((PRM, name, one.scoring.times(count)))
+    return _forecast("responses", head, recipe, loads)
 
 
 def forecast_prompts(recipe: Recipe, options: BuildOptions) -> Forecast:
@@ -165,14 +181,14 @@ def simulate(recipe: Recipe, task: str, prompt_tokens: float) -> StageLoad:
     return StageLoad(writing.times(1 / SIMULATED), rating.times(1 / SIMULATED))
 
 
-def simulate_beam(section: ResponsesSection, prompt_tokens: float) -> Load:
-    """Search on a made-up policy and made-up scores, and count what the actor would be asked, as a mean.
+def simulate_beam(section: ResponsesSection, prompt_tokens: float) -> SearchLoad:
+    """Search on a made-up policy and made-up scores, and count what actor and PRM would be asked, as a mean.
 
     Args:
         section: shape of the search.
         prompt_tokens: length of the rendered prompt.
     """
-    total = Load()
+    writing, scoring = Load(), Load()
     for seed in range(SIMULATED):
         rng = random.Random(seed)  # noqa: S311
         search = beam.search(beam_config(section))
@@ -182,16 +198,32 @@ def simulate_beam(section: ResponsesSection, prompt_tokens: float) -> Load:
                 results: list[answers.AnswerResult] = []
                 for request in batch:
                     if isinstance(request, answers.ScoreTexts):
-                        results.append([[rng.random()] for _ in request.texts])
+                        steps = [(len(split_steps(each.text)), each.known) for each in request.texts]
+                        results.append([[rng.random() for _ in range(known, count)] for count, known in steps])
+                        for count, known in steps:
+                            scoring = scoring.plus(*_scoring(section, prompt_tokens, count, known))
                         continue
                     read = prompt_tokens + STEP_TOKENS * request.prefix.count("\n")
                     result, written = _made_up_text(request, rng)
                     results.append(result)
-                    total = total.plus(1, read, written)
+                    writing = writing.plus(1, read, written)
                 batch = search.send(results)
         except StopIteration:
             pass
-    return total.times(1 / SIMULATED)
+    return SearchLoad(writing.times(1 / SIMULATED), scoring.times(1 / SIMULATED))
+
+
+def _scoring(section: ResponsesSection, prompt_tokens: float, steps: int, known: int = 0) -> Load:
+    """Count what a PRM reads for the scores of a text: one sequence in this process, on a server one a step.
+
+    Args:
+        section: says where it is.
+        prompt_tokens: length of the rendered prompt.
+        steps: of the text.
+        known: how many of these have their scores already.
+    """
+    ends = range(known + 1, steps + 1) if isinstance(section.prm, PrmEndpoint) else [steps]
+    return Load(len(ends), sum(prompt_tokens + STEP_TOKENS * end for end in ends), 0)
 
 
 def _made_up_text(
@@ -201,7 +233,8 @@ def _made_up_text(
         result, written = _made_up(request, rng)
         return cast("Sequence[mcts.StepSample]", result), written
     left = _steps_left(request.prefix.count("\n"), rng)
-    return [answers.Ending(f"{rng.random()}{OUTPUT_CLOSE}", is_cut=False)] * request.n, left * STEP_TOKENS * request.n
+    text = f"{rng.random()}{STEP_CLOSE * (left - 1)}{OUTPUT_CLOSE}"
+    return [answers.Ending(text, is_cut=False)] * request.n, left * STEP_TOKENS * request.n
 
 
 def _made_up(request: mcts.Request, rng: random.Random) -> tuple[mcts.Result, int]:
@@ -212,7 +245,7 @@ def _made_up(request: mcts.Request, rng: random.Random) -> tuple[mcts.Result, in
     if isinstance(request, mcts.SampleRest):
         return mcts.RestSample(""), _steps_left(depth, rng) * STEP_TOKENS
     steps = [_steps_left(depth, rng) for _ in range(request.n)]
-    words = [f"{rng.random()}\n" if left > 1 else f"{rng.random()}{OUTPUT_CLOSE}" for left in steps]
+    words = [f"\n{rng.random()}{STEP_CLOSE}" if left > 1 else f"{rng.random()}{OUTPUT_CLOSE}" for left in steps]
     if isinstance(request, mcts.SampleSteps):
         samples = [
             mcts.StepSample(text, STEP_TOKENS, left == 1, is_cut=False) for text, left in zip(words, steps, strict=True)
@@ -266,7 +299,7 @@ def _extrapolated(build: Build, budget: Budget, load: Load, grown: int, total: i
 
 def _forecast(kind: str, head: str, recipe: Recipe, loads: list[tuple[str, str, Load]]) -> Forecast:
     """Return the forecast of some models' loads, each with its role and the model's name."""
-    models = tuple(_model_load(role, name, load, _cost(recipe, name, load)) for role, name, load in loads)
+    models = tuple(_model_load(role, name, load, _cost(recipe, role, name, load)) for role, name, load in loads)
     without = next((each.name for each in models if each.cost is None and each.requests), None)
     if without is not None:
         words = [head, *_aligned(_rows(loads)), unpriced(without)]
@@ -276,10 +309,10 @@ def _forecast(kind: str, head: str, recipe: Recipe, loads: list[tuple[str, str, 
     return Forecast(kind, "\n".join(words), models)
 
 
-def _cost(recipe: Recipe, name: str, load: Load) -> float | None:
+def _cost(recipe: Recipe, role: str, name: str, load: Load) -> float | None:
     price = recipe.prices.get(name)
     if price is None:
-        return None
+        return 0.0 if role == PRM else None  # as in a build's budget
     return (load.prompt_tokens * price.input + load.completion_tokens * price.output) / MILLION
 
 
@@ -288,9 +321,13 @@ def _model_load(role: str, name: str, load: Load, cost: float | None) -> ModelLo
 
 
 def _rows(loads: list[tuple[str, str, Load]]) -> list[tuple[str, str]]:
-    rows = [(f"{role} requests", f"{load.requests:,.0f}") for role, _, load in loads]
-    rows.append(("prompt tokens", f"{sum(load.prompt_tokens for *_, load in loads):,.0f}"))
-    rows.append(("completion tokens", f"{sum(load.completion_tokens for *_, load in loads):,.0f}"))
+    asked = [(role, load) for role, _, load in loads if role != PRM]
+    rows = [(f"{role} requests", f"{load.requests:,.0f}") for role, load in asked]
+    rows.append(("prompt tokens", f"{sum(load.prompt_tokens for _, load in asked):,.0f}"))
+    rows.append(("completion tokens", f"{sum(load.completion_tokens for _, load in asked):,.0f}"))
+    for role, _, load in loads:
+        if role == PRM:
+            rows += [("PRM calls", f"{load.requests:,.0f}"), ("PRM tokens", f"{load.prompt_tokens:,.0f}")]
     return rows
 
 

@@ -166,8 +166,8 @@ def _forecast(pipeline: Pipeline, stage: PlannedStage) -> Forecast | None:
         options = steps.build_options([pipeline.prompts], part=part)
         return forecast_trees(steps.with_actor(_place(pipeline, stage), trees=section), options)
     if stage.name.startswith("responses") and (prompts := pipeline.held_out or pipeline.prompts) is not None:
-        n = recipe.rounds.best_of if "best of" in stage.name else 1
-        section_of = recipe.responses.model_copy(update={"n": n})
+        best = {"method": "best_of_n", "n": recipe.rounds.best_of, "prm": PRM}
+        section_of = recipe.responses.model_copy(update=best if "best of" in stage.name else {"n": 1})
         # as many of all prompts stand for those that are not set aside yet
         options = steps.build_options([prompts], recipe.rounds.held_out)
         return forecast_responses(steps.with_actor(_place(pipeline, stage), responses=section_of), options)

@@ -202,6 +202,14 @@ class ServedScorer:
         values = [[next(scores) for _ in beginnings] for beginnings in read]
         return StepScores(values, len(sequences), sum(map(len, sequences)))
 
+    def check_server(self) -> None:
+        """Raise if the server is known to be dead, as one that was started here is once it has ended.
+
+        Raises:
+            ServerError: it is.
+        """
+        self._client.client.check_server()
+
     async def close(self) -> None:
         """Give up what is under way."""
         await self._joiner.close()

@@ -13,6 +13,7 @@ from stairdata.llm.budget import Budget
 from stairdata.llm.session import identify, make_actor, open_client
 from stairdata.recipe import Recipe, ResponsesSection
 from stairdata.scorers.opening import LoadModel, identify_prm, open_scorer
+from stairdata.scorers.served import ServedScorer
 from stairdata.search.scoring import Scorer
 from stairdata.serving.app import Service
 from stairdata.serving.limits import ServingLimits
@@ -109,11 +110,13 @@ async def open_service(
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(open_client(endpoint, log, waiting, budget))
         actor = make_actor(client, endpoint, section)
-        scorer = None
+        scorer, checks = None, [client.check_server]
         if section.prm is not None:
             opened = open_scorer(recipe, load_prm, log.parent, budget, waiting)
             scorer = await stack.enter_async_context(opened)
-        searcher = ResponseSearcher(actor, section, scorer, [client.check_server])
+        if isinstance(scorer, ServedScorer):
+            checks.append(scorer.check_server)
+        searcher = ResponseSearcher(actor, section, scorer, checks)
         yield Service(searcher, name, limits, hides_reasoning)
 
 

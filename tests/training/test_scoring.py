@@ -96,6 +96,39 @@ def test_padding_that_is_an_end_of_turn_hides_no_token(prms: dict[str, Path]) ->
     assert scorer.score(ITEMS) == pytest.approx(expected, abs=4e-6)
 
 
+TOO_LITTLE = [
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried"),
+]
+
+
+@pytest.mark.parametrize("error", TOO_LITTLE, ids=lambda error: type(error).__name__)
+def test_too_little_memory_is_one_message(
+    error: Exception, prms: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = r"too little memory for the reward model in this process: .*actor\.gpu_memory.*serve: true.*finished work"
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr("transformers.AutoModelForSequenceClassification.from_pretrained", fail)
+        with pytest.raises(ModelError, match=words):
+            PrmScorer.load(prms["chatml"])
+    scorer = PrmScorer.load(prms["chatml"])
+    monkeypatch.setattr(scorer._network.base_model, "forward", fail)
+    with pytest.raises(ModelError, match=words):
+        scorer.score(ITEMS)
+
+
+def test_an_error_that_is_no_lack_of_memory_stays(prms: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = PrmScorer.load(prms["chatml"])
+    monkeypatch.setattr(scorer._network.base_model, "forward", lambda **_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        scorer.score(ITEMS)
+
+
 def edited(folder: Path, prm: Path, **changes: Any) -> Path:
     network = load_reward_model(prm)
     for name, value in changes.items():

@@ -24,14 +24,13 @@ from filelock import FileLock, Timeout
 from stairdata_schemas.errors import BuildLockedError, StairDataError, TrainingError, quote
 from stairdata_schemas.files import sync_file, sync_folder, write_atomic
 from stairdata_schemas.manifest import sha256_of_json
+from stairdata_training.memory import is_out_of_memory
 
 TRAINING_FILE = "training.json"
 _STARTED_FILE = "started.json"
 _LAST_FILE_OF_A_CHECKPOINT = "trainer_state.json"
 _FAILED_WRITES = ("os error ", "No space left on device", "PytorchStreamWriter failed", "inline_container.cc")
 """How Rust's libraries and torch say that the system refused to write."""
-_OUT_OF_MEMORY = ("OutOfMemoryError", "can't allocate memory", "not enough memory", "CUDA out of memory")
-"""How torch says that there is no memory, on processors and GPUs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +87,7 @@ def failures_named(folder: Path, method: str) -> Iterator[None]:
         raise
     except Exception as error:
         words = f"{type(error).__name__}: {error}"
-        if isinstance(error, MemoryError) or any(each in words for each in _OUT_OF_MEMORY):
+        if is_out_of_memory(error):
             raise TrainingError(
                 f"train {method} needs more memory than there is: {quote(' '.join(str(error).split()) or words)}; "
                 f"lower {method}.batch_size and raise {method}.gradient_accumulation by as much, switch on "

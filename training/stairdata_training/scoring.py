@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stairdata_schemas.errors import ModelError
+from stairdata_schemas.errors import ModelError, quote
 from stairdata_schemas.rendering import check_model_folder, load_tokenizer, step_ids
 from stairdata_training.inference.batches import batches_by_length
 from stairdata_training.inference.forward import pad, rewards_at
+from stairdata_training.memory import is_out_of_memory
 from stairdata_training.models import load_reward_model, scoring_dtype
 from stairdata_training.running import quiet
 from stairdata_training.tokens import prm_ids, require_tags
@@ -60,13 +62,14 @@ class PrmScorer:
         """Load a reward model from a folder or the Hub.
 
         Raises:
-            ModelError: there is none, it has several labels, or its tokenizer does not know the grammar's tags.
+            ModelError: there is none, it has several labels, its tokenizer does not know the grammar's tags, or there
+                is too little memory.
         """
         import torch
 
         if Path(path).exists():
             check_model_folder(Path(path))
-        with quiet():
+        with quiet(), _enough_memory():
             tokenizer = load_tokenizer(path)
             require_tags(tokenizer, path)
             network = load_reward_model(path)
@@ -77,7 +80,8 @@ class PrmScorer:
                 "model was trained with into its folder"
             )
         if torch.cuda.is_available():
-            network = network.to("cuda", getattr(torch, scoring_dtype()))
+            with _enough_memory():
+                network = network.to("cuda", getattr(torch, scoring_dtype()))
         return cls(network.eval(), tokenizer)
 
     def score(self, items: Sequence[tuple[str, str, bool]], batch_size: int = 8) -> list[float]:
@@ -105,10 +109,8 @@ class PrmScorer:
             batch_size: sequences in one forward pass.
 
         Raises:
-            ModelError: the GPU has not enough memory left.
+            ModelError: there is too little memory.
         """
-        import torch
-
         values = [[0.0] * len(beginnings) for beginnings in answers]
         by_answer = [_readings(number, beginnings) for number, beginnings in enumerate(answers)]
         readings = [reading for each in by_answer for reading in each]
@@ -116,19 +118,33 @@ class PrmScorer:
         for batch in batches_by_length([len(reading.ids) for reading in readings], batch_size):
             chosen = [readings[index] for index in batch]
             padded = pad([reading.ids for reading in chosen], self.tokenizer.pad_token_id or 0)
-            try:
+            with _enough_memory():
                 found = scores(padded, [reading.ends for reading in chosen])
-            except torch.OutOfMemoryError as error:
-                raise ModelError(
-                    "the GPU has no memory left for the reward model; serve the actor with a smaller share "
-                    "(actor.gpu_memory), or give the reward model a server with a share of its own: "
-                    "prm: {path: FOLDER, serve: true, gpu_memory: 0.3}"
-                ) from error
             for reading, row in zip(chosen, found, strict=True):
                 for (answer, step), value in zip(reading.places, row, strict=True):
                     values[answer][step] = value
         tokens = [sum(len(reading.ids) for reading in each) for each in by_answer]
         return StepRewards(values, [len(each) for each in by_answer], tokens)
+
+
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    """Say what to do where there is too little memory.
+
+    Raises:
+        ModelError: there is.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not (is_out_of_memory(error) or is_out_of_memory(error.__cause__)):
+            raise
+        raise ModelError(
+            f"there is too little memory for the reward model in this process: {quote(' '.join(str(error).split()))}; "
+            "on a GPU serve the actor with a smaller share (actor.gpu_memory), or the reward model with one of its own "
+            "(responses.prm: {path: FOLDER, serve: true, gpu_memory: 0.3}); elsewhere lower responses.max_tokens, or "
+            "give the reward model a server on another machine (responses.prm.base_url); finished work is kept"
+        ) from error
 
 
 def _readings(number: int, beginnings: Beginnings) -> list[_Reading]:

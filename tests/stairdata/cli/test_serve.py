@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -78,20 +79,43 @@ def test_a_signal_ends_the_server_and_those_behind_it(
 
 
 @pytest.mark.slow
-def test_a_model_server_that_dies_ends_the_command(tokenizer_folder: Path, tmp_path: Path) -> None:
-    from tests.stairdata.pipeline.conftest import tiny_model
-
-    model = tiny_model(tmp_path / "model", tokenizer_folder)
-    with serving(ON_STUB, tmp_path, model, "--method", "sample") as (process, _):
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):
-                command = path.read_bytes().split(b"\0")
-                if command[1:3] == [b"-m", b"tests.servers.stub_vllm"] and str(model).encode() in command:
-                    os.kill(int(path.parent.name), signal.SIGKILL)
+@pytest.mark.parametrize("dies", ["actor", "prm"])
+def test_a_model_server_that_dies_ends_the_command(dies: str, tokenizer_folder: Path, tmp_path: Path) -> None:
+    """Both models are served; the reward model's server ends while nobody asks it anything, too."""
+    for name, architecture in (("actor", "LlamaForCausalLM"), ("prm", "LlamaForSequenceClassification")):
+        model_without_weights(tmp_path / name, architecture, tokenizer_folder)
+    served = "responses.prm={path: prm, serve: true}"
+    options: list[str | Path] = ["--method", "best_of_n", "-n", "3", "--set", served, "--set", "actor.retries=0"]
+    with serving(ON_STUB, tmp_path, tmp_path / "actor", *options) as (process, facts):
+        client = openai.OpenAI(base_url=facts["base_url"], api_key=facts["api_key"], max_retries=0)
+        answers = [client.chat.completions.create(model="actor", messages=ASKED, seed=3) for _ in range(2)]
+        assert answers[0].choices == answers[1].choices
+        assert answers[0].choices[0].message.content
+        running = [command for command in processes_of(tmp_path) if "stub_vllm" in command]
+        assert len(running) == 2
+        kill_server(dies)
         assert process.wait(timeout=LIMIT) == 1
     said = (tmp_path / "stderr").read_text()
-    assert "no longer running" in said
+    assert "is no longer running" in said
+    assert f"{dies}'" in said.partition("is no longer running")[0], "which model it was"
     assert "Traceback" not in said
+    assert processes_of(tmp_path) == []
+
+
+def kill_server(model: str) -> None:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            command = path.read_bytes().decode().split("\0")
+            if command[1:3] == ["-m", "tests.servers.stub_vllm"] and Path(command[5]).name == model:
+                os.kill(int(path.parent.name), signal.SIGKILL)
+
+
+def model_without_weights(folder: Path, architecture: str, tokenizer: Path) -> None:
+    """Write what is checked of a model before it is loaded, which the stub never does."""
+    shutil.copytree(tokenizer, folder)
+    config = {"architectures": [architecture], "id2label": {"0": "LABEL_0"}, "max_position_embeddings": 4096}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(b"no weights")
 
 
 @pytest.mark.slow

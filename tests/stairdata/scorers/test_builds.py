@@ -12,6 +12,8 @@ from stairdata.runs.options import BuildOptions
 from stairdata.stages import build_responses, parse_full_recipe
 from stairdata_schemas.artifacts import Artifact, validate_artifact
 from stairdata_schemas.errors import ModelError, ServerError
+from tests.test_benchmarks import figure
+from tests.test_benchmarks import run as run_benchmark
 
 if TYPE_CHECKING:
     from tests.conftest import StubServer
@@ -71,6 +73,39 @@ def test_a_prm_server_that_dies_half_way_loses_nothing(
     assert stub_process.stats()["paths"]["/v1/completions"] < 5
 
 
+def test_a_build_that_runs_out_of_memory_loses_nothing(
+    build: Callable[..., Artifact], stub_llm: StubServer, prm_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third pass fails; the build that is run again asks for what it lacks."""
+    import torch
+
+    from stairdata_training import scoring
+
+    settings = {"method": "best_of_n", "n": 2, "max_tokens": 120, "concurrency": 1}
+    whole = build(str(prm_folder), "whole", **settings).scan().collect().drop("seconds")
+    asked = stub_llm.stats()["requests"]
+    stub_llm.reset()
+    passes: list[Any] = []
+    rewards_at = scoring.rewards_at
+
+    def failing(network: Any) -> Any:
+        score = rewards_at(network)
+
+        def scores(*batch: Any) -> Any:
+            passes.append(batch)
+            if len(passes) == 3:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return score(*batch)
+
+        return scores
+
+    monkeypatch.setattr(scoring, "rewards_at", failing)
+    with pytest.raises(ModelError, match=r"too little memory for the reward model .*finished work is kept"):
+        build(str(prm_folder), "again", **settings)
+    assert build(str(prm_folder), "again", **settings).scan().collect().drop("seconds").equals(whole)
+    assert stub_llm.stats()["requests"] == asked, "nothing was asked for twice"
+
+
 def test_a_language_model_is_refused_before_anything_is_sampled(
     build: Callable[..., Artifact], stub_llm: StubServer, tmp_path: Path
 ) -> None:
@@ -80,3 +115,22 @@ def test_a_language_model_is_refused_before_anything_is_sampled(
         with pytest.raises(ModelError, match="is not a reward model: its architecture is 'LlamaForCausalLM'"):
             build(prm, "none", method="best_of_n", n=2)
     assert stub_llm.stats()["requests"] == 0
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_both_scorers_compares_scores_and_choices(
+    build: Callable[..., Artifact], stub_llm: StubServer, prm_folder: Path, tmp_path: Path
+) -> None:
+    """By the same weights they agree; by those of another model, as the stub draws them, they choose others."""
+    folder = build(None, "sampled", method="sample", n=4, max_tokens=120).folder
+    at = ["--base-url", stub_llm.base_url, "--name", "actor"]
+    arguments = ["--prm", str(prm_folder), "--responses", str(folder), *at]
+    stub_llm.control(prm=str(prm_folder), tokenizer=str(prm_folder))
+    output = run_benchmark("scorers.py", *arguments, folder=tmp_path)
+    assert "5 rows, 20 candidates" in output
+    assert 0 < figure(output, "greatest difference:") < 1e-4
+    assert figure(output, "rows whose choice differs:") == 0
+    stub_llm.control(prm=None)
+    output = run_benchmark("scorers.py", *arguments, folder=tmp_path)
+    assert figure(output, "greatest difference:") > 0.1
+    assert figure(output, "rows whose choice differs:") > 0

@@ -22,7 +22,7 @@ from stairdata.search.scoring import ScoreItem, Scorer, StepScores
 from stairdata.serving.answers import parts_of
 from stairdata.serving.app import Service
 from stairdata.serving.limits import ServingLimits
-from stairdata.serving.search import ResponseSearcher
+from stairdata.serving.search import ResponseSearcher, open_service
 from stairdata_schemas.grammar import split_steps
 from stairdata_schemas.rendering import Turn
 from tests.stairdata.serving.conftest import KEY, PATIENCE, RunningServer, in_thread
@@ -211,3 +211,84 @@ def test_an_actor_that_is_gone(serve: Callable[[str], RunningServer], stub_llm: 
         server.client().chat.completions.create(model="actor", messages=ASKED)
     assert "no longer answers" in str(server.service.failure)
     assert server.service.failed.is_set()
+
+
+# --- with a reward model that is served
+
+
+@asynccontextmanager
+async def opened_with(recipe: Recipe, folder: Path) -> AsyncIterator[Service]:
+    """Open a service as the command does; no reward model is loaded here."""
+    async with open_service(recipe, "actor", pytest.fail, folder / "log", ServingLimits(), lambda *_: None) as service:
+        yield service
+
+
+@pytest.fixture
+def prm_server(tokenizer_folder: Path) -> Iterator[StubServer]:
+    """A server of its own for the reward model, which can die alone."""
+    from tests.conftest import StubServer
+
+    server = StubServer()
+    server.tokenizer = tokenizer_folder
+    server.start()
+    server.reset()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def served(
+    actor_section: dict[str, Any], prm_server: StubServer, tmp_path: Path, waits: list[float]
+) -> Iterator[Callable[[str], RunningServer]]:
+    """Start a server that searches by a method, whose reward model another server has."""
+    at = actor_section | {"base_url": prm_server.base_url, "retries": 1}
+    with ExitStack() as stack:
+
+        def start(method: str) -> RunningServer:
+            section = METHODS[method] | {"prm": at}
+            recipe = Recipe.model_validate({"actor": actor_section | {"retries": 0}, "responses": section})
+            return stack.enter_context(in_thread(lambda: opened_with(recipe, tmp_path)))
+
+        yield start
+
+
+@pytest.mark.parametrize("method", ["best_of_n", "beam"])
+def test_a_served_reward_model_decides(
+    method: str, served: Callable[[str], RunningServer], prm_server: StubServer, stub_llm: StubServer
+) -> None:
+    """Its server likes one word alone, which some of the candidates have."""
+    client = served(method).client()
+    contents = set()
+    for word in ("dose", "friend"):
+        prm_server.control(scores={word: 10.0, "": -10.0})
+        answer = client.chat.completions.create(model="actor", messages=ASKED, seed=5)
+        message = answer.choices[0].message
+        contents.add((message.content, (message.model_extra or {})["reasoning"]))
+        assert word in (message.content or "") + (message.model_extra or {})["reasoning"]
+    assert len(contents) == 2
+    assert prm_server.stats()["paths"].keys() == {"/v1/models", "/tokenize", "/classify"}
+    assert "/classify" not in stub_llm.stats()["paths"]
+
+
+def test_a_reward_model_whose_server_dies_during_a_search(
+    served: Callable[[str], RunningServer], prm_server: StubServer
+) -> None:
+    server = served("beam")
+    prm_server.control(die_after=prm_server.stats()["requests"] + 1)
+    with pytest.raises(openai.InternalServerError, match="a model of this server is gone, and the server ends") as met:
+        server.client().chat.completions.create(model="actor", messages=ASKED)
+    assert met.value.status_code == 503
+    assert f"{prm_server.base_url} no longer answers" in str(server.service.failure)
+    assert server.service.failed.is_set(), "which ends the command"
+
+
+def test_a_reward_model_that_refuses_a_search_leaves_the_server_running(
+    served: Callable[[str], RunningServer], prm_server: StubServer
+) -> None:
+    client = served("best_of_n").client()
+    prm_server.control(scores={"": "refuse"})
+    with pytest.raises(openai.InternalServerError, match="prm_not_finite") as met:
+        client.chat.completions.create(model="actor", messages=ASKED)
+    assert met.value.status_code == 502
+    prm_server.control(scores={})
+    assert client.chat.completions.create(model="actor", messages=ASKED).choices

@@ -363,6 +363,37 @@ def test_a_forecast_of_a_beam_search_counts_its_requests(
     assert one.completion_tokens < beam.completion_tokens < wider.completion_tokens
 
 
+def test_a_forecast_counts_what_the_reward_model_reads(
+    make_prompts: Callable[[int], Artifact], actor_section: dict[str, Any], tmp_path: Path
+) -> None:
+    options = BuildOptions(root=tmp_path, inputs=(str(make_prompts(2).folder),))
+    at_server = {"base_url": "http://127.0.0.1:9/v1", "model": "scorer", "tokenizer": "folder"}
+    prices = {"actor": {"input": 1, "output": 1}, "scorer": {"input": 1_000_000}}
+
+    def forecast(**section: Any) -> Any:
+        recipe = Recipe.model_validate({"actor": actor_section, "prices": prices, "responses": section})
+        return forecast_responses(recipe, options)
+
+    here, there = (forecast(method="best_of_n", n=3, prm=prm) for prm in ("folder/prm", at_server))
+    assert [(load.role, load.name) for load in here.models] == [("generation", "actor"), ("prm", "prm")]
+    assert (here.models[1].requests, there.models[1].requests) == (2 * 3, 2 * 3 * 4), "a pass an answer, or one a step"
+    read = here.models[0].prompt_tokens
+    assert here.models[1].prompt_tokens == pytest.approx(3 * (read + 2 * 4 * 60), abs=2)
+    assert there.models[1].prompt_tokens == pytest.approx(3 * (4 * read + 2 * (1 + 2 + 3 + 4) * 60), abs=8)
+    assert (here.models[1].cost, there.models[1].cost) == (0, there.models[1].prompt_tokens)
+    assert "PRM calls" in here.words
+    assert "PRM tokens" in here.words
+    assert "prm" not in forecast(n=3).words.lower(), "without one it reads nothing"
+
+    here, there = (forecast(**BEAM | {"prm": prm}) for prm in ("folder/prm", at_server))
+    assert here.models[0] == there.models[0]
+    assert 2 * 6 <= here.models[1].requests == there.models[1].requests, "a level has one more step a beam"
+    assert here.models[1].prompt_tokens == there.models[1].prompt_tokens > here.models[0].completion_tokens
+    cut_short = BEAM | {"max_depth": 1}
+    here, there = (forecast(**cut_short | {"prm": prm}) for prm in ("folder/prm", at_server))
+    assert here.models[1].requests < there.models[1].requests, "what is written to its end has several more"
+
+
 def test_a_cut_answer_is_kept_as_incomplete(build: Callable[..., Artifact]) -> None:
     artifact = build(3, max_tokens=6)
     for row in artifact.scan().collect().to_dicts():
