@@ -9,7 +9,20 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from stairdata.cli import artifacts, check_judge, diff, hub, interop, quickstart, review, run, serve, show, train
+from stairdata.cli import (
+    artifacts,
+    check_judge,
+    diff,
+    hub,
+    interop,
+    quickstart,
+    report,
+    review,
+    run,
+    serve,
+    show,
+    train,
+)
 from stairdata.cli.build import group
 from stairdata.cli.console import keep_secrets_out_of_stderr, make_streams_whole, say
 
@@ -64,6 +77,7 @@ app.command("validate")(artifacts.validate)
 app.command("list")(artifacts.list_)
 app.command("show")(show.show)
 app.command("diff")(diff.diff)
+app.command("report")(report.report)
 app.command("check-judge")(check_judge.check_judge)
 app.command("schema")(artifacts.schema)
 app.command("import")(interop.import_)

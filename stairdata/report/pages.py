@@ -10,14 +10,13 @@ from __future__ import annotations
 import html
 import json
 import secrets
-from functools import cache
 from typing import Any
 
-import jinja2
 import numpy as np
 import polars as pl
 
 from stairdata.report.measures import Numbers, classes, figures
+from stairdata.report.templating import environment, script_json
 from stairdata.report.trees import NodeFacts, look, title_of, visits_of
 from stairdata_schemas.aliases import Row
 from stairdata_schemas.artifacts import Artifact
@@ -88,9 +87,10 @@ def _page(
     data: Row,
     hint: str = "",
 ) -> str:
+    nonce = secrets.token_urlsafe(16)
     shown = [(name, visible(str(value))) for name, value in facts if value not in (None, "")]
     return (
-        _environment()
+        environment()
         .get_template("page.html.jinja")
         .render(
             title=visible(title),
@@ -98,9 +98,10 @@ def _page(
             plots=[plot["name"] for plot in plots],
             counts={visible(name): {visible(key): n for key, n in rows.items()} for name, rows in counts.items()},
             rows_shown=ROWS_SHOWN,
-            data=_json({"plots": plots, **data}),
+            data=script_json({"plots": plots, **data}),
             plotly=_plotly().offline.get_plotlyjs(),
-            nonce=secrets.token_urlsafe(16),
+            nonce=nonce,
+            allowed_script=f"nonce-{nonce}",
             has_tree="nodes" in data,
             rows=data.get("rows", []),
             hint=hint,
@@ -116,23 +117,6 @@ def _plotly() -> Any:
     except ImportError as error:
         raise UsageError("a page needs plotly: pip install 'stairdata[report]'") from error
     return plotly
-
-
-def _json(value: Any) -> str:
-    """Write JSON that can't end the script element it stands in, or begin a comment there."""
-    text = json.dumps(value, ensure_ascii=True, allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-@cache
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("stairdata.report"),
-        undefined=jinja2.StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def _plot(name: str, trace: Row, layout: Row) -> Row:

@@ -1,0 +1,188 @@
+"""What trainings say of themselves: losses, and accuracy on held-out pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from stairdata.report.overview.content import (
+    Line,
+    ReportChart,
+    ReportSection,
+    ReportTable,
+    interval,
+    number,
+    share,
+    short,
+)
+from stairdata.report.overview.sources import ReportSources
+from stairdata_schemas.aliases import Json
+
+POINTS = 400
+"""Steps of a curve that are drawn at most; the table has ten."""
+ROWS = 10
+SMOOTH_FROM = 40
+METHODS = {"sft": "SFT", "dpo": "step-DPO", "prm": "the process reward model"}
+ACCURACY = {"dpo": "rewards/accuracies", "prm": "accuracy"}
+"""What TRL calls the share of pairs ranked right."""
+
+
+def losses_section(sources: ReportSources) -> ReportSection | None:
+    """Return the loss of each training by step."""
+    drawn, rows = [], []
+    for name, record in sources.trainings.items():
+        steps, values = series(record, "loss")
+        rows.append(_facts(name, record))
+        if values:
+            drawn.append(_loss_chart(name, record, steps, values))
+    if not rows:
+        return None
+    header = ["model", "method", "rows", "tokens", "steps", "first loss", "last loss", "accuracy in training"]
+    table = ReportTable(
+        "Trainings", header, rows, ["Accuracy in training: share of pairs ranked right in the last tenth of the steps."]
+    )
+    return ReportSection("trainings", "Trainings", charts=drawn, tables=[table])
+
+
+def method_of(record: Json) -> str:
+    """Return sft, dpo or prm; an empty text where it is not known."""
+    for part in ("identity", "summary"):
+        found = record.get(part)
+        said = found.get("trainer") or found.get("method") if isinstance(found, dict) else None
+        if isinstance(said, str):
+            return said.partition("/")[0]
+    return ""
+
+
+def series(record: Json, key: str) -> tuple[list[float], list[float]]:
+    """Return steps and values of what a training logged; a loss may be in the summary alone."""
+    metrics = record.get("metrics")
+    logged = [each for each in metrics if isinstance(each, dict)] if isinstance(metrics, list) else []
+    points: list[Any] = [(each.get("step"), each.get(key)) for each in logged]
+    if key == "loss" and all(value is None for _, value in points):
+        summary = record.get("summary")
+        losses = summary.get("losses") if isinstance(summary, dict) else None
+        points = [point for point in losses if isinstance(point, list) and len(point) == 2] if losses else []
+    sound = [(float(step), float(value)) for step, value in points if is_number(step) and is_number(value)]
+    return [step for step, _ in sound], [value for _, value in sound]
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value of a file is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _facts(name: str, record: Json) -> list[str]:
+    summary = record.get("summary")
+    said = summary if isinstance(summary, dict) else {}
+    known = {key: value for key, value in said.items() if is_number(value)}
+    method = method_of(record)
+    _, ranked = series(record, ACCURACY.get(method, ""))
+    last = ranked[-max(1, math.ceil(len(ranked) / 10)) :]
+    return [
+        short(name),
+        METHODS.get(method, method),
+        *(number(known.get(key)) for key in ("rows", "tokens", "steps")),
+        *(share(known.get(key)) for key in ("first_loss", "last_loss")),
+        share(sum(last) / len(last)) if last else "",
+    ]
+
+
+def _loss_chart(name: str, record: Json, steps: list[float], values: list[float]) -> ReportChart:
+    smooth = _moving_mean(values)
+    kept = _spread(len(values), POINTS)
+    listed = _spread(len(values), ROWS)
+    label = short(name)
+    rows = [[number(int(steps[place])), share(values[place])] for place in listed]
+    method = METHODS.get(method_of(record), "")
+    end = smooth[-1] if smooth else values[-1]
+    return ReportChart(
+        name=f"loss-{_file_name(name)}",
+        title=f"Loss of {label}" + (f" ({method})" if method else ""),
+        description=f"Loss by optimizer step, from {values[0]:.3f} to {end:.3f} over {int(steps[-1])} steps"
+        + ("; the thick line is the mean of the last twentieth of the steps" if smooth else ""),
+        x_label="step",
+        y_label="loss",
+        lines=[
+            Line(
+                label,
+                [steps[each] for each in kept],
+                [values[each] for each in kept],
+                [smooth[each] for each in kept] if smooth else None,
+            )
+        ],
+        table=ReportTable(f"Loss of {label}", ["step", "loss"], rows),
+    )
+
+
+def _file_name(name: str) -> str:
+    """Return a part of a file's name out of a folder's."""
+    return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in name)[:40]
+
+
+def _spread(length: int, most: int) -> list[int]:
+    """Return at most so many places of a list, evenly apart, with the first and the last."""
+    if length <= most:
+        return list(range(length))
+    return sorted({round(place * (length - 1) / (most - 1)) for place in range(most)})
+
+
+def _moving_mean(values: list[float]) -> list[float] | None:
+    if len(values) <= SMOOTH_FROM:
+        return None
+    window = len(values) // 20
+    parts = (values[max(0, end - window) : end] for end in range(1, len(values) + 1))
+    return [math.fsum(part) / len(part) for part in parts]
+
+
+def held_out_section(sources: ReportSources) -> ReportSection | None:
+    """Return how models rank held-out pairs, beside the rule that knows lengths alone."""
+    rows, notes = [], []
+    for name, record in sources.trainings.items():
+        found = record.get("held_out")
+        if not isinstance(found, dict):
+            continue
+        method = METHODS.get(method_of(record), method_of(record))
+        rows += [
+            [short(name), method, what, interval(value, low, high), number(prompts), number(pairs)]
+            for what, value, low, high, prompts, pairs in _measures(found)
+            if "margin" not in what
+        ]
+        notes += _verdicts(name, found)
+    if not rows:
+        return None
+    header = ["model", "method", "share of pairs ranked right", "value (95% interval)", "prompts", "pairs"]
+    notes.append(
+        "Pairs come from prompts that no model was trained on; intervals are by the bootstrap over prompts. 0.5 is chance."
+    )
+    table = ReportTable("Accuracy on held-out pairs", header, rows, notes)
+    return ReportSection("held-out-accuracy", "Accuracy of the process reward model and of DPO", tables=[table])
+
+
+Measured = tuple[str, float, float | None, float | None, int | None, int | None]
+
+
+def _measures(values: Json, prefix: str = "") -> Iterator[Measured]:
+    """Yield each measure with an interval, under its path."""
+    for name, value in values.items():
+        if not isinstance(value, dict):
+            continue
+        words = f"{prefix}{name}".replace("_", " ")
+        if is_number(value.get("value")):
+            low, high = (value[end] if is_number(value.get(end)) else None for end in ("low", "high"))
+            prompts, rows = (value[each] if is_number(value.get(each)) else None for each in ("prompts", "rows"))
+            yield words, value["value"], low, high, prompts, rows
+        else:
+            yield from _measures(value, f"{words}, ")
+
+
+def _verdicts(name: str, found: Json) -> Iterator[str]:
+    better, rule = found.get("better_than_length"), found.get("length_rule")
+    prefers = rule.get("prefers") if isinstance(rule, dict) else None
+    if isinstance(better, bool):
+        words = f", which prefers the {short(str(prefers))} side" if prefers else ""
+        yield f"{short(name)} is {'' if better else 'not '}better than the rule that knows lengths alone{words}."
+    error = found.get("expected_calibration_error")
+    if is_number(error):
+        yield f"Expected calibration error of {short(name)}: {error:.3f}."
