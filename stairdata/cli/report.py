@@ -61,10 +61,16 @@ def report(
     places = Places(own_root, folder, model or [], judge_check or [])
     found = find_sources(places, named)
     page = html or (folder or Path()) / PAGE
-    heading = title or (f"Report on {', '.join(each.reference for each in named)}" if named else "Report")
+    heading = title or _heading([each.reference for each in named], own_root, folder)
     written = write_report(found, page, heading, most_examples=examples, tell=say)
     say(
         f"wrote a report of {written.artifacts} artifacts and {len(found.trainings)} trainings, with "
         f"{len(written.images)} charts; it shows text after a click"
     )
     emit(json.dumps(written.as_json()) if json_ else str(written.page))
+
+
+def _heading(references: list[str], root: Path, folder: Path | None) -> str:
+    if references:
+        return f"Report on {', '.join(references)}"
+    return f"Report of the run {folder.resolve().name}" if folder else f"Report on {root.resolve().name}"

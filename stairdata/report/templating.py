@@ -11,7 +11,7 @@ import jinja2
 
 @cache
 def environment() -> jinja2.Environment:
-    """Return the environment of this package's templates: every value is escaped, and one that is missing is an error."""
+    """Return the environment of this package's templates: every value is escaped, a missing one is an error."""
     return jinja2.Environment(
         loader=jinja2.PackageLoader("stairdata.report"),
         undefined=jinja2.StrictUndefined,

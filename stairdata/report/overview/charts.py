@@ -59,12 +59,15 @@ def _element(svg: str, name: str) -> str:
 def _figure(chart: ReportChart) -> Any:
     from matplotlib.figure import Figure  # without pyplot: no window, no global state
 
-    figure = Figure(figsize=(4.6, 3.1), layout="constrained")
+    height = max(2.0, 1.0 + 0.24 * len(chart.dots)) if chart.is_ranked else 3.1
+    figure = Figure(figsize=(4.6, height), layout="constrained")
     axes = figure.subplots()
     if chart.lines:
         _lines(axes, chart)
     elif chart.bars:
         _bars(axes, chart)
+    elif chart.is_ranked:
+        _ranked(axes, chart)
     else:
         _dots(axes, chart)
     axes.set_xlabel(chart.x_label)
@@ -83,7 +86,8 @@ def _lines(axes: Any, chart: ReportChart) -> None:
         if line.smooth is not None:
             axes.plot(line.x, line.y, color=color, linewidth=0.8, alpha=0.3)
         axes.plot(line.x, line.smooth or line.y, color=color, linewidth=1.6, marker=mark, label=short(line.name))
-    _legend(axes, len(chart.lines))
+    if len(chart.lines) > 1:
+        _legend(axes, len(chart.lines))
 
 
 def _bars(axes: Any, chart: ReportChart) -> None:
@@ -93,7 +97,8 @@ def _bars(axes: Any, chart: ReportChart) -> None:
         color = COLORS[place % len(COLORS)]
         alone = len(chart.bars) == 1
         axes.stairs(shares, bars.edges, color=color, fill=alone, alpha=0.85, linewidth=1.6, label=short(bars.name))
-    _legend(axes, len(chart.bars))
+    if len(chart.bars) > 1:
+        _legend(axes, len(chart.bars))
 
 
 def _dots(axes: Any, chart: ReportChart) -> None:
@@ -109,6 +114,16 @@ def _dots(axes: Any, chart: ReportChart) -> None:
     _legend(axes, len(chart.dots))
 
 
+def _ranked(axes: Any, chart: ReportChart) -> None:
+    if chart.mark is not None:
+        axes.axvline(chart.mark, color="#9a9a9a", linewidth=1, linestyle="--")
+    for place, dot in enumerate(chart.dots):
+        axes.errorbar(dot.x.value, place, xerr=_ends(dot.x), color=COLORS[0], marker="o", elinewidth=1.2, capsize=2.5)
+    axes.set_yticks(range(len(chart.dots)), [short(dot.name) for dot in chart.dots])
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+
+
 def _ends(span: Span) -> list[list[float]] | None:
     """Return how far the ends of an interval are away, as matplotlib wants it."""
     if span.low is None or span.high is None:
@@ -117,8 +132,7 @@ def _ends(span: Span) -> list[list[float]] | None:
 
 
 def _legend(axes: Any, names: int) -> None:
-    if names > 1:
-        axes.legend(fontsize=8, frameon=False, ncols=2 if names > 6 else 1)
+    axes.legend(fontsize=8, frameon=False, ncols=2 if names > 6 else 1)
 
 
 def padded(dots: Sequence[Dot]) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from stairdata.statistics.intervals import MeanEstimate
 from stairdata_schemas.errors import visible
@@ -13,13 +13,22 @@ LONGEST_NAME = 60
 
 @dataclass(frozen=True, slots=True)
 class ReportTable:
-    """A table; a column whose cells are all figures is aligned to the right."""
+    """A table; its first column names the rows."""
 
     caption: str
     header: list[str]
     rows: list[list[str]]
     notes: list[str] = field(default_factory=list)
     """Below the table: what a reader has to know of its figures."""
+
+    def without_empty_columns(self) -> ReportTable:
+        """Return the table without the columns in which no row says anything."""
+        filled = [place for place in range(len(self.header)) if any(row[place] for row in self.rows)]
+        return replace(
+            self,
+            header=[self.header[place] for place in filled],
+            rows=[[row[place] for place in filled] for row in self.rows],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +71,7 @@ class Dot:
 
 @dataclass(frozen=True, slots=True)
 class ReportChart:
-    """A chart of one of the three kinds, with the same figures as a table."""
+    """A chart of lines, bars or dots, with the same figures as a table."""
 
     name: str
     """Of its PNG, without the ending."""
@@ -77,6 +86,10 @@ class ReportChart:
     dots: list[Dot] = field(default_factory=list)
     joined: int = 0
     """So many of the first dots are stages of one thing, in order."""
+    is_ranked: bool = False
+    """The dots stand below one another, each with its name; y counts for nothing."""
+    mark: float | None = None
+    """A value of x to compare with, such as chance."""
     x_range: tuple[float, float] | None = None
     y_range: tuple[float, float] | None = None
 
@@ -129,6 +142,11 @@ def short(name: str) -> str:
 def counted(counts: dict[str, int]) -> str:
     """Show counts by name, such as `duplicate 3, blank 1`."""
     return ", ".join(f"{short(name).replace('_', ' ')} {count:,}" for name, count in counts.items() if count)
+
+
+def sentence(text: str) -> str:
+    """Return a note as a sentence."""
+    return f"{text[:1].upper()}{text[1:]}" + ("" if text.endswith(".") else ".")
 
 
 def joined(texts: Sequence[str]) -> str:

@@ -122,7 +122,7 @@ def _response(row: Row, rounds: dict[str, str]) -> Row:
     )
 
 
-def _pair(row: Row, rounds: dict[str, str]) -> Row:
+def _pair(row: Row, _: dict[str, str]) -> Row:
     length = row["prefix_length"]
     return _example(
         "preference pair",

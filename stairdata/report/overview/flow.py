@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from stairdata.report.overview.content import ReportSection, ReportTable, counted, joined, number, short
-from stairdata.report.overview.sources import ReportSources
+import polars as pl
+
+from stairdata.report.overview.content import ReportSection, ReportTable, counted, joined, number, sentence, short
+from stairdata.report.overview.sources import ReportSources, is_number
+from stairdata.search.refusal import refusal_rule_note
 from stairdata_schemas.aliases import Json
 from stairdata_schemas.artifacts import Artifact
-from stairdata_schemas.kinds import KINDS
+from stairdata_schemas.kinds import KINDS, row_schema
 
 DIGITS = 12
 _REMOVED = "removed_"
@@ -18,8 +21,12 @@ class FlowStage(NamedTuple):
     """All artifacts of a kind."""
 
     kind: str
+    made_from: str
+    """Kinds of the parents."""
     artifacts: int
     kept: int
+    different: int | None
+    """Rows with a key of their own, where several artifacts may hold the same ones."""
     quarantined: int
     dropped: int
 
@@ -32,8 +39,21 @@ def stages(sources: ReportSources) -> list[FlowStage]:
         if artifacts:
             rows, refused = (sum(each) for each in zip(*map(_kept, artifacts), strict=True))
             dropped = sum(sum(_dropped(artifact).values()) for artifact in artifacts)
-            found.append(FlowStage(kind.replace("_", " "), len(artifacts), rows, refused, dropped))
+            parents = dict.fromkeys(parent.kind for each in artifacts for parent in each.manifest.parents)
+            others = ", ".join(name.replace("_", " ") for name in parents if name != kind)
+            found.append(
+                FlowStage(kind.replace("_", " "), others, len(artifacts), rows, _different(artifacts), refused, dropped)
+            )
     return found
+
+
+def _different(artifacts: list[Artifact]) -> int | None:
+    """Count the keys of several artifacts together."""
+    if len(artifacts) == 1:
+        return None
+    keys = row_schema(artifacts[0].kind).primary_key()
+    every = pl.concat([artifact.scan().select(keys) for artifact in artifacts])
+    return int(every.unique().select(pl.len()).collect(engine="streaming").item())
 
 
 def _kept(artifact: Artifact) -> tuple[int, int]:
@@ -168,6 +188,8 @@ def notes_section(sources: ReportSources) -> ReportSection | None:
     said: dict[str, list[str]] = {}
     for artifact in sources.artifacts:
         for note in artifact.manifest.notes:
+            if note == refusal_rule_note():
+                continue  # stands beside the figures, and in the section on judges
             said.setdefault(note, []).append(artifact.reference)
     for name, record in sources.trainings.items():
         warnings = record.get("warnings")
@@ -175,7 +197,7 @@ def notes_section(sources: ReportSources) -> ReportSection | None:
             said.setdefault(str(note), []).append(f"training of {short(name)}")
     if not said:
         return None
-    rows = [[note, ", ".join(where)] for note, where in said.items()]
+    rows = [[sentence(note), ", ".join(where)] for note, where in said.items()]
     return ReportSection(
         "notes", "Deviations and warnings", tables=[ReportTable("Notes of builds and trainings", ["note", "of"], rows)]
     )
@@ -191,23 +213,36 @@ def cost_section(sources: ReportSources) -> ReportSection | None:
         seconds += took or 0.0
         costs += [] if usage.cost is None else [usage.cost]
         money = "" if usage.cost is None else f"{usage.cost:.4f}"
-        rows.append([artifact.reference, *map(number, counts), money, "" if took is None else f"{took:,.1f}"])
+        rows.append([artifact.reference, *_counts(counts), "", money, _seconds(took)])
+    trained = 0
     for name, record in sources.trainings.items():
         summary = _part(record, "summary")
-        took = summary.get("seconds")
-        tokens = summary.get("tokens")
-        trained = number(tokens) if isinstance(tokens, int) else ""
-        seconds += took if isinstance(took, int | float) else 0.0
-        rows.append(
-            [f"training of {short(name)}", "", trained, "", "", f"{took:,.1f}" if isinstance(took, int | float) else ""]
-        )
+        tokens, took = (summary[each] if is_number(summary.get(each)) else None for each in ("tokens", "seconds"))
+        trained, seconds = trained + int(tokens or 0), seconds + (took or 0.0)
+        rows.append([f"training of {short(name)}", "", "", "", number(tokens), "", _seconds(took)])
     if not rows:
         return None
-    rows.append(["all", *map(number, totals), f"{sum(costs):.4f}" if costs else "", f"{seconds:,.1f}"])
-    header = ["build or training", "requests", "prompt tokens", "completion tokens", "cost", "seconds"]
+    rows.append(["all", *_counts(totals), number(trained), f"{sum(costs):.4f}" if costs else "", _seconds(seconds)])
+    header = [
+        "build or training",
+        "requests",
+        "prompt tokens",
+        "completion tokens",
+        "tokens trained on",
+        "cost",
+        "seconds",
+    ]
     notes = [
-        "Seconds are those of the run that finished a build, a server's start included; of a training, its steps. A "
-        "training's tokens are what it read, and are not in the sum of prompt tokens.",
+        "Seconds are those of the run that finished a build, a server's start included; of a training, those of "
+        "its steps.",
         "Cost is in the currency of the recipe's prices." if costs else "No prices were given, so no cost is known.",
     ]
     return ReportSection("cost", "Cost", tables=[ReportTable("Requests, tokens, time and money", header, rows, notes)])
+
+
+def _counts(counts: list[int]) -> list[str]:
+    return [number(count) if count else "" for count in counts]
+
+
+def _seconds(took: float | None) -> str:
+    return "" if took is None else f"{took:,.1f}"

@@ -11,8 +11,8 @@ from stairdata_schemas.kinds import row_schema
 PLACE = ("model", "benchmark", "attack", "judge", "reads")
 """What the manifest counts unread rows by."""
 _COLUMNS = (
-    "prompt_id", "benchmark", "attack", "response_id", "sample", "task", "model", "method", "refused", "safety", "score",
-    "judge", "reads",
+    "prompt_id", "benchmark", "attack", "response_id", "sample", "task", "model", "method", "refused", "safety",
+    "score", "judge", "reads",
 )  # fmt: skip
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from stairdata.report.overview.content import ReportSection, ReportTable, interval, number, share, short
-from stairdata.report.overview.sources import ReportSources
-from stairdata.report.overview.trainings import is_number
+from stairdata.report.overview.content import ReportSection, ReportTable, interval, number, sentence, share, short
+from stairdata.report.overview.sources import ReportSources, is_number
 from stairdata.search.refusal import RATES_BEFORE_TUNING, REFUSAL_RULE_CHECK, refusal_rule_note
 from stairdata_schemas.aliases import Json
 
@@ -30,7 +29,7 @@ def _rule() -> ReportTable:
     rows.append(["Mistral, before its answers were read", f"{before.recall:.3f}", f"{before.precision:.3f}"])
     header = ["answers of", "recall", "precision"]
     return ReportTable(
-        "The rule that tells refusals by their words, on XSTest's labels", header, rows, [refusal_rule_note() + "."]
+        "The rule that tells refusals by their words, on XSTest's labels", header, rows, [sentence(refusal_rule_note())]
     )
 
 
@@ -73,8 +72,8 @@ def review_section(sources: ReportSources) -> ReportSection | None:
         return None
     header = ["reviews", "answers, items, reviewers", "question", "alpha", "share of equal answers", "of so many"]
     notes = [
-        "Alpha is Krippendorff's: 1 where all agree, 0 where they agree as often as chance would. Equal answers: the share "
-        "among all pairs of answers to one item."
+        "Alpha is Krippendorff's: 1 where all agree, 0 where they agree as often as chance would. Equal answers: "
+        "the share among all pairs of answers to one item."
     ]
     return ReportSection(
         "reviews", "Agreement of reviewers", tables=[ReportTable("Agreement by question", header, rows, notes)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,6 +210,11 @@ def _read(path: Path) -> Json:
 def _list(part: Json, name: str) -> list[Any]:
     found = part.get(name)
     return found if isinstance(found, list) else []
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value of a file is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _rounds(path: Path) -> list[Row]:

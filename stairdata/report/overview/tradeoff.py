@@ -17,6 +17,7 @@ from stairdata.report.overview.content import (
     Span,
     estimate,
     number,
+    sentence,
     share,
     short,
     span,
@@ -42,7 +43,9 @@ def rounds_section(sources: ReportSources, judged: pl.DataFrame | None) -> Repor
     """
     by_rule = answers(sources)
     charts = _judged_charts(judged, sources) if judged is not None else []
-    charts += [chart for chart in (_rule_chart(by_rule, sources),) if chart]
+    covered = set() if judged is None else set(judged.filter(pl.col("judge") == "rule")["response_id"])
+    if by_rule is not None and not covered.issuperset(by_rule["response_id"]):  # else it would be drawn twice
+        charts += [chart for chart in (_rule_chart(by_rule, sources),) if chart]
     tables = [_rounds_table(sources.rounds)] if sources.rounds else []
     if not charts and not tables:
         return None
@@ -68,9 +71,7 @@ def _words(column: str) -> str:
     return column.replace("_", " ")
 
 
-def _rule_chart(rows: pl.DataFrame | None, sources: ReportSources) -> ReportChart | None:
-    if rows is None:
-        return None
+def _rule_chart(rows: pl.DataFrame, sources: ReportSources) -> ReportChart | None:
     note = f"Answers of the responses artifacts; {refusal_rule_note()}."
     return _plane(rows, sources, "tradeoff-rule", "Refusals told by their words", [note])
 
@@ -82,7 +83,7 @@ def _judged_charts(judged: pl.DataFrame, sources: ReportSources) -> list[ReportC
     for place, (name,) in enumerate(plain.select("judge").unique().sort("judge").iter_rows(), 1):
         rows = plain.filter((pl.col("judge") == name) & pl.col("refused").is_not_null())
         notes = ["All benchmarks together, without attacks; answers whose refusal is not known are left out."]
-        notes += [refusal_rule_note() + "."] if name == "rule" else []
+        notes += [sentence(refusal_rule_note())] if name == "rule" else []
         charts.append(_plane(rows, sources, f"tradeoff-judge-{place}", f"Benchmarks, judged by {short(name)}", notes))
     return [chart for chart in charts if chart]
 
@@ -159,7 +160,7 @@ def _goodness_charts(judged: pl.DataFrame, rows: pl.DataFrame, sources: ReportSo
         own = scored.filter((pl.col("benchmark") == benchmark) & (pl.col("judge") == judge))
         title = f"Score on {short(benchmark)} against tokens"
         notes = [f"Judged by {short(judge)}, without attacks."]
-        notes += [refusal_rule_note() + "."] if judge == "rule" else []
+        notes += [sentence(refusal_rule_note())] if judge == "rule" else []
         charts.append(_against_tokens(own.with_columns(value="score"), sources, f"tokens-score-{place}", title, notes))
     return charts
 

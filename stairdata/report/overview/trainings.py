@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import astuple
 from typing import Any
 
 from stairdata.report.overview.content import (
+    Dot,
     Line,
     ReportChart,
     ReportSection,
     ReportTable,
+    Span,
     interval,
     number,
     share,
     short,
 )
-from stairdata.report.overview.sources import ReportSources
+from stairdata.report.overview.sources import ReportSources, is_number
 from stairdata_schemas.aliases import Json
 
+Measured = tuple[str, float, float | None, float | None, int | None, int | None]
+"""Name, value, ends of the interval, prompts and pairs of a measure."""
 POINTS = 400
 """Steps of a curve that are drawn at most; the table has ten."""
 ROWS = 10
 SMOOTH_FROM = 40
-METHODS = {"sft": "SFT", "dpo": "step-DPO", "prm": "the process reward model"}
+METHODS = {"sft": "SFT", "dpo": "step-DPO", "prm": "process reward model"}
 ACCURACY = {"dpo": "rewards/accuracies", "prm": "accuracy"}
 """What TRL calls the share of pairs ranked right."""
 
@@ -31,7 +36,7 @@ ACCURACY = {"dpo": "rewards/accuracies", "prm": "accuracy"}
 def losses_section(sources: ReportSources) -> ReportSection | None:
     """Return the loss of each training by step."""
     drawn, rows = [], []
-    for name, record in sources.trainings.items():
+    for name, record in by_method(sources):
         steps, values = series(record, "loss")
         rows.append(_facts(name, record))
         if values:
@@ -43,6 +48,17 @@ def losses_section(sources: ReportSources) -> ReportSection | None:
         "Trainings", header, rows, ["Accuracy in training: share of pairs ranked right in the last tenth of the steps."]
     )
     return ReportSection("trainings", "Trainings", charts=drawn, tables=[table])
+
+
+def by_method(sources: ReportSources) -> list[tuple[str, Json]]:
+    """Return the trainings in the order of STAIR: SFT, rounds of DPO, the process reward model."""
+    order = [*METHODS, ""]
+
+    def place(found: tuple[str, Json]) -> tuple[int, int, str]:
+        name, method = found[0], method_of(found[1])
+        return order.index(method) if method in order else len(order), len(name), name
+
+    return sorted(sources.trainings.items(), key=place)
 
 
 def method_of(record: Json) -> str:
@@ -66,11 +82,6 @@ def series(record: Json, key: str) -> tuple[list[float], list[float]]:
         points = [point for point in losses if isinstance(point, list) and len(point) == 2] if losses else []
     sound = [(float(step), float(value)) for step, value in points if is_number(step) and is_number(value)]
     return [step for step, _ in sound], [value for _, value in sound]
-
-
-def is_number(value: Any) -> bool:
-    """Return whether a value of a file is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _facts(name: str, record: Json) -> list[str]:
@@ -139,28 +150,53 @@ def _moving_mean(values: list[float]) -> list[float] | None:
 def held_out_section(sources: ReportSources) -> ReportSection | None:
     """Return how models rank held-out pairs, beside the rule that knows lengths alone."""
     rows, notes = [], []
-    for name, record in sources.trainings.items():
+    charts = []
+    for name, record in by_method(sources):
         found = record.get("held_out")
         if not isinstance(found, dict):
             continue
         method = METHODS.get(method_of(record), method_of(record))
+        measures = [each for each in _measures(found) if "margin" not in each[0]]
+        charts.append(_accuracy_chart(name, measures))
         rows += [
             [short(name), method, what, interval(value, low, high), number(prompts), number(pairs)]
-            for what, value, low, high, prompts, pairs in _measures(found)
-            if "margin" not in what
+            for what, value, low, high, prompts, pairs in measures
         ]
         notes += _verdicts(name, found)
     if not rows:
         return None
     header = ["model", "method", "share of pairs ranked right", "value (95% interval)", "prompts", "pairs"]
     notes.append(
-        "Pairs come from prompts that no model was trained on; intervals are by the bootstrap over prompts. 0.5 is chance."
+        "Pairs come from prompts that the model was not trained on; intervals are by the bootstrap over prompts. "
+        "0.5 is chance."
     )
+    notes.append("An interval without width says no more than that all prompts agree.")
     table = ReportTable("Accuracy on held-out pairs", header, rows, notes)
-    return ReportSection("held-out-accuracy", "Accuracy of the process reward model and of DPO", tables=[table])
+    title = "Accuracy on held-out pairs"
+    return ReportSection("held-out-accuracy", title, charts=[chart for chart in charts if chart], tables=[table])
 
 
-Measured = tuple[str, float, float | None, float | None, int | None, int | None]
+def _accuracy_chart(name: str, measures: list[Measured]) -> ReportChart | None:
+    if not measures:
+        return None
+    label = short(name)
+    shown = [(what, Span(value, low, high)) for what, value, low, high, _, _ in measures]
+    return ReportChart(
+        name=f"accuracy-{_file_name(name)}",
+        title=f"Held-out accuracy of {label}",
+        description="; ".join(f"{what}: {interval(*astuple(found))}" for what, found in shown),
+        x_label="share of pairs ranked right, with 95% interval; dashed: chance",
+        y_label="",
+        dots=[Dot(what, found, Span(0.0)) for what, found in shown],
+        is_ranked=True,
+        mark=0.5,
+        x_range=(-0.03, 1.03),
+        table=ReportTable(
+            f"Held-out accuracy of {label}",
+            ["pairs", "ranked right"],
+            [[what, interval(*astuple(found))] for what, found in shown],
+        ),
+    )
 
 
 def _measures(values: Json, prefix: str = "") -> Iterator[Measured]:

@@ -27,6 +27,8 @@ from stairdata_schemas.errors import UsageError, visible
 from stairdata_schemas.files import write_atomic
 
 PAGE = "index.html"
+LONG_CELL = 36
+"""Characters."""
 
 
 class WrittenReport(NamedTuple):
@@ -107,7 +109,7 @@ def render(sources: ReportSources, title: str, most_examples: int = EXAMPLES) ->
             data=Markup(script_json(_listed(drawn))),  # noqa: S704 - no `<` is left in it
             script=Markup(script),  # noqa: S704 - our own file
             allowed_script=_hash(script),
-            is_figure=_is_figure,
+            cell_class=_cell_class,
             visible=visible,
         )
     )
@@ -149,9 +151,11 @@ def _words(drawn: Examples) -> str:
     return words + "."
 
 
-def _is_figure(cell: str) -> bool:
-    """Tell whether a cell begins with a figure."""
-    return cell[:1].isdecimal() or (cell[:1] in "+-" and cell[1:2].isdecimal())
+def _cell_class(cell: str) -> str:
+    """Return how a cell is set: a figure or a short word on one line, a long text not in a narrow column."""
+    if len(cell) > LONG_CELL:
+        return "l"
+    return "n" if cell[:1].isdecimal() or (cell[:1] == "-" and cell[1:2].isdecimal()) else "s"
 
 
 def write_report(
