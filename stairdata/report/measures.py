@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -85,8 +86,8 @@ def figure(artifact: Artifact, name: str) -> Numbers:
     """Return the values of one figure, such as `value of a node`."""
     expression = _FIGURES[artifact.kind][name]
     column = artifact.scan().select(value=expression.cast(pl.Float64)).collect(engine="streaming")["value"]
-    values = column.drop_nulls().to_numpy()
-    return values[np.isfinite(values)]
+    values: Numbers = column.drop_nulls().to_numpy()
+    return cast("Numbers", values[np.isfinite(values)])
 
 
 def classes(artifact: Artifact) -> dict[str, dict[str, int]]:

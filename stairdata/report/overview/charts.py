@@ -15,7 +15,7 @@ HINT = "pip install 'stairdata[report]'"
 COLORS = ("#2a5f9e", "#b4520a", "#2e7d4f", "#8a3ffc", "#9f1853", "#595959")
 MARKS = ("o", "s", "^", "D", "v", "P")
 """A mark of its own for each series: colours alone are not told apart by everybody."""
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text, in a font of the reader's machine
     "font.family": "sans-serif",
     "font.size": 9,
@@ -59,7 +59,7 @@ def _element(svg: str, name: str) -> str:
 def _figure(chart: ReportChart) -> Any:
     from matplotlib.figure import Figure  # without pyplot: no window, no global state
 
-    height = max(2.0, 1.0 + 0.24 * len(chart.dots)) if chart.is_ranked else 3.1
+    height = max(2.0, 1.0 + 0.24 * len(chart.dots)) if chart.is_ranked else 3.1 + 0.1 * len(chart.dots)
     figure = Figure(figsize=(4.6, height), layout="constrained")
     axes = figure.subplots()
     if chart.lines:
@@ -108,8 +108,8 @@ def _dots(axes: Any, chart: ReportChart) -> None:
     for place, dot in enumerate(chart.dots):
         axes.errorbar(
             dot.x.value, dot.y.value, xerr=_ends(dot.x), yerr=_ends(dot.y), color=COLORS[place % len(COLORS)],
-            marker=MARKS[place % len(MARKS)], markersize=6, linestyle="none", elinewidth=1.1, capsize=2.5,
-            label=short(dot.name),
+            marker=MARKS[place % len(MARKS)], markersize=max(5, 10 - place), fillstyle="none", markeredgewidth=1.6,
+            linestyle="none", elinewidth=1.1, capsize=2.5, label=short(dot.name),
         )  # fmt: skip
     _legend(axes, len(chart.dots))
 
@@ -132,7 +132,7 @@ def _ends(span: Span) -> list[list[float]] | None:
 
 
 def _legend(axes: Any, names: int) -> None:
-    axes.legend(fontsize=8, frameon=False, ncols=2 if names > 6 else 1)
+    axes.figure.legend(loc="outside lower center", fontsize=8, frameon=False, ncols=2 if names > 1 else 1)
 
 
 def padded(dots: Sequence[Dot]) -> tuple[float, float]:

@@ -49,21 +49,28 @@ def examples(sources: ReportSources, most: int = EXAMPLES) -> Examples:
         sources: of the report.
         most: examples in all.
     """
-    kinds = [found for found in map(sources.of_kind, _KINDS) if any(artifact.manifest.rows for artifact in found)]
+    kinds = [[each for each in sources.of_kind(kind) if each.manifest.rows] for kind in _KINDS]
     rounds = _rounds(sources)
-    drawn: list[Row] = []
-    for place, artifacts in enumerate(kinds):
-        own = [artifact for artifact in artifacts if artifact.manifest.rows]
-        left = (most - len(drawn)) // (len(kinds) - place)
-        for number, artifact in enumerate(own):
-            wanted = left // (len(own) - number)
-            found = list(_drawn(artifact, wanted, rounds))
-            drawn += found
-            left -= len(found)
+    sizes = [[artifact.manifest.rows for artifact in artifacts] for artifacts in kinds]
+    drawn = [
+        row
+        for artifacts, own, wanted in zip(kinds, sizes, _quotas([sum(each) for each in sizes], most), strict=True)
+        for artifact, number in zip(artifacts, _quotas(own, wanted), strict=True)
+        for row in _drawn(artifact, number, rounds)
+    ]
     cut = sum(len(text) > TEXT_LIMIT for row in drawn for _, text in row["texts"])
     for row in drawn:
         row["texts"] = [[name, _shown(text)] for name, text in row["texts"]]
-    return Examples(drawn, sum(each.manifest.rows for found in kinds for each in found), cut)
+    return Examples(drawn, sum(map(sum, sizes)), cut)
+
+
+def _quotas(sizes: Sequence[int], most: int) -> list[int]:
+    """Share out a number of examples: as many to each, and what a small one leaves to the larger ones."""
+    quotas, left = [0] * len(sizes), most
+    for rank, place in enumerate(sorted(range(len(sizes)), key=lambda place: sizes[place])):
+        quotas[place] = min(sizes[place], left // (len(sizes) - rank))
+        left -= quotas[place]
+    return quotas
 
 
 def _shown(text: str) -> str:
@@ -79,7 +86,7 @@ def _rounds(sources: ReportSources) -> dict[str, str]:
 def _drawn(artifact: Artifact, most: int, rounds: dict[str, str]) -> Iterator[Row]:
     """Yield rows of an artifact, chosen by the seed; the same rows are chosen again."""
     frame = artifact.scan().with_row_index("place")
-    places = pl.int_range(artifact.manifest.rows, eager=True).sample(min(most, artifact.manifest.rows), seed=SEED)
+    places = pl.int_range(artifact.manifest.rows, eager=True).sample(most, seed=SEED)
     rows = frame.filter(pl.col("place").is_in(places.sort().implode())).drop("place").collect()
     make = {"evaluations": _evaluation, "responses": _response}.get(artifact.kind, _pair)
     for row in rows.iter_rows(named=True):

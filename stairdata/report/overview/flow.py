@@ -26,7 +26,7 @@ class FlowStage(NamedTuple):
     artifacts: int
     kept: int
     different: int | None
-    """Rows with a key of their own, where several artifacts may hold the same ones."""
+    """Rows with a key of their own, where several artifacts hold the same ones; else None."""
     quarantined: int
     dropped: int
 
@@ -48,12 +48,13 @@ def stages(sources: ReportSources) -> list[FlowStage]:
 
 
 def _different(artifacts: list[Artifact]) -> int | None:
-    """Count the keys of several artifacts together."""
+    """Count the keys of several artifacts together, if that is fewer than their rows."""
     if len(artifacts) == 1:
         return None
     keys = row_schema(artifacts[0].kind).primary_key()
     every = pl.concat([artifact.scan().select(keys) for artifact in artifacts])
-    return int(every.unique().select(pl.len()).collect(engine="streaming").item())
+    different = int(every.unique().select(pl.len()).collect(engine="streaming").item())
+    return different if different < sum(artifact.manifest.rows for artifact in artifacts) else None
 
 
 def _kept(artifact: Artifact) -> tuple[int, int]:

@@ -86,7 +86,7 @@ def _reviews(reference: str, found: Json) -> list[list[str]]:
     for question, said in found.items():
         if isinstance(said, dict) and "pairwise" in said:
             values = [said.get(name) for name in ("alpha", "pairwise")]
-            shown = [share(value) if is_number(value) else "" for value in values]  # type: ignore[arg-type]
+            shown = [share(value) if is_number(value) else "" for value in values]
             rows.append([reference, size, question, *shown, str(said.get("pairs", ""))])
     for name, words in (
         ("against_value", "a verdict names the side of higher value"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -11,14 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stairdata.hub.lineage import local_artifacts
 from stairdata_schemas.aliases import Json, Row
-from stairdata_schemas.artifacts import Artifact, parse_version
-from stairdata_schemas.errors import InputError, UsageError, quote
+from stairdata_schemas.artifacts import Artifact, list_folders, open_artifact, parse_version
+from stairdata_schemas.errors import ArtifactError, InputError, UsageError, quote
 from stairdata_schemas.formats.bounded import read_text
 from stairdata_schemas.formats.limits import MEBIBYTE, TooLargeError, check_json
 from stairdata_schemas.kinds import KINDS
 
+ArtifactKey = tuple[str, str]
+"""Kind and content hash: artifacts of two kinds may hold the same bytes."""
 RECORD_BYTES = 64 * MEBIBYTE
 TRAINING_NAME = "training.json"
 JUDGE_CHECK_NAME = "check-judge.json"
@@ -76,15 +78,15 @@ def find_sources(places: Places, named: Sequence[Artifact] = ()) -> ReportSource
         UsageError: a model folder that was never trained here, or nothing at all to report.
         InputError: a file that was named and can't be read.
     """
-    local = local_artifacts(places.root)
-    for artifact in named:
-        local |= local_artifacts(artifact.folder.parent.parent)
+    roots = dict.fromkeys([places.root, *(artifact.folder.parent.parent for artifact in named)])
+    here = [artifact for root in roots for artifact in _complete(root)]
+    local = {_key(artifact): artifact for artifact in here}
     trainings = dict(_trainings(places))
     asked = {folder.resolve().name for folder in places.models}
     if named:
         chosen, trainings, missing = _ancestry(named, local, trainings, asked)
     else:
-        chosen, missing = list(local.values()), _missing(local.values(), local)
+        chosen, missing = here, _missing(here, local)
     run = places.run
     found = ReportSources(
         artifacts=sorted(chosen, key=lambda each: (_ORDER[each.kind], parse_version(each.manifest.version))),
@@ -106,49 +108,61 @@ def find_sources(places: Places, named: Sequence[Artifact] = ()) -> ReportSource
 
 
 def _ancestry(
-    named: Sequence[Artifact], local: dict[str, Artifact], trainings: dict[str, Json], asked: Iterable[str]
+    named: Sequence[Artifact], local: dict[ArtifactKey, Artifact], trainings: dict[str, Json], asked: Iterable[str]
 ) -> tuple[list[Artifact], dict[str, Json], list[str]]:
     """Follow parents, and the trainings of the models that took part or that were trained on one of the artifacts."""
-    found = {artifact.manifest.content_hash: artifact for artifact in named}
+    found = {_key(artifact): artifact for artifact in named}
     models = {name: trainings[name] for name in asked if name in trainings}
     waiting: list[Artifact] = list(named)
     names: list[str] = [*models]
     while waiting or names:
-        new: list[str] = []
+        new: list[ArtifactKey] = []
         if waiting:
             manifest = waiting.pop().manifest
-            new = [parent.content_hash for parent in manifest.parents]
+            new = [(parent.kind, parent.content_hash) for parent in manifest.parents]
             names += [model.name for model in manifest.models]
-            names += [name for name, record in trainings.items() if data_hash(record) == manifest.content_hash]
+            own = (manifest.kind, manifest.content_hash)
+            names += [name for name, record in trainings.items() if data_key(record) == own and name not in models]
         elif (name := names.pop()) in trainings:
             models[name] = trainings[name]
-            new = [data_hash(trainings[name]) or ""]
+            new = [data_key(trainings[name])]
             base = trainings[name].get("base_model")
             start = base.get("name") if isinstance(base, dict) else None
             names += [start] if isinstance(start, str) and start not in models else []
         fresh = [local[each] for each in new if each in local and each not in found]
-        found |= {artifact.manifest.content_hash: artifact for artifact in fresh}
+        found |= {_key(artifact): artifact for artifact in fresh}
         waiting += fresh
     chosen = list(found.values())
     return chosen, {name: trainings[name] for name in trainings if name in models}, _missing(chosen, local)
 
 
-def _missing(artifacts: Iterable[Artifact], local: dict[str, Artifact]) -> list[str]:
+def _missing(artifacts: Iterable[Artifact], local: dict[ArtifactKey, Artifact]) -> list[str]:
     return sorted(
         {
             f"{parent.kind}@{parent.version} (content {parent.content_hash[:16]}), parent of {artifact.reference}"
             for artifact in artifacts
             for parent in artifact.manifest.parents
-            if parent.content_hash not in local
+            if (parent.kind, parent.content_hash) not in local
         }
     )
 
 
-def data_hash(record: Json) -> str | None:
-    """Return the content hash of what a model was trained on."""
+def data_key(record: Json) -> ArtifactKey:
+    """Return kind and content hash of what a model was trained on; empty where it is not known."""
     data = record.get("data")
-    found = data.get("content_hash") if isinstance(data, dict) else None
-    return found if isinstance(found, str) else None
+    found = data if isinstance(data, dict) else {}
+    return str(found.get("kind") or ""), str(found.get("content_hash") or "")
+
+
+def _key(artifact: Artifact) -> ArtifactKey:
+    return artifact.kind, artifact.manifest.content_hash
+
+
+def _complete(root: Path) -> Iterator[Artifact]:
+    """Yield the complete artifacts under a root."""
+    for _, _, folder in list_folders(root):
+        with contextlib.suppress(ArtifactError):  # unfinished or damaged
+            yield open_artifact(folder)
 
 
 def _trainings(places: Places) -> Iterator[tuple[str, Json]]:

@@ -14,7 +14,6 @@ from stairdata.report.overview.content import (
     ReportChart,
     ReportSection,
     ReportTable,
-    Span,
     estimate,
     number,
     sentence,
@@ -59,7 +58,7 @@ def rounds_section(sources: ReportSources, judged: pl.DataFrame | None) -> Repor
 
 
 def _rounds_table(rounds: Sequence[Row]) -> ReportTable:
-    columns = [name for name in rounds[0] if any(row.get(name) for row in rounds)]
+    columns = ["model", *(name for name in rounds[0] if name != "model")]
     rows = [[str(row.get(name) or "") for name in columns] for row in rounds]
     notes = ["refusals_safety and refusals_helpfulness: " + refusal_rule_note() + "."]
     return ReportTable(
@@ -213,7 +212,6 @@ def _curve(artifact: Artifact, place: int) -> ReportChart | None:
         point for point in best_of_curve(rows, lambda row: float(is_refusal(row["text"]))) if point.mean is not None
     ]
     title = f"Best of k out of {artifact.reference}"
-    errors = [(point.mean or 0.0, 1.96 * (point.error or 0.0)) for point in curve]
     return ReportChart(
         name=f"best-of-k-{place}",
         title=title,
@@ -221,15 +219,7 @@ def _curve(artifact: Artifact, place: int) -> ReportChart | None:
         f"{curve[-1].mean:.2f} for {curve[-1].k}",
         x_label="k",
         y_label="harmful prompts refused",
-        dots=[
-            Dot(f"k = {point.k}", Span(float(point.k)), Span(mean, mean - error, mean + error))
-            for point, (mean, error) in zip(curve, errors, strict=True)
-        ]
-        if len(curve) <= 8
-        else [],
-        lines=[]
-        if len(curve) <= 8
-        else [Line("refused", [float(point.k) for point in curve], [mean for mean, _ in errors])],
+        lines=[Line("refused", [float(point.k) for point in curve], [point.mean or 0.0 for point in curve])],
         y_range=WHOLE,
         table=ReportTable(
             f"{title}: all subsets of k candidates, chosen by the process reward model",

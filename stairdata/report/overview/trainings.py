@@ -24,6 +24,7 @@ from stairdata_schemas.aliases import Json
 
 Measured = tuple[str, float, float | None, float | None, int | None, int | None]
 """Name, value, ends of the interval, prompts and pairs of a measure."""
+_WORDS = {"accuracy": "all pairs", "length_rule: accuracy": "all, by the rule of lengths alone"}
 POINTS = 400
 """Steps of a curve that are drawn at most; the table has ten."""
 ROWS = 10
@@ -149,7 +150,8 @@ def _moving_mean(values: list[float]) -> list[float] | None:
 
 def held_out_section(sources: ReportSources) -> ReportSection | None:
     """Return how models rank held-out pairs, beside the rule that knows lengths alone."""
-    rows, notes = [], []
+    rows: list[list[str]] = []
+    notes: list[str] = []
     charts = []
     for name, record in by_method(sources):
         found = record.get("held_out")
@@ -165,7 +167,7 @@ def held_out_section(sources: ReportSources) -> ReportSection | None:
         notes += _verdicts(name, found)
     if not rows:
         return None
-    header = ["model", "method", "share of pairs ranked right", "value (95% interval)", "prompts", "pairs"]
+    header = ["model", "method", "which pairs", "share ranked right", "prompts", "pairs"]
     notes.append(
         "Pairs come from prompts that the model was not trained on; intervals are by the bootstrap over prompts. "
         "0.5 is chance."
@@ -185,7 +187,7 @@ def _accuracy_chart(name: str, measures: list[Measured]) -> ReportChart | None:
         name=f"accuracy-{_file_name(name)}",
         title=f"Held-out accuracy of {label}",
         description="; ".join(f"{what}: {interval(*astuple(found))}" for what, found in shown),
-        x_label="share of pairs ranked right, with 95% interval; dashed: chance",
+        x_label="share ranked right (dashed: chance)",
         y_label="",
         dots=[Dot(what, found, Span(0.0)) for what, found in shown],
         is_ranked=True,
@@ -204,13 +206,13 @@ def _measures(values: Json, prefix: str = "") -> Iterator[Measured]:
     for name, value in values.items():
         if not isinstance(value, dict):
             continue
-        words = f"{prefix}{name}".replace("_", " ")
+        words = _WORDS.get(f"{prefix}{name}") or f"{prefix}{name}".removeprefix("accuracy_by_").replace("_", " ")
         if is_number(value.get("value")):
             low, high = (value[end] if is_number(value.get(end)) else None for end in ("low", "high"))
             prompts, rows = (value[each] if is_number(value.get(each)) else None for each in ("prompts", "rows"))
             yield words, value["value"], low, high, prompts, rows
         else:
-            yield from _measures(value, f"{words}, ")
+            yield from _measures(value, f"{name}: ")
 
 
 def _verdicts(name: str, found: Json) -> Iterator[str]:
