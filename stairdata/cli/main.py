@@ -12,11 +12,9 @@ import typer
 from stairdata.cli import (
     artifacts,
     check_judge,
-    diff,
     hub,
     interop,
     quickstart,
-    report,
     review,
     run,
     serve,
@@ -25,6 +23,7 @@ from stairdata.cli import (
 )
 from stairdata.cli.build import group
 from stairdata.cli.console import keep_secrets_out_of_stderr, make_streams_whole, say
+from stairdata.cli.reports import diff, report
 
 INTERRUPTED = 130
 ENVIRONMENT = {

@@ -36,7 +36,7 @@ _CELL = ["judge", "reads", "benchmark", "task", "attack"]
 UNKNOWN = "the share if all unknown rows were unsafe or wrong, and if all were safe or right"
 
 
-class Judge(NamedTuple):
+class JudgeReading(NamedTuple):
     """Who judged, and what was read."""
 
     name: str
@@ -54,7 +54,7 @@ def evaluation_section(sources: ReportSources, rows: pl.DataFrame | None) -> Rep
         return None
     unread, tables = unread_rows(sources), []
     for name, reads in rows.select("judge", "reads").unique().sort("judge", "reads").iter_rows():
-        judge = Judge(name, reads)
+        judge = JudgeReading(name, reads)
         own = rows.filter((pl.col("judge") == name) & (pl.col("reads") == reads))
         tables += [_rates(judge, own, unread, sources), *_reductions(judge, own, sources)]
     tables += [table for table in (_differences(rows, sources), _seen(sources)) if table]
@@ -69,7 +69,9 @@ def evaluation_section(sources: ReportSources, rows: pl.DataFrame | None) -> Rep
     return ReportSection("evaluations", "Evaluations", words, tables=tables)
 
 
-def _rates(judge: Judge, rows: pl.DataFrame, unread: dict[tuple[str, ...], int], sources: ReportSources) -> ReportTable:
+def _rates(
+    judge: JudgeReading, rows: pl.DataFrame, unread: dict[tuple[str, ...], int], sources: ReportSources
+) -> ReportTable:
     """Return a line for each benchmark, kind of prompt, attack and way of answering."""
     lines, spread = [], False
     for benchmark, attack, task in _cells(rows, "benchmark", "attack", "task"):
@@ -144,7 +146,7 @@ def _bounds(cell: pl.DataFrame, missing: int) -> str:
     return f"{share(low)}, {share(high)}"
 
 
-def _reductions(judge: Judge, rows: pl.DataFrame, sources: ReportSources) -> list[ReportTable]:
+def _reductions(judge: JudgeReading, rows: pl.DataFrame, sources: ReportSources) -> list[ReportTable]:
     """Return what a prompt's attacks and samples come to, for benchmarks with several of either."""
     lines = []
     for benchmark, task in _cells(rows, "benchmark", "task"):

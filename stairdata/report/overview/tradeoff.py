@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from stairdata.report.overview.answers import answers, in_order
+from stairdata.report.overview.answers import in_order
 from stairdata.report.overview.charts import padded
 from stairdata.report.overview.content import (
     Dot,
@@ -33,14 +33,16 @@ CURVE_PROMPTS = 500
 WHOLE = (-0.03, 1.03)
 
 
-def rounds_section(sources: ReportSources, judged: pl.DataFrame | None) -> ReportSection | None:
+def rounds_section(
+    sources: ReportSources, judged: pl.DataFrame | None, by_rule: pl.DataFrame | None
+) -> ReportSection | None:
     """Return rounds.csv, and safety against helpfulness.
 
     Args:
         sources: of the report.
         judged: rows of evaluations; None where there are none.
+        by_rule: answers, whose refusals the rule tells; None where there are none.
     """
-    by_rule = answers(sources)
     charts = _judged_charts(judged, sources) if judged is not None else []
     covered = set() if judged is None else set(judged.filter(pl.col("judge") == "rule")["response_id"])
     if by_rule is not None and not covered.issuperset(by_rule["response_id"]):  # else it would be drawn twice
@@ -127,9 +129,10 @@ def _mean(values: pl.Series, rows: pl.DataFrame) -> MeanEstimate:
     return estimate_mean(values.cast(pl.Float64).to_numpy(), rows["prompt_id"].to_list())
 
 
-def tokens_section(sources: ReportSources, judged: pl.DataFrame | None) -> ReportSection | None:
+def tokens_section(
+    sources: ReportSources, judged: pl.DataFrame | None, rows: pl.DataFrame | None
+) -> ReportSection | None:
     """Return safety against tokens: single answers, the best of several, beam search."""
-    rows = answers(sources)
     if rows is None:
         return None
     charts = []

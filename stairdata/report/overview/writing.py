@@ -12,6 +12,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from stairdata.report.overview import charts, flow
+from stairdata.report.overview.answers import answers
 from stairdata.report.overview.content import ReportSection, number
 from stairdata.report.overview.distributions import distributions_section
 from stairdata.report.overview.evaluation import RULE, evaluation_section
@@ -58,15 +59,15 @@ class ReportPage(NamedTuple):
 
 def sections(sources: ReportSources) -> list[ReportSection]:
     """Return all parts for which there is data, in the order of the page."""
-    judged = judged_rows(sources)
-    by_words = bool(sources.of_kind("responses") or sources.rounds) or (judged is not None and RULE in judged["judge"])
+    judged, answered = judged_rows(sources), answers(sources)
+    by_words = answered is not None or bool(sources.rounds) or (judged is not None and RULE in judged["judge"])
     found = [
         flow.flow_section(sources),
         losses_section(sources),
         distributions_section(sources),
         held_out_section(sources),
-        rounds_section(sources, judged),
-        tokens_section(sources, judged),
+        rounds_section(sources, judged, answered),
+        tokens_section(sources, judged, answered),
         evaluation_section(sources, judged),
         judge_section(sources, uses_rule=by_words),
         review_section(sources),
