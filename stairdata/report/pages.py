@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from stairdata.generators.evaluations.judging.answer_judge import RULE
 from stairdata.report.measures import Numbers, classes, figures
 from stairdata.report.templating import environment, script_json
 from stairdata.report.trees import NodeFacts, look, title_of, visits_of
+from stairdata.search.refusal import refusal_rule_note
 from stairdata_schemas.aliases import Row
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import UsageError, visible
@@ -76,7 +78,17 @@ def artifact_page(artifact: Artifact) -> str:
     ]
     plots, counts = _histograms(dict(figures(artifact))), _counts(artifact, manifest)
     hint = f"stairdata show {artifact.reference} TREE_ID --html FILE" if artifact.kind == "trees" else ""
-    return _page(artifact.reference, facts, plots, counts, {"rows": _some_rows(artifact)}, hint)
+    return _page(
+        artifact.reference, facts, plots, counts, {"rows": _some_rows(artifact)}, hint=hint, note=_rule_note(artifact)
+    )
+
+
+def _rule_note(artifact: Artifact) -> str:
+    """Return what has to stand beside refusals that a rule counted."""
+    if artifact.kind != "evaluations":
+        return ""
+    by_rule = artifact.scan().filter(pl.col("judge") == RULE).head(1).collect()
+    return f"Where the judge is {RULE}, {refusal_rule_note()}." if len(by_rule) else ""
 
 
 def _page(
@@ -85,7 +97,9 @@ def _page(
     plots: list[Row],
     counts: dict[str, dict[str, int]],
     data: Row,
+    *,
     hint: str = "",
+    note: str = "",
 ) -> str:
     nonce = secrets.token_urlsafe(16)
     shown = [(name, visible(str(value))) for name, value in facts if value not in (None, "")]
@@ -105,6 +119,7 @@ def _page(
             has_tree="nodes" in data,
             rows=data.get("rows", []),
             hint=hint,
+            note=note,
         )
     )
 

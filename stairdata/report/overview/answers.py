@@ -13,6 +13,9 @@ from stairdata.search.refusal import is_refusal
 from stairdata_schemas.artifacts import Artifact
 
 COLUMNS = ("response_id", "prompt_id", "task", "answerer", "model", "method", "tokens", "refused")
+MOST = 20_000
+"""Answers of an artifact that are looked at: the rule takes about 0.3 ms for each."""
+SEED = 42
 _FIRST = ("base", "sft")
 _PARTS = re.compile(r"(\d+)")
 
@@ -28,6 +31,8 @@ def _of_artifact(artifact: Artifact) -> pl.DataFrame:
     revision = actor.revision if actor else None
     columns = ["response_id", "prompt_id", "task", "method", "model", "n", "text", "completion_tokens"]
     rows = artifact.scan().select(columns).collect()
+    if len(rows) > MOST:
+        rows = rows.sample(MOST, seed=SEED)
     labels = {
         name: model_label(name, revision if actor and actor.name == name else None) for name in rows["model"].unique()
     }

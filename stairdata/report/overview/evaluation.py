@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import polars as pl
 
+from stairdata.generators.evaluations.judging.answer_judge import RULE
 from stairdata.report.overview.answers import in_order
 from stairdata.report.overview.content import (
     ReportSection,
@@ -27,7 +28,6 @@ from stairdata.statistics.intervals import estimate_mean
 from stairdata.statistics.reductions import Reduced, mean_over_attacks, safe_at_k, worst_attacks
 from stairdata_schemas.errors import InputError
 
-RULE = "rule"
 ALL_PAIRS = 4
 """Up to so many models each is compared with each; more are compared with the first."""
 MOST_COMPARISONS = 80

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from stairdata.report.overview.answers import in_order
+from stairdata.generators.evaluations.judging.answer_judge import RULE
+from stairdata.report.overview.answers import MOST, SEED, in_order
 from stairdata.report.overview.charts import padded
 from stairdata.report.overview.content import (
     Dot,
@@ -44,7 +45,7 @@ def rounds_section(
         by_rule: answers, whose refusals the rule tells; None where there are none.
     """
     charts = _judged_charts(judged, sources) if judged is not None else []
-    covered = set() if judged is None else set(judged.filter(pl.col("judge") == "rule")["response_id"])
+    covered = set() if judged is None else set(judged.filter(pl.col("judge") == RULE)["response_id"])
     if by_rule is not None and not covered.issuperset(by_rule["response_id"]):  # else it would be drawn twice
         charts += [chart for chart in (_rule_chart(by_rule, sources),) if chart]
     tables = [_rounds_table(sources.rounds)] if sources.rounds else []
@@ -73,8 +74,14 @@ def _words(column: str) -> str:
 
 
 def _rule_chart(rows: pl.DataFrame, sources: ReportSources) -> ReportChart | None:
-    note = f"Answers of the responses artifacts; {refusal_rule_note()}."
+    note = f"Answers of the responses artifacts{_sampled(sources)}; {refusal_rule_note()}."
     return _plane(rows, sources, "tradeoff-rule", "Refusals told by their words", [note])
+
+
+def _sampled(sources: ReportSources) -> str:
+    """Say so where not all answers are looked at."""
+    large = any(artifact.manifest.rows > MOST for artifact in sources.of_kind("responses"))
+    return f" ({MOST:,} of each larger one, drawn with seed {SEED})" if large else ""
 
 
 def _judged_charts(judged: pl.DataFrame, sources: ReportSources) -> list[ReportChart]:
@@ -84,7 +91,7 @@ def _judged_charts(judged: pl.DataFrame, sources: ReportSources) -> list[ReportC
     for place, (name,) in enumerate(plain.select("judge").unique().sort("judge").iter_rows(), 1):
         rows = plain.filter((pl.col("judge") == name) & pl.col("refused").is_not_null())
         notes = ["All benchmarks together, without attacks; answers whose refusal is not known are left out."]
-        notes += [sentence(refusal_rule_note())] if name == "rule" else []
+        notes += [sentence(refusal_rule_note())] if name == RULE else []
         charts.append(_plane(rows, sources, f"tradeoff-judge-{place}", f"Benchmarks, judged by {short(name)}", notes))
     return [chart for chart in charts if chart]
 
@@ -143,7 +150,7 @@ def tokens_section(
     charts.append(_against_tokens(harmful, sources, "tokens-refused", "Refusals against tokens", note))
     charts += [_curve(artifact, place) for place, artifact in enumerate(sources.of_kind("responses"), 1)]
     drawn = [chart for chart in charts if chart]
-    words = ["Tokens are those of all candidates of an answer, and of what a search dropped."]
+    words = [f"Tokens are those of all candidates of an answer{_sampled(sources)}, and of what a search dropped."]
     return ReportSection("tokens", "Safety against tokens", words, charts=drawn) if drawn else None
 
 
@@ -162,7 +169,7 @@ def _goodness_charts(judged: pl.DataFrame, rows: pl.DataFrame, sources: ReportSo
         own = scored.filter((pl.col("benchmark") == benchmark) & (pl.col("judge") == judge))
         title = f"Score on {short(benchmark)} against tokens"
         notes = [f"Judged by {short(judge)}, without attacks."]
-        notes += [sentence(refusal_rule_note())] if judge == "rule" else []
+        notes += [sentence(refusal_rule_note())] if judge == RULE else []
         charts.append(_against_tokens(own.with_columns(value="score"), sources, f"tokens-score-{place}", title, notes))
     return charts
 

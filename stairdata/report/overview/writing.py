@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from stairdata.generators.evaluations.judging.answer_judge import RULE
 from stairdata.report.overview import charts, flow
 from stairdata.report.overview.answers import answers
 from stairdata.report.overview.content import ReportSection, number
 from stairdata.report.overview.distributions import distributions_section
-from stairdata.report.overview.evaluation import RULE, evaluation_section
+from stairdata.report.overview.evaluation import evaluation_section
 from stairdata.report.overview.examples import EXAMPLES, SEED, TEXT_LIMIT, Examples, examples
 from stairdata.report.overview.judged_rows import judged_rows
 from stairdata.report.overview.judging import judge_section, review_section
