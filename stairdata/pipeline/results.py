@@ -84,7 +84,7 @@ def write_report(folder: Path, tell: Callable[[str], None]) -> str | None:
     try:
         sources = find_sources(Places(folder / "artifacts", folder))
         write_page(sources, page, f"Report of the run {folder.resolve().name}", tell=tell)
-    except StairDataError as error:
+    except (StairDataError, OSError) as error:
         tell(f"warning: no report was written; `stairdata report --folder {folder}` tries again: {error}")
         return None
     return str(page)

@@ -80,11 +80,15 @@ def _figure(chart: ReportChart) -> Any:
 
 
 def _lines(axes: Any, chart: ReportChart) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     for place, line in enumerate(chart.lines):
         color = COLORS[place % len(COLORS)]
         mark = MARKS[place % len(MARKS)] if len(line.x) <= 12 else None
         if line.smooth is not None:
             axes.plot(line.x, line.y, color=color, linewidth=0.8, alpha=0.3)
+        if all(value.is_integer() for value in line.x):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.plot(line.x, line.smooth or line.y, color=color, linewidth=1.6, marker=mark, label=short(line.name))
     if len(chart.lines) > 1:
         _legend(axes, len(chart.lines))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -9,6 +10,8 @@ from stairdata.statistics.intervals import MeanEstimate
 from stairdata_schemas.errors import visible
 
 LONGEST_NAME = 60
+_FIGURE = re.compile(r"-?[\d,]+(?:\.\d+)?(?:e[-+]\d+)?(?: \([^()]*\)|, -?[\d.]+)?")
+"""A number, perhaps with its interval, or two of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,12 @@ class ReportTable:
     rows: list[list[str]]
     notes: list[str] = field(default_factory=list)
     """Below the table: what a reader has to know of its figures."""
+
+    @property
+    def are_figures(self) -> list[bool]:
+        """Whether all cells of a column are figures, for each column."""
+        columns = list(zip(*self.rows, strict=True)) or [()] * len(self.header)
+        return [all(not cell or _FIGURE.fullmatch(cell) for cell in column) for column in columns]
 
     def without_empty_columns(self) -> ReportTable:
         """Return the table without the columns in which no row says anything."""

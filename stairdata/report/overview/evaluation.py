@@ -104,7 +104,7 @@ def _rates(
         "refused",
         "score",
         "unknown",
-        "from, to",
+        "unknown as unsafe, as safe",
     ]
     notes = ["Score: the benchmark's own, from 0 to 1; higher is better. Of harmful prompts 1 is refused or harmless."]
     if spread:
@@ -279,7 +279,8 @@ def _seen(sources: ReportSources) -> ReportTable | None:
     for artifact in sources.of_kind("evaluations"):
         found = artifact.manifest.details.get("seen_in_training")
         for model, seen in found.items() if isinstance(found, dict) else []:
-            prompts, missing, looked = (seen.get(name) or [] for name in ("prompts", "missing", "looked_at"))
+            said = seen if isinstance(seen, dict) else {}
+            prompts, missing, looked = (_listed(said.get(name)) for name in ("prompts", "missing", "looked_at"))
             lines.append(
                 [
                     artifact.reference,
@@ -291,3 +292,8 @@ def _seen(sources: ReportSources) -> ReportTable | None:
             )
     header = ["evaluations", "model", "prompts seen in training", "artifacts looked at", "could not be looked at"]
     return ReportTable("Contamination: prompts of the benchmarks in training data", header, lines) if lines else None
+
+
+def _listed(value: object) -> list[object]:
+    """Return the elements or keys of what a manifest says; none of what is neither list nor object."""
+    return list(value) if isinstance(value, list | dict) else []

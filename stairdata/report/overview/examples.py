@@ -105,7 +105,8 @@ def _evaluation(row: Row, rounds: dict[str, str]) -> Row:
     refused = _refused(row["refused"])
     return _example(
         "evaluation",
-        f"{row['prompt_id']}: {short(row['benchmark'])}, judged by {short(row['judge'])}{score}",
+        f"{row['prompt_id']}: {short(row['benchmark'])}, attack {short(row['attack'])}, refused {refused}, "
+        f"judged by {short(row['judge'])}{score}",
         texts,
         task=row["task"],
         round=_round_of(row["model"], rounds),

@@ -236,5 +236,8 @@ def _rounds(path: Path) -> list[Row]:
         text = read_text(path, MEBIBYTE)
     except (OSError, UnicodeDecodeError, TooLargeError):
         return []
-    rows = list(csv.DictReader(io.StringIO(text)))
+    try:
+        rows = list(csv.DictReader(io.StringIO(text), restkey="more"))
+    except csv.Error:
+        return []
     return [row for row in rows if row.get("model")]

@@ -154,10 +154,8 @@ def _words(drawn: Examples) -> str:
 
 
 def _cell_class(cell: str) -> str:
-    """Return how a cell is set: a figure or a short word on one line, a long text not in a narrow column."""
-    if len(cell) > LONG_CELL:
-        return "l"
-    return "n" if cell[:1].isdecimal() or (cell[:1] == "-" and cell[1:2].isdecimal()) else "s"
+    """Return how a cell of text is set: a short one on one line, a long one not in a narrow column."""
+    return "l" if len(cell) > LONG_CELL else "s"
 
 
 def write_report(

@@ -19,8 +19,10 @@ from stairdata.report.overview.sources import Places, ReportSources, find_source
 from stairdata.report.overview.writing import render, sections, write_report
 from stairdata.statistics.intervals import estimate_mean
 from stairdata_schemas.artifacts import open_artifact
+from stairdata_schemas.building import Report
 from stairdata_schemas.errors import InputError, UsageError
-from tests.stairdata.report.studies import HASH, PROMPTS, make_study, stray
+from tests.schemas.test_kinds import SOUND
+from tests.stairdata.report.studies import HASH, PROMPTS, made, make_study, stray
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -80,12 +82,12 @@ def test_rates_are_those_of_the_rows_and_no_failure_is_safe(study: Path) -> None
     ids = [str(number) for number in range(6)]
     half = estimate_mean([1.0, 0.0] * 3, ids)
     assert found["base", "harmful", "none"]["refused"] == f"0.500 ({half.low:.3f} to {half.high:.3f})"
-    assert found["base", "harmful", "none"]["from, to"] == "0.500, 0.500"
+    assert found["base", "harmful", "none"]["unknown as unsafe, as safe"] == "0.500, 0.500"
     # six harmless prompts, of which one answer was cut; three rows more could not be read
     cut = found["dpo-1", "harmless", "none"]
     assert (cut["prompts"], cut["unknown"]) == ("6", "cut 1, unread 3")
-    assert cut["from, to"] == f"{5 / 9:.3f}, 1.000"
-    assert found["dpo-1", "harmful", "none"]["from, to"] == f"{6 / 9:.3f}, 1.000"
+    assert cut["unknown as unsafe, as safe"] == f"{5 / 9:.3f}, 1.000"
+    assert found["dpo-1", "harmful", "none"]["unknown as unsafe, as safe"] == f"{6 / 9:.3f}, 1.000"
 
 
 def test_differences_are_paired_corrected_and_say_what_they_could_have_seen(study: Path) -> None:
@@ -163,6 +165,16 @@ def test_a_training_record_of_another_shape_breaks_nothing(record: dict[str, Any
     (folder / "models" / "x").mkdir(parents=True)
     (folder / "models" / "x" / "training.json").write_text(json.dumps(record))
     assert render(sources_of(folder), "Report").html
+
+
+@pytest.mark.parametrize("value", [3, "x", [1, {}], {"a": 1, "b": [None], "c": {"prompts": 4, "missing": "no"}}])
+def test_details_of_another_shape_break_nothing(value: Any, tmp_path: Path) -> None:
+    names = ("funnel", "not_taken_over", "unread", "seen_in_training", "agreement")
+    report = Report(details=dict.fromkeys(names, value))
+    for kind in ("evaluations", "reviews"):
+        made(tmp_path, kind, [SOUND[kind]()], report)
+    (tmp_path / "rounds.csv").write_bytes(b"round,model\n1,dpo-1,too,many\n,\n")
+    assert render(find_sources(Places(tmp_path, tmp_path)), "Report").html
 
 
 def test_ancestors_come_along_and_nothing_else(study: Path) -> None:
