@@ -21,8 +21,8 @@ from stairdata.report.overview.content import (
     short,
 )
 from stairdata.report.overview.judged_rows import unread_rows
+from stairdata.report.overview.judging import recall_note
 from stairdata.report.overview.sources import ReportSources
-from stairdata.search.refusal import refusal_rule_note
 from stairdata.statistics.comparisons import PairedComparison, compare_paired, holm
 from stairdata.statistics.intervals import estimate_mean
 from stairdata.statistics.reductions import Reduced, mean_over_attacks, safe_at_k, worst_attacks
@@ -65,7 +65,7 @@ def evaluation_section(sources: ReportSources, rows: pl.DataFrame | None) -> Rep
         f"could judge, is unknown. The last column is {UNKNOWN}.",
     ]
     if RULE in rows["judge"]:
-        words.append(f"Where the judge is rule, {refusal_rule_note()}.")
+        words.append(f"Where the judge is {RULE}: {recall_note()}")
     return ReportSection("evaluations", "Evaluations", words, tables=tables)
 
 

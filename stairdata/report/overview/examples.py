@@ -102,7 +102,7 @@ def _evaluation(row: Row, rounds: dict[str, str]) -> Row:
         ("what the model was asked", row["attacked_prompt"]),
         ("answer", row["response"]),
     ]
-    refused = _refused(row["refused"])
+    refused = str(outcome) if row["refused"] is None and outcome else _refused(row["refused"])
     return _example(
         "evaluation",
         f"{row['prompt_id']}: {short(row['benchmark'])}, attack {short(row['attack'])}, refused {refused}, "
@@ -111,7 +111,7 @@ def _evaluation(row: Row, rounds: dict[str, str]) -> Row:
         task=row["task"],
         round=_round_of(row["model"], rounds),
         attack=row["attack"],
-        refused=str(outcome) if row["refused"] is None and outcome else refused,
+        refused=refused,
         model=row["model"],
     )
 

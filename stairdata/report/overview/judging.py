@@ -10,6 +10,15 @@ from stairdata.search.refusal import RATES_BEFORE_TUNING, REFUSAL_RULE_CHECK, re
 from stairdata_schemas.aliases import Json
 
 
+def recall_note() -> str:
+    """Return in short what stands beside every figure that the rule of refusals made."""
+    recalls = [rates.recall for rates in REFUSAL_RULE_CHECK.values()]
+    return (
+        f"Refusals are told by their words: the rule finds {min(recalls):.0%} to {max(recalls):.0%} of them on models "
+        f"that it was tuned on, and found {RATES_BEFORE_TUNING.recall:.0%} on one that it was not."
+    )
+
+
 def judge_section(sources: ReportSources, *, uses_rule: bool) -> ReportSection | None:
     """Return checks of judges.
 

@@ -17,14 +17,14 @@ from stairdata.report.overview.content import (
     ReportTable,
     estimate,
     number,
-    sentence,
     share,
     short,
     span,
 )
+from stairdata.report.overview.judging import recall_note
 from stairdata.report.overview.sources import ReportSources
 from stairdata.search.choice import best_of_curve
-from stairdata.search.refusal import is_refusal, refusal_rule_note
+from stairdata.search.refusal import is_refusal
 from stairdata.statistics.intervals import MeanEstimate, estimate_mean
 from stairdata_schemas.aliases import Row
 from stairdata_schemas.artifacts import Artifact
@@ -63,7 +63,7 @@ def rounds_section(
 def _rounds_table(rounds: Sequence[Row]) -> ReportTable:
     columns = ["model", *(name for name in rounds[0] if name != "model")]
     rows = [[str(row.get(name) or "") for name in columns] for row in rounds]
-    notes = ["refusals_safety and refusals_helpfulness: " + refusal_rule_note() + "."]
+    notes = [recall_note()]
     return ReportTable(
         "Measures of each round, on held-out prompts (rounds.csv)", [_words(each) for each in columns], rows, notes
     )
@@ -74,8 +74,8 @@ def _words(column: str) -> str:
 
 
 def _rule_chart(rows: pl.DataFrame, sources: ReportSources) -> ReportChart | None:
-    note = f"Answers of the responses artifacts{_sampled(sources)}; {refusal_rule_note()}."
-    return _plane(rows, sources, "tradeoff-rule", "Refusals told by their words", [note])
+    notes = [f"Answers of the responses artifacts{_sampled(sources)}.", recall_note()]
+    return _plane(rows, sources, "tradeoff-rule", "Refusals told by their words", notes)
 
 
 def _sampled(sources: ReportSources) -> str:
@@ -91,7 +91,7 @@ def _judged_charts(judged: pl.DataFrame, sources: ReportSources) -> list[ReportC
     for place, (name,) in enumerate(plain.select("judge").unique().sort("judge").iter_rows(), 1):
         rows = plain.filter((pl.col("judge") == name) & pl.col("refused").is_not_null())
         notes = ["All benchmarks together, without attacks; answers whose refusal is not known are left out."]
-        notes += [sentence(refusal_rule_note())] if name == RULE else []
+        notes += [recall_note()] if name == RULE else []
         charts.append(_plane(rows, sources, f"tradeoff-judge-{place}", f"Benchmarks, judged by {short(name)}", notes))
     return [chart for chart in charts if chart]
 
@@ -146,7 +146,7 @@ def tokens_section(
     if judged is not None:
         charts += _goodness_charts(judged, rows, sources)
     harmful = rows.filter(pl.col("task") == "safety").with_columns(value=pl.col("refused").cast(pl.Float64))
-    note = [f"Harmful prompts refused; {refusal_rule_note()}."]
+    note = ["Harmful prompts refused.", recall_note()]
     charts.append(_against_tokens(harmful, sources, "tokens-refused", "Refusals against tokens", note))
     charts += [_curve(artifact, place) for place, artifact in enumerate(sources.of_kind("responses"), 1)]
     drawn = [chart for chart in charts if chart]
@@ -169,7 +169,7 @@ def _goodness_charts(judged: pl.DataFrame, rows: pl.DataFrame, sources: ReportSo
         own = scored.filter((pl.col("benchmark") == benchmark) & (pl.col("judge") == judge))
         title = f"Score on {short(benchmark)} against tokens"
         notes = [f"Judged by {short(judge)}, without attacks."]
-        notes += [sentence(refusal_rule_note())] if judge == RULE else []
+        notes += [recall_note()] if judge == RULE else []
         charts.append(_against_tokens(own.with_columns(value="score"), sources, f"tokens-score-{place}", title, notes))
     return charts
 
@@ -235,6 +235,6 @@ def _curve(artifact: Artifact, place: int) -> ReportChart | None:
             f"{title}: all subsets of k candidates, chosen by the process reward model",
             ["k", "harmful prompts refused", "standard error", "prompts"],
             [[str(point.k), share(point.mean), share(point.error), number(point.rows)] for point in curve],
-            [f"The first {CURVE_PROMPTS} prompts at most; {refusal_rule_note()}."],
+            [f"The first {CURVE_PROMPTS} prompts at most.", recall_note()],
         ),
     )
