@@ -22,6 +22,7 @@ from stairdata.report.overview.content import (
 )
 from stairdata.report.overview.judged_rows import unread_rows
 from stairdata.report.overview.judging import recall_note
+from stairdata.report.overview.seeds import seeds_table
 from stairdata.report.overview.sources import ReportSources
 from stairdata.statistics.comparisons import PairedComparison, compare_paired, holm
 from stairdata.statistics.intervals import estimate_mean
@@ -57,7 +58,7 @@ def evaluation_section(sources: ReportSources, rows: pl.DataFrame | None) -> Rep
         judge = JudgeReading(name, reads)
         own = rows.filter((pl.col("judge") == name) & (pl.col("reads") == reads))
         tables += [_rates(judge, own, unread, sources), *_reductions(judge, own, sources)]
-    tables += [table for table in (_differences(rows, sources), _seen(sources)) if table]
+    tables += [table for table in (_differences(rows, sources), seeds_table(sources, rows), _seen(sources)) if table]
     words = [
         "Intervals hold the true figure in 95% of such samples of prompts; all rows of a prompt, its attacks and "
         "samples, are one draw.",

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +100,21 @@ def test_differences_are_paired_corrected_and_say_what_they_could_have_seen(stud
     assert line["p, Holm"] == "0.7500"
     assert float(line["least visible difference"]) > 0.5
     assert line["prompts"] == "6"
+
+
+def test_trainings_of_several_seeds_show_their_spread(study: Path) -> None:
+    found = sources_of(study)
+    same = {"trainer": "dpo/2", "data": "x", "start_model": "y"}
+    records = {name: {"identity": same | {"settings": {"seed": seed}}} for seed, name in enumerate(HASH)}
+    other = {"identity": same | {"settings": {"seed": 3, "beta": 1.0}}}
+    sources = replace(found, trainings={**records, "prm": other})
+    (section,) = [each for each in sections(sources) if each.anchor == "evaluations"]
+    (table,) = [each for each in section.tables if each.caption.startswith("Trainings")]
+    (line,) = [each for each in lines(table) if each["task"] == "safety" and each["attack"] == "none"]
+    assert line["trainings"] == "base@aaaaaaaa, dpo-1@bbbbbbbb"
+    assert (line["mean"], line["deviation between seeds"]) == ("0.750", f"{0.125**0.5:.3f}")
+    assert line["lowest to highest"] == "0.500 to 1.000"
+    assert not [each for each in section_of(study, "evaluations").tables if each.caption.startswith("Trainings")]
 
 
 def test_attacks_are_reduced_by_prompt(study: Path) -> None:
