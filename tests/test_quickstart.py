@@ -132,6 +132,7 @@ def test_every_artifact_is_there_once_and_valid(folder: Path) -> None:
         for artifact in artifacts:
             assert validate_artifact(artifact) == []
             assert not (artifact.folder / ".build").exists()
+    assert (folder / "report" / "index.html").is_file()
 
 
 @pytest.mark.slow

@@ -9,9 +9,21 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from stairdata.cli import artifacts, check_judge, diff, hub, interop, quickstart, review, run, serve, show, train
+from stairdata.cli import (
+    artifacts,
+    check_judge,
+    hub,
+    interop,
+    quickstart,
+    review,
+    run,
+    serve,
+    show,
+    train,
+)
 from stairdata.cli.build import group
 from stairdata.cli.console import keep_secrets_out_of_stderr, make_streams_whole, say
+from stairdata.cli.reports import diff, report
 
 INTERRUPTED = 130
 ENVIRONMENT = {
@@ -64,6 +76,7 @@ app.command("validate")(artifacts.validate)
 app.command("list")(artifacts.list_)
 app.command("show")(show.show)
 app.command("diff")(diff.diff)
+app.command("report")(report.report)
 app.command("check-judge")(check_judge.check_judge)
 app.command("schema")(artifacts.schema)
 app.command("import")(interop.import_)

@@ -108,6 +108,8 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
         print_table(["", *table], [[name, *(_shown(column[name]) for column in table.values())] for name in measures])
         say(summary["refusal_rule"])
     places = {"artifacts": "artifacts", "models": "models", "rounds": "rounds.csv", "summary": "summary.json"}
+    if summary.get("report"):
+        places["report"] = str(Path(summary["report"]).relative_to(folder))
     emit("\n" + "\n".join(f"{name + ':':<10} {folder / file}" for name, file in places.items()))
 
 

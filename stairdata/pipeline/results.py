@@ -1,4 +1,4 @@
-"""What a run writes beside its artifacts and models: rounds.csv, rounds.png, and the table of summary.json."""
+"""What a run writes beside its artifacts and models: rounds.csv, rounds.png, summary.json, and the report."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from typing import Any
 from stairdata.pipeline import measures
 from stairdata.pipeline.model_folders import owner
 from stairdata.recipe import MEASURES
-from stairdata_schemas.aliases import Row
+from stairdata.report.overview.sources import Places, find_sources
+from stairdata.report.overview.writing import write_report as write_page
+from stairdata_schemas.aliases import Json, Row
 from stairdata_schemas.artifacts import Artifact
+from stairdata_schemas.errors import StairDataError
 from stairdata_schemas.files import write_atomic
 
 INTERVALS = ("held_out_accuracy_low", "held_out_accuracy_high")
 COLUMNS = ("round", "model", "prompts", "pairs", *MEASURES, *INTERVALS)
 SCORES = "scores.json"
+REPORT = Path("report") / "index.html"
 COLUMNS_OF_PLOTS = 3
 
 
@@ -67,6 +71,23 @@ def _draw_interval(axes: Any, rows: Sequence[Row]) -> None:
     axes.vlines(
         [row["model"] for row in known], [row[low] for row in known], [row[high] for row in known], color="#3b6ea8"
     )
+
+
+def write_summary(folder: Path, summary: Json) -> None:
+    """Write summary.json."""
+    write_atomic(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def write_report(folder: Path, tell: Callable[[str], None]) -> str | None:
+    """Write the page of a run, and return where it is; None where it can't be made, which no run fails of."""
+    page = folder / REPORT
+    try:
+        sources = find_sources(Places(folder / "artifacts", folder))
+        write_page(sources, page, f"Report of the run {folder.resolve().name}", tell=tell)
+    except (StairDataError, OSError) as error:
+        tell(f"warning: no report was written; `stairdata report --folder {folder}` tries again: {error}")
+        return None
+    return str(page)
 
 
 def table(

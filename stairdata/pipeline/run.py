@@ -6,7 +6,6 @@ setting that is changed redoes its stage and those that follow from it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -143,7 +142,7 @@ class Pipeline:
         self.steps = RunSteps(self.recipe, self.options)
 
     def run(self) -> dict[str, Any]:
-        """Run or skip each stage in order, and write rounds.csv, rounds.png and summary.json.
+        """Run or skip each stage in order, and write rounds.csv, rounds.png, summary.json and the report.
 
         Whoever may have company in the folder holds it with `locked`.
         """
@@ -161,7 +160,9 @@ class Pipeline:
             "table": results.table(folder, self.answers, self.best, prm, self.recipe.rounds.best_of),
             "refusal_rule": refusal_rule_note(),
         }
-        write_atomic(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+        results.write_summary(folder, summary)
+        summary["report"] = results.write_report(folder, self.options.tell)
+        results.write_summary(folder, summary)
         return summary
 
     def make(self) -> str:

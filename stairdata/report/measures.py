@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -77,10 +78,16 @@ LARGEST_CLASSES = 20
 
 def figures(artifact: Artifact) -> Iterator[tuple[str, Numbers]]:
     """Yield each figure's name and values, one figure at a time; nulls and what is not finite are left out."""
-    for name, expression in _FIGURES[artifact.kind].items():
-        column = artifact.scan().select(value=expression.cast(pl.Float64)).collect(engine="streaming")["value"]
-        values = column.drop_nulls().to_numpy()
-        yield name, values[np.isfinite(values)]
+    for name in _FIGURES[artifact.kind]:
+        yield name, figure(artifact, name)
+
+
+def figure(artifact: Artifact, name: str) -> Numbers:
+    """Return the values of one figure, such as `value of a node`."""
+    expression = _FIGURES[artifact.kind][name]
+    column = artifact.scan().select(value=expression.cast(pl.Float64)).collect(engine="streaming")["value"]
+    values: Numbers = column.drop_nulls().to_numpy()
+    return cast("Numbers", values[np.isfinite(values)])
 
 
 def classes(artifact: Artifact) -> dict[str, dict[str, int]]:

@@ -10,15 +10,16 @@ from __future__ import annotations
 import html
 import json
 import secrets
-from functools import cache
 from typing import Any
 
-import jinja2
 import numpy as np
 import polars as pl
 
+from stairdata.generators.evaluations.judging.answer_judge import RULE
 from stairdata.report.measures import Numbers, classes, figures
+from stairdata.report.templating import environment, script_json
 from stairdata.report.trees import NodeFacts, look, title_of, visits_of
+from stairdata.search.refusal import refusal_rule_note
 from stairdata_schemas.aliases import Row
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import UsageError, visible
@@ -77,7 +78,17 @@ def artifact_page(artifact: Artifact) -> str:
     ]
     plots, counts = _histograms(dict(figures(artifact))), _counts(artifact, manifest)
     hint = f"stairdata show {artifact.reference} TREE_ID --html FILE" if artifact.kind == "trees" else ""
-    return _page(artifact.reference, facts, plots, counts, {"rows": _some_rows(artifact)}, hint)
+    return _page(
+        artifact.reference, facts, plots, counts, {"rows": _some_rows(artifact)}, hint=hint, note=_rule_note(artifact)
+    )
+
+
+def _rule_note(artifact: Artifact) -> str:
+    """Return what has to stand beside refusals that a rule counted."""
+    if artifact.kind != "evaluations":
+        return ""
+    by_rule = artifact.scan().filter(pl.col("judge") == RULE).head(1).collect()
+    return f"Where the judge is {RULE}, {refusal_rule_note()}." if len(by_rule) else ""
 
 
 def _page(
@@ -86,11 +97,14 @@ def _page(
     plots: list[Row],
     counts: dict[str, dict[str, int]],
     data: Row,
+    *,
     hint: str = "",
+    note: str = "",
 ) -> str:
+    nonce = secrets.token_urlsafe(16)
     shown = [(name, visible(str(value))) for name, value in facts if value not in (None, "")]
     return (
-        _environment()
+        environment()
         .get_template("page.html.jinja")
         .render(
             title=visible(title),
@@ -98,12 +112,14 @@ def _page(
             plots=[plot["name"] for plot in plots],
             counts={visible(name): {visible(key): n for key, n in rows.items()} for name, rows in counts.items()},
             rows_shown=ROWS_SHOWN,
-            data=_json({"plots": plots, **data}),
+            data=script_json({"plots": plots, **data}),
             plotly=_plotly().offline.get_plotlyjs(),
-            nonce=secrets.token_urlsafe(16),
+            nonce=nonce,
+            allowed_script=f"nonce-{nonce}",
             has_tree="nodes" in data,
             rows=data.get("rows", []),
             hint=hint,
+            note=note,
         )
     )
 
@@ -116,23 +132,6 @@ def _plotly() -> Any:
     except ImportError as error:
         raise UsageError("a page needs plotly: pip install 'stairdata[report]'") from error
     return plotly
-
-
-def _json(value: Any) -> str:
-    """Write JSON that can't end the script element it stands in, or begin a comment there."""
-    text = json.dumps(value, ensure_ascii=True, allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-@cache
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("stairdata.report"),
-        undefined=jinja2.StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def _plot(name: str, trace: Row, layout: Row) -> Row:

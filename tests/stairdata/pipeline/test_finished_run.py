@@ -72,6 +72,12 @@ def test_a_second_run_does_nothing(finished: FinishedRun, folder: Path, monkeypa
     assert files_of(folder) == before
     assert made(summary) == made(finished.summary)
     assert summary["table"] == finished.summary["table"]
+    page = folder / "report" / "index.html"
+    assert summary["report"] == str(page)
+    assert page.read_bytes() == (finished.folder / "report" / "index.html").read_bytes()
+    assert all(
+        f"{stage['stage']}" in page.read_text(encoding="utf-8") for stage in summary["stages"] if "folder" in stage
+    )
 
 
 def test_a_setting_of_a_later_stage_redoes_that_stage_and_what_follows(

@@ -149,6 +149,7 @@ def test_every_kind_shows_its_rows(kind: str, tmp_path: Path) -> None:
         page = artifact_page(build.finish([frame]))
     (data,) = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.DOTALL)
     (row,) = json.loads(data)["rows"]
+    assert ("the rule finds" in page) == (kind == "evaluations"), "SOUND's evaluation is by the rule"
     assert row["label"]
     assert row["texts"]
 
