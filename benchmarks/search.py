@@ -162,7 +162,7 @@ def main() -> None:
         add_search_options(commands.add_parser(name))
     timed = commands.choices["flight"]
     timed.add_argument("--prm-seconds", type=float, default=30, help="of the search with a reward model")
-    timed.add_argument("--texts", type=int, default=64, help="that the reward model reads to know what they cost")
+    timed.add_argument("--texts", type=int, default=32, help="that the reward model reads to know what they cost")
     commands.choices["one-at-a-time"].add_argument("--alone", type=int, default=4, help="prompts one at a time")
     scored = commands.add_parser("prefixes")
     scored.add_argument("--prefixes", type=int, default=10_000)
@@ -214,8 +214,8 @@ def flight(options: argparse.Namespace) -> None:
             shares.append(ours.rate / full)
             report(f"{options.in_flight} prompts in flight, instant scorer", ours)
             show(f"the same requests, {options.window} at a time: {full:.0f} tokens/s; share {shares[-1]:.1%}")
-            show_costs(model, instant.asked, ours, full, options.texts)
             prm_shares.append(flight_with_model(options, url, model, full))
+        show_costs(model, instant.asked, ours, full, options.texts)
     show(f"share of the saturated rate, median of {options.repeats}: {median(shares):.3f} (goal 0.85)")
     show(f"share of the time that the reward model takes: {median(prm_shares):.3f}")
 
