@@ -9,7 +9,7 @@ The method is beam search, width 4, 4 expansions. Without `--model` and `--base-
 which takes as long for an answer as a server with continuous batching would.
 
 `flight` searches with a scorer that answers at once, then sends the very same requests again from a bare client,
-`--window` at a time; then it searches for `--prm-seconds` with a reward model in this process. A search scores some 40
+`--window` at a time; then it searches for `--prm-seconds` with a reward model in this process. A search scores some 50
 beginnings of answers, so that on a CPU the reward model of a fast server is at work all the time: what an answer costs
 each of the two is measured by itself, on `--texts` of those beginnings. `one-at-a-time` sends the same requests again,
 too, `--window` and 4 at a time: one search has 4 in flight. Rates are tokens a second, as in trees.py; that of a run
@@ -91,8 +91,8 @@ class Searched(NamedTuple):
     def span(self) -> tuple[float, float]:
         """From the first answer of the server until fewer prompts are unfinished than the steady part needs."""
         ends = sorted(self.watch.finished)
-        last = self.count - self.steady
-        return min(one.ended for one in self.sent), ends[max(0, last)] if len(ends) > last else self.stopped or ends[-1]
+        last = max(0, self.count - self.steady)
+        return min(one.ended for one in self.sent), ends[last] if len(ends) > last else self.stopped or ends[-1]
 
     @property
     def rate(self) -> float:
@@ -129,6 +129,11 @@ class Timed:
         self.tokens += sum(rewards.tokens)
         return rewards
 
+    @property
+    def seconds(self) -> float:
+        """Time in which it has computed."""
+        return sum(end - start for start, end in self.spans)
+
     def share(self, began: float, ended: float) -> float:
         """Return the share of a span of time in which it computes."""
         return sum(max(0.0, min(end, ended) - max(start, began)) for start, end in self.spans) / (ended - began)
@@ -157,7 +162,7 @@ def main() -> None:
         add_search_options(commands.add_parser(name))
     timed = commands.choices["flight"]
     timed.add_argument("--prm-seconds", type=float, default=30, help="of the search with a reward model")
-    timed.add_argument("--texts", type=int, default=64, help="that the reward model reads to know what they cost")
+    timed.add_argument("--texts", type=int, default=32, help="that the reward model reads to know what they cost")
     commands.choices["one-at-a-time"].add_argument("--alone", type=int, default=4, help="prompts one at a time")
     scored = commands.add_parser("prefixes")
     scored.add_argument("--prefixes", type=int, default=10_000)
@@ -209,8 +214,8 @@ def flight(options: argparse.Namespace) -> None:
             shares.append(ours.rate / full)
             report(f"{options.in_flight} prompts in flight, instant scorer", ours)
             show(f"the same requests, {options.window} at a time: {full:.0f} tokens/s; share {shares[-1]:.1%}")
-            show_costs(model, instant.asked, ours, full, options.texts)
             prm_shares.append(flight_with_model(options, url, model, full))
+        show_costs(model, instant.asked, ours, full, options.texts)
     show(f"share of the saturated rate, median of {options.repeats}: {median(shares):.3f} (goal 0.85)")
     show(f"share of the time that the reward model takes: {median(prm_shares):.3f}")
 
@@ -225,7 +230,7 @@ def flight_with_model(options: argparse.Namespace, url: str, model: Any, full: f
     show(
         f"with the reward model, {len(found.watch.finished)} of {found.count} answers in {ended - began:.1f} s: it "
         f"computes {share:.1%} of the time, {timed.texts} texts, "
-        f"{timed.tokens / sum(end - start for start, end in timed.spans):.0f} tokens/s; the server is asked for "
+        f"{timed.tokens / max(timed.seconds, 1e-9):.0f} tokens/s; the server is asked for "
         f"{found.rate / full:.1%} of its saturated rate"
     )
     return share
@@ -240,7 +245,7 @@ def show_costs(model: Any, asked: Sequence[ScoreItem], found: Searched, full: fl
     for at in range(0, len(answers), BATCH):
         timed.step_rewards(answers[at : at + BATCH])
     cpu = time.process_time() - cpu
-    a_text = sum(ended - began for began, ended in timed.spans) / len(some)
+    a_text = timed.seconds / len(some)
     texts = len(asked) / found.count
     server = found.tokens_of_an_answer / full
     show(
