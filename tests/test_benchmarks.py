@@ -207,3 +207,11 @@ def test_safety_is_measured_and_a_second_run_asks_nothing(stub_llm: StubServer, 
     assert p_values
     assert all(adjusted >= p for adjusted, p in p_values)
     assert "| harmful, under prefill | dpo |" in output
+
+
+def test_judging_is_measured_beside_the_same_requests(tmp_path: Path) -> None:
+    small = ["--answers", "96", "--repeats", "1", "--window", "16", "--steady", "16"]
+    server = ["--speed", '{"pass_ms": 5, "tokens": 16, "places": 16}']
+    output = run("judging.py", *small, *server, folder=tmp_path)
+    assert "96 judgements in " in output
+    assert 0 < figure(output, "share of the saturated rate, median of 1:") < 1.5
