@@ -123,7 +123,7 @@ OTHERS = {
     "questions.jsonl": json.dumps(QUESTION | {"prompt": "Who?"}) + "\n",
     "attacks.jsonl": '{"name": "dan", "template": "Do {prompt}"}\n',
 }
-"""What other versions of files have besides, where it is not a prompt."""
+"""The row that the other version of a file has in addition, where that is not a prompt."""
 NAMED = {"columns": {"prompt": "prompt"}}
 QUESTIONS = {"path": "here/questions.jsonl"} | NAMED
 RUBRICS = ("strongreject", "xstest", "refusal", "simpleqa", "winrate")
