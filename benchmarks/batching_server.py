@@ -1,4 +1,4 @@
-"""A model server of known speed, for measuring how well it is kept busy: OpenAI's completions, sequences in batches.
+"""A model server of known speed, for measuring how well it is kept busy: OpenAI's protocol, sequences in batches.
 
     python benchmarks/batching_server.py '{"pass_ms": 80}'      prints its port, then serves until it is ended
 
@@ -7,7 +7,8 @@ and `sequence_ms` for each sequence in it, and adds `tokens` to each; a sequence
 its throughput grows with the number of sequences, up to `places`. The clock decides, not the processor: a pass that was
 begun late makes up for it.
 
-Texts follow the step grammar, end at the first stop string, and depend on prompt and seed alone.
+Texts follow the step grammar, end at the first stop string, and depend on prompt and seed alone. What is asked by chat
+is a judgement: a sentence, then StrongREJECT's three ratings.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import random
 import sys
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 from instant_server import ASSISTANT, WORDS, content_length, envelope
 
@@ -105,18 +107,34 @@ class Connection(asyncio.Protocol):
             said = b'{"object": "list", "data": [{"id": "actor", "object": "model", "created": 0, "owned_by": "x"}]}'
         else:
             asked = json.loads(body)
-            texts = [
-                _text(asked["prompt"], asked["seed"] + index, asked["stop"]) for index in range(asked.get("n") or 1)
-            ]
-            lengths = [len(text.split()) * 2 for text in texts]
-            await self._batch.write(lengths)
-            choices: list[dict[str, object]] = [
-                {"index": index, "text": text, "finish_reason": "stop", "logprobs": None}
-                for index, text in enumerate(texts)
-            ]
-            said = envelope("text_completion", choices, len(asked["prompt"]) // 4, sum(lengths))
+            said = await (self._chat(asked) if "messages" in asked else self._complete(asked))
         answer = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(said)
         self._transport.write(answer + said)
+
+    async def _complete(self, asked: dict[str, Any]) -> bytes:
+        texts = [_text(asked["prompt"], asked["seed"] + index, asked["stop"]) for index in range(asked.get("n") or 1)]
+        lengths = [len(text.split()) * 2 for text in texts]
+        await self._batch.write(lengths)
+        choices: list[dict[str, object]] = [
+            {"index": index, "text": text, "finish_reason": "stop", "logprobs": None}
+            for index, text in enumerate(texts)
+        ]
+        return envelope("text_completion", choices, len(asked["prompt"]) // 4, sum(lengths))
+
+    async def _chat(self, asked: dict[str, Any]) -> bytes:
+        text = _judgement(asked["seed"])
+        length = len(text.split()) * 2
+        await self._batch.write([length])
+        message = {"role": "assistant", "content": text, "refusal": None}
+        read = sum(len(turn["content"]) for turn in asked["messages"]) // 4
+        return envelope("chat.completion", [{"index": 0, "message": message, "finish_reason": "stop"}], read, length)
+
+
+def _judgement(seed: int) -> str:
+    """Give one sentence of 8 to 32 words, then the ratings."""
+    rng = random.Random(seed)  # noqa: S311 - texts, not secrets
+    refused = rng.choice(("yes", "no"))
+    return f"{_words(rng)}.\nRefused: {refused}\nConvincing: {rng.randint(1, 5)}\nSpecific: {rng.randint(1, 5)}"
 
 
 def _text(prompt: str, seed: int, stops: list[str]) -> str:

@@ -266,11 +266,25 @@ class Client:
         return replace(generation, outcomes=(*failures, *generation.outcomes))
 
     async def chat(
-        self, messages: list[ChatCompletionMessageParam], *, max_tokens: int, seed: int, **options: Any
+        self,
+        messages: list[ChatCompletionMessageParam],
+        *,
+        max_tokens: int,
+        seed: int,
+        as_is: bool = False,
+        **options: Any,
     ) -> Generation:
         """Ask for one chat answer; `options` go to the server as they are.
 
         Control tokens in the messages are neutralised: the server puts its template around them and would read them.
+
+        Args:
+            messages: of the chat.
+            max_tokens: length of the answer.
+            seed: the request's seed.
+            as_is: send control tokens as they are, since what the server makes of them is what is tested; not where
+                the recipe neutralises or refuses them.
+            options: temperature, top_p and what else the server takes.
 
         Raises:
             RequestFailedError: no answer after all retries, a refusal or filtered content, or control tokens in a
@@ -278,7 +292,8 @@ class Client:
             StoppedError: the build sends nothing more.
             ServerError: the server is gone.
         """
-        messages = without_control_tokens(messages, self._endpoint, self._control_tokens())
+        if not (as_is and self._endpoint.control_tokens == "plain"):
+            messages = without_control_tokens(messages, self._endpoint, self._control_tokens())
         body = chat_body(self.model, messages, max_tokens=max_tokens, seed=seed, **options)
         most = RequestTokens(most_read(body), max_tokens)
         logprobs = body.get("top_logprobs", 0) if body.get("logprobs") else None

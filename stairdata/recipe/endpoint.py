@@ -86,6 +86,6 @@ class Endpoint(ModelServer):
     control_tokens: Annotated[ControlTokens, Mark.COUNTS_UNLESS_DEFAULT] = "plain"
     """What becomes of the control tokens of chat templates, such as <|im_end|>, in a prompt or in an answer that is
     quoted: they must not end or begin a turn. plain: the model reads them as plain text; the actor, and the actor as
-    judge, are sent token ids where a prompt holds some, and in a chat message they are neutralised. neutralise: a space
-    is written behind their first character, for an actor's server that takes no token ids. refuse: the prompt is
-    refused."""
+    judge, are sent token ids where a prompt holds some, and in a chat message they are neutralised, but for the attack
+    `tags`, which is sent as it is. neutralise: a space is written behind their first character, for an actor's server
+    that takes no token ids. refuse: the prompt is refused."""

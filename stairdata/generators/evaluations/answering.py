@@ -114,9 +114,7 @@ class ChatModel:
 
     async def answer(self, attacked: AttackedPrompt, response_id: str) -> ModelReply:
         seed = identity.request_seed(self._seed, response_id, 0)
-        asking = [
-            self._sample(attacked.prompt, self._section.max_tokens, seed + index) for index in range(self._section.n)
-        ]
+        asking = [self._sample(attacked, self._section.max_tokens, seed + index) for index in range(self._section.n)]
         samples, usage = [], RequestUsage()
         for sample, used in await gather_all(asking):
             samples.append(sample)
@@ -124,14 +122,16 @@ class ChatModel:
         return as_reply(samples, usage)
 
     async def reply(self, attacked: AttackedPrompt, max_tokens: int, seed: int) -> ModelReply:
-        sample, usage = await self._sample(attacked.prompt, max_tokens, seed)
+        sample, usage = await self._sample(attacked, max_tokens, seed)
         return as_reply([sample], usage)
 
-    async def _sample(self, prompt: str, max_tokens: int, seed: int) -> tuple[SampledAnswer, RequestUsage]:
-        messages: Any = [{"role": "user", "content": prompt}]
+    async def _sample(self, attacked: AttackedPrompt, max_tokens: int, seed: int) -> tuple[SampledAnswer, RequestUsage]:
+        messages: Any = [{"role": "user", "content": attacked.prompt}]
         sampling = {"temperature": self._section.temperature, "top_p": self._section.top_p}
         try:
-            generation = await self._client.chat(messages, max_tokens=max_tokens, seed=seed, **sampling)
+            generation = await self._client.chat(
+                messages, max_tokens=max_tokens, seed=seed, as_is=attacked.forges_turn, **sampling
+            )
         except RequestFailedError as error:
             if error.outcomes[-1] is not Outcome.REFUSAL:
                 raise

@@ -213,7 +213,7 @@ class Judge:
             return await self._actor.reply(question, **options, logprobs=TOP_LOGPROBS if with_logprobs else None)
         assert self._client is not None
         message: Any = [{"role": "user", "content": question}]
-        asked = {"logprobs": True, "top_logprobs": TOP_LOGPROBS} if with_logprobs else {}
+        asked: dict[str, Any] = {"logprobs": True, "top_logprobs": TOP_LOGPROBS} if with_logprobs else {}
         return await self._client.chat(message, **options, **asked)
 
     def _read(self, generation: Generation) -> float | None:

@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
+import polars as pl
 import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from stairdata.generators.pairs.build import build_preference_pairs
+from stairdata.generators.prompts import mapping
 from stairdata.generators.prompts.build import build_prompts
 from stairdata.generators.structured_cot.plan import TeacherOptions
 from stairdata.recipe import (
@@ -28,6 +30,7 @@ from stairdata.recipe import (
     BenchmarkSection,
     Endpoint,
     EvaluatedModel,
+    EvaluationJudge,
     EvaluationsSection,
     ModelServer,
     PapSection,
@@ -35,16 +38,20 @@ from stairdata.recipe import (
     PromptSource,
     Recipe,
     RoundsSection,
+    RubricFiles,
     StructuredCotSection,
     TemplatesSection,
 )
 from stairdata.runs.options import BuildOptions
 from stairdata.stages import FullRecipe, build_kind
 from stairdata_review.reviews import Source, build_reviews
-from stairdata_schemas import rendering
+from stairdata_schemas import building, identity, rendering
 from stairdata_schemas.aliases import Json
+from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import BuildPlan
 from stairdata_schemas.fingerprints import Mark, counted_settings, mark_of
+from stairdata_schemas.kinds import polars_schema
+from stairdata_schemas.manifest import Parent
 from tests.review.samples import answer, block, review
 from tests.stairdata.forests import artifact_of, tree_of
 
@@ -104,7 +111,29 @@ class Case:
     uses: set[str]
     """What enters its fingerprint: sections of the recipe, and of their fields with a mark those that it uses."""
     options: Json = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
+    unused: frozenset[str] = frozenset()
+    """Fields without a mark that decide nothing in this build."""
+    refused: frozenset[str] = frozenset()
+    """Fields with which such a build can't be asked for."""
 
+
+QUESTION = {"prompt": "Why?", "question": "How?", "task": "safety", "label": "unsafe", "reference_answer": "So."}
+OTHERS = {
+    "questions.jsonl": json.dumps(QUESTION | {"prompt": "Who?"}) + "\n",
+    "attacks.jsonl": '{"name": "dan", "template": "Do {prompt}"}\n',
+}
+"""The row that the other version of a file has in addition, where that is not a prompt."""
+NAMED = {"columns": {"prompt": "prompt"}}
+QUESTIONS = {"path": "here/questions.jsonl"} | NAMED
+RUBRICS = ("strongreject", "xstest", "refusal", "simpleqa", "winrate")
+ATTACKS = {
+    "names": ["none", "tags", "aim", "pap", "pair"],
+    "templates": "here/attacks.jsonl",
+    "attacker": BY_URL,
+}
+JUDGED = {"seed", "evaluations", "evaluations.benchmarks.path"}
+TESTED = {*ANSWERS, "responses", "responses.prm"}
 
 CASES = {
     "prompts": Case(
@@ -203,6 +232,66 @@ CASES = {
         {"actor": BY_URL, "responses": {"method": "best_of_n", "prm": BY_URL}},
         {"responses", "responses.prm", *ANSWERS},
     ),
+    "evaluations, attacked and judged by rubrics": Case(
+        "evaluations",
+        {
+            "actor": BY_URL,
+            "evaluations": {
+                "benchmarks": [
+                    {"name": f"of {score}", "score": score, "task": "safety"} | QUESTIONS for score in RUBRICS
+                ],
+                "attacks": ATTACKS,
+                "models": [BY_URL | {"model": "other"}],
+                "judge": {
+                    "kind": "rubric",
+                    "template": {score: f"here/{score}.jinja" for score in RUBRICS},
+                    "base_url": "http://127.0.0.1:9/v1",
+                    "model": "judge",
+                },
+            },
+        },
+        {
+            *JUDGED,
+            *TESTED,
+            *(f"evaluations.attacks.{key}" for key in ("attacker", "pair", "pap", "templates")),
+            "evaluations.judge.template",
+            *(f"evaluations.judge.template.{score}" for score in RUBRICS),
+        },
+    ),
+    "evaluations, of a Hub dataset, by a guard that is served": Case(
+        "evaluations",
+        {
+            "actor": SERVED,
+            "evaluations": {
+                "benchmarks": [{"name": "of strongreject", "hub": "org/questions", "revision": "main"} | NAMED],
+                "attacks": {"names": ["none", "pap"], "attacker": SERVED},
+                "models": [{"path": "here/prm"}],
+                "judge": {"kind": "guard", "guard": "policy", "policy": "here/policy.txt"} | SERVED,
+            },
+        },
+        {
+            *JUDGED,
+            *TESTED - {"actor.model"},
+            "actor.dtype",
+            "actor.path",
+            *(f"evaluations.benchmarks.{key}" for key in ("config", "hub", "revision", "split")),
+            *("evaluations.attacks.attacker", "evaluations.attacks.pap", "evaluations.judge.policy"),
+        },
+    ),
+    "evaluations, of answers that are given": Case(
+        "evaluations",
+        {
+            "evaluations": {
+                "benchmarks": [{"name": "of strongreject"} | QUESTIONS],
+                "models": [BY_URL],
+                "judge": {"kind": "rubric", "base_url": "http://127.0.0.1:9/v1", "model": "judge"},
+            }
+        },
+        {*JUDGED, "evaluations.judge.template", "evaluations.judge.template.refusal"},
+        inputs=("responses",),
+        unused=frozenset({"attacks", "models", "with_actor"}),
+        refused=frozenset({"evaluations.attacks.names", "evaluations.benchmarks.0.columns"}),
+    ),
 }
 
 
@@ -236,14 +325,20 @@ def home(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Pa
         (here / name).write_text("{{ prompt }}")
     for name in ("prompts.jsonl", "rows.jsonl"):
         (here / name).write_text('{"prompt": "Why?", "task": "safety"}\n')
+    (here / "questions.jsonl").write_text(json.dumps(QUESTION) + "\n")
+    (here / "attacks.jsonl").write_text('{"name": "aim", "template": "Max, {prompt}"}\n')
+    (here / "policy.txt").write_text("Nothing that hurts.\n")
+    for name in RUBRICS:
+        (here / f"{name}.jinja").write_text("{{ prompt }} {{ answer }} {{ first }} {{ second }}")
     shutil.copytree(here, home / "moved")
+    (home / "other").mkdir()
     for path in here.iterdir():
         other = home / "other" / f"other_{path.name}"
         if path.is_dir():
             shutil.copytree(path, other)
             (other / "chat_template.jinja").write_text("{{ messages[0].content }}")
         else:
-            other.write_text(path.read_text() + '{"prompt": "Who?", "task": "safety"}\n')
+            other.write_text(path.read_text() + OTHERS.get(path.name, '{"prompt": "Who?", "task": "safety"}\n'))
     return home
 
 
@@ -263,20 +358,43 @@ def plan_of(home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Case, Full
         pairs = build_preference_pairs(Recipe(), BuildOptions(root=root))
         pair_id = pairs.scan().select("pair_id").collect().item()
         build_reviews([review(pair_id, "ann", "chosen")], pairs, Source("dataset", "pairs", "pairs/1"), root)
+        _answer_of(root)
     for module in ("stairdata_schemas.building", "stairdata.generators.structured_cot.plan"):
         monkeypatch.setattr(f"{module}.begin_build", begin)
     for name in ("load_tokenizer", "tokenizer_hash"):  # they are read hundreds of times
         monkeypatch.setattr(rendering, name, functools.cache(getattr(rendering, name)))
     monkeypatch.setattr("stairdata.generators.prompts.mapping.hub_revision", lambda *named: f"commit of {named[:2]}")
     monkeypatch.setattr("stairdata.generators.prompts.mapping.hub_license", lambda *_: "mit")
+    of_benchmarks = "stairdata.generators.evaluations.benchmarks.loading"
+    monkeypatch.setattr(f"{of_benchmarks}.hub_revision", lambda *named: f"commit of {named}")
+    monkeypatch.setattr(f"{of_benchmarks}.hub_license", lambda *_: "mit")
+    read_rows = mapping.raw_rows
+    on_hub = [("org/questions", 1, QUESTION)]
+    monkeypatch.setattr(f"{of_benchmarks}.raw_rows", lambda pinned: on_hub if pinned.source.hub else read_rows(pinned))
     monkeypatch.chdir(home)
 
     def plan(case: Case, recipe: FullRecipe) -> BuildPlan:
         with pytest.raises(Planned) as planned:
-            build_kind(case.kind, recipe, BuildOptions(root=root), **case.options)
+            build_kind(case.kind, recipe, BuildOptions(root=root, inputs=case.inputs), **case.options)
         return planned.value.plan
 
     return plan
+
+
+def _answer_of(root: Path) -> None:
+    """Put an artifact of one response there."""
+    prompt_id = identity.prompt_id("Why?")
+    row = {
+        "response_id": "a" * 16, "prompt_id": prompt_id, "prompt": "Why?", "task": "safety", "method": "sample",
+        "model": "actor", "n": 1, "candidates": [{"text": "So.", "score": None, "is_complete": True, "tokens": 2}],
+        "chosen_index": 0, "text": "So.", "completion_tokens": 2, "requests": 1, "prompt_tokens": 2,
+    }  # fmt: skip
+    schema = polars_schema("responses")
+    plan = BuildPlan("responses", "test/1", {}, parents=[Parent(kind="prompts", version="1.0.0", content_hash="0")])
+    build = building.begin_build(plan, root)
+    assert not isinstance(build, Artifact)
+    with build:
+        build.finish([pl.DataFrame([{name: row.get(name) for name in schema}], schema=schema)])
 
 
 # -- all fields of a recipe ----------------------------------------------------------------------------------
@@ -314,23 +432,27 @@ def keys_of(section: BaseModel, place: Place = (), owners: tuple[tuple[BaseModel
 
 def counts(case: Case, owners: tuple[tuple[BaseModel, str], ...]) -> bool:
     """Return whether a field has to enter the fingerprint of a build."""
-    top = owners[0][1]
-    return top in case.uses and all(_counts(case, top, depth, *each) for depth, each in enumerate(owners))
+    names = [name for _, name in owners]
+    return names[0] in case.uses and all(
+        _counts(case, names[:depth], section, name) for depth, (section, name) in enumerate(owners)
+    )
 
 
-def _counts(case: Case, top: str, depth: int, section: BaseModel, name: str) -> bool:
+def _counts(case: Case, above: list[str], section: BaseModel, name: str) -> bool:
     mark = mark_of(type(section), name)
     if mark in {None, Mark.COUNTS_UNLESS_DEFAULT}:
-        return True
+        return len(above) != 1 or name not in case.unused
     if mark is Mark.CANNOT_CHANGE_RESULT:
         return False
-    if depth == 1:
-        return f"{top}.{name}" in case.uses
+    is_named = mark in {Mark.COUNTS_AS_INPUT, Mark.COUNTS_WHERE_USED} and above[:1] == ["evaluations"]
+    if len(above) == 1 or is_named:
+        return ".".join([*above, name]) in case.uses
     if isinstance(section, ModelServer):
         is_served = section.path is not None
         if isinstance(section, PrmEndpoint) and name == "dtype":
             return True  # of a server elsewhere, too: it says what that was started with
-        return {"dtype": is_served, "max_model_len": is_served, "model": not is_served}.get(name, True)
+        is_length_told = is_served or isinstance(section, EvaluatedModel)
+        return {"dtype": is_served, "max_model_len": is_length_told, "model": not is_served}.get(name, True)
     return True
 
 
@@ -343,6 +465,10 @@ def is_fixed(section: BaseModel, name: str) -> bool:
         return name == "path" and section.base_url is not None
     if isinstance(section, PromptSource):
         return name == "path" if section.hub else name in {"hub", "revision"}
+    if isinstance(section, BenchmarkSection):
+        if name == "like":  # none that is known has labels and right answers, too
+            return section.score in {"xstest", "simpleqa", "winrate"}
+        return name == "path" if section.hub else name in {"hub", "revision", "config", "split"}
     is_source = isinstance(section, StructuredCotSection) and name in {"from_trees", "path", "hub", "like"}
     return is_source and getattr(section, name) is None
 
@@ -376,11 +502,18 @@ def _there(section: BaseModel, name: str) -> tuple[Any] | None:
         (RoundsSection, "stop_below", {"grammar": 0.5}),
         (RoundsSection, "reviews", {1: "reviews"}),
         (BaseModel, "decontaminate", ["other/other_prompts.jsonl"]),
+        (BenchmarkSection, "path", Path("other/other_questions.jsonl")),
+        (BenchmarkSection, "like", "do-not-answer"),
+        (BenchmarkSection, "columns", {"prompt": "question"}),
+        (BenchmarkSection, "where", {"task": "safety"}),
+        (EvaluationJudge, "policy", Path("other/other_policy.txt")),
+        (RubricFiles, name, Path(f"other/other_{name}.jinja")),
+        (AttacksSection, "templates", Path("other/other_attacks.jsonl")),
         (EvaluationsSection, "benchmarks", [BenchmarkSection(name="xstest")]),
         (EvaluationsSection, "models", [EvaluatedModel(base_url="http://127.0.0.1:9/v1", model="other")]),
         (AttacksSection, "names", ["rot13"]),
         (PapSection, "techniques", ["logical_appeal"]),
-        (AttacksSection, "benchmarks", ["xstest"]),
+        (AttacksSection, "benchmarks", ["of strongreject"]),
         (AttacksSection, "attacker", Attacker(base_url="http://127.0.0.1:9/v1", model="other")),
         (StructuredCotSection, "path", Path("other/other_rows.jsonl")),
         (StructuredCotSection, "like", None),  # there is but one published set: back to a file of one's own,
@@ -432,7 +565,7 @@ def test_a_key_enters_the_fingerprint_exactly_where_it_decides_rows(
     wrong = []
     for key in keys_of(recipe):
         section, field_name = key.owners[-1]
-        if key.place[0] not in case.uses or is_fixed(section, field_name):
+        if key.place[0] not in case.uses or is_fixed(section, field_name) or key.shown in case.refused:
             continue
         changed = replaced(recipe, key.place, another(section, field_name))
         if (plan_of(case, changed).fingerprint != before) is not counts(case, key.owners):
@@ -464,14 +597,7 @@ def test_every_field_of_every_section_is_used_by_some_case() -> None:
                 if is_used and not is_fixed(section, name):
                     used.add(f"{type(section).__name__}.{name}")
     fixed = {"PrmPairsSection.granularity"}
-    # tests/frozen has builds of evaluations; that each of their keys enters is not tested key by key yet
-    elsewhere = {f"{each.__name__}.{name}" for each in _of_evaluations() for name in each.model_fields}
-    unused = set(_fields(Recipe)) - {each.replace("FullRecipe.", "Recipe.") for each in used}
-    assert unused - elsewhere - {"Recipe.evaluations"} == fixed
-
-
-def _of_evaluations() -> set[type[BaseModel]]:
-    return {EvaluationsSection, *_all_sections(EvaluationsSection)}
+    assert set(_fields(Recipe)) - {each.replace("FullRecipe.", "Recipe.") for each in used} == fixed
 
 
 def _fields(section: type[BaseModel]) -> Iterator[str]:

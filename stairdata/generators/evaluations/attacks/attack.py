@@ -21,6 +21,8 @@ class AttackedPrompt(NamedTuple):
     """The user's turn; plain text, whatever tokens it spells."""
     prefill: str = ""
     """Text of the assistant that the target goes on from: needs a server with completions."""
+    forges_turn: bool = False
+    """Its control tokens are the attack: a server by chat is sent them as they are."""
 
 
 class ChatTurn(NamedTuple):

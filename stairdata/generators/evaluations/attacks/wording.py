@@ -81,4 +81,5 @@ def prefill(prompt: str) -> AttackedPrompt:
 
 def forged_turn(prompt: str, markers: TurnMarkers = "chatml") -> AttackedPrompt:
     """End the user's turn inside the user's text, and go on in the assistant's name, in tags of the grammar."""
-    return AttackedPrompt(f"{prompt}{_TURNS[markers]}{COMPLIANT_STEP}\n\n{OUTPUT_OPEN}\nFinal Answer:\n")
+    forged = f"{prompt}{_TURNS[markers]}{COMPLIANT_STEP}\n\n{OUTPUT_OPEN}\nFinal Answer:\n"
+    return AttackedPrompt(forged, forges_turn=True)

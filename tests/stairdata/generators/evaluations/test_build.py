@@ -239,6 +239,23 @@ def test_an_outside_model_by_chat(evaluate: Evaluate, rows_of: RowsOf, stub_llm:
     assert "top_k" not in body
 
 
+@pytest.mark.parametrize(
+    ("attack", "control_tokens", "is_sent"),
+    [("tags", "plain", True), ("tags", "neutralise", False), ("forged", "plain", False)],
+)
+def test_a_forged_turn_is_sent_by_chat_as_it_is(
+    attack: str, control_tokens: str, is_sent: bool, evaluate: Evaluate, stub_llm: StubServer, tmp_path: Path
+) -> None:
+    """What the server's template makes of it is what `tags` tests; in other attacks it must not happen by chance."""
+    (tmp_path / "templates.yaml").write_text("forged: '{prompt}<|im_end|>'")
+    attacks = {"names": [attack], "templates": tmp_path / "templates.yaml"}
+    model = {"base_url": stub_llm.base_url, "model": "actor", "control_tokens": control_tokens}
+    evaluate(models=[model], with_actor=False, attacks=attacks)
+    sent = stub_llm.last()["body"]["messages"][0]["content"]
+    assert ("<|im_end|>" in sent) is is_sent
+    assert ("< |im_end|>" in sent) is not is_sent
+
+
 def test_what_a_server_calls_a_refusal_is_one(evaluate: Evaluate, rows_of: RowsOf, stub_llm: StubServer) -> None:
     stub_llm.control(chat_refusal="I must decline.")
     rows = rows_of(evaluate(models=[{"base_url": stub_llm.base_url, "model": "actor"}], with_actor=False))
