@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from stairdata_schemas.artifacts import Artifact
     from stairdata_training.config import SaveDtype, TrainingConfig
 
-SERVED_TYPE = "bfloat16"
 SAVED_TYPE: SaveDtype = "float32"
 
 
@@ -190,8 +189,6 @@ class RunSteps:
         """
         actor = self.recipe.actor
         changes: dict[str, Any] = {"path": model} | ({"tokenizer": None} if is_ours else {})
-        if "dtype" not in actor.model_fields_set:
-            changes["dtype"] = SERVED_TYPE  # whatever the weights are saved in
         served = actor.model_copy(update=changes)
         if self.options.limits.cost is not None or self.options.only_finished:
             # a limit and a forecast need the price of each model, and this one runs here

@@ -59,7 +59,7 @@ def byte_tokenizer(family: str) -> Any:
     return tokenizer
 
 
-def tiny_model(folder: Path, family: str, *, tags: bool = False) -> Path:
+def tiny_model(folder: Path, family: str, *, tags: bool = False, heads: int = 4) -> Path:
     """A tiny random model; with tags like one that SFT has been through."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -71,8 +71,8 @@ def tiny_model(folder: Path, family: str, *, tags: bool = False) -> Path:
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=heads,
+        num_key_value_heads=max(1, heads // 2),
         tie_word_embeddings=family == "chatml",
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

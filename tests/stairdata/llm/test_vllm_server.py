@@ -197,6 +197,17 @@ def test_the_key_goes_through_the_environment_alone_and_nothing_is_reported_home
     assert make_server().api_key != server.api_key
 
 
+@pytest.mark.parametrize(("set_to", "passed_on"), [("ERROR", "INFO"), ("DEBUG", "DEBUG")])
+def test_the_log_keeps_its_words_after_trl_was_imported(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch, set_to: str, passed_on: str
+) -> None:
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", set_to)
+    with make_server() as server:
+        environ = first_line(server)["environ"]
+    assert isinstance(environ, dict)
+    assert environ["VLLM_LOGGING_LEVEL"] == passed_on
+
+
 def test_a_proxy_in_the_environment_is_not_asked(make_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
@@ -402,6 +413,24 @@ def test_the_command_is_words_for_vllm(options: ServerOptions, monkeypatch: pyte
     assert {"--no-enable-chunked-prefill", "--max-num-batched-tokens=8192"} <= set(command)
     monkeypatch.setattr(server_module, "_is_cpu_build", lambda: False)
     assert {"--enforce-eager", "--no-enable-chunked-prefill"}.isdisjoint(vllm_command(options, 4711))
+
+
+@pytest.mark.parametrize(
+    ("is_cpu", "lacks", "asked", "served"),
+    [
+        (True, True, "auto", "float32"),
+        (True, False, "auto", "auto"),
+        (True, True, "bfloat16", "bfloat16"),
+        (False, True, "auto", "auto"),
+    ],
+)
+def test_a_cpu_without_bfloat16_computes_in_32_bits(
+    options: ServerOptions, monkeypatch: pytest.MonkeyPatch, is_cpu: bool, lacks: bool, asked: Any, served: str
+) -> None:
+    monkeypatch.setattr(server_module, "_obstacle", lambda: None)
+    monkeypatch.setattr(server_module, "_is_cpu_build", lambda: is_cpu)
+    monkeypatch.setattr(server_module, "_lacks_bfloat16", lambda: lacks)
+    assert f"--dtype={served}" in vllm_command(replace(options, dtype=asked), 4711)
 
 
 def test_a_reward_model_is_served_for_classify(options: ServerOptions, monkeypatch: pytest.MonkeyPatch) -> None:

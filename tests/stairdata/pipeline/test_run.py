@@ -111,7 +111,7 @@ def test_a_model_never_takes_the_place_of_another_training(tmp_path: Path) -> No
 
 def test_models_are_saved_and_served_so_that_no_round_is_rounded_away(sections: dict[str, Any], tmp_path: Path) -> None:
     steps = RunSteps(parse_full_recipe(sections), RunOptions(tmp_path))
-    assert steps.with_actor("models/sft").actor.dtype == "bfloat16"
+    assert steps.with_actor("models/sft").actor.dtype == "auto"
     chosen = RunSteps(parse_full_recipe(sections | {"actor": {"dtype": "float32"}}), RunOptions(tmp_path))
     assert chosen.with_actor("models/sft").actor.dtype == "float32"
 

@@ -9,15 +9,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from stairdata.llm.vllm_server import ManagedServer, ServerOptions, vllm_missing
 from stairdata_training.plan import TrainingPlan
 from stairdata_training.running import train
-from tests.training.conftest import pair_row, sft_row
+from tests.training.conftest import pair_row, sft_row, tiny_model
 from tests.training.sharded.child import CONFIGS, ENVIRONMENT, METHODS
 
 Job = dict[str, Any]
@@ -112,3 +114,26 @@ def test_a_training_that_was_killed_in_the_second_epoch_ends_like_one_that_was_n
     assert losses(sharded / "dpo-killed") == pytest.approx(losses(sharded / "dpo"), abs=1e-6)
     ours, theirs = (load_file(str(sharded / name / "model.safetensors")) for name in ("dpo-killed", "dpo"))
     assert all(torch.allclose(ours[key], theirs[key], atol=1e-6) for key in theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.all_cores
+def test_vllm_serves_a_model_that_was_trained_in_shards(tmp_path: Path) -> None:
+    missing = vllm_missing()
+    if missing:
+        pytest.skip(missing)
+    start = tiny_model(tmp_path / "start", "chatml", heads=1)  # one head of 64, a size that vLLM's CPU kernels have
+    one = job("sft", {"sft": {"chatml": start}}, tmp_path, batch_size=1, gradient_accumulation=2)
+    assert trained(tmp_path, [[one]]) == [[0]], (tmp_path / "log").read_text(errors="replace")[-4000:]
+    prompt = AutoTokenizer.from_pretrained(one["output"]).encode("hi 3")
+    with torch.inference_mode():
+        logits = AutoModelForCausalLM.from_pretrained(one["output"])(torch.tensor([prompt])).logits[0, -1]
+    options = ServerOptions(one["output"], tmp_path / "server.log", max_model_len=256, kv_cache_gib=1, dtype="float32")
+    with (
+        ManagedServer(options) as server,
+        openai.OpenAI(base_url=server.base_url, api_key=server.api_key, max_retries=0) as client,
+    ):
+        answer = client.completions.create(model="actor", prompt=prompt, max_tokens=1, temperature=0, logprobs=1)
+    found = answer.choices[0].logprobs
+    assert found is not None
+    assert found.token_logprobs == pytest.approx([logits.log_softmax(-1).max().item()], abs=1e-3)

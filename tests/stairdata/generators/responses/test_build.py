@@ -455,3 +455,18 @@ def test_a_beam_build_killed_twice_equals_an_undisturbed_one(
     assert {*scored} == {json.dumps(item) for item in undisturbed.items}
     assert len(scored) - len(set(scored)) <= 2 * 3 * 6, "a batch for each prompt in flight, at most, is scored again"
     assert not list((tmp_path / "killed").glob("responses/*/.build"))
+
+
+def test_the_benchmark_of_results_averages_the_chosen_answers(build: Callable[..., Artifact]) -> None:
+    best = build(6, Recorder(length), method="best_of_n", n=4, prm="folder/prm")
+    beam = build(6, Recorder(length), **BEAM)
+    script = Path(__file__).parents[4] / "benchmarks" / "search_results.py"
+    command = [sys.executable, str(script), str(best.folder), str(beam.folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
+    lines = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in done.stdout.splitlines()}
+    assert list(lines)[4:] == ["best of 1", "best of 2", "best of 4", f"beam, {beam.reference}"]
+    for name, artifact in (("best of 4", best), (f"beam, {beam.reference}", beam)):
+        rows = rows_of(artifact)
+        assert lines[name][2].startswith(f"{rows['score'].mean():.3f}")
+        assert lines[name][1] == f"{rows['completion_tokens'].mean():.0f}"
+    assert float(lines["best of 1"][2].split()[0]) < float(lines["best of 4"][2].split()[0])
