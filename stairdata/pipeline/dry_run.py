@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stairdata.generators.evaluations.cost_estimate import forecast_evaluations
 from stairdata.generators.forecast import forecast_prompts, forecast_responses, forecast_trees
 from stairdata.generators.structured_cot.cost_estimate import forecast_structured_cot
-from stairdata.pipeline.run import BASE, PRM, SFT, Pipeline, asks_teacher, start_model, trains_sft
+from stairdata.pipeline.run import BASE, PRM, SFT, Pipeline, asks_teacher, searched, start_model, trains_sft
 from stairdata.runs.build import NotBuiltError
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ def planned_stages(recipe: FullRecipe) -> Iterator[PlannedStage]:
     yield PlannedStage("train prm", needs="prm_pairs")
     if rounds.held_out and rounds.best_of > 1:
         yield PlannedStage(f"responses (dpo-{rounds.count}, best of {rounds.best_of})", needs=f"models/{PRM}")
+    for search in rounds.searches:
+        yield PlannedStage(f"evaluations (dpo-{rounds.count}, {search.title})", needs=f"models/{PRM}")
 
 
 def _of_both_parts(recipe: FullRecipe, kind: str, number: int | None, needs: str) -> Iterator[PlannedStage]:
@@ -71,6 +74,8 @@ def _of_both_parts(recipe: FullRecipe, kind: str, number: int | None, needs: str
 def _answers(recipe: FullRecipe, model: str, number: int | None, needs: str) -> Iterator[PlannedStage]:
     if recipe.rounds.held_out:
         yield PlannedStage(f"responses ({model})", number, needs)
+    if recipe.evaluations.benchmarks:
+        yield PlannedStage(f"evaluations ({model})", number, needs)
 
 
 def preview(recipe: FullRecipe, options: RunOptions) -> list[dict[str, Any]]:
@@ -171,6 +176,11 @@ def _forecast(pipeline: Pipeline, stage: PlannedStage) -> Forecast | None:
         # as many of all prompts stand for those that are not set aside yet
         options = steps.build_options([prompts], recipe.rounds.held_out)
         return forecast_responses(steps.with_actor(_place(pipeline, stage), responses=section_of), options)
+    if stage.name.startswith("evaluations"):
+        section_tested = searched(recipe) if stage.needs == f"models/{PRM}" else recipe.evaluations
+        # the start model stands for those that are to be trained from it; what it has been asked is no part of theirs
+        tested = steps.with_actor(start_model(recipe) or "", is_ours=False, evaluations=section_tested)
+        return forecast_evaluations(tested, replace(steps.build_options([]), fresh=True))
     return _forecast_teacher(pipeline) if stage.name == "structured_cot" else None
 
 

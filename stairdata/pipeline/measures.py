@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from stairdata.pipeline.model_folders import held_out_measures
 from stairdata.recipe import Measure
 from stairdata.search.refusal import is_refusal
@@ -45,6 +47,21 @@ def answer_measures(answers: Artifact, prompts: Artifact) -> Measures:
         ),
         "mean_tokens": mean([row["tokens"] for row in rows]),
     }
+
+
+def evaluation_measures(evaluations: Artifact) -> Measures:
+    """Read which share of a model's answers to the benchmarks' prompts were refusals, where no prompt was attacked.
+
+    Cut and empty answers, of which nothing is known, are left out, and so is what the judge could not tell.
+    """
+    known = (
+        evaluations.scan()
+        .filter((pl.col("attack") == "none") & pl.col("refused").is_not_null())
+        .select("task", "refused")
+        .collect()
+    )
+    refused = {task: known.filter(pl.col("task") == task)["refused"].to_list() for task in ("safety", "helpfulness")}
+    return {"refused_harmful": mean(refused["safety"]), "refused_harmless": mean(refused["helpfulness"])}
 
 
 def training_measures(model: Path) -> Measures:

@@ -17,6 +17,7 @@ from stairdata.generators.prompts.part import build_prompt_part
 from stairdata.llm.session import keeping_servers
 from stairdata.pipeline import measures, results
 from stairdata.pipeline.steps import RunOptions, RunSteps
+from stairdata.recipe.attacks import AttacksSection
 from stairdata.runs.prompt_parts import PromptPart, PromptSplit, check_no_repeats, split_prompts
 from stairdata.search.refusal import refusal_rule_note
 from stairdata_schemas.errors import BuildLockedError, RecipeError, quote
@@ -24,6 +25,7 @@ from stairdata_schemas.files import write_atomic
 from stairdata_schemas.rendering import load_tokenizer, missing_tags
 
 if TYPE_CHECKING:
+    from stairdata.recipe import EvaluationsSection
     from stairdata.stages import FullRecipe
     from stairdata_schemas.aliases import Row
     from stairdata_schemas.artifacts import Artifact
@@ -82,6 +84,16 @@ def check_recipe(recipe: FullRecipe) -> None:
         raise RecipeError(
             "structured_cot.from_trees takes rows out of trees, and a run has none before its first round: give "
             "structured_cot.path, .hub or .teacher, or none of them with a model that is trained on the step grammar"
+        )
+    if recipe.evaluations.models:
+        raise RecipeError(
+            "run tests the models that it trains on evaluations.benchmarks, and evaluations.models names others: leave "
+            "it out, and test those with `stairdata build evaluations`"
+        )
+    if recipe.rounds.searches and not recipe.evaluations.benchmarks:
+        raise RecipeError(
+            "rounds.searches are tested on the benchmarks of evaluations, and there are none: give "
+            "evaluations.benchmarks, or leave rounds.searches out"
         )
     if recipe.responses.method != "sample" or recipe.responses.n != 1 or recipe.responses.prm is not None:
         raise RecipeError(
@@ -183,6 +195,7 @@ class Pipeline:
         self.prm_measures = measures.prm_measures(Path(prm), evaluation)
         with keeping_servers():
             self._answer_best(actor, prm)
+            self._search(actor, prm)
             if self.at_end is not None:
                 self.at_end(self._searching(actor, prm))
         return prm
@@ -274,6 +287,9 @@ class Pipeline:
             answers = self.steps.build("responses", recipe, options, name=f"responses ({name})", number=number or None)
             self.answers[name] = answers
             row |= measures.answer_measures(answers, self.held_out)
+        if self.recipe.evaluations.benchmarks:
+            recipe = self.steps.with_actor(model, is_ours=is_ours)
+            row |= measures.evaluation_measures(self._evaluate(name, recipe, number))
         row |= measures.training_measures(Path(model)) | measures.accuracy_measures(Path(model), evaluation)
         self.rows.append(row)
         if not self.options.only_finished:
@@ -305,6 +321,18 @@ class Pipeline:
         name = f"responses ({self.rows[-1]['model']}, best of {n})"
         options = self.steps.build_options([self.held_out])
         self.best = self.steps.build("responses", self._searching(actor, prm), options, name=name)
+
+    def _evaluate(self, name: str, recipe: FullRecipe, number: int | None = None) -> Artifact:
+        """Test the recipe's actor on the benchmarks."""
+        options = self.steps.build_options([])
+        return self.steps.build("evaluations", recipe, options, name=f"evaluations ({name})", number=number or None)
+
+    def _search(self, actor: str, prm: str) -> None:
+        """Test the ways in which the last actor searches."""
+        for search in self.recipe.rounds.searches:
+            section = self.recipe.responses.model_copy(update={**search.settings(), "prm": prm})
+            recipe = self.steps.with_actor(actor, responses=section, evaluations=searched(self.recipe))
+            self._evaluate(f"{self.rows[-1]['model']}, {search.title}", recipe)
 
     def _searching(self, actor: str, prm: str) -> FullRecipe:
         """Return the recipe by which the last actor answers, the best of several times."""
@@ -339,6 +367,16 @@ class Pipeline:
                 f"warning: {len(shared)} of {len(held_out)} held-out prompts are in {rows.reference}, which sft trains "
                 "on, so measures are too good"
             )
+
+
+def searched(recipe: FullRecipe) -> EvaluationsSection:
+    """Return the evaluations of searches: a part of the benchmarks' prompts, without attacks."""
+    most = recipe.rounds.searched_prompts
+    benchmarks = [
+        benchmark if most is None else benchmark.model_copy(update={"count": min(most, benchmark.count or most)})
+        for benchmark in recipe.evaluations.benchmarks
+    ]
+    return recipe.evaluations.model_copy(update={"benchmarks": benchmarks, "attacks": AttacksSection()})
 
 
 def _check_grammar(model: str) -> None:

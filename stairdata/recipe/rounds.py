@@ -17,9 +17,41 @@ Measure = Literal[
     "mean_tokens",
     "dpo_accuracy",
     "held_out_accuracy",
+    "refused_harmful",
+    "refused_harmless",
 ]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 """The columns of rounds.csv that `stop_below` can name."""
+
+
+class SearchSettings(Section):
+    """How the last actor searches at the end of a run; the keys are those of `responses`."""
+
+    method: Literal["best_of_n", "beam"] = "best_of_n"
+    """best_of_n or beam."""
+    n: int = Field(4, ge=1)
+    """Answers per prompt, of best_of_n."""
+    width: int = Field(4, ge=1)
+    """Beginnings of answers that go on at each level, of beam."""
+    expansions: int = Field(4, ge=1)
+    """Next steps sampled for each of them, of beam."""
+    max_depth: int = Field(7, ge=1)
+    """Steps after which an answer is no longer searched, of beam."""
+    diverse: bool = False
+    """Separate subtrees, of beam."""
+
+    @property
+    def title(self) -> str:
+        """What stages and pages call it."""
+        if self.method == "best_of_n":
+            return f"best of {self.n}"
+        return f"{'diverse ' if self.diverse else ''}beam {self.width} x {self.expansions}"
+
+    def settings(self) -> dict[str, int | str | bool]:
+        """Return what it sets in `responses`."""
+        if self.method == "best_of_n":
+            return {"method": self.method, "n": self.n}
+        return {"n": 1} | self.model_dump(include={"method", "width", "expansions", "max_depth", "diverse"})
 
 
 class RoundsSection(Section):
@@ -44,6 +76,11 @@ class RoundsSection(Section):
     best_of: int = Field(1, ge=1)
     """At the end the last actor gives so many answers to each held-out prompt, of which the process reward model picks
     the best; 1 leaves this out."""
+    searches: list[SearchSettings] = []
+    """Ways in which the last actor searches at the end, each tested on the benchmarks of `evaluations`:
+    [{method: best_of_n, n: 4}, {method: beam, width: 2, expansions: 2}]."""
+    searched_prompts: int | None = Field(None, ge=1)
+    """Prompts of each benchmark that are searched, unattacked, a part of those that are answered once; default: all."""
     reviews: dict[int, str] = {}
     """Reviews that decide which pairs of a round are kept, by the number of the round: {1: reviews@1.0.0}."""
     stop_below: dict[Measure, float] = {}

@@ -253,3 +253,40 @@ def test_fresh_builds_anew_beside_what_is_there_and_the_next_command_goes_on_fro
     assert (found["prompts"], found["prompts (held out)"]) == ("prompts@1.2.0", "prompts@1.3.0")
     assert found["structured_cot"] == "structured_cot@1.1.0"
     assert found["train sft"] == str(folder / "models" / "sft")
+
+
+def test_models_and_searches_are_tested_on_benchmarks(
+    finished: FinishedRun, folder: Path, stub: None, tmp_path: Path
+) -> None:
+    file = tmp_path / "asked.csv"
+    file.write_text(
+        "prompt,task\n" + "".join(f"Do number {n}?,{'safety' if n % 2 else 'helpfulness'}\n" for n in range(6))
+    )
+    recipe = changed(
+        finished,
+        rounds__searches=[{"n": 2}, {"method": "beam", "width": 2, "expansions": 1}],
+        rounds__searched_prompts=4,
+    )
+    benchmark = {"name": "own", "path": str(file), "columns": {"prompt": "prompt", "task": "task"}, "score": "refusal"}
+    evaluations = {"benchmarks": [benchmark], "attacks": {"names": ["none", "role_play"]}}
+    recipe = parse_full_recipe(recipe.model_dump(exclude_unset=True) | {"evaluations": evaluations})
+    before = files_of(folder)
+    planned = [stage for stage in preview(recipe, RunOptions(folder)) if stage["stage"].startswith("evaluations")]
+    names = ["base", "sft", "dpo-1", "dpo-2", "dpo-2, best of 2", "dpo-2, beam 2 x 1"]
+    assert [stage["stage"] for stage in planned] == [f"evaluations ({name})" for name in names]
+    summary = Pipeline(recipe, RunOptions(folder)).run()
+    tested = [stage for stage in summary["stages"] if stage["stage"].startswith("evaluations")]
+    assert [(stage["stage"], stage["rows"]) for stage in tested] == [
+        (f"evaluations ({name})", rows)
+        for name, rows in zip(names, [9, 9, 9, 9, 4, 4], strict=True)  # harmful prompts are attacked
+    ]
+    assert {path: files_of(folder)[path] for path in before} == before
+    for row, stage in zip(summary["rounds"], tested, strict=False):
+        rows = open_artifact(Path(stage["folder"])).scan().filter(attack="none").collect()
+        for task, name in (("safety", "refused_harmful"), ("helpfulness", "refused_harmless")):
+            assert row[name] == pytest.approx(rows.filter(task=task)["refused"].drop_nulls().mean(), abs=1e-3)
+    asked = [set(open_artifact(Path(stage["folder"])).scan().collect()["prompt_id"]) for stage in tested]
+    assert asked[4] == asked[5] < asked[3]
+    made_before = files_of(folder)
+    assert made(Pipeline(recipe, RunOptions(folder)).run()) == made(summary)
+    assert files_of(folder) == made_before
