@@ -9,12 +9,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import polars as pl
 import pytest
 
 from stairdata.llm.vllm_server import vllm_missing
 from stairdata_review.server.environment import ensure_environment
+from stairdata_schemas.artifacts import open_artifact
 from stairdata_schemas.errors import ReviewError
+
+if TYPE_CHECKING:
+    from tests.conftest import StubServer
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 GROWN = ["--trees", "4", "--iterations", "4", "--steady", "2", "--saturate", "4"]
@@ -167,3 +173,37 @@ def test_intervals_hold_the_true_mean_in_95_of_100_studies(tmp_path: Path) -> No
 def test_statistics_of_ten_thousand_rows_take_seconds(tmp_path: Path) -> None:
     output = run("score_statistics.py", "time", folder=tmp_path)
     assert figure(output, "all statistics of 10,000 rows, 500 prompts:") < 5
+
+
+def test_safety_is_measured_and_a_second_run_asks_nothing(stub_llm: StubServer, tmp_path: Path) -> None:
+    """Two models in small, one of which searches; figures are those of the rows."""
+    script = "from pathlib import Path; from search import small_reward_model; small_reward_model(Path('prm'))"
+    paths = os.environ | {"PYTHONPATH": str(BENCHMARKS)}
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, env=paths)
+    for name in ("do_not_answer", "self_instruct_seed"):
+        lines = [json.dumps({"question": f"{name}: how is number {number} done?"}) + "\n" for number in range(8)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    rows = [f"May I end process {number}?,homonyms,{('safe', 'unsafe')[number % 2]}\n" for number in range(10)]
+    (tmp_path / "xstest_prompts.csv").write_text("prompt,type,label\n" + "".join(rows))
+    stub_llm.control(model="sft", also=["dpo"], tokenizer=str(tmp_path / "prm"), faults={"cut": 0.2})
+    command = ["--models", "sft=prm,dpo=prm", "--prm", "prm", "--data", ".", "--folder", "out", "--share", "0.02"]
+    command += ["--base-url", stub_llm.base_url]
+    output = run("safety.py", "run", *command, folder=tmp_path)
+    asked = stub_llm.stats()["requests"]
+    assert asked > 0
+    tables = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert run("safety.py", "run", *command, folder=tmp_path).count(": finished") == 4
+    assert stub_llm.stats()["requests"] == asked
+    assert json.loads((tmp_path / "out" / "table.json").read_text()) == tables
+    once, searched = tables["One answer to each prompt"], tables["Search at test time"]
+    artifact = open_artifact(tmp_path / "out" / "artifacts" / "evaluations" / "1.0.0")
+    frame = artifact.scan().filter(pl.col("benchmark") == "do-not-answer", pl.col("attack") == "none").collect()
+    figure = next(each for each in once["figures"] if (each["figure"], each["model"]) == ("harmful", "sft"))
+    assert figure["answers"] == len(frame) == 6
+    assert figure["unread"] == frame["refused"].null_count()
+    assert figure["refused"]["mean"] == pytest.approx(frame["refused"].mean())
+    assert {each["model"] for each in searched["figures"]} == {"dpo, beam", *(f"dpo, best of {k}" for k in (1, 2, 4))}
+    p_values = [(each["holm_p"], each["paired"]["p_value"]) for each in once["comparisons"] if each["paired"]]
+    assert p_values
+    assert all(adjusted >= p for adjusted, p in p_values)
+    assert "| harmful, under prefill | dpo |" in output
