@@ -160,7 +160,7 @@ def search_figures(
             continue
         frame = rows[model, part.method]
         sampled = part.artifact.manifest.usage.completion_tokens / frame["response_id"].n_unique()
-        samples = int(frame["sample"].max()) + 1  # type: ignore[arg-type, call-overload]  # whole numbers
+        samples = int(frame["sample"].max()) + 1  # type: ignore[arg-type]  # whole numbers
         for k in best_of_sizes(samples) if part.method == "best_of_n" else [None]:
             chosen = frame if k is None else best_of(frame, k)
             name = part.method if k is None else f"best of {k}"
