@@ -176,7 +176,7 @@ def parts(options: argparse.Namespace) -> list[PlannedPart]:
 def recipe_of(options: argparse.Namespace, model: str, evaluations: Json, responses: Json) -> Json:
     """Return the recipe of one part."""
     folder = options.models[model]
-    actor: Json = {"path": folder, "dtype": "bfloat16"}
+    actor: Json = {"path": folder}
     if options.base_url:
         actor = {"base_url": options.base_url, "model": model, "tokenizer": folder}
     sampling = {"max_tokens": options.max_tokens, "temperature": options.temperature, "top_p": 1.0}
