@@ -80,13 +80,13 @@ def test_a_build_that_runs_out_of_memory_loses_nothing(
     import torch
 
     from stairdata_training import scoring
+    from stairdata_training.inference.forward import rewards_at
 
     settings = {"method": "best_of_n", "n": 2, "max_tokens": 120, "concurrency": 1}
     whole = build(str(prm_folder), "whole", **settings).scan().collect().drop("seconds")
     asked = stub_llm.stats()["requests"]
     stub_llm.reset()
     passes: list[Any] = []
-    rewards_at = scoring.rewards_at
 
     def failing(network: Any) -> Any:
         score = rewards_at(network)
