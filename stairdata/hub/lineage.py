@@ -13,6 +13,14 @@ from stairdata_schemas.errors import ArtifactError, HubError
 from stairdata_schemas.formats.limits import MANIFEST_BYTES
 from stairdata_schemas.manifest import Manifest, Parent, read_origin
 
+ArtifactKey = tuple[str, str]
+"""Kind and content hash: artifacts of two kinds may hold the same bytes."""
+
+
+def artifact_key(named: Manifest | Parent) -> ArtifactKey:
+    """Return what an artifact is found by."""
+    return named.kind, named.content_hash
+
 
 @dataclass(frozen=True, slots=True)
 class Ancestor:
@@ -38,7 +46,7 @@ class Ancestor:
 def lineage(artifact: Artifact, root: Path) -> Ancestor:
     """Follow an artifact's parents to the end.
 
-    A parent is looked for under the root and beside the artifact by its content hash, then on the Hub if its
+    A parent is looked for under the root and beside the artifact by its kind and content hash, then on the Hub if its
     manifest names a commit; one that is in neither place is drawn as not found.
     """
     local = {**local_artifacts(artifact.folder.parent.parent), **local_artifacts(root)}
@@ -51,25 +59,25 @@ def lineage(artifact: Artifact, root: Path) -> Ancestor:
 class ParentIndex(NamedTuple):
     """Where parents are looked for."""
 
-    local: dict[str, Artifact]
+    local: dict[ArtifactKey, Artifact]
     beside: tuple[str, str] | None
     """Repository and commit of the child: its other configs may be what it was made from."""
 
 
-def local_artifacts(root: Path) -> dict[str, Artifact]:
-    """Return the complete artifacts under a root by content hash."""
+def local_artifacts(root: Path) -> dict[ArtifactKey, Artifact]:
+    """Return the complete artifacts under a root."""
     found = {}
     for _, _, folder in list_folders(root):
         try:
             artifact = open_artifact(folder)
         except ArtifactError:
             continue  # unfinished or damaged: can't be told apart from one that is not there
-        found[artifact.manifest.content_hash] = artifact
+        found[artifact_key(artifact.manifest)] = artifact
     return found
 
 
-def _ancestor(manifest: Manifest, where: str, known: ParentIndex, seen: frozenset[str]) -> Ancestor:
-    below = seen | {manifest.content_hash}
+def _ancestor(manifest: Manifest, where: str, known: ParentIndex, seen: frozenset[ArtifactKey]) -> Ancestor:
+    below = seen | {artifact_key(manifest)}
     return Ancestor(
         reference=f"{manifest.kind}@{manifest.version}",
         content_hash=manifest.content_hash,
@@ -83,19 +91,19 @@ def _ancestor(manifest: Manifest, where: str, known: ParentIndex, seen: frozense
     )
 
 
-def _parent(parent: Parent, known: ParentIndex, seen: frozenset[str]) -> Ancestor:
+def _parent(parent: Parent, known: ParentIndex, seen: frozenset[ArtifactKey]) -> Ancestor:
     reference = f"{parent.kind}@{parent.version}"
-    if parent.content_hash in seen:
+    if artifact_key(parent) in seen:
         return Ancestor(reference, parent.content_hash, "its own ancestor: a manifest is wrong", found=False)
-    if parent.content_hash in known.local:
-        artifact = known.local[parent.content_hash]
+    if artifact_key(parent) in known.local:
+        artifact = known.local[artifact_key(parent)]
         return _ancestor(artifact.manifest, str(artifact.folder), known, seen)
     place = (parent.repo, parent.commit) if parent.repo and parent.commit else known.beside
     if place is None:
         return Ancestor(reference, parent.content_hash, "not under the root, and not from the Hub", found=False)
     where = f"{place[0]} at {place[1][:12]}"
     try:
-        manifest = _remote_manifest(*place, parent.content_hash)
+        manifest = _remote_manifest(*place, parent)
     except HubError as error:
         return Ancestor(reference, parent.content_hash, f"{where}: {error}", found=False)
     if manifest is None:
@@ -103,10 +111,10 @@ def _parent(parent: Parent, known: ParentIndex, seen: frozenset[str]) -> Ancesto
     return _ancestor(manifest, where, ParentIndex(known.local, place), seen)
 
 
-def _remote_manifest(repo: str, commit: str, content_hash: str) -> Manifest | None:
-    """Find the manifest with a content hash at a commit, whichever config it is."""
+def _remote_manifest(repo: str, commit: str, parent: Parent) -> Manifest | None:
+    """Find the manifest of a parent at a commit, whichever config it is."""
     for path in manifests(tree(repo, commit)).values():
         manifest = parse_manifest(read(repo, path, commit, MANIFEST_BYTES))
-        if manifest is not None and manifest.content_hash == content_hash:
+        if manifest is not None and artifact_key(manifest) == artifact_key(parent):
             return manifest
     return None

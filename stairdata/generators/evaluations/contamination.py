@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from stairdata.hub.lineage import local_artifacts
+from stairdata.hub.lineage import ArtifactKey, artifact_key, local_artifacts
 from stairdata.hub.pull import STORE
 from stairdata_schemas.artifacts import Artifact, open_artifact
 from stairdata_schemas.errors import ArtifactError, ModelError, StairDataError, quote
@@ -58,7 +58,7 @@ def seen_in_training(model: Path, root: Path) -> SeenPrompts:
     Returns:
         The prompts, and what of the ancestry was not found.
     """
-    seen, done = SeenPrompts(), set[str]()
+    seen, done = SeenPrompts(), set[ArtifactKey]()
     local = local_artifacts(root) | _fetched(root)
     folder: Path | None = model.resolve()
     for _ in range(_DEEPEST):
@@ -93,15 +93,22 @@ def _parent(data: Any) -> Parent | None:
         return None
 
 
-def _follow(parent: Parent | None, model: str, local: dict[str, Artifact], seen: SeenPrompts, done: set[str]) -> None:
-    """Take in an artifact and all that it was made from, but for those whose content hashes are in `done`."""
+def _follow(
+    parent: Parent | None,
+    model: str,
+    local: dict[ArtifactKey, Artifact],
+    seen: SeenPrompts,
+    done: set[ArtifactKey],
+) -> None:
+    """Take in an artifact and all that it was made from, but for those that are in `done`."""
     waiting = [parent] if parent else []
     while waiting:
         each = waiting.pop()
-        if each.content_hash in done:
+        key = artifact_key(each)
+        if key in done:
             continue
-        done.add(each.content_hash)
-        artifact = local.get(each.content_hash)
+        done.add(key)
+        artifact = local.get(key)
         reference = f"{each.kind}@{each.version}"
         if artifact is None:
             on_hub = f"; fetch it: `stairdata pull {each.repo}@{each.commit}`" if each.repo and each.commit else ""
@@ -130,15 +137,15 @@ def _words(prompt: str) -> str:
     return spaced(prompt) or prompt
 
 
-def _fetched(root: Path) -> dict[str, Artifact]:
-    """Return releases that were fetched from the Hub and are kept apart from what was built, by content hash."""
+def _fetched(root: Path) -> dict[ArtifactKey, Artifact]:
+    """Return releases that were fetched from the Hub and are kept apart from what was built."""
     found = {}
     for manifest in _manifests(root / STORE):
         try:
             artifact = open_artifact(manifest.parent)
         except ArtifactError:
             continue
-        found[artifact.manifest.content_hash] = artifact
+        found[artifact_key(artifact.manifest)] = artifact
     return found
 
 

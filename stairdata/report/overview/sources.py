@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stairdata.hub.lineage import ArtifactKey, artifact_key
 from stairdata_schemas.aliases import Json, Row
 from stairdata_schemas.artifacts import Artifact, list_folders, open_artifact, parse_version
 from stairdata_schemas.errors import ArtifactError, InputError, UsageError, quote
@@ -19,8 +20,6 @@ from stairdata_schemas.formats.bounded import read_text
 from stairdata_schemas.formats.limits import MEBIBYTE, TooLargeError, check_json
 from stairdata_schemas.kinds import KINDS
 
-ArtifactKey = tuple[str, str]
-"""Kind and content hash: artifacts of two kinds may hold the same bytes."""
 RECORD_BYTES = 64 * MEBIBYTE
 TRAINING_NAME = "training.json"
 JUDGE_CHECK_NAME = "check-judge.json"
@@ -80,7 +79,7 @@ def find_sources(places: Places, named: Sequence[Artifact] = ()) -> ReportSource
     """
     roots = dict.fromkeys([places.root, *(artifact.folder.parent.parent for artifact in named)])
     here = [artifact for root in roots for artifact in _complete(root)]
-    local = {_key(artifact): artifact for artifact in here}
+    local = {artifact_key(artifact.manifest): artifact for artifact in here}
     trainings = dict(_trainings(places))
     asked = {folder.resolve().name for folder in places.models}
     if named:
@@ -111,7 +110,7 @@ def _ancestry(
     named: Sequence[Artifact], local: dict[ArtifactKey, Artifact], trainings: dict[str, Json], asked: Iterable[str]
 ) -> tuple[list[Artifact], dict[str, Json], list[str]]:
     """Follow parents, and the trainings of the models that took part or that were trained on one of the artifacts."""
-    found = {_key(artifact): artifact for artifact in named}
+    found = {artifact_key(artifact.manifest): artifact for artifact in named}
     models = {name: trainings[name] for name in asked if name in trainings}
     waiting: list[Artifact] = list(named)
     names: list[str] = [*models]
@@ -119,9 +118,9 @@ def _ancestry(
         new: list[ArtifactKey] = []
         if waiting:
             manifest = waiting.pop().manifest
-            new = [(parent.kind, parent.content_hash) for parent in manifest.parents]
+            new = [artifact_key(parent) for parent in manifest.parents]
             names += [model.name for model in manifest.models]
-            own = (manifest.kind, manifest.content_hash)
+            own = artifact_key(manifest)
             names += [name for name, record in trainings.items() if data_key(record) == own and name not in models]
         elif (name := names.pop()) in trainings:
             models[name] = trainings[name]
@@ -130,7 +129,7 @@ def _ancestry(
             start = base.get("name") if isinstance(base, dict) else None
             names += [start] if isinstance(start, str) and start not in models else []
         fresh = [local[each] for each in new if each in local and each not in found]
-        found |= {_key(artifact): artifact for artifact in fresh}
+        found |= {artifact_key(artifact.manifest): artifact for artifact in fresh}
         waiting += fresh
     chosen = list(found.values())
     return chosen, {name: trainings[name] for name in trainings if name in models}, _missing(chosen, local)
@@ -142,7 +141,7 @@ def _missing(artifacts: Iterable[Artifact], local: dict[ArtifactKey, Artifact]) 
             f"{parent.kind}@{parent.version} (content {parent.content_hash[:16]}), parent of {artifact.reference}"
             for artifact in artifacts
             for parent in artifact.manifest.parents
-            if (parent.kind, parent.content_hash) not in local
+            if artifact_key(parent) not in local
         }
     )
 
@@ -152,10 +151,6 @@ def data_key(record: Json) -> ArtifactKey:
     data = record.get("data")
     found = data if isinstance(data, dict) else {}
     return str(found.get("kind") or ""), str(found.get("content_hash") or "")
-
-
-def _key(artifact: Artifact) -> ArtifactKey:
-    return artifact.kind, artifact.manifest.content_hash
 
 
 def _complete(root: Path) -> Iterator[Artifact]:
