@@ -79,8 +79,8 @@ WIDTH = 4
 class Searched(NamedTuple):
     """One build of answers."""
 
-    count: int
-    """Of the prompts."""
+    prompts: int
+    """How many."""
     watch: Watch
     sent: list[Sent]
     steady: int
@@ -91,7 +91,7 @@ class Searched(NamedTuple):
     def span(self) -> tuple[float, float]:
         """From the first answer of the server until fewer prompts are unfinished than the steady part needs."""
         ends = sorted(self.watch.finished)
-        last = max(0, self.count - self.steady)
+        last = max(0, self.prompts - self.steady)
         return min(one.ended for one in self.sent), ends[last] if len(ends) > last else self.stopped or ends[-1]
 
     @property
@@ -102,7 +102,7 @@ class Searched(NamedTuple):
     @property
     def tokens_of_an_answer(self) -> float:
         """Tokens that the search for one answer samples."""
-        return sum(one.tokens for one in self.sent) / self.count
+        return sum(one.tokens for one in self.sent) / self.prompts
 
     @property
     def answers_an_hour(self) -> float:
@@ -228,7 +228,7 @@ def flight_with_model(options: argparse.Namespace, url: str, model: Any, full: f
     began, ended = found.span
     share = timed.share(began, ended)
     show(
-        f"with the reward model, {len(found.watch.finished)} of {found.count} answers in {ended - began:.1f} s: it "
+        f"with the reward model, {len(found.watch.finished)} of {found.prompts} answers in {ended - began:.1f} s: it "
         f"computes {share:.1%} of the time, {timed.texts} texts, "
         f"{timed.tokens / max(timed.seconds, 1e-9):.0f} tokens/s; the server is asked for "
         f"{found.rate / full:.1%} of its saturated rate"
@@ -246,7 +246,7 @@ def show_costs(model: Any, asked: Sequence[ScoreItem], found: Searched, full: fl
         timed.step_rewards(answers[at : at + BATCH])
     cpu = time.process_time() - cpu
     a_text = timed.seconds / len(some)
-    texts = len(asked) / found.count
+    texts = len(asked) / found.prompts
     server = found.tokens_of_an_answer / full
     show(
         f"an answer costs the server {found.tokens_of_an_answer:.0f} tokens, {server:.2f} s; the reward model "
