@@ -80,7 +80,7 @@ class Searched(NamedTuple):
     """One build of answers."""
 
     prompts: int
-    """How many there were."""
+    """How many."""
     watch: Watch
     sent: list[Sent]
     steady: int

@@ -79,7 +79,6 @@ def test_a_build_that_runs_out_of_memory_loses_nothing(
     """The third pass fails; the build that is run again asks for what it lacks."""
     import torch
 
-    from stairdata_training import scoring
     from stairdata_training.inference.forward import rewards_at
 
     settings = {"method": "best_of_n", "n": 2, "max_tokens": 120, "concurrency": 1}
@@ -99,7 +98,7 @@ def test_a_build_that_runs_out_of_memory_loses_nothing(
 
         return scores
 
-    monkeypatch.setattr(scoring, "rewards_at", failing)
+    monkeypatch.setattr("stairdata_training.scoring.rewards_at", failing)
     with pytest.raises(ModelError, match=r"too little memory for the reward model .*finished work is kept"):
         build(str(prm_folder), "again", **settings)
     assert build(str(prm_folder), "again", **settings).scan().collect().drop("seconds").equals(whole)
