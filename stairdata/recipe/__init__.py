@@ -21,7 +21,7 @@ from stairdata.recipe.prompts import (
 )
 from stairdata.recipe.recipe import Price, Recipe
 from stairdata.recipe.responses import BEAM_KEYS, PrmEndpoint, ResponsesSection
-from stairdata.recipe.rounds import MEASURES, Measure, RoundsSection
+from stairdata.recipe.rounds import MEASURES, Measure, RoundsSection, SearchSettings
 from stairdata.recipe.section import MOST, Sampling, Section, Share, Task
 from stairdata.recipe.structured_cot import (
     BatchSection,
@@ -73,6 +73,7 @@ __all__ = [
     "RoundsSection",
     "RubricFiles",
     "Sampling",
+    "SearchSettings",
     "Section",
     "Share",
     "StructuredCotSection",

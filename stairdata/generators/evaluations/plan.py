@@ -89,7 +89,7 @@ def make_job(recipe: Recipe, options: BuildOptions, prm: ModelIdentity | None = 
     Raises:
         RecipeError: no benchmark, no model, two models that can't be told apart, or an attack that a model can't be put
             through.
-        UsageError: an attack, and the answers are given; inputs that hold the same answer twice.
+        UsageError: an attack or `exclude_seen`, and the answers are given; inputs that hold the same answer twice.
         InputError: a benchmark that can't be read.
     """
     section = recipe.evaluations
@@ -105,6 +105,11 @@ def make_job(recipe: Recipe, options: BuildOptions, prm: ModelIdentity | None = 
         raise UsageError(
             f"the attack {quote(other)} has to be made before a model answers, and the answers of {given[0].reference} "
             "are given; leave --input out, so that the models answer, or set evaluations.attacks to [none]"
+        )
+    if given and section.exclude_seen:
+        raise UsageError(
+            f"what a model saw in training is known of model folders, and the answers of {given[0].reference} are "
+            "given; leave --exclude-seen out, or leave --input out, so that the models answer"
         )
     pinned = pin_benchmarks(section.benchmarks)
     refused: list[QuarantineRow] = []

@@ -39,6 +39,7 @@ from stairdata.recipe import (
     Recipe,
     RoundsSection,
     RubricFiles,
+    SearchSettings,
     StructuredCotSection,
     TemplatesSection,
 )
@@ -290,7 +291,9 @@ CASES = {
         {*JUDGED, "evaluations.judge.template", "evaluations.judge.template.refusal"},
         inputs=("responses",),
         unused=frozenset({"attacks", "models", "with_actor"}),
-        refused=frozenset({"evaluations.attacks.names", "evaluations.benchmarks.0.columns"}),
+        refused=frozenset(
+            {"evaluations.attacks.names", "evaluations.benchmarks.0.columns", "evaluations.exclude_seen"}
+        ),
     ),
 }
 
@@ -500,6 +503,7 @@ def _there(section: BaseModel, name: str) -> tuple[Any] | None:
         (BaseModel, "sources", [PromptSource(path=Path("other/other_prompts.jsonl"))]),
         (RoundsSection, "sft_prompts", [PromptSource(path=Path("other/other_prompts.jsonl"))]),
         (RoundsSection, "stop_below", {"grammar": 0.5}),
+        (RoundsSection, "searches", [SearchSettings()]),
         (RoundsSection, "reviews", {1: "reviews"}),
         (BaseModel, "decontaminate", ["other/other_prompts.jsonl"]),
         (BenchmarkSection, "path", Path("other/other_questions.jsonl")),
