@@ -18,6 +18,8 @@ from stairdata_schemas.errors import InputError, quote
 Floats = npt.NDArray[np.float64]
 RESAMPLES = 10_000
 SEED = 42
+ROUNDING = 1e-10
+"""Share of the sums that make up a difference, below which the difference is taken for rounding."""
 CELLS_AT_ONCE = 2_000_000
 """Weights that are held at the same time: 16 MB."""
 
@@ -103,7 +105,10 @@ def standard_errors(weights: Floats, clusters: Clusters) -> tuple[Floats, Floats
     table = np.stack([np.ones_like(sums), sums, counts, sums * sums, sums * counts, counts * counts], axis=1)
     drawn, total, rows, squares, products, sizes = (weights @ table).T
     means = total / rows
-    residuals = np.maximum(squares - 2 * means * products + means * means * sizes, 0)
+    crossed, spread = 2 * means * products, means * means * sizes
+    residuals = squares - crossed + spread
+    # what rounding leaves of equal scores is no spread: its root would be a small error, and a ratio to it enormous
+    residuals[residuals <= ROUNDING * (squares + np.abs(crossed) + spread)] = 0
     drawn_twice = np.maximum(drawn, 2)
     return means + centre, np.sqrt(residuals * drawn_twice / (drawn_twice - 1)) / rows
 

@@ -108,6 +108,31 @@ def test_scores_that_hardly_differ(
     assert (found.low, found.high) == (ends if ends[0] is None else pytest.approx(tuple(ends), abs=1e-4))
 
 
+@given(
+    st.floats(0.01, 0.99),
+    st.lists(st.floats(0.01, 0.99), min_size=1, max_size=4),
+    st.integers(20, 60),
+    st.integers(1, 5),
+)
+def test_equal_scores_have_no_spread_whatever_rounding_leaves(
+    usual: float, others: list[float], alike: int, rows: int
+) -> None:
+    """A sample without the few prompts that differ has an error of 0, exactly."""
+    scores = [usual] * alike + others
+    clusters = group_scores(np.repeat(scores, rows), np.repeat([f"{n:03}" for n in range(len(scores))], rows).tolist())
+    weights = np.array([[1.0] * alike + [0.0] * len(others)])
+    weights[0, 0] = len(others) + 1
+    assert standard_errors(weights, clusters)[1] == 0
+
+
+def test_two_prompts_that_differ_among_many_leave_an_interval() -> None:
+    """Their resamples without spread were divided by what rounding had left: 0 to 1."""
+    found = estimate_mean([1.0] * 42 + [5 / 6, 11 / 12], [f"p{number}" for number in range(44)])
+    assert found.method == "wilson_effective"
+    assert found.low is not None
+    assert 0.95 < found.low < found.mean
+
+
 def test_one_prompt_says_so() -> None:
     found = estimate_mean([1.0, 0.0, 1.0], ["a"] * 3)
     assert (found.clusters, found.method, found.note) == (
