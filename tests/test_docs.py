@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
+from stairdata.stages import parse_full_recipe
 from tests.stairdata.generators.prompts import hub_datasets
 
 if TYPE_CHECKING:
@@ -132,7 +134,8 @@ def workplace(tmp_path: Path, stub_llm: StubServer, tokenizer_folder: Path) -> I
     (tmp_path / "labelled.csv").write_text("prompt,text,verdict\nA?,No.,declined\nB?,Yes.,answered\n", encoding="utf-8")
     (recipe,) = blocks(ROOT / "README.md", "yaml")
     (tmp_path / "recipe.yaml").write_text(re.sub(SERVERS, stub_llm.base_url, recipe), encoding="utf-8")
-    (recipe,) = blocks(ROOT / "docs" / "rounds.md", "yaml")
+    recipe, tested = blocks(ROOT / "docs" / "rounds.md", "yaml")
+    parse_full_recipe(yaml.safe_load(tested))
     (tmp_path / "rounds.yaml").write_text(re.sub(SERVERS, stub_llm.base_url, recipe), encoding="utf-8")
     (tmp_path / "training").symlink_to(ROOT / "training")
     logs = ROOT / "tests" / "stairdata" / "interop" / "data"
