@@ -124,7 +124,8 @@ def test_vllm_serves_a_model_that_was_trained_in_shards(tmp_path: Path) -> None:
         pytest.skip(missing)
     start = tiny_model(tmp_path / "start", "chatml", heads=1)  # one head of 64, a size that vLLM's CPU kernels have
     one = job("sft", {"sft": {"chatml": start}}, tmp_path, batch_size=1, gradient_accumulation=2)
-    assert trained(tmp_path, [[one]]) == [[0]], (tmp_path / "log").read_text(errors="replace")[-4000:]
+    (ended,) = trained(tmp_path, [[one]])
+    assert not any(ended), (tmp_path / "log").read_text(errors="replace")[-4000:]
     prompt = AutoTokenizer.from_pretrained(one["output"]).encode("hi 3")
     with torch.inference_mode():
         logits = AutoModelForCausalLM.from_pretrained(one["output"])(torch.tensor([prompt])).logits[0, -1]
