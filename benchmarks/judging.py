@@ -18,8 +18,6 @@ import asyncio
 import contextlib
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +25,6 @@ from statistics import median
 from typing import NamedTuple
 
 from trees import (
-    HERE,
     Sent,
     Watch,
     instant_server,
@@ -39,6 +36,7 @@ from trees import (
     show,
     small_tokenizer,
     speed,
+    stand_in,
 )
 
 from stairdata.generators.evaluations.build import build_evaluations
@@ -140,13 +138,8 @@ def judge_server(options: argparse.Namespace) -> Iterator[str]:
     if options.base_url:
         yield options.base_url
         return
-    command = [sys.executable, str(HERE / "batching_server.py"), options.speed]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
-        finally:
-            process.kill()
+    with stand_in("batching_server.py", options.speed) as url:
+        yield url
 
 
 if __name__ == "__main__":

@@ -28,8 +28,6 @@ import itertools
 import json
 import os
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -42,7 +40,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from instant_server import WORDS
 from trees import (
-    HERE,
     Sent,
     Watch,
     middle,
@@ -55,6 +52,7 @@ from trees import (
     show,
     small_tokenizer,
     speed,
+    stand_in,
 )
 
 from stairdata.generators.prompts.build import build_prompts
@@ -362,13 +360,8 @@ def a_server(options: argparse.Namespace, folder: Path) -> Iterator[str]:
             yield url
         return
     options.tokenizer = options.tokenizer or str(small_tokenizer(folder / "tokenizer"))
-    command = [sys.executable, str(HERE / "batching_server.py"), options.speed]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
-        finally:
-            process.kill()
+    with stand_in("batching_server.py", options.speed) as url:
+        yield url
 
 
 def at_once(scorer: InstantScorer) -> Callable[[Recipe], OpenScorer]:

@@ -366,10 +366,15 @@ def small_tokenizer(folder: Path) -> Path:
     return folder
 
 
-@contextlib.contextmanager
-def instant_server() -> Iterator[str]:
+def instant_server() -> contextlib.AbstractContextManager[str]:
     """Run the server that answers at once, in a process of its own."""
-    command = [sys.executable, str(HERE / "instant_server.py")]
+    return stand_in("instant_server.py")
+
+
+@contextlib.contextmanager
+def stand_in(script: str, *arguments: str) -> Iterator[str]:
+    """Run one of our servers in a process of its own, and give its URL."""
+    command = [sys.executable, str(HERE / script), *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
