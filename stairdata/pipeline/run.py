@@ -281,15 +281,17 @@ class Pipeline:
     ) -> None:
         """Let a model answer the held-out prompts, and add its row to rounds.csv."""
         row: Row = {"round": number, "model": name, "prompts": None, "pairs": None, **counts}
-        if self.held_out is not None:
-            recipe = self.steps.with_actor(model, is_ours=is_ours)
-            options = self.steps.build_options([self.held_out])
-            answers = self.steps.build("responses", recipe, options, name=f"responses ({name})", number=number or None)
-            self.answers[name] = answers
-            row |= measures.answer_measures(answers, self.held_out)
-        if self.recipe.evaluations.benchmarks:
-            recipe = self.steps.with_actor(model, is_ours=is_ours)
-            row |= measures.evaluation_measures(self._evaluate(name, recipe, number))
+        recipe = self.steps.with_actor(model, is_ours=is_ours)
+        with keeping_servers():  # one start of the model's server for both
+            if self.held_out is not None:
+                options = self.steps.build_options([self.held_out])
+                answers = self.steps.build(
+                    "responses", recipe, options, name=f"responses ({name})", number=number or None
+                )
+                self.answers[name] = answers
+                row |= measures.answer_measures(answers, self.held_out)
+            if recipe.evaluations.benchmarks:
+                row |= measures.evaluation_measures(self._evaluate(name, recipe, number))
         row |= measures.training_measures(Path(model)) | measures.accuracy_measures(Path(model), evaluation)
         self.rows.append(row)
         if not self.options.only_finished:
