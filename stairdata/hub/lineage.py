@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,15 +67,15 @@ class ParentIndex(NamedTuple):
 
 
 def local_artifacts(root: Path) -> dict[ArtifactKey, Artifact]:
-    """Return the complete artifacts under a root."""
-    found = {}
+    """Return the complete artifacts under a root; of those with the same content, the last."""
+    return {artifact_key(artifact.manifest): artifact for artifact in complete_artifacts(root)}
+
+
+def complete_artifacts(root: Path) -> Iterator[Artifact]:
+    """Yield the complete artifacts under a root."""
     for _, _, folder in list_folders(root):
-        try:
-            artifact = open_artifact(folder)
-        except ArtifactError:
-            continue  # unfinished or damaged: can't be told apart from one that is not there
-        found[artifact_key(artifact.manifest)] = artifact
-    return found
+        with suppress(ArtifactError):  # unfinished or damaged: can't be told apart from one that is not there
+            yield open_artifact(folder)
 
 
 def _ancestor(manifest: Manifest, where: str, known: ParentIndex, seen: frozenset[ArtifactKey]) -> Ancestor:

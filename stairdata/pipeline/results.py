@@ -14,6 +14,7 @@ from stairdata.pipeline import measures
 from stairdata.pipeline.model_folders import owner
 from stairdata.recipe import MEASURES
 from stairdata.report.overview.sources import Places, find_sources
+from stairdata.report.overview.writing import PLACE
 from stairdata.report.overview.writing import write_report as write_page
 from stairdata_schemas.aliases import Json, Row
 from stairdata_schemas.artifacts import Artifact
@@ -23,7 +24,6 @@ from stairdata_schemas.files import write_atomic
 INTERVALS = ("held_out_accuracy_low", "held_out_accuracy_high")
 COLUMNS = ("round", "model", "prompts", "pairs", *MEASURES, *INTERVALS)
 SCORES = "scores.json"
-REPORT = Path("report") / "index.html"
 COLUMNS_OF_PLOTS = 3
 
 
@@ -80,7 +80,7 @@ def write_summary(folder: Path, summary: Json) -> None:
 
 def write_report(folder: Path, tell: Callable[[str], None]) -> str | None:
     """Write the page of a run, and return where it is; None where it can't be made, which no run fails of."""
-    page = folder / REPORT
+    page = folder / PLACE
     try:
         sources = find_sources(Places(folder / "artifacts", folder))
         write_page(sources, page, f"Report of the run {folder.resolve().name}", tell=tell)

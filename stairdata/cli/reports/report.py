@@ -11,8 +11,6 @@ import typer
 from stairdata.cli.console import emit, say
 from stairdata.cli.options import JsonOption, RootOption, root_folder
 
-PAGE = Path("report") / "index.html"
-
 
 def report(
     references: Annotated[
@@ -51,7 +49,7 @@ def report(
     """Write one HTML page on artifacts, trainings and evaluations, with its charts as PNGs."""
     from stairdata.hub.pull import open_reference
     from stairdata.report.overview.sources import Places, find_sources
-    from stairdata.report.overview.writing import write_report
+    from stairdata.report.overview.writing import PLACE, write_report
     from stairdata_schemas.errors import UsageError
 
     if folder is not None and not folder.is_dir():
@@ -60,7 +58,7 @@ def report(
     named = [open_reference(each, own_root) for each in references or []]
     places = Places(own_root, folder, model or [], judge_check or [])
     found = find_sources(places, named)
-    page = html or (folder or Path()) / PAGE
+    page = html or (folder or Path()) / PLACE
     heading = title or _heading([each.reference for each in named], own_root, folder)
     written = write_report(found, page, heading, most_examples=examples, tell=say)
     say(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
@@ -12,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stairdata.hub.lineage import ArtifactKey, artifact_key
+from stairdata.hub.lineage import ArtifactKey, artifact_key, complete_artifacts
 from stairdata_schemas.aliases import Json, Row
-from stairdata_schemas.artifacts import Artifact, list_folders, open_artifact, parse_version
-from stairdata_schemas.errors import ArtifactError, InputError, UsageError, quote
+from stairdata_schemas.artifacts import Artifact, parse_version
+from stairdata_schemas.errors import InputError, UsageError, quote
 from stairdata_schemas.formats.bounded import read_text
 from stairdata_schemas.formats.limits import MEBIBYTE, TooLargeError, check_json
 from stairdata_schemas.kinds import KINDS
@@ -78,7 +77,7 @@ def find_sources(places: Places, named: Sequence[Artifact] = ()) -> ReportSource
         InputError: a file that was named and can't be read.
     """
     roots = dict.fromkeys([places.root, *(artifact.folder.parent.parent for artifact in named)])
-    here = [artifact for root in roots for artifact in _complete(root)]
+    here = [artifact for root in roots for artifact in complete_artifacts(root)]
     local = {artifact_key(artifact.manifest): artifact for artifact in here}
     trainings = dict(_trainings(places))
     asked = {folder.resolve().name for folder in places.models}
@@ -151,13 +150,6 @@ def data_key(record: Json) -> ArtifactKey:
     data = record.get("data")
     found = data if isinstance(data, dict) else {}
     return str(found.get("kind") or ""), str(found.get("content_hash") or "")
-
-
-def _complete(root: Path) -> Iterator[Artifact]:
-    """Yield the complete artifacts under a root."""
-    for _, _, folder in list_folders(root):
-        with contextlib.suppress(ArtifactError):  # unfinished or damaged
-            yield open_artifact(folder)
 
 
 def _trainings(places: Places) -> Iterator[tuple[str, Json]]:

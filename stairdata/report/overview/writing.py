@@ -28,7 +28,8 @@ from stairdata_schemas.aliases import Json
 from stairdata_schemas.errors import UsageError, visible
 from stairdata_schemas.files import write_atomic
 
-PAGE = "index.html"
+PLACE = Path("report") / "index.html"
+"""Of the page in a run's folder, or in the one where the command runs."""
 LONG_CELL = 36
 """Characters."""
 
@@ -179,7 +180,7 @@ def write_report(
         UsageError: the page can't be written there.
     """
     if page.is_dir():
-        raise UsageError(f"{page} is a folder; name a file, such as {page / PAGE}")
+        raise UsageError(f"{page} is a folder; name a file, such as {page / PLACE.name}")
     made = render(sources, title, most_examples)
     if not made.images and not charts.available():
         tell(f"charts are left out: they need matplotlib ({charts.HINT}); their figures are in tables")
