@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +21,12 @@ from stairdata_schemas.artifacts import open_artifact
 from stairdata_schemas.building import Report
 from stairdata_schemas.errors import InputError, UsageError
 from tests.schemas.test_kinds import SOUND
+from tests.stairdata.report.browsing import NewPage, opened
 from tests.stairdata.report.studies import HASH, PROMPTS, made, make_study, stray
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    pass
 
-NewPage = Callable[..., "Page"]
 ATTACK = "document.title='owned'"
 EVIL = (
     f"</script><script>{ATTACK}</script><img src=x onerror={ATTACK}>{{{{7*7}}}} $\\frac{{1}}{{2}}$ &lt; \x00\x1b[31m "
@@ -259,23 +257,6 @@ def test_the_page_holds_no_markup_of_strangers(hostile: Path) -> None:
     (data,) = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.DOTALL)
     assert not set("<>&") & set(data)
     assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", page.replace("http-equiv", ""))
-
-
-@contextmanager
-def opened(new_page: NewPage, path: Path, **options: Any) -> Iterator[Page]:
-    """Open a page; nothing may be logged, thrown or asked for besides the file itself."""
-    page = new_page(offline=True, **options)
-    faults: list[str] = []
-    page.on("console", lambda message: faults.append(message.text))
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("request", lambda request: faults.append(request.url) if request.url != path.as_uri() else None)
-    page.goto(path.as_uri())
-    title = page.title()
-    yield page
-    assert page.title() == title, "a script of a model's ran"
-    assert page.locator("img").count() == 0
-    assert faults == []
-    page.context.close()
 
 
 def test_examples_are_filtered_and_opened_by_keyboard(new_page: NewPage, hostile: Path) -> None:
