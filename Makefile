@@ -12,7 +12,7 @@ ACCELERATOR ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: install install-cpu install-gpu check fix test test-slow fuzz bench quickstart smoke build clean
+.PHONY: install install-cpu install-gpu check fix test test-slow fuzz bench quickstart smoke proof build clean
 
 install: $(VENV)/.installed
 
@@ -71,6 +71,14 @@ quickstart: install
 
 smoke: install
 	$(BIN)/stairdata quickstart --smoke --folder quickstart/smoke
+
+# The whole method on SmolLM2-135M, with pages of results (docs/proof.md). PROOF_DATA=FOLDER reads prompts from files in
+# place of the Hub.
+PROOF ?= proof
+PROOF_DATA ?=
+RUN_PROOF := $(BIN)/python -m benchmarks.proof --folder $(PROOF)
+proof: install
+	$(RUN_PROOF) run $(if $(PROOF_DATA),--data $(PROOF_DATA))
 
 build: install
 	$(BIN)/python -m build

@@ -84,16 +84,33 @@ def preview(recipe: FullRecipe, options: RunOptions) -> list[dict[str, Any]]:
     Raises:
         RecipeError: as of the run itself.
     """
+    pipeline, is_finished = _finished_part(recipe, options)
+    done = [*pipeline.steps.records]
+    if is_finished:
+        return [*map(_finished, done)]  # also where stop_below ended the run
+    left = [*planned_stages(recipe)][len(done) :]
+    kept: dict[bool, Forecast] = {}
+    to_do = [_to_do(pipeline, stage, kept, is_next=not place) for place, stage in enumerate(left)]
+    return [*map(_finished, done), *to_do]
+
+
+def finished_stages(recipe: FullRecipe, options: RunOptions) -> list[dict[str, Any]]:
+    """Return the finished stages of a run, in order, as summary.json has them; nothing is made.
+
+    Raises:
+        RecipeError: as of the run itself.
+    """
+    return _finished_part(recipe, options)[0].steps.records
+
+
+def _finished_part(recipe: FullRecipe, options: RunOptions) -> tuple[Pipeline, bool]:
+    """Go as far as everything is finished, and tell whether that is the end."""
     pipeline = Pipeline(recipe, replace(options, only_finished=True))
     try:
         pipeline.make()
     except NotBuiltError:
-        pass
-    else:
-        return [*map(_finished, pipeline.steps.records)]  # also where stop_below ended the run
-    done = [*pipeline.steps.records]
-    left = [*planned_stages(recipe)][len(done) :]
-    return [*map(_finished, done), *(_to_do(pipeline, stage, is_next=not place) for place, stage in enumerate(left))]
+        return pipeline, False
+    return pipeline, True
 
 
 def shown(stages: list[dict[str, Any]]) -> str:
@@ -123,8 +140,8 @@ def _finished(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _to_do(pipeline: Pipeline, stage: PlannedStage, *, is_next: bool) -> dict[str, Any]:
-    forecast = _forecast(pipeline, stage)
+def _to_do(pipeline: Pipeline, stage: PlannedStage, kept: dict[bool, Forecast], *, is_next: bool) -> dict[str, Any]:
+    forecast = _forecast(pipeline, stage, kept)
     unknown = not is_next and forecast is None and stage.needs
     return {
         "stage": stage.name,
@@ -159,8 +176,15 @@ def _most_rows(recipe: FullRecipe, stage: PlannedStage) -> int | None:
     return rows
 
 
-def _forecast(pipeline: Pipeline, stage: PlannedStage) -> Forecast | None:
-    """Forecast what a stage asks of models, where the rows that it works on are there."""
+def _forecast(pipeline: Pipeline, stage: PlannedStage, kept: dict[bool, Forecast]) -> Forecast | None:
+    """Forecast what a stage asks of models, where the rows that it works on are there.
+
+    Args:
+        pipeline: as far as it is finished.
+        stage: to be forecast.
+        kept: forecasts of evaluations, of searches and of others, each of which reads the benchmarks and hashes a
+            model: they are the same for all models.
+    """
     recipe, steps = pipeline.recipe, pipeline.steps
     if stage.name == "prompts":
         return forecast_prompts(recipe, steps.build_options([])) if recipe.prompts.task_judge else None
@@ -177,10 +201,13 @@ def _forecast(pipeline: Pipeline, stage: PlannedStage) -> Forecast | None:
         options = steps.build_options([prompts], recipe.rounds.held_out)
         return forecast_responses(steps.with_actor(_place(pipeline, stage), responses=section_of), options)
     if stage.name.startswith("evaluations"):
-        section_tested = searched(recipe) if stage.needs == f"models/{PRM}" else recipe.evaluations
-        # the start model stands for those that are to be trained from it; what it has been asked is no part of theirs
-        tested = steps.with_actor(start_model(recipe) or "", is_ours=False, evaluations=section_tested)
-        return forecast_evaluations(tested, replace(steps.build_options([]), fresh=True))
+        is_search = stage.needs == f"models/{PRM}"
+        if is_search not in kept:
+            section_tested = searched(recipe) if is_search else recipe.evaluations
+            # the start model stands for those that are to be trained from it; what it was asked is no part of theirs
+            tested = steps.with_actor(start_model(recipe) or "", is_ours=False, evaluations=section_tested)
+            kept[is_search] = forecast_evaluations(tested, replace(steps.build_options([]), fresh=True))
+        return kept[is_search]
     return _forecast_teacher(pipeline) if stage.name == "structured_cot" else None
 
 

@@ -102,7 +102,8 @@ class PromptsSection(Section):
     """Refuse prompts that nearly repeat an earlier row ({} for the defaults); off by default, since prompts in
     one form, such as jailbreaks, are alike on purpose."""
     decontaminate: Annotated[list[str | PromptSource], Mark.COUNTS_AS_INPUT] = []
-    """Evaluation prompts that must not be in the data: files, prompts artifacts, or sources with columns."""
+    """Evaluation prompts that must not be in the data: files, prompts artifacts, or sources with `columns` and
+    `where`."""
     contamination: ContaminationSection = ContaminationSection()
     """What counts as an overlap with them."""
     languages: list[str] = []
@@ -126,10 +127,10 @@ class PromptsSection(Section):
     @model_validator(mode="after")
     def _all_evaluation_prompts(self) -> Self:
         for source in self.decontaminate:
-            given = [] if isinstance(source, str) else source.model_fields_set & {"where", "skip", "count"}
+            given = [] if isinstance(source, str) else source.model_fields_set & {"skip", "count"}
             if given:
                 raise ValueError(
                     f"all rows of a set in decontaminate count, so {', '.join(sorted(given))} can't choose among them; "
-                    "leave it out, or write the rows that count to a file"
+                    "leave it out, choose them by `where`, or write the rows that count to a file"
                 )
         return self

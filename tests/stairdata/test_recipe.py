@@ -140,7 +140,7 @@ def test_the_resolved_recipe_is_a_recipe(tmp_path: Path) -> None:
         ("actor: {path: a, base_url: b}", "actor: .*not both"),
         ("prompts: {sources: [{}]}", "prompts.sources.0: .*give either path or hub"),
         ("prompts: {sources: [{path: a, hub: b}]}", "give either path or hub"),
-        ("prompts: {decontaminate: [{path: a, count: 5, where: {x: y}}]}", "all rows .* so count, where can't choose"),
+        ("prompts: {decontaminate: [{path: a, count: 5, where: {x: y}}]}", "all rows .* so count can't choose"),
         ("prompts: {decontaminate: [a, {hub: b, skip: 1}]}", "prompts: .*so skip can't choose among them"),
         ("responses: {method: best_of_n}", "best_of_n needs a prm"),
         ("seed: -1", "seed: .*found '-1'"),

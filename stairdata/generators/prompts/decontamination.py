@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from stairdata.generators.prompts.files import BrokenRow, files_of
 from stairdata.generators.prompts.known_datasets import known_source
-from stairdata.generators.prompts.mapping import MISSING, PinnedSource, pin, raw_rows, value_at
+from stairdata.generators.prompts.mapping import MISSING, PinnedSource, is_wanted, pin, raw_rows, value_at
 from stairdata.generators.prompts.near_duplicates import Contamination
 from stairdata.hub.pull import open_reference
 from stairdata.recipe import ContaminationSection, PromptSource
@@ -118,12 +118,15 @@ def _prompts_of(evaluation: EvaluationSet) -> Iterator[tuple[str, str]]:
         yield from ((f"{evaluation.name} row {number}", prompt) for number, prompt in enumerate(prompts, start=1))
         return
     column = None
+    chosen = PromptSource(path=Path(), where=evaluation.read_as.get("where", {}))  # a known dataset's own is not meant
     for place, number, raw in raw_rows(evaluation.place):
         where = f"{place} row {number}"
         if isinstance(raw, BrokenRow):
             raise InputError(
                 f"{where} can't be read ({raw.detail or raw.rule}): {quote(raw.raw)}; fix it or leave it out"
             )
+        if not is_wanted(raw, chosen):
+            continue
         column = column or _column(raw, evaluation.place, place)
         mapped = evaluation.place.known.mapped(raw) if evaluation.place.known else {}
         prompt = mapped.get("prompt") if mapped else value_at(raw, column)
@@ -132,7 +135,8 @@ def _prompts_of(evaluation: EvaluationSet) -> Iterator[tuple[str, str]]:
             raise InputError(f"{where} has no text in its column {column!r}, found {shown}; fix or leave out the row")
         yield f"{Path(place).name} row {number}", prompt
     if column is None:
-        raise InputError(f"{evaluation.name} has no evaluation prompts")
+        where = f" where {chosen.where}; check the names and values of `where:`" if chosen.where else ""
+        raise InputError(f"{evaluation.name} has no evaluation prompts{where}")
 
 
 def _column(raw: Row, pinned: PinnedSource, place: str) -> str:

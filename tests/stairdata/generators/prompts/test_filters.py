@@ -217,6 +217,18 @@ def test_an_artifact_or_a_source_with_columns_as_evaluation_prompts(tmp_path: Pa
     assert prompts_of(mapped) == ["Boil an egg."]
 
 
+def test_a_part_of_a_set_as_evaluation_prompts(tmp_path: Path) -> None:
+    path = write(tmp_path / "q.jsonl", [LONG, "Boil an egg."])
+    bench = tmp_path / "bench.csv"
+    bench.write_text(f"question,area\n{LONG},train\nBoil an egg.,test\n")
+    chosen = {"path": str(bench), "where": {"area": "test"}}
+    artifact = build(tmp_path, path, decontaminate=[chosen])
+    assert prompts_of(artifact) == [LONG]
+    assert artifact.manifest.configuration["decontaminate"][0]["read_as"] == {"where": {"area": "test"}}
+    with pytest.raises(InputError, match=r"no evaluation prompts where {'area': 'tset'}; check the names and values"):
+        build(tmp_path, path, decontaminate=[chosen | {"where": {"area": "tset"}}])
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
