@@ -15,6 +15,7 @@ from stairdata.runs.build import NotBuiltError
 
 if TYPE_CHECKING:
     from stairdata.pipeline.steps import RunOptions
+    from stairdata.recipe import SearchSettings
     from stairdata.runs.forecast import Forecast
     from stairdata.stages import FullRecipe
 
@@ -31,6 +32,8 @@ class PlannedStage:
     """Of the round."""
     needs: str = ""
     """What has to be there before more can be said."""
+    search: SearchSettings | None = None
+    """How the last actor searches in it."""
 
 
 def planned_stages(recipe: FullRecipe) -> Iterator[PlannedStage]:
@@ -62,7 +65,8 @@ def planned_stages(recipe: FullRecipe) -> Iterator[PlannedStage]:
     if rounds.held_out and rounds.best_of > 1:
         yield PlannedStage(f"responses (dpo-{rounds.count}, best of {rounds.best_of})", needs=f"models/{PRM}")
     for search in rounds.searches:
-        yield PlannedStage(f"evaluations (dpo-{rounds.count}, {search.title})", needs=f"models/{PRM}")
+        name = f"evaluations (dpo-{rounds.count}, {search.title})"
+        yield PlannedStage(name, needs=f"models/{PRM}", search=search)
 
 
 def _of_both_parts(recipe: FullRecipe, kind: str, number: int | None, needs: str) -> Iterator[PlannedStage]:
@@ -177,9 +181,12 @@ def _forecast(pipeline: Pipeline, stage: PlannedStage) -> Forecast | None:
         options = steps.build_options([prompts], recipe.rounds.held_out)
         return forecast_responses(steps.with_actor(_place(pipeline, stage), responses=section_of), options)
     if stage.name.startswith("evaluations"):
-        section_tested = searched(recipe) if stage.needs == f"models/{PRM}" else recipe.evaluations
+        sections: dict[str, Any] = {}
+        if stage.search is not None:
+            answering = recipe.responses.model_copy(update={**stage.search.settings(), "prm": PRM})
+            sections = {"evaluations": searched(recipe), "responses": answering}
         # the start model stands for those that are to be trained from it; what it has been asked is no part of theirs
-        tested = steps.with_actor(start_model(recipe) or "", is_ours=False, evaluations=section_tested)
+        tested = steps.with_actor(start_model(recipe) or "", is_ours=False, **sections)
         return forecast_evaluations(tested, replace(steps.build_options([]), fresh=True))
     return _forecast_teacher(pipeline) if stage.name == "structured_cot" else None
 
