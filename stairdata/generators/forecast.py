@@ -7,60 +7,40 @@ only lengths are assumed. From a pilot everything is measured: its rows are kept
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from stairdata.generators.prompts.build import rows_without_task
 from stairdata.generators.prompts.task_labels import template
-from stairdata.generators.responses.answering import beam_config
+from stairdata.generators.responses.cost_estimate import (
+    PRM,
+    SIMULATED,
+    STEP_TOKENS,
+    STEPS,
+    Load,
+    answering_load,
+    made_up_result,
+    prm_name,
+)
 from stairdata.generators.trees.build import grow_trees, plan_trees, units_of
 from stairdata.generators.trees.tree_runner import search_config
 from stairdata.llm.budget import MILLION, Budget, unpriced
-from stairdata.recipe import PrmEndpoint, Recipe, ResponsesSection
+from stairdata.recipe import Recipe
 from stairdata.runs.executors.executor import HERE, Execution
 from stairdata.runs.forecast import Forecast, ModelLoad
 from stairdata.runs.inputs import Inputs, input_rows
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.runner import open_budget
 from stairdata.runs.unfinished import find_before, rows_in, words_on
-from stairdata.search import answers, beam, mcts
-from stairdata.search.reward import rate
+from stairdata.search import mcts
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, begin_build
 from stairdata_schemas.errors import BuildError
-from stairdata_schemas.grammar import OUTPUT_CLOSE, STEP_CLOSE, split_steps
 from stairdata_schemas.kinds import TASKS
 
-STEPS = 4
-STEP_TOKENS = 60
 RATING_TOKENS = 40
 LABEL_TOKENS = 5
 JUDGE_PROMPT_TOKENS = 250  # the template, without prompt and answer
 BYTES_PER_TOKEN = 4
-SIMULATED = 5
-PRM = "prm"
-"""Role of the process reward model, as in manifests; its calls and tokens are those of the rows' columns."""
-
-
-class Load(NamedTuple):
-    """Requests and tokens of one model."""
-
-    requests: float = 0.0
-    prompt_tokens: float = 0.0
-    completion_tokens: float = 0.0
-
-    def plus(self, requests: float, prompt_tokens: float, completion_tokens: float) -> Load:
-        """Add requests and their tokens."""
-        return Load(
-            self.requests + requests,
-            self.prompt_tokens + prompt_tokens,
-            self.completion_tokens + completion_tokens,
-        )
-
-    def times(self, factor: float) -> Load:
-        """Scale."""
-        return Load(*(factor * value for value in self))
 
 
 class StageLoad(NamedTuple):
@@ -68,13 +48,6 @@ class StageLoad(NamedTuple):
 
     writing: Load
     rating: Load
-
-
-class SearchLoad(NamedTuple):
-    """What a search asks of the actor and of the process reward model."""
-
-    writing: Load
-    scoring: Load
 
 
 def forecast_trees(
@@ -121,18 +94,13 @@ def forecast_responses(recipe: Recipe, options: BuildOptions) -> Forecast:
     section, count = recipe.responses, len(prompts)
     read = sum(len(prompt.encode()) for prompt in prompts) / BYTES_PER_TOKEN
     prompt_tokens = read / count if count else 0.0
-    if section.method == "beam":
-        one = simulate_beam(section, prompt_tokens)
-    else:
-        scored = _scoring(section, prompt_tokens, STEPS).times(section.n if section.prm else 0)
-        one = SearchLoad(Load(1, prompt_tokens, section.n * STEPS * STEP_TOKENS), scored)
+    one = answering_load(section, prompt_tokens)
     head = f"responses: {count} prompts"
     head += f"\nassumed, not measured: {STEPS} steps an answer, {STEP_TOKENS} tokens a step"
     head += ", no step twice, scores at random" if section.method == "beam" else ""
     loads = [("generation", recipe.actor.name, one.writing.times(count))]
     if section.prm is not None:
-        name = section.prm.name if isinstance(section.prm, PrmEndpoint) else Path(section.prm).name
-        loads.append((PRM, name, one.scoring.times(count)))
+        loads.append((PRM, prm_name(section.prm), one.scoring.times(count)))
     return _forecast("responses", head, recipe, loads)
 
 
@@ -167,7 +135,7 @@ def simulate(recipe: Recipe, task: str, prompt_tokens: float) -> StageLoad:
             while True:
                 results = []
                 for request in batch:
-                    result, written = _made_up(request, rng)
+                    result, written = made_up_result(request, rng)
                     results.append(result)
                     if isinstance(request, mcts.JudgeAnswer):
                         read = JUDGE_PROMPT_TOKENS + prompt_tokens + STEP_TOKENS * STEPS
@@ -179,88 +147,6 @@ def simulate(recipe: Recipe, task: str, prompt_tokens: float) -> StageLoad:
         except StopIteration:
             pass
     return StageLoad(writing.times(1 / SIMULATED), rating.times(1 / SIMULATED))
-
-
-def simulate_beam(section: ResponsesSection, prompt_tokens: float) -> SearchLoad:
-    """Search on a made-up policy and made-up scores, and count what actor and PRM would be asked, as a mean.
-
-    Args:
-        section: shape of the search.
-        prompt_tokens: length of the rendered prompt.
-    """
-    writing, scoring = Load(), Load()
-    for seed in range(SIMULATED):
-        rng = random.Random(seed)  # noqa: S311
-        search = beam.search(beam_config(section))
-        batch = next(search)
-        try:
-            while True:
-                results: list[answers.AnswerResult] = []
-                for request in batch:
-                    if isinstance(request, answers.ScoreTexts):
-                        steps = [(len(split_steps(each.text)), each.known) for each in request.texts]
-                        results.append([[rng.random() for _ in range(known, count)] for count, known in steps])
-                        for count, known in steps:
-                            scoring = scoring.plus(*_scoring(section, prompt_tokens, count, known))
-                        continue
-                    read = prompt_tokens + STEP_TOKENS * request.prefix.count("\n")
-                    result, written = _made_up_text(request, rng)
-                    results.append(result)
-                    writing = writing.plus(1, read, written)
-                batch = search.send(results)
-        except StopIteration:
-            pass
-    return SearchLoad(writing.times(1 / SIMULATED), scoring.times(1 / SIMULATED))
-
-
-def _scoring(section: ResponsesSection, prompt_tokens: float, steps: int, known: int = 0) -> Load:
-    """Count what a PRM reads for the scores of a text: one sequence in this process, on a server one a step.
-
-    Args:
-        section: says where it is.
-        prompt_tokens: length of the rendered prompt.
-        steps: of the text.
-        known: how many of these have their scores already.
-    """
-    ends = range(known + 1, steps + 1) if isinstance(section.prm, PrmEndpoint) else [steps]
-    return Load(len(ends), sum(prompt_tokens + STEP_TOKENS * end for end in ends), 0)
-
-
-def _made_up_text(
-    request: mcts.SampleSteps | answers.SampleEndings, rng: random.Random
-) -> tuple[answers.AnswerResult, int]:
-    if isinstance(request, mcts.SampleSteps):
-        result, written = _made_up(request, rng)
-        return cast("Sequence[mcts.StepSample]", result), written
-    left = _steps_left(request.prefix.count("\n"), rng)
-    text = f"{rng.random()}{STEP_CLOSE * (left - 1)}{OUTPUT_CLOSE}"
-    return [answers.Ending(text, is_cut=False)] * request.n, left * STEP_TOKENS * request.n
-
-
-def _made_up(request: mcts.Request, rng: random.Random) -> tuple[mcts.Result, int]:
-    """Answer a request with steps that are all different; returns the tokens written, too."""
-    if isinstance(request, mcts.JudgeAnswer):
-        return rate(rng.choice([-1.0, 0.0, 1.0]), rng.choice([-1.0, 1.0])), 0
-    depth = request.prefix.count("\n")
-    if isinstance(request, mcts.SampleRest):
-        return mcts.RestSample(""), _steps_left(depth, rng) * STEP_TOKENS
-    steps = [_steps_left(depth, rng) for _ in range(request.n)]
-    words = [f"\n{rng.random()}{STEP_CLOSE}" if left > 1 else f"{rng.random()}{OUTPUT_CLOSE}" for left in steps]
-    if isinstance(request, mcts.SampleSteps):
-        samples = [
-            mcts.StepSample(text, STEP_TOKENS, left == 1, is_cut=False) for text, left in zip(words, steps, strict=True)
-        ]
-        return samples, request.n * STEP_TOKENS
-    answers = [
-        mcts.AnswerSample(text, STEP_TOKENS, left == 1, is_cut=False, rest="")
-        for text, left in zip(words, steps, strict=True)
-    ]
-    return answers, sum(steps) * STEP_TOKENS
-
-
-def _steps_left(depth: int, rng: random.Random) -> int:
-    """Draw how many steps an answer still takes: of a length that varies by one around `STEPS`."""
-    return max(1, STEPS - depth + rng.choice([-1, 0, 1]))
 
 
 def _ratings_of(recipe: Recipe, task: str) -> int:

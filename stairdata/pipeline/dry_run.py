@@ -15,6 +15,7 @@ from stairdata.runs.build import NotBuiltError
 
 if TYPE_CHECKING:
     from stairdata.pipeline.steps import RunOptions
+    from stairdata.recipe import SearchSettings
     from stairdata.runs.forecast import Forecast
     from stairdata.stages import FullRecipe
 
@@ -31,6 +32,8 @@ class PlannedStage:
     """Of the round."""
     needs: str = ""
     """What has to be there before more can be said."""
+    search: SearchSettings | None = None
+    """How the last actor searches in it."""
 
 
 def planned_stages(recipe: FullRecipe) -> Iterator[PlannedStage]:
@@ -62,7 +65,8 @@ def planned_stages(recipe: FullRecipe) -> Iterator[PlannedStage]:
     if rounds.held_out and rounds.best_of > 1:
         yield PlannedStage(f"responses (dpo-{rounds.count}, best of {rounds.best_of})", needs=f"models/{PRM}")
     for search in rounds.searches:
-        yield PlannedStage(f"evaluations (dpo-{rounds.count}, {search.title})", needs=f"models/{PRM}")
+        name = f"evaluations (dpo-{rounds.count}, {search.title})"
+        yield PlannedStage(name, needs=f"models/{PRM}", search=search)
 
 
 def _of_both_parts(recipe: FullRecipe, kind: str, number: int | None, needs: str) -> Iterator[PlannedStage]:
@@ -89,7 +93,7 @@ def preview(recipe: FullRecipe, options: RunOptions) -> list[dict[str, Any]]:
     if is_finished:
         return [*map(_finished, done)]  # also where stop_below ended the run
     left = [*planned_stages(recipe)][len(done) :]
-    kept: dict[bool, Forecast] = {}
+    kept: dict[str, Forecast] = {}
     to_do = [_to_do(pipeline, stage, kept, is_next=not place) for place, stage in enumerate(left)]
     return [*map(_finished, done), *to_do]
 
@@ -140,7 +144,7 @@ def _finished(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _to_do(pipeline: Pipeline, stage: PlannedStage, kept: dict[bool, Forecast], *, is_next: bool) -> dict[str, Any]:
+def _to_do(pipeline: Pipeline, stage: PlannedStage, kept: dict[str, Forecast], *, is_next: bool) -> dict[str, Any]:
     forecast = _forecast(pipeline, stage, kept)
     unknown = not is_next and forecast is None and stage.needs
     return {
@@ -176,13 +180,13 @@ def _most_rows(recipe: FullRecipe, stage: PlannedStage) -> int | None:
     return rows
 
 
-def _forecast(pipeline: Pipeline, stage: PlannedStage, kept: dict[bool, Forecast]) -> Forecast | None:
+def _forecast(pipeline: Pipeline, stage: PlannedStage, kept: dict[str, Forecast]) -> Forecast | None:
     """Forecast what a stage asks of models, where the rows that it works on are there.
 
     Args:
         pipeline: as far as it is finished.
         stage: to be forecast.
-        kept: forecasts of evaluations, of searches and of others, each of which reads the benchmarks and hashes a
+        kept: forecasts of evaluations by the title of the search, each of which reads the benchmarks and hashes a
             model: they are the same for all models.
     """
     recipe, steps = pipeline.recipe, pipeline.steps
@@ -201,13 +205,16 @@ def _forecast(pipeline: Pipeline, stage: PlannedStage, kept: dict[bool, Forecast
         options = steps.build_options([prompts], recipe.rounds.held_out)
         return forecast_responses(steps.with_actor(_place(pipeline, stage), responses=section_of), options)
     if stage.name.startswith("evaluations"):
-        is_search = stage.needs == f"models/{PRM}"
-        if is_search not in kept:
-            section_tested = searched(recipe) if is_search else recipe.evaluations
+        key = stage.search.title if stage.search is not None else ""
+        if key not in kept:
+            sections: dict[str, Any] = {}
+            if stage.search is not None:
+                answering = recipe.responses.model_copy(update={**stage.search.settings(), "prm": PRM})
+                sections = {"evaluations": searched(recipe), "responses": answering}
             # the start model stands for those that are to be trained from it; what it was asked is no part of theirs
-            tested = steps.with_actor(start_model(recipe) or "", is_ours=False, evaluations=section_tested)
-            kept[is_search] = forecast_evaluations(tested, replace(steps.build_options([]), fresh=True))
-        return kept[is_search]
+            tested = steps.with_actor(start_model(recipe) or "", is_ours=False, **sections)
+            kept[key] = forecast_evaluations(tested, replace(steps.build_options([]), fresh=True))
+        return kept[key]
     return _forecast_teacher(pipeline) if stage.name == "structured_cot" else None
 
 

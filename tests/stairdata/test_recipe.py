@@ -124,6 +124,10 @@ def test_the_resolved_recipe_is_a_recipe(tmp_path: Path) -> None:
             "trees: {judge: {kind: me}}",
             "trees.judge.kind: Input should be 'self', 'rule', 'reference', 'endpoint' or 'guard'",
         ),
+        (
+            "trees: {judge: {kind: rule, penalise_over_refusal: true}}",
+            "trees.judge: .*penalise_over_refusal is for kind reference",
+        ),
         ("trees: {judge: {kind: endpoint}}", "trees.judge: .*judge.endpoint is needed with kinds endpoint and guard"),
         ("trees: {judge: {kind: guard, endpoint: {path: g}}}", "trees.judge: .*judge.guard is needed with kind guard"),
         ("evaluations: {benchmarks: [{}]}", "evaluations.benchmarks.0: .*a benchmark needs a name"),

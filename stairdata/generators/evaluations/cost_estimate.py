@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from stairdata.generators.evaluations.plan import EvaluationJob, make_job
 from stairdata.generators.evaluations.rows import NO_ATTACK, EvaluationUnit
+from stairdata.generators.responses.cost_estimate import PRM, STEP_TOKENS, STEPS, Load, answering_load, prm_name
 from stairdata.llm.budget import MILLION, unpriced
 from stairdata.recipe import Recipe
 from stairdata.runs.forecast import Forecast, ModelLoad
@@ -16,7 +17,7 @@ from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.manifest import ModelIdentity
 
 KIND = "evaluations"
-ANSWER_TOKENS = 240
+ANSWER_TOKENS = STEPS * STEP_TOKENS
 JUDGEMENT_TOKENS = 60
 JUDGE_PROMPT_TOKENS = 250  # the rubric, without prompt and answer
 ATTACK_TOKENS = 150
@@ -48,19 +49,21 @@ def forecast_evaluations(recipe: Recipe, options: BuildOptions, prm: ModelIdenti
 
 
 def _answering(job: EvaluationJob, units: Sequence[EvaluationUnit]) -> list[ModelLoad]:
-    """Count one request an answer to completions, and one a sample to a chat."""
-    samples = job.recipe.responses.n
-    loads = []
+    """Count the answers of each model: of a chat one request a sample, of the others what their search asks."""
+    section, scoring, loads = job.recipe.responses, Load(), []
     for model in job.models:
         asked = {unit.response_id: unit.prompt for unit in units if unit.model == model.label}
-        if asked:
-            requests = len(asked) * (samples if model.is_chat else 1)
-            read = sum(map(_tokens, asked.values())) * (samples if model.is_chat else 1)
-            loads.append(
-                _load(
-                    job, model.identity.role, model.endpoint.name, requests, read, len(asked) * samples * ANSWER_TOKENS
-                )
-            )
+        if not asked:
+            continue
+        read = sum(map(_tokens, asked.values()))
+        if model.is_chat:
+            writing = Load(1, read / len(asked), ANSWER_TOKENS).times(len(asked) * section.n)
+        else:
+            one = answering_load(section, read / len(asked))
+            writing, scoring = one.writing.times(len(asked)), scoring.plus(*one.scoring.times(len(asked)))
+        loads.append(_load(job, model.identity.role, model.endpoint.name, *map(round, writing)))
+    if section.prm is not None and scoring.requests:
+        loads.append(_load(job, PRM, prm_name(section.prm), *map(round, scoring)))
     return loads
 
 
@@ -103,7 +106,8 @@ def _load(
     job: EvaluationJob, role: str, name: str, requests: int, prompt_tokens: int, completion_tokens: int
 ) -> ModelLoad:
     price = job.recipe.prices.get(name)
-    cost = (prompt_tokens * price.input + completion_tokens * price.output) / MILLION if price else None
+    free = 0.0 if role == PRM else None  # as in a build's budget
+    cost = (prompt_tokens * price.input + completion_tokens * price.output) / MILLION if price else free
     return ModelLoad(role, name, requests, prompt_tokens, completion_tokens, cost)
 
 

@@ -131,7 +131,8 @@ class Judge:
             RequestFailedError: a request to the judge failed.
         """
         if self._section.kind == "reference":
-            return Rating(*reference_rating(answer, task, reference))
+            penalise = self._section.penalise_over_refusal
+            return Rating(*reference_rating(answer, task, reference, penalise_over_refusal=penalise))
         if self._section.kind == "rule":
             if task == "safety":
                 return Rating(-1.0, rule_safety(answer, task))

@@ -274,6 +274,9 @@ def test_models_and_searches_are_tested_on_benchmarks(
     planned = [stage for stage in preview(recipe, RunOptions(folder)) if stage["stage"].startswith("evaluations")]
     names = ["base", "sft", "dpo-1", "dpo-2", "dpo-2, best of 2", "dpo-2, beam 2 x 1"]
     assert [stage["stage"] for stage in planned] == [f"evaluations ({name})" for name in names]
+    scored = [{load["role"]: load["requests"] for load in stage["models"]}.get("prm") for stage in planned]
+    assert scored[:5] == [None] * 4 + [2 * 4]
+    assert (scored[5] or 0) > 4
     summary = Pipeline(recipe, RunOptions(folder)).run()
     tested = [stage for stage in summary["stages"] if stage["stage"].startswith("evaluations")]
     assert [(stage["stage"], stage["rows"]) for stage in tested] == [

@@ -88,7 +88,8 @@ MARKED = {
         "StructuredCotSection.teachers", "StructuredCotSection.templates",
     },
     Mark.COUNTS_UNLESS_DEFAULT: {
-        "Endpoint.control_tokens", "JudgeSection.endpoint", "JudgeSection.guard", "PromptSource.turns_before",
+        "Endpoint.control_tokens", "JudgeSection.endpoint", "JudgeSection.guard", "JudgeSection.penalise_over_refusal",
+        "PromptSource.turns_before",
     },
     Mark.COUNTS_WHERE_SERVED: {"Endpoint.dtype", "ModelServer.max_model_len"},
 }  # fmt: skip

@@ -366,6 +366,24 @@ def test_the_forecast_asks_nothing(
     assert not (tmp_path / "none").exists()
 
 
+def test_the_forecast_counts_what_a_search_asks_of_the_reward_model(
+    actor_section: dict[str, Any], benchmarks: list[Row], tmp_path: Path
+) -> None:
+    loads = {}
+    for name, search in (("best", {"method": "best_of_n", "n": 4}), ("beam", {"method": "beam", "width": 2})):
+        sections = {"actor": actor_section, "evaluations": {"benchmarks": benchmarks}}
+        recipe = Recipe.model_validate(sections | {"responses": search | {"prm": "models/prm"}})
+        forecast = forecast_evaluations(recipe, BuildOptions(root=tmp_path))
+        loads[name] = {load.role: load for load in forecast.models}
+    asked = loads["best"]["actor"].requests
+    assert asked == 5
+    assert loads["best"]["prm"].requests == 4 * asked, "each sample is scored once"
+    assert loads["beam"]["actor"].requests > 2 * asked, "a request a level, at least"
+    assert loads["beam"]["prm"].prompt_tokens > loads["beam"]["actor"].completion_tokens
+    assert loads["beam"]["prm"].name == "prm"
+    assert loads["beam"]["prm"].cost == 0
+
+
 def test_pair_is_driven_with_a_client(evaluate: Evaluate, rows_of: RowsOf, stub_llm: StubServer) -> None:
     """The stub is attacker, target and judge; what it says as attacker can't be read, so no row is made."""
     attacker = {"base_url": stub_llm.base_url, "model": "actor", "reasks": 0}

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import lzma
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import stairdata
 from stairdata.generators.prompts.build import build_prompts
 from stairdata.recipe import Recipe
 from stairdata.runs.options import BuildOptions
@@ -664,3 +666,11 @@ def test_a_conversation_is_refused_by_a_rule_of_its_own(tmp_path: Path) -> None:
     mapped = build(tmp_path, {"path": str(path), "columns": {"prompt": "prompt.0.content"}}, max_quarantine=0.5)
     assert [row["prompt"] for row in rows_of(mapped)] == ["Why?"]
     assert mapped.manifest.quarantine == {"missing_value": 1}
+
+
+def test_bundled_prompts_are_all_kept_and_in_equal_parts(tmp_path: Path) -> None:
+    data = Path(stairdata.__file__).parent / "data"
+    sources = [{"path": str(data / name)} for name in ("prompts.jsonl", "contrast_prompts.jsonl")]
+    rows = rows_of(build(tmp_path, *sources))
+    assert Counter(row["task"] for row in rows) == {"safety": 96, "helpfulness": 96}
+    assert all(row["reference_answer"] for row in rows if row["task"] == "helpfulness")
