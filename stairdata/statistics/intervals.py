@@ -94,7 +94,7 @@ def _interval(
             return None, None, "none"
         return *wilson(mean, number, stats.norm.ppf(0.5 + LEVEL / 2), bounds), "wilson"
     ((_,), (error,)) = standard_errors(np.ones((1, number)), clusters)
-    ends = _studentized(clusters, float(error), resamples, seed)
+    ends = studentized_ends(mean, float(error), *resample(clusters, resamples, seed))
     if all(map(math.isfinite, ends)):
         low, high = ends if bounds is None else np.clip(ends, *bounds)
         return float(low), float(high), "studentized"
@@ -106,15 +106,21 @@ def _interval(
     return *wilson(mean, worth, quantile, bounds), "wilson_effective"
 
 
-def _studentized(clusters: Clusters, error: float, resamples: int, seed: int) -> tuple[float, float]:
-    """Return the ends of the studentized interval; infinite where too many resamples have no spread."""
-    means, errors = resample(clusters, resamples, seed)
-    away = means - clusters.mean
+def studentized_ends(value: float, error: float, values: Floats, errors: Floats) -> tuple[float, float]:
+    """Return the ends of the studentized interval; infinite where too many resamples have no spread.
+
+    Args:
+        value: the estimate.
+        error: its standard error, above 0.
+        values: of the resamples, shape (resamples,).
+        errors: the standard error of each.
+    """
+    away = values - value
     has_spread = errors > 1e-9 * error
     ratios = np.copysign(math.inf, away)
     ratios[has_spread] = away[has_spread] / errors[has_spread]
     least, most = np.quantile(ratios, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2], method="inverted_cdf")
-    return clusters.mean - float(most) * error, clusters.mean - float(least) * error
+    return value - float(most) * error, value - float(least) * error
 
 
 def wilson(mean: float, number: float, quantile: float, bounds: tuple[float, float] = SHARES) -> tuple[float, float]:
