@@ -14,7 +14,7 @@ from stairdata.pipeline.run import BASE, PRM, SFT, Pipeline, asks_teacher, searc
 from stairdata.runs.build import NotBuiltError
 
 if TYPE_CHECKING:
-    from stairdata.pipeline.steps import RunOptions
+    from stairdata.pipeline.steps import RunOptions, Until
     from stairdata.recipe import SearchSettings
     from stairdata.runs.forecast import Forecast
     from stairdata.stages import FullRecipe
@@ -36,8 +36,13 @@ class PlannedStage:
     """How the last actor searches in it."""
 
 
-def planned_stages(recipe: FullRecipe) -> Iterator[PlannedStage]:
-    """Yield the stages of a run, in order."""
+def planned_stages(recipe: FullRecipe, until: Until = "end") -> Iterator[PlannedStage]:
+    """Yield the stages of a run, in order.
+
+    Args:
+        recipe: all sections.
+        until: what is trained last.
+    """
     rounds = recipe.rounds
     start = Path(start_model(recipe) or "").name
     yield PlannedStage("prompts")
@@ -54,12 +59,16 @@ def planned_stages(recipe: FullRecipe) -> Iterator[PlannedStage]:
         yield from _answers(recipe, BASE, None, start)
         yield PlannedStage("train sft", needs="structured_cot")
         yield from _answers(recipe, SFT, None, "models/sft")
+    if until == "sft":
+        return
     for number in range(1, rounds.count + 1):
         before = f"models/dpo-{number - 1}" if number > 1 else "models/sft" if trains_sft(recipe) else start
         for kind, needs in (("trees", before), ("preference_pairs", f"the trees of round {number}")):
             yield from _of_both_parts(recipe, kind, number, needs)
         yield PlannedStage("train dpo", number, f"the pairs of round {number}")
         yield from _answers(recipe, f"dpo-{number}", number, f"models/dpo-{number}")
+    if until == "rounds":
+        return
     yield from _of_both_parts(recipe, "prm_pairs", None, f"the trees of round {rounds.count}")
     yield PlannedStage("train prm", needs="prm_pairs")
     if rounds.held_out and rounds.best_of > 1:
@@ -92,7 +101,7 @@ def preview(recipe: FullRecipe, options: RunOptions) -> list[dict[str, Any]]:
     done = [*pipeline.steps.records]
     if is_finished:
         return [*map(_finished, done)]  # also where stop_below ended the run
-    left = [*planned_stages(recipe)][len(done) :]
+    left = [*planned_stages(recipe, options.until)][len(done) :]
     kept: dict[str, Forecast] = {}
     to_do = [_to_do(pipeline, stage, kept, is_next=not place) for place, stage in enumerate(left)]
     return [*map(_finished, done), *to_do]

@@ -28,25 +28,36 @@ def answer_measures(answers: Artifact, prompts: Artifact) -> Measures:
 
     Word F1 is that with the reference answer, over the prompts that have one that is not unsafe.
     """
-    references = {
-        row["prompt_id"]: row["reference_answer"]
-        for row in prompts.scan().select("prompt_id", "reference_answer", "reference_is_safe").collect().to_dicts()
-        if row["reference_answer"] and row["reference_is_safe"] is not False
-    }
     rows = first_candidates(answers)
     return {
         "grammar": mean([is_grammatical(row["text"]) for row in rows]),
         "refusals_safety": mean(_refusals(rows, "safety")),
         "refusals_helpfulness": mean(_refusals(rows, "helpfulness")),
-        "word_f1": mean(
-            [
-                word_f1(final_answer(row["text"]), references[row["prompt_id"]])
-                for row in rows
-                if row["prompt_id"] in references
-            ]
-        ),
+        "word_f1": mean([f1 for _, f1 in word_overlaps(rows, prompts)]),
         "mean_tokens": mean([row["tokens"] for row in rows]),
     }
+
+
+def word_overlaps(rows: Sequence[Row], prompts: Artifact) -> list[tuple[str, float]]:
+    """Return the word F1 of answers with the reference answer, of each prompt that has one that is not unsafe.
+
+    Args:
+        rows: answers, with prompt_id and text.
+        prompts: that they answer.
+
+    Returns:
+        prompt_id and F1, in the order of the answers.
+    """
+    references = {
+        row["prompt_id"]: row["reference_answer"]
+        for row in prompts.scan().select("prompt_id", "reference_answer", "reference_is_safe").collect().to_dicts()
+        if row["reference_answer"] and row["reference_is_safe"] is not False
+    }
+    return [
+        (row["prompt_id"], word_f1(final_answer(row["text"]), references[row["prompt_id"]]))
+        for row in rows
+        if row["prompt_id"] in references
+    ]
 
 
 def evaluation_measures(evaluations: Artifact) -> Measures:

@@ -16,7 +16,7 @@ from stairdata.generators.pairs.build import NoPairsError
 from stairdata.generators.prompts.part import build_prompt_part
 from stairdata.llm.session import keeping_servers
 from stairdata.pipeline import measures, results
-from stairdata.pipeline.steps import RunOptions, RunSteps
+from stairdata.pipeline.steps import RunOptions, RunSteps, Until
 from stairdata.recipe.attacks import AttacksSection
 from stairdata.runs.prompt_parts import PromptPart, PromptSplit, check_no_repeats, split_prompts
 from stairdata.search.refusal import refusal_rule_note
@@ -62,8 +62,12 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def check_recipe(recipe: FullRecipe) -> None:
+def check_recipe(recipe: FullRecipe, until: Until = "end") -> None:
     """Refuse what a run can't do, before anything is made.
+
+    Args:
+        recipe: all sections.
+        until: what is trained last.
 
     Raises:
         RecipeError: says what to change.
@@ -75,7 +79,7 @@ def check_recipe(recipe: FullRecipe) -> None:
         )
     if start_model(recipe) is None:
         raise RecipeError("run needs a model to start from: give sft.model (a folder or Hub id)")
-    if not recipe.sft.reasoning:
+    if not recipe.sft.reasoning and until != "sft":
         raise RecipeError(
             "sft.reasoning: false trains a model that knows no steps, and a run grows trees of steps: leave it out; "
             "`stairdata train sft --recipe direct-refusal` trains such a model to compare with"
@@ -150,7 +154,7 @@ class Pipeline:
     """Called with the recipe by which the last actor answers, while its server may still run."""
 
     def __post_init__(self) -> None:
-        check_recipe(self.recipe)
+        check_recipe(self.recipe, self.options.until)
         self.steps = RunSteps(self.recipe, self.options)
 
     def run(self) -> dict[str, Any]:
@@ -161,6 +165,7 @@ class Pipeline:
         self.options.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self.options.folder / "recipe.json", self.recipe.model_dump_json(indent=2) + "\n")
         prm = self.make()
+        assert prm is not None, "a whole run trains one"
         folder = self.options.folder
         results.write_plot(folder, self.rows, self.options.tell)
         summary = {
@@ -177,9 +182,11 @@ class Pipeline:
         results.write_summary(folder, summary)
         return summary
 
-    def make(self) -> str:
-        """Run or skip each stage, and return the folder of the process reward model."""
+    def make(self) -> str | None:
+        """Run or skip each stage, and return the folder of the process reward model; None where it ends before."""
         actor = self._first_actor()
+        if self.options.until == "sft":
+            return None
         trees: RoundTrees | None = None
         assert self.split is not None
         for number, part in enumerate(self.split.rounds, 1):
@@ -188,6 +195,8 @@ class Pipeline:
             trees, actor = self._round(number, part, actor)
             if self._is_stopped(number):
                 break
+        if self.options.until == "rounds":
+            return None
         assert trees is not None, "there is a round"
         evaluation = self._held_out_pairs("prm_pairs", trees)
         pairs = self.steps.build("prm_pairs", self.recipe, self.steps.build_options([trees.trained_on]))
@@ -260,7 +269,8 @@ class Pipeline:
         """Take the pairs that a model is measured on; None where there are none."""
         if trees.evaluated_on is None:
             return None
-        section = getattr(self.recipe, kind).model_copy(update=HELD_OUT_PAIRS)
+        update: dict[str, Any] = HELD_OUT_PAIRS | ({"whole_answers": True} if kind == "prm_pairs" else {})
+        section = getattr(self.recipe, kind).model_copy(update=update)
         recipe = self.recipe.model_copy(update={kind: section})
         options = self.steps.build_options([trees.evaluated_on])
         try:
@@ -295,7 +305,7 @@ class Pipeline:
         row |= measures.training_measures(Path(model)) | measures.accuracy_measures(Path(model), evaluation)
         self.rows.append(row)
         if not self.options.only_finished:
-            results.write_table(self.options.folder, self.rows)
+            results.write_table(self.options.results_folder, self.rows)
 
     def _is_stopped(self, number: int) -> bool:
         """Tell whether `stop_below` ends the run after a round."""

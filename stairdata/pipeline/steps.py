@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from stairdata.llm.budget import BudgetLimits
 from stairdata.pipeline.model_folders import folder_for, held_out_measures, is_finished
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from stairdata_training.config import SaveDtype, TrainingConfig
 
 SAVED_TYPE: SaveDtype = "float32"
+Until = Literal["sft", "rounds", "end"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,15 @@ class RunOptions:
     """Build each artifact anew; a finished model of the same rows and settings stays."""
     only_finished: bool = False
     """Go as far as everything is finished, then raise `NotBuiltError`; nothing is written."""
+    until: Until = "end"
+    """What is trained last: `sft`, the actors of all `rounds`, or everything."""
+    results: Path | None = None
+    """Folder of rounds.csv; default: that of the run. Another one keeps a changed recipe's figures apart from those of
+    the run whose artifacts and models it shares."""
+
+    @property
+    def results_folder(self) -> Path:
+        return self.results or self.folder
 
 
 class RunSteps:

@@ -92,6 +92,9 @@ class PrmPairsSection(PairsSection):
 
     granularity: Literal["step"] = "step"
     """step: any nodes of equal depth, and whole answers."""
+    whole_answers: Annotated[bool, Mark.COUNTS_UNLESS_DEFAULT] = True
+    """Pairs of whole answers as well; false leaves pairs of nodes of equal depth, of which one at most ends its
+    answer."""
     max_per_depth: int | None = Field(250, ge=1)
     """At most this many pairs per depth (and granularity) of a tree; a sample if there are more. null: all."""
     max_per_tree: int | None = Field(1000, ge=1)

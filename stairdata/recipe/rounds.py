@@ -27,10 +27,11 @@ MEASURES: tuple[Measure, ...] = get_args(Measure)
 class SearchSettings(Section):
     """How the last actor searches at the end of a run; the keys are those of `responses`."""
 
-    method: Literal["best_of_n", "beam"] = "best_of_n"
-    """best_of_n or beam."""
+    method: Literal["best_of_n", "beam", "sample"] = "best_of_n"
+    """best_of_n or beam; or sample: all n answers are scored and tested, so that ways to choose among them can be
+    compared."""
     n: int = Field(4, ge=1)
-    """Answers per prompt, of best_of_n."""
+    """Answers per prompt, of best_of_n and sample."""
     width: int = Field(4, ge=1)
     """Beginnings of answers that go on at each level, of beam."""
     expansions: int = Field(4, ge=1)
@@ -45,11 +46,13 @@ class SearchSettings(Section):
         """What stages and pages call it."""
         if self.method == "best_of_n":
             return f"best of {self.n}"
+        if self.method == "sample":
+            return f"{self.n} scored samples"
         return f"{'diverse ' if self.diverse else ''}beam {self.width} x {self.expansions}"
 
     def settings(self) -> dict[str, int | str | bool]:
         """Return what it sets in `responses`."""
-        if self.method == "best_of_n":
+        if self.method != "beam":
             return {"method": self.method, "n": self.n}
         return {"n": 1} | self.model_dump(include={"method", "width", "expansions", "max_depth", "diverse"})
 

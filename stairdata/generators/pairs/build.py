@@ -209,7 +209,7 @@ def pairs_of(
     if kept.is_empty():
         return pl.DataFrame(schema=polars_schema(kind))
     forest = unfold(kept)
-    if kind == "prm_pairs":
+    if isinstance(section, PrmPairsSection):
         pairs = comparable_nodes(forest, section, funnel, length_limit)
     elif isinstance(section, PreferencePairsSection) and section.granularity == "trajectory":
         pairs = trajectories(forest, section, funnel, length_limit, seed)

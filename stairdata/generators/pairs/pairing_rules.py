@@ -14,7 +14,7 @@ import polars as pl
 
 from stairdata.generators.pairs.forest import Forest, Indices, Mask
 from stairdata.generators.pairs.length_limit import LengthLimit
-from stairdata.recipe import PairsSection, PreferencePairsSection
+from stairdata.recipe import PairsSection, PreferencePairsSection, PrmPairsSection
 from stairdata.runs.row_sampling import keys_of, numbers_of
 from stairdata_schemas.text.visible import VISIBLE
 
@@ -30,7 +30,7 @@ def siblings(forest: Forest, section: PairsSection, funnel: Counter[str], length
 
 
 def comparable_nodes(
-    forest: Forest, section: PairsSection, funnel: Counter[str], length_limit: LengthLimit
+    forest: Forest, section: PrmPairsSection, funnel: Counter[str], length_limit: LengthLimit
 ) -> pl.DataFrame:
     """Pair nodes of equal depth in one tree (step), and terminal nodes of any depth (trajectory)."""
     nodes = _eligible(forest, section, funnel)
@@ -38,7 +38,7 @@ def comparable_nodes(
     is_terminal = forest.nodes["is_terminal"].to_numpy()
     level = tree[nodes] * (int(forest.depths.max(initial=0)) + 1) + forest.depths[nodes]
     partial = _far_apart(forest, nodes, level, section, funnel, apart=is_terminal)
-    ends = nodes[is_terminal[nodes]]
+    ends = nodes[is_terminal[nodes] & section.whole_answers]
     whole = _far_apart(forest, ends, tree[ends], section, funnel).with_columns(granularity=pl.lit("trajectory"))
     return _short_enough(forest, pl.concat([partial, whole]), length_limit, funnel)
 

@@ -11,17 +11,18 @@ import pytest
 
 from stairdata.generators.prompts.build import build_prompts
 from stairdata.llm.budget import BudgetLimits, Expense
-from stairdata.pipeline import results
+from stairdata.pipeline import dry_run, results
 from stairdata.pipeline.dry_run import planned_stages, preview, shown
 from stairdata.pipeline.measures import broken_limit, training_measures
 from stairdata.pipeline.model_folders import folder_for
 from stairdata.pipeline.quickstart import SMALL, SMOKE, Sizes, quickstart_recipe
-from stairdata.pipeline.run import Pipeline, locked
+from stairdata.pipeline.run import Pipeline, check_recipe, locked
 from stairdata.pipeline.spending import RunSpending
 from stairdata.pipeline.steps import RunOptions, RunSteps, saved_whole
 from stairdata.recipe import MEASURES
+from stairdata.runs.forecast import Forecast
 from stairdata.runs.options import BuildOptions
-from stairdata.stages import parse_full_recipe, read_full_recipe
+from stairdata.stages import FullRecipe, parse_full_recipe, read_full_recipe
 from stairdata_schemas.errors import BudgetError, BuildLockedError, RecipeError
 from stairdata_training.config import DpoConfig
 from tests.stairdata.pipeline.conftest import PROMPTS
@@ -91,6 +92,34 @@ def test_what_a_teacher_would_be_asked_is_known_once_the_prompts_are_there(
     if held_out:
         assert models["responses (base)"][0]["requests"] == held_out
     assert [stage["stage"] for stage in stages] == [stage.name for stage in planned_stages(recipe)]
+
+
+def test_evaluations_are_forecast_once_for_all_models(
+    sections: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def forecast(recipe: FullRecipe, options: BuildOptions) -> Forecast:
+        asked.append(recipe.responses.method)
+        return Forecast("evaluations", words=recipe.responses.method)
+
+    monkeypatch.setattr(dry_run, "forecast_evaluations", forecast)
+    sections["evaluations"] = {"benchmarks": [{"name": "xstest", "path": str(tmp_path / "xstest.csv")}]}
+    sections["rounds"]["searches"] = [{"n": 4}, {"method": "sample", "n": 4}]
+    stages = preview(parse_full_recipe(sections), RunOptions(tmp_path / "run"))
+    told = {stage["stage"]: stage["forecast"] for stage in stages if stage["stage"].startswith("evaluations")}
+    assert list(told.values()) == ["sample"] * 4 + ["best_of_n", "sample"]
+    assert "evaluations (dpo-2, 4 scored samples)" in told
+    assert asked == ["sample", "best_of_n", "sample"]
+
+
+def test_a_run_may_end_with_sft_or_with_the_rounds(sections: dict[str, Any]) -> None:
+    recipe = parse_full_recipe(sections)
+    every = [stage.name for stage in planned_stages(recipe)]
+    rounds, sft = ([stage.name for stage in planned_stages(recipe, until)] for until in ("rounds", "sft"))
+    assert (rounds, sft) == (every[: len(rounds)], every[: len(sft)])
+    assert (rounds[-1], sft[-1]) == ("responses (dpo-2)", "responses (sft)")
+    check_recipe(parse_full_recipe(sections | {"sft": {"model": "start", "reasoning": False}}), "sft")
 
 
 def test_a_model_never_takes_the_place_of_another_training(tmp_path: Path) -> None:

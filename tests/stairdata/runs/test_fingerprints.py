@@ -89,7 +89,7 @@ MARKED = {
     },
     Mark.COUNTS_UNLESS_DEFAULT: {
         "Endpoint.control_tokens", "JudgeSection.endpoint", "JudgeSection.guard", "JudgeSection.penalise_over_refusal",
-        "PromptSource.turns_before",
+        "PrmPairsSection.whole_answers", "PromptSource.turns_before",
     },
     Mark.COUNTS_WHERE_SERVED: {"Endpoint.dtype", "ModelServer.max_model_len"},
 }  # fmt: skip

@@ -67,7 +67,7 @@ STEPS = st.builds(PreferencePairsSection, **THRESHOLDS)
 ANSWERS = st.builds(
     PreferencePairsSection, granularity=st.just("trajectory"), max_repeats=st.integers(1, 4), **THRESHOLDS
 )
-PRM = st.builds(PrmPairsSection, **THRESHOLDS)
+PRM = st.builds(PrmPairsSection, whole_answers=st.booleans(), **THRESHOLDS)
 EVERY_KIND = st.one_of(
     st.tuples(st.just("preference_pairs"), STEPS),
     st.tuples(st.just("preference_pairs"), ANSWERS),
@@ -127,6 +127,8 @@ class Oracle:
         for chosen in eligible:
             for rejected in eligible:
                 how = self.granularity(kind, chosen, rejected)
+                if how == "trajectory" and isinstance(self.section, PrmPairsSection) and not self.section.whole_answers:
+                    continue
                 is_good = self.value(chosen) >= self.section.min_chosen_value
                 if how and is_good and self.value(chosen) - self.value(rejected) > self.margin(chosen):
                     yield chosen, rejected, how
