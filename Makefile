@@ -12,7 +12,7 @@ ACCELERATOR ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: install install-cpu install-gpu check fix test test-slow fuzz bench quickstart smoke proof build clean
+.PHONY: install install-cpu install-gpu check fix test test-slow fuzz bench quickstart smoke proof proof-seeds proof-sweep proof-comparisons build clean
 
 install: $(VENV)/.installed
 
@@ -79,6 +79,10 @@ PROOF_DATA ?=
 RUN_PROOF := $(BIN)/python -m benchmarks.proof --folder $(PROOF)
 proof: install
 	$(RUN_PROOF) run $(if $(PROOF_DATA),--data $(PROOF_DATA))
+
+# What follows from the main line: two more seeds, learning rates, comparisons; item by item, those that are done stay.
+proof-seeds proof-sweep proof-comparisons: install
+	$(RUN_PROOF) $(@:proof-%=%)
 
 build: install
 	$(BIN)/python -m build

@@ -7,18 +7,23 @@ import os
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: see stairdata/cli/main.py
 
-from stairdata.cli.console import say
+from stairdata.cli.console import emit, print_table, say
 from stairdata.pipeline.run import BASE
 from stairdata_schemas.errors import ModelError, StairDataError
 from stairdata_schemas.rendering import check_model_folder
 
+from . import hand_check
 from .forecast import Rates
+from .items import ITEMS, Group, item_of, items_of
+from .lines import main_line
 from .place import MainSettings, ProofPlace
 from .recipes import recipe_of
-from .running import run_line, show_forecast
+from .results import write_results
+from .running import finished_record, item_recipe, run_item, run_line, run_options, show_forecast
 
 
 def main() -> None:
@@ -42,12 +47,27 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--smoke", action="store_true", help="tiny sizes on bundled prompts: shows that it works")
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="set a key of the recipe")
     run.add_argument("--forecast", action="store_true", help="forecast alone")
-    _add_rates(run)
+    _add_limits(run)
     run.set_defaults(command=_run)
+    results = commands.add_parser("results", help="write results.md, results.json and the plots again")
+    results.set_defaults(command=lambda _, place: _show_results(place))
+    items = commands.add_parser("items", help="what else can be run, and what has")
+    items.set_defaults(command=_list_items)
+    for group in get_args(Group):
+        several = commands.add_parser(group, help=f"run the {group}, one after the other, and write the results")
+        several.add_argument("--only", action="append", metavar="NAME", help="this item; can be repeated")
+        _add_limits(several)
+        several.set_defaults(command=_run_items, group=group)
+    check = commands.add_parser("hand-check", help="answers to label by hand, and the rule against the labels")
+    check.add_argument("what", choices=["export", "read"])
+    check.add_argument("file", type=Path, help="a table: .csv, .jsonl or .xlsx")
+    check.set_defaults(command=_hand_check)
     return parser
 
 
-def _add_rates(parser: argparse.ArgumentParser) -> None:
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    words = "stop a run after this time, to go on later; a training that has begun is finished"
+    parser.add_argument("--max-minutes", type=float, metavar="X", help=words)
     for field in fields(Rates):
         name = f"--{field.name.replace('_', '-')}"
         parser.add_argument(name, type=float, default=field.default, metavar="X", help=f"default {field.default}")
@@ -62,11 +82,51 @@ def _run(options: argparse.Namespace, place: ProofPlace) -> None:
     settings = MainSettings(data, options.smoke, tuple(options.set))
     recipe = recipe_of(place, settings)
     _fetch(place.start_model)
-    show_forecast(recipe, place.main, _rates(options))
+    show_forecast(recipe, run_options(place.main), _rates(options))
     if options.forecast:
         return
     place.write_settings(settings)
-    run_line(recipe, place.main)
+    run_line(recipe, place.main, options.max_minutes)
+    _show_results(place)
+
+
+def _show_results(place: ProofPlace) -> None:
+    write_results(place)
+    emit(f"results: {place.root / 'results.md'} and results.json")
+
+
+def _list_items(_: argparse.Namespace, place: ProofPlace) -> None:
+    settings = place.read_settings()
+    rows = []
+    for item in ITEMS:
+        is_done = finished_record(place.record(item), item_recipe(place, settings, item)) is not None
+        rows.append([item.name, item.group, "done" if is_done else "not run", item.words])
+    print_table(["item", "group", "state", "what it is"], rows)
+
+
+def _run_items(options: argparse.Namespace, place: ProofPlace) -> None:
+    """Run items one after the other; one that fails keeps no other from being run."""
+    settings = place.read_settings()
+    failed = []
+    for item in [item_of(name) for name in options.only] if options.only else items_of(options.group):
+        say(f"{item.name}: {item.words}")
+        try:
+            run_item(place, settings, item, _rates(options), options.max_minutes)
+        except StairDataError as error:
+            say(f"error: {item.name}: {error}")
+            failed.append(item.name)
+    _show_results(place)
+    if failed:
+        sys.exit(f"error: not finished: {', '.join(failed)}")
+
+
+def _hand_check(options: argparse.Namespace, place: ProofPlace) -> None:
+    if options.what == "export":
+        number = hand_check.export(place, main_line(place, place.read_settings()), options.file)
+        emit(f"{number} answers in {options.file}; fill in its column `refused`, then `hand-check read {options.file}`")
+        return
+    emit(f"{hand_check.read(place, options.file)} labels read")
+    _show_results(place)
 
 
 def _fetch(folder: Path) -> None:

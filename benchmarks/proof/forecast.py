@@ -9,6 +9,7 @@ from typing import NamedTuple
 from stairdata.generators.evaluations.benchmarks import load_benchmarks, pin_benchmarks
 from stairdata.pipeline.dry_run import PlannedStage, planned_stages
 from stairdata.pipeline.run import BASE, searched
+from stairdata.pipeline.steps import Until
 from stairdata.recipe import EvaluationsSection
 from stairdata.recipe.rounds import SearchSettings
 from stairdata.stages import FullRecipe
@@ -64,13 +65,18 @@ READ_SHARE = 0.4
 """Time of a pair that is only measured, as a share of one that is trained on."""
 
 
-def forecast_stages(recipe: FullRecipe, rates: Rates) -> list[StageForecast]:
+def forecast_stages(recipe: FullRecipe, rates: Rates, until: Until = "end") -> list[StageForecast]:
     """Forecast each stage of a run, as if nothing were there.
 
     Reads the benchmarks, to count their prompts.
+
+    Args:
+        recipe: of the run.
+        rates: what things take.
+        until: what is trained last.
     """
     counts = _Counts(recipe)
-    planned = planned_stages(recipe)
+    planned = planned_stages(recipe, until)
     return [StageForecast(each.name, each.number, *_of_stage(each, recipe, rates, counts)) for each in planned]
 
 
@@ -125,7 +131,7 @@ def _rows_of(recipe: FullRecipe) -> int:
 
 def _answering(stage: PlannedStage, recipe: FullRecipe, rates: Rates, counts: _Counts) -> tuple[str, float]:
     each = rates.base_answer_tokens if stage.name.endswith(f"({BASE})") else rates.answer_tokens
-    search = next((way for way in recipe.rounds.searches if stage.name.endswith(f", {way.title})")), None)
+    search = stage.search
     is_first = search is None or search == recipe.rounds.searches[0]
     if stage.name.startswith("responses"):
         prompts = recipe.rounds.held_out
@@ -140,7 +146,7 @@ def _answering(stage: PlannedStage, recipe: FullRecipe, rates: Rates, counts: _C
 
 def _searching(search: SearchSettings, tokens: float) -> tuple[int, float]:
     """Return how many answers' tokens a prompt takes, and how many the process reward model reads."""
-    if search.method == "best_of_n":
+    if search.method != "beam":
         return search.n, search.n * (PROMPT_TOKENS + tokens)
     beams = search.width * search.expansions
     return beams, LEVELS * beams * (PROMPT_TOKENS + SHARE_READ * tokens)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stairdata_schemas.errors import InputError
 from stairdata_schemas.files import write_atomic
+
+if TYPE_CHECKING:
+    from .items import Item
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,10 @@ class ProofPlace:
     def data(self) -> Path:
         """Files that the proof writes for itself."""
         return self.root / "data"
+
+    def record(self, item: Item) -> Path:
+        """Where an item leaves its stages and figures; other seeds leave all that they make."""
+        return self.root / (item.name if item.has_own_folder else Path("items") / item.name)
 
     def write_settings(self, settings: MainSettings) -> None:
         """Keep what the main line is told."""
