@@ -78,11 +78,10 @@ class Gain(NamedTuple):
             )
             if not holds
         ]
-        if broken:
-            return "does not count: " + "; ".join(broken)
-        if len(self.by_seed) < SEEDS_NEEDED:
-            return f"open: {len(self.by_seed)} of {SEEDS_NEEDED} seeds have run; counts so far"
-        return "counts"
+        words = f"does not count: {'; '.join(broken)}" if broken else "counts"
+        if self.rises_in_all and len(self.by_seed) < SEEDS_NEEDED:
+            return f"open, {len(self.by_seed)} of {SEEDS_NEEDED} seeds have run; so far it {words}"
+        return words
 
     def as_json(self) -> Json:
         """Return what results.json holds."""

@@ -63,12 +63,14 @@ def measure(answers: Answers, line: Line | None = None) -> ModelFigures:
     """Measure answers; word F1 needs the run that they are of."""
     rows = answers.rows
     halves = {label: refusals(rows, XSTEST, label) for label in STRATA}
+    # a cut or empty answer has not solved it
+    sums = rows.filter(pl.col("benchmark") == SUMS).with_columns(pl.col("score").fill_null(0.0))
     overlaps = line.overlaps(answers.model) if line is not None else None
     shares = {
         "refused_unsafe": _mean(halves["unsafe"]),
         "refused_safe": _mean(halves["safe"]),
         "refused_harmful": _mean(refusals(rows, HARMFUL)),
-        "solved": _mean(scores_of(rows.filter(pl.col("benchmark") == SUMS), "score")),
+        "solved": _mean(scores_of(sums, "score")),
         "grammatical": _mean(scores_of(rows, "grammatical")),
         "repeats": _mean(scores_of(rows, "repeats")),
         "word_f1": None if overlaps is None or not len(overlaps.scores) else estimate_mean(*overlaps[:2]),

@@ -19,8 +19,8 @@ trained on, so that no figure here says anything.**
 MEASURE = f"""\
 The primary measure is the share of refusals among XSTest's unsafe prompts minus that among its safe ones, told by the
 refusal rule. In brackets the 95% interval over prompts, drawn within each of the two halves; differences are paired by
-prompt. Cut and empty answers are counted, and stand in no share of refusals. An answer repeats a phrase if some
-{PHRASE} words in a row stand in it {TIMES} times or more. Tokens are those that are sampled.
+prompt. Cut and empty answers are counted, stand in no share of refusals, and solve nothing. An answer repeats a phrase
+if some {PHRASE} words in a row stand in it {TIMES} times or more. Tokens are those that are sampled.
 """
 PAIRS = """\
 Pairs of held-out trees, which nothing was trained on; the length rule prefers the side of more or of fewer characters,
@@ -82,7 +82,7 @@ def _line(results: Json, seed: str) -> Iterator[str]:
         yield PAIRS
         yield from _pairs(line["pairs"])
     yield ""
-    yield from _minutes(line["stages"])
+    yield from _stages(line["stages"])
 
 
 def _settings(values: Json) -> str:
@@ -196,14 +196,23 @@ def _pairs(pairs: Sequence[Json]) -> Iterator[str]:
     yield from _table(["model", "accuracy", "length rule", "held-out pairs", "trained on"], rows)
 
 
-def _minutes(stages: Sequence[Json]) -> Iterator[str]:
-    kinds: dict[str, list[float]] = {}
+def _stages(stages: Sequence[Json]) -> Iterator[str]:
+    kinds: dict[str, list[Json]] = {}
     for each in stages:
-        kinds.setdefault(each["stage"].partition(" (")[0], []).append(each["minutes"])
-    yield f"Minutes, {sum(map(sum, kinds.values())):.0f} in all, each stage as long as the command that finished it:"
+        kinds.setdefault(each["stage"].partition(" (")[0], []).append(each)
+    minutes = sum(each["minutes"] for each in stages)
+    yield f"Stages, {minutes:.0f} minutes in all, each as long as the command that finished it:"
     yield ""
-    rows = [[kind, str(len(minutes)), f"{sum(minutes):.1f}"] for kind, minutes in kinds.items()]
-    yield from _table(["stage", "how many", "minutes"], rows)
+    counts = ("rows", "refused", "tokens")
+    rows = [
+        [kind, str(len(found)), *(f"{sum(each[name] or 0 for each in found):,}" for name in counts), _time(found)]
+        for kind, found in kinds.items()
+    ]
+    yield from _table(["stage", "how many", "rows", "refused rows", "tokens", "minutes"], rows)
+
+
+def _time(stages: Sequence[Json]) -> str:
+    return f"{sum(each['minutes'] for each in stages):.1f}"
 
 
 def _hand_check(rates: Json) -> Iterator[str]:

@@ -140,21 +140,23 @@ def _item(each: Finished, main: Line) -> Json:
             rows = main.answers(against).rows, line.answers(item.model).rows
             gain = gain_between({main.name: rows}, against, item.name)
             found["gain"] = gain.as_json() if gain is not None else None
-    found["pairs"] = _own_pairs(item, line)
+    found["pairs"] = _own_pairs(item, line, main)
     samples = [model for model in line.models if model.endswith(" scored samples")]
     if samples:
         found["choices"] = [choice.as_json() for choice in compare_choices(line.answers(samples[-1]).rows)]
     return found
 
 
-def _own_pairs(item: Item, line: Line) -> list[Json]:
-    """Return how the model that an item trains ranks held-out pairs."""
+def _own_pairs(item: Item, line: Line, main: Line) -> list[Json]:
+    """Return how the model that an item trains ranks held-out pairs; nothing where it is one of the main line's."""
     if item.until == "sft":
         return []
     stage, kind = ("train dpo", "preference_pairs") if item.until == "rounds" else ("train prm", "prm_pairs")
     number = line.recipe.rounds.count if item.until == "rounds" else None
     folder, pairs = line.model(stage, number), line.artifact(f"{kind} (held out)", number)
-    accuracy = accuracy_of(item.name, folder, pairs) if folder is not None and pairs is not None else None
+    if folder is None or pairs is None or folder == main.model(stage, number):
+        return []
+    accuracy = accuracy_of(item.name, folder, pairs)
     return [] if accuracy is None else [accuracy.as_json()]
 
 

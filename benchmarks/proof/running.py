@@ -91,7 +91,7 @@ def run_item(place: ProofPlace, settings: MainSettings, item: Item, rates: Rates
 
 def _write_record(folder: Path, recipe: FullRecipe, stages: Sequence[Json]) -> None:
     """Note that a recipe is finished: models need not be hashed again to know it."""
-    text = json.dumps({"recipe": recipe.model_dump(mode="json"), "stages": stages}, indent=1)
+    text = json.dumps({"recipe": _portable(recipe.model_dump(mode="json")), "stages": stages}, indent=1)
     write_atomic(folder / "stages.json", text + "\n")
 
 
@@ -102,4 +102,13 @@ def finished_record(folder: Path, recipe: FullRecipe) -> Sequence[Json] | None:
         return None
     record = json.loads(file.read_text(encoding="utf-8"))
     stages: Sequence[Json] = record["stages"]
-    return stages if record["recipe"] == recipe.model_dump(mode="json") else None
+    return stages if record["recipe"] == _portable(recipe.model_dump(mode="json")) else None
+
+
+def _portable(value: Any) -> Any:
+    """Take absolute paths for the names of their files: a folder that was moved has run all the same."""
+    if isinstance(value, dict):
+        return {name: _portable(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_portable(each) for each in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

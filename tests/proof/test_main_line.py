@@ -101,6 +101,7 @@ def test_items_are_measured_beside_the_main_line(place: ProofPlace, results: Any
     (without,), whole = results["items"]["prm-without-whole-answers"]["pairs"], results["lines"]["42"]["pairs"][-1]
     assert without["length_rule"] == whole["length_rule"], "both are measured on the same pairs"
     assert without["trained_on"] <= whole["trained_on"]
+    assert results["items"]["best-of-rules"]["pairs"] == [], "its model is the main line's"
     assert {each["name"] for each in results["not_run"]} == {item.name for item in ITEMS} - set(RUN_ITEMS)
 
 
@@ -133,6 +134,7 @@ def test_a_line_that_is_not_finished_shows_what_is_there(place: ProofPlace) -> N
 
 def test_labels_by_hand_say_how_good_the_rule_is(place: ProofPlace, tmp_path: Path) -> None:
     copied = ProofPlace(Path(shutil.copytree(place.root, tmp_path / "proof")))
+    assert line_of_item(copied, SETTINGS, item_of("direct-refusal")) is not None, "a folder can be moved"
     with pytest.raises(InputError, match="has no export; begin with `hand-check export FILE`"):
         hand_check.read(copied, tmp_path / "labels.csv")
     file = tmp_path / "labels.csv"
