@@ -26,7 +26,7 @@ from tests.stairdata.pipeline.conftest import serve_stub, tiny_model
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # the first test waits for the whole run
 
 SETTINGS = MainSettings(smoke=True, overrides=("rounds.sft_rows=16", "sft.epochs=1"))
-RUN_ITEMS = ("direct-refusal", "dpo-rate-x4", "best-of-rules", "prm-without-whole-answers")
+RUN_ITEMS = ("direct-refusal", "dpo-rate-x4", "best-of-rules", "prm-rate-x4")
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +98,9 @@ def test_items_are_measured_beside_the_main_line(place: ProofPlace, results: Any
     assert results["items"]["direct-refusal"]["gain"]["a"] == "sft"
     choices = [choice["name"] for choice in results["items"]["best-of-rules"]["choices"]]
     assert choices == ["random", "process reward model", "longest", "shortest", "the judge itself (ceiling)"]
-    (without,), whole = results["items"]["prm-without-whole-answers"]["pairs"], results["lines"]["42"]["pairs"][-1]
-    assert without["length_rule"] == whole["length_rule"], "both are measured on the same pairs"
-    assert without["trained_on"] <= whole["trained_on"]
+    (faster,), ours = results["items"]["prm-rate-x4"]["pairs"], results["lines"]["42"]["pairs"][-1]
+    assert faster["length_rule"] == ours["length_rule"], "both are measured on the same pairs"
+    assert results["items"]["prm-rate-x4"]["learning_rates"]["prm"] == pytest.approx(2e-4)
     assert results["items"]["best-of-rules"]["pairs"] == [], "its model is the main line's"
     assert {each["name"] for each in results["not_run"]} == {item.name for item in ITEMS} - set(RUN_ITEMS)
 
