@@ -76,26 +76,69 @@ def import_(
 
 def export(
     reference: Annotated[str, typer.Argument(metavar="REF", help="KIND, KIND@X.Y.Z, a folder, or org/name@TAG.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")],
-    to: Annotated[str, typer.Option("--to", help="Format of the file: thu-ml or alpaca_eval.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE_OR_FOLDER", help="The file to write; for a trainer, a new folder, or a file of rows alone."
+        ),
+    ],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            help="thu-ml or alpaca_eval; for a trainer: trl, llama-factory, openrlhf, verl, axolotl or stepwise.",
+        ),
+    ],
     benchmark: Annotated[
         str | None, typer.Option("--benchmark", metavar="NAME", help="Of evaluations: answers to this benchmark.")
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", metavar="NAME", help="For alpaca_eval: answers of this model.")
     ] = None,
+    whole_answers: Annotated[
+        bool, typer.Option("--whole-answers", help="For a trainer: leave out rows with half-written answers.")
+    ] = False,
+    allow_eos: Annotated[
+        bool,
+        typer.Option(
+            "--allow-eos", help="For a trainer: write half-written answers although it ends them with an end token."
+        ),
+    ] = False,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            "--tokenizer",
+            metavar="MODEL",
+            help="For trl, llama-factory and stepwise: render prompts for this model, so that half-written answers "
+            "need no end token; a model folder or Hub id.",
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option("--threshold", help="For stepwise: a step's label is true from this value on; default: 0."),
+    ] = None,
     root: RootOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Export an artifact: trees, prompts and pairs as the published code writes them, answers for AlpacaEval."""
+    """Export an artifact: as the published code writes it, answers for AlpacaEval, or rows for another trainer."""
     from stairdata.hub.pull import open_reference
     from stairdata.interop.alpaca_eval import export_alpaca_eval
     from stairdata.interop.exporting import export_thu_ml
+    from stairdata.interop.trainers.exporting import NO_OPTIONS, TARGETS, TrainerOptions, export_to_trainer
+    from stairdata_schemas.errors import UsageError
 
-    _check_format(to, (*FORMATS, "alpaca_eval"))
+    _check_format(to, (*FORMATS, "alpaca_eval", *TARGETS))
+    options = TrainerOptions(whole_answers, allow_eos, tokenizer, threshold)
+    if to not in TARGETS and options != NO_OPTIONS:
+        raise UsageError(f"--whole-answers, --allow-eos, --tokenizer and --threshold are not for {to}; leave them out")
     artifact = open_reference(reference, root_folder(root))
     with show_progress() as progress:
-        if to == "alpaca_eval":
+        if to in TARGETS:
+            written = export_to_trainer(artifact, file, to, options, progress)
+            count = written.rows
+            for why, left_out in written.left_out().items():
+                say(f"left out: {why}: {left_out}")
+        elif to == "alpaca_eval":
             count = export_alpaca_eval(artifact, file, benchmark, model)
         else:
             count = export_thu_ml(artifact, file, progress)
@@ -104,10 +147,12 @@ def export(
 
 
 def _check_format(name: str, known: tuple[str, ...]) -> None:
-    from stairdata_schemas.errors import UsageError, quote
+    from stairdata_schemas.errors import UsageError, nearest, quote
 
     if name not in known:
-        raise UsageError(f"unknown format {quote(name)}; use {', '.join(known)}")
+        close = nearest(name, known)
+        meant = f"did you mean {close}? Formats are" if close else "use"
+        raise UsageError(f"unknown format {quote(name)}; {meant} {', '.join(known)}")
 
 
 def _checked_task(name: str | None) -> Task | None:
