@@ -1,4 +1,4 @@
-"""`stairdata import` and `stairdata export`: files of the published code, in and out, and logs of other harnesses."""
+"""`stairdata import` and `stairdata export`: files of the published code, of other trainers and of other harnesses."""
 
 from __future__ import annotations
 
@@ -16,16 +16,25 @@ if TYPE_CHECKING:
     from stairdata.recipe import Task
 
 FORMATS = ("thu-ml",)
+CONVERSATIONS = ("trl", "messages")
 HARNESSES = ("inspect", "lm-eval")
 
 
 def import_(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Files of the published code, or sample logs.")
+        list[Path],
+        typer.Argument(metavar="FILE...", help="Files of the published code, conversations, or sample logs."),
     ],
-    from_: Annotated[str, typer.Option("--from", help="Format of the files: thu-ml, inspect or lm-eval.")],
+    from_: Annotated[
+        str, typer.Option("--from", help="Format of the files: thu-ml, trl, messages, inspect or lm-eval.")
+    ],
     kind: Annotated[
-        str, typer.Option("--kind", help="What the files contain: trees or prompts; of a harness: evaluations.")
+        str,
+        typer.Option(
+            "--kind",
+            help="What the files contain: trees or prompts; of trl: prompts, structured-cot, preference-pairs or "
+            "prm-pairs; of messages: prompts or structured-cot; of a harness: evaluations.",
+        ),
     ],
     prompts: Annotated[
         str | None,
@@ -41,7 +50,8 @@ def import_(
         str, typer.Option("--attack", metavar="NAME", help="Of a harness's log: the attack that its solvers made.")
     ] = "none",
     task: Annotated[
-        str | None, typer.Option("--task", help="Of a harness's log: safety or helpfulness, where it doesn't say.")
+        str | None,
+        typer.Option("--task", help="Of conversations and logs: safety or helpfulness, where they don't say."),
     ] = None,
     root: RootOption = None,
     version: VersionOption = None,
@@ -54,16 +64,20 @@ def import_(
     """Import files into an artifact; print what could not be taken over."""
     from stairdata.interop.harnesses.importing import HarnessNames, import_harness
     from stairdata.interop.importing import import_thu_ml
+    from stairdata.interop.trainers.importing import import_conversations
     from stairdata.runs.options import BuildOptions
 
-    _check_format(from_, (*FORMATS, *HARNESSES))
-    names = HarnessNames(benchmark, model, attack, _checked_task(task))
+    _check_format(from_, (*FORMATS, *CONVERSATIONS, *HARNESSES))
+    checked_task = _checked_task(task)
     with show_progress() as progress:
         options = BuildOptions(
             root_folder(root), version, fresh=fresh, max_quarantine=max_quarantine, progress=progress
         )
         if from_ in HARNESSES:
+            names = HarnessNames(benchmark, model, attack, checked_task)
             artifact = import_harness(from_, kind.replace("-", "_"), files, options, names)
+        elif from_ in CONVERSATIONS:
+            artifact = import_conversations(from_, kind.replace("-", "_"), files, options, checked_task)
         else:
             artifact = import_thu_ml(kind.replace("-", "_"), files, options, prompts)
     lost = artifact.manifest.details.get("not_taken_over", {})

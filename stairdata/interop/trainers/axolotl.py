@@ -13,21 +13,11 @@ from __future__ import annotations
 
 from functools import partial
 
+from stairdata.interop.trainers import settings
 from stairdata.interop.trainers.conversations import turns, turns_and_two_messages
-from stairdata.interop.trainers.examples import Pair
-from stairdata.interop.trainers.target import (
-    BETA,
-    MODEL,
-    OUTPUT,
-    RATES,
-    ROWS_OF_A_STEP,
-    Data,
-    Form,
-    Stage,
-    Target,
-    as_yaml,
-    by_kind,
-)
+from stairdata.interop.trainers.examples import PairExample
+from stairdata.interop.trainers.settings import Stage
+from stairdata.interop.trainers.target import Data, Form, Target, as_yaml, by_kind
 from stairdata_schemas.aliases import Json, Row
 from stairdata_schemas.grammar import TAGS
 
@@ -38,31 +28,31 @@ _TYPES: dict[Stage, str] = {
 }
 _SETTINGS: dict[Stage, Json] = {
     "sft": {"tokens": list(TAGS)},  # a base model lacks the grammar's tags; actors have them
-    "dpo": {"rl": "dpo", "rl_beta": BETA},
+    "dpo": {"rl": "dpo", "rl_beta": settings.BETA},
     "reward": {"reward_model": True, "model_type": "AutoModelForSequenceClassification", "num_labels": 1},
 }
 
 
-def reward_row(pair: Pair) -> Row:
+def reward_row(pair: PairExample) -> Row:
     return {"system": "", "input": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
 
 
 def _files(stage: Stage, data: Data) -> dict[str, str]:
     source = {"path": data.file, "ds_type": data.format, "split": "train", "type": _TYPES[stage]}
-    settings = {
-        "base_model": MODEL,
+    values = {
+        "base_model": settings.MODEL,
         **_SETTINGS[stage],
         "chat_template": "tokenizer_default",
         "datasets": [source],
         "sequence_len": data.limit,
         "excess_length_strategy": "raise",
-        "learning_rate": RATES[stage],
+        "learning_rate": settings.RATES[stage],
         "micro_batch_size": 1,
-        "gradient_accumulation_steps": ROWS_OF_A_STEP,
+        "gradient_accumulation_steps": settings.ROWS_OF_A_STEP,
         "num_epochs": 1,
-        "output_dir": OUTPUT,
+        "output_dir": settings.OUTPUT,
     }
-    return {"axolotl.yaml": as_yaml(settings)}
+    return {"axolotl.yaml": as_yaml(values)}
 
 
 _COMMAND = "axolotl train axolotl.yaml"

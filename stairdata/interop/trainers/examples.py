@@ -10,7 +10,7 @@ import polars as pl
 from stairdata_schemas.artifacts import Artifact, iterate_frames
 
 
-class Answer(NamedTuple):
+class AnswerExample(NamedTuple):
     """A prompt and the whole text that answers it."""
 
     prompt: str
@@ -23,7 +23,7 @@ class Answer(NamedTuple):
         return (self.text,)
 
 
-class Pair(NamedTuple):
+class PairExample(NamedTuple):
     """Two texts of the assistant from its start, the better one first."""
 
     prompt: str
@@ -51,7 +51,7 @@ class LabelledSteps(NamedTuple):
         return ("".join(self.pieces),)
 
 
-Example = Answer | Pair | LabelledSteps
+Example = AnswerExample | PairExample | LabelledSteps
 
 _PAIR_COLUMNS = ("prompt", "chosen", "rejected", "prefix_length", "chosen_is_terminal", "rejected_is_terminal")
 _BOTH_END = pl.col("chosen_is_terminal") & pl.col("rejected_is_terminal")
@@ -75,7 +75,7 @@ def count_whole(artifact: Artifact) -> int:
     return int(artifact.scan().select(_IS_WHOLE[artifact.kind].sum()).collect().item())
 
 
-def read_examples(artifact: Artifact, *, whole_only: bool) -> Iterator[Answer | Pair]:
+def read_examples(artifact: Artifact, *, whole_only: bool) -> Iterator[AnswerExample | PairExample]:
     """Yield answers or pairs in the order of the artifact.
 
     Args:
@@ -83,7 +83,7 @@ def read_examples(artifact: Artifact, *, whole_only: bool) -> Iterator[Answer | 
         whole_only: leave out rows of which a side does not end where an answer ends.
     """
     kind = artifact.kind
-    make: Any = Pair if kind in {"preference_pairs", "prm_pairs"} else Answer
+    make: Any = PairExample if kind in {"preference_pairs", "prm_pairs"} else AnswerExample
     for path in artifact.data_files:
         for frame in iterate_frames(path, 1024):
             rows = frame.filter(_IS_WHOLE[kind]) if whole_only else frame

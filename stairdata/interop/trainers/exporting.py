@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from stairdata.interop.trainers import settings
 from stairdata.interop.trainers.axolotl import AXOLOTL
 from stairdata.interop.trainers.examples import Example, count_whole, read_examples
 from stairdata.interop.trainers.llama_factory import LLAMA_FACTORY
 from stairdata.interop.trainers.openrlhf import OPENRLHF
 from stairdata.interop.trainers.stepwise import STEPWISE, THRESHOLD
-from stairdata.interop.trainers.target import MODEL, Data, Form, Target, UnsayableError
+from stairdata.interop.trainers.target import Data, Form, Target, UnsayableError
 from stairdata.interop.trainers.trl import TRL
 from stairdata.interop.trainers.verl import VERL
 from stairdata.interop.trainers.writing import WRITERS
@@ -210,7 +211,7 @@ def _readme(artifact: Artifact, target: Target, form: Form, export: TrainerExpor
         "",
         f"{export.rows} rows in {data.file} ({form.columns}). Format: {target.url}",
         "",
-        f"In this folder, after writing your model's folder or Hub id in place of {MODEL}:",
+        f"In this folder, after writing your model's folder or Hub id in place of {settings.MODEL}:",
         "",
         f"    {form.command}",
         "",

@@ -13,23 +13,11 @@ from __future__ import annotations
 import json
 from functools import partial
 
+from stairdata.interop.trainers import settings
 from stairdata.interop.trainers.conversations import turns, turns_and_two_messages
-from stairdata.interop.trainers.examples import Answer, Pair
-from stairdata.interop.trainers.target import (
-    BETA,
-    MODEL,
-    OUTPUT,
-    RATES,
-    ROWS_OF_A_STEP,
-    Data,
-    Form,
-    Stage,
-    Target,
-    UnsayableError,
-    as_yaml,
-    by_kind,
-    rendered,
-)
+from stairdata.interop.trainers.examples import AnswerExample, PairExample
+from stairdata.interop.trainers.settings import Stage
+from stairdata.interop.trainers.target import Data, Form, Target, UnsayableError, as_yaml, by_kind, rendered
 from stairdata_schemas.aliases import Json, Row
 from stairdata_schemas.grammar import TAGS
 from stairdata_schemas.rendering import RenderedPrompt, Tokenizer
@@ -40,17 +28,17 @@ _ROLES = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "ass
 _STAGES: dict[Stage, Json] = {
     # a base model lacks the grammar's tags; actors have them
     "sft": {"stage": "sft", "add_special_tokens": ",".join(TAGS), "resize_vocab": True},
-    "dpo": {"stage": "dpo", "pref_beta": BETA},
+    "dpo": {"stage": "dpo", "pref_beta": settings.BETA},
     "reward": {"stage": "rm"},
 }
 
 
-def sft_text(tokenizer: Tokenizer, answer: Answer) -> Row:
+def sft_text(tokenizer: Tokenizer, answer: AnswerExample) -> Row:
     said = _as_text(tokenizer, answer.prompt, answer.text)
     return {"instruction": said.text, "output": answer.text + said.end_of_turn.text * answer.is_whole}
 
 
-def pair_text(tokenizer: Tokenizer, pair: Pair) -> Row:
+def pair_text(tokenizer: Tokenizer, pair: PairExample) -> Row:
     """The prompt goes on to the steps that both sides share."""
     said = _as_text(tokenizer, pair.prompt, pair.chosen, pair.rejected)
     end = said.end_of_turn.text
@@ -74,22 +62,22 @@ def _as_text(tokenizer: Tokenizer, prompt: str, *texts: str) -> RenderedPrompt:
 
 
 def _files(stage: Stage, entry: Json, more: Json, data: Data) -> dict[str, str]:
-    settings = {
+    values = {
         **_STAGES[stage],
         "do_train": True,
-        "model_name_or_path": MODEL,
+        "model_name_or_path": settings.MODEL,
         "finetuning_type": "full",
         "dataset": NAME,
         "dataset_dir": ".",
         "cutoff_len": data.limit,
-        "output_dir": OUTPUT,
-        "learning_rate": RATES[stage],
+        "output_dir": settings.OUTPUT,
+        "learning_rate": settings.RATES[stage],
         "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": ROWS_OF_A_STEP,
+        "gradient_accumulation_steps": settings.ROWS_OF_A_STEP,
     }
     return {
         "dataset_info.json": json.dumps({NAME: {"file_name": data.file, **entry}}, indent=2) + "\n",
-        "train.yaml": as_yaml(settings | more),
+        "train.yaml": as_yaml(values | more),
     }
 
 

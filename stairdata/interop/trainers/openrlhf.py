@@ -14,22 +14,26 @@ from __future__ import annotations
 import shlex
 from functools import partial
 
+from stairdata.interop.trainers import settings
 from stairdata.interop.trainers.conversations import prompt_and_answer, two_sides
-from stairdata.interop.trainers.target import BETA, MODEL, OUTPUT, RATES, Data, Form, Stage, Target, by_kind
+from stairdata.interop.trainers.settings import Stage
+from stairdata.interop.trainers.target import Data, Form, Target, by_kind
 
 _PAIR_KEYS = ("--data.prompt_key", "prompt", "--data.chosen_key", "chosen", "--data.rejected_key", "rejected")
+_OF_DPO = ("--ref.model_name_or_path", settings.MODEL, "--model.beta", str(settings.BETA))
 _PROGRAMS: dict[Stage, tuple[str, ...]] = {
     "sft": ("openrlhf.cli.train_sft", "--data.input_key", "input", "--data.output_key", "output"),
-    "dpo": ("openrlhf.cli.train_dpo", *_PAIR_KEYS, "--ref.model_name_or_path", MODEL, "--model.beta", str(BETA)),
+    "dpo": ("openrlhf.cli.train_dpo", *_PAIR_KEYS, *_OF_DPO),
     "reward": ("openrlhf.cli.train_rm", *_PAIR_KEYS),
 }
 
 
 def _files(stage: Stage, data: Data) -> dict[str, str]:
     program, *options = _PROGRAMS[stage]
-    words = ["deepspeed", "--module", program, "--model.model_name_or_path", MODEL, "--data.dataset", data.file]
-    words += [*options, "--data.apply_chat_template", "--data.max_len", str(data.limit)]
-    words += ["--adam.lr", str(RATES[stage]), "--ckpt.output_dir", OUTPUT]
+    words = ["deepspeed", "--module", program, *options, "--data.apply_chat_template", "--data.dataset", data.file]
+    words += ["--data.max_len", str(data.limit), "--train.batch_size", str(settings.ROWS_OF_A_STEP)]
+    words += ["--train.micro_batch_size", "1", "--adam.lr", str(settings.RATES[stage])]
+    words += ["--model.model_name_or_path", settings.MODEL, "--ckpt.output_dir", settings.OUTPUT]
     return {"train.sh": shlex.join(words) + "\n"}
 
 

@@ -17,19 +17,9 @@ from functools import partial
 from itertools import groupby, pairwise
 from operator import itemgetter
 
+from stairdata.interop.trainers import settings
 from stairdata.interop.trainers.examples import LabelledSteps
-from stairdata.interop.trainers.target import (
-    MODEL,
-    OUTPUT,
-    RATES,
-    ROWS_OF_A_STEP,
-    Data,
-    Form,
-    Target,
-    UnsayableError,
-    as_yaml,
-    rendered,
-)
+from stairdata.interop.trainers.target import Data, Form, Target, UnsayableError, as_yaml, rendered
 from stairdata_schemas.aliases import Json, Row
 from stairdata_schemas.artifacts import Artifact, iterate_frames
 from stairdata_schemas.grammar import STEP_CLOSE
@@ -130,20 +120,20 @@ def _goes_on(text: str, other: str) -> bool:
 
 def _files(data: Data) -> dict[str, str]:
     source = {"path": data.file, "ds_type": data.format, "split": "train", "type": "stepwise_supervised"}
-    settings = {
-        "base_model": MODEL,
+    values = {
+        "base_model": settings.MODEL,
         "process_reward_model": True,
         "model_type": "AutoModelForTokenClassification",
         "num_labels": 2,
         "datasets": [source],
         "sequence_len": data.limit,
-        "learning_rate": RATES["reward"],
+        "learning_rate": settings.RATES["reward"],
         "micro_batch_size": 1,
-        "gradient_accumulation_steps": ROWS_OF_A_STEP,
+        "gradient_accumulation_steps": settings.ROWS_OF_A_STEP,
         "num_epochs": 1,
-        "output_dir": OUTPUT,
+        "output_dir": settings.OUTPUT,
     }
-    return {"axolotl.yaml": as_yaml(settings)}
+    return {"axolotl.yaml": as_yaml(values)}
 
 
 _ENDS = "Labels belong to the line feed that the trainer puts behind each piece; no end token is in the data."

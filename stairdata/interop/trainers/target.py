@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
@@ -15,16 +15,6 @@ from stairdata_schemas.rendering import RenderedPrompt, Tokenizer, render_prompt
 from stairdata_schemas.templating.control_tokens import find_outside_grammar
 
 T = TypeVar("T")
-Stage = Literal["sft", "dpo", "reward"]
-
-MODEL = "MODEL"
-"""Stands in a configuration for the model that its reader trains."""
-OUTPUT = "trained"
-RATES: dict[Stage, float] = {"sft": 5e-6, "dpo": 5e-7, "reward": 5e-6}
-"""Learning rates for all weights: those of the recipes of `stairdata train`."""
-ROWS_OF_A_STEP = 128
-BETA = 0.2
-"""Of DPO, as in the recipe."""
 
 
 class Data(NamedTuple):

@@ -14,22 +14,11 @@ from __future__ import annotations
 
 from functools import partial
 
+from stairdata.interop.trainers import settings
 from stairdata.interop.trainers.conversations import prompt_and_answer, two_sides
-from stairdata.interop.trainers.examples import Answer, Pair
-from stairdata.interop.trainers.target import (
-    BETA,
-    MODEL,
-    OUTPUT,
-    RATES,
-    ROWS_OF_A_STEP,
-    Data,
-    Form,
-    Stage,
-    Target,
-    as_yaml,
-    by_kind,
-    rendered,
-)
+from stairdata.interop.trainers.examples import AnswerExample, PairExample
+from stairdata.interop.trainers.settings import Stage
+from stairdata.interop.trainers.target import Data, Form, Target, as_yaml, by_kind, rendered
 from stairdata_schemas.aliases import Json, Row
 from stairdata_schemas.rendering import Tokenizer
 
@@ -38,14 +27,14 @@ _TURN = "The chat template ends each answer with the end-of-turn token."
 _IDS = "The end-of-turn token stands behind whole answers alone; the trainer adds none to token ids."
 
 
-def sft_ids(tokenizer: Tokenizer, answer: Answer) -> Row:
+def sft_ids(tokenizer: Tokenizer, answer: AnswerExample) -> Row:
     said = rendered(tokenizer, answer.prompt, answer.text)
     end = [said.end_of_turn.token_id] if answer.is_whole else []
     prompt, (text,) = said.pieces(answer.text)
     return {"input_ids": prompt + text + end, "labels": [_IGNORED] * len(prompt) + text + end}
 
 
-def reward_ids(tokenizer: Tokenizer, pair: Pair) -> Row:
+def reward_ids(tokenizer: Tokenizer, pair: PairExample) -> Row:
     said = rendered(tokenizer, pair.prompt, pair.chosen, pair.rejected)
     end = [said.end_of_turn.token_id]
     return {
@@ -55,16 +44,16 @@ def reward_ids(tokenizer: Tokenizer, pair: Pair) -> Row:
 
 
 def _files(stage: Stage, more: Json, data: Data) -> dict[str, str]:
-    settings = {
-        "model_name_or_path": MODEL,
+    values = {
+        "model_name_or_path": settings.MODEL,
         "datasets": [{"path": data.format, "data_files": data.file}],
-        "output_dir": OUTPUT,
+        "output_dir": settings.OUTPUT,
         "max_length": data.limit,
-        "learning_rate": RATES[stage],
+        "learning_rate": settings.RATES[stage],
         "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": ROWS_OF_A_STEP,
+        "gradient_accumulation_steps": settings.ROWS_OF_A_STEP,
     }
-    return {"train.yaml": as_yaml(settings | more)}
+    return {"train.yaml": as_yaml(values | more)}
 
 
 _SFT = Form(
@@ -77,7 +66,7 @@ _SFT = Form(
 _DPO = Form(
     "prompt, chosen, rejected: conversations",
     two_sides,
-    partial(_files, "dpo", {"beta": BETA}),
+    partial(_files, "dpo", {"beta": settings.BETA}),
     "trl dpo --config train.yaml",
     _TURN,
 )

@@ -12,25 +12,26 @@ from __future__ import annotations
 
 import shlex
 
+from stairdata.interop.trainers import settings
 from stairdata.interop.trainers.conversations import turns
-from stairdata.interop.trainers.target import MODEL, OUTPUT, RATES, ROWS_OF_A_STEP, Data, Form, Target
+from stairdata.interop.trainers.target import Data, Form, Target
 
 
 def _files(data: Data) -> dict[str, str]:
     words = ["torchrun", "--standalone", "--nnodes=1", "--nproc_per_node=1", "-m", "verl.trainer.sft_trainer"]
-    settings = {
-        "model.path": MODEL,
+    values = {
+        "model.path": settings.MODEL,
         "data.train_files": data.file,
         "data.messages_key": "messages",
         "data.max_length": data.limit,
         "data.max_token_len_per_gpu": data.limit,
         "data.truncation": "error",
-        "data.train_batch_size": ROWS_OF_A_STEP,
-        "optim.lr": RATES["sft"],
-        "trainer.default_local_dir": OUTPUT,
+        "data.train_batch_size": settings.ROWS_OF_A_STEP,
+        "optim.lr": settings.RATES["sft"],
+        "trainer.default_local_dir": settings.OUTPUT,
         "trainer.logger": "console",
     }
-    return {"train.sh": shlex.join(words + [f"{name}={value}" for name, value in settings.items()]) + "\n"}
+    return {"train.sh": shlex.join(words + [f"{name}={value}" for name, value in values.items()]) + "\n"}
 
 
 _SFT = Form(
