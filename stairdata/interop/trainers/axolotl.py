@@ -5,7 +5,9 @@ docs/rlhf.qmd (`chat_template.default`) and docs/reward_modelling.qmd (`bradley_
 
 - The chat template ends each answer, and TRL's trainers below it add EOS to plain texts: a half-written turn can't be
   gone on with. For single steps there is `stepwise`.
-- Rows of a reward model are plain texts, `system` among them: its loader asks for that column.
+- Rows of a reward model are plain texts, `system` among them: the loader asks for that column, takes a null for none,
+  and makes an empty system turn of an empty text, which `drop_system_message` takes away again.
+- SFT trains a turn's end only where that token is the tokenizer's EOS, or is named in `eot_tokens`.
 - Rows longer than `sequence_len` are dropped where `excess_length_strategy` is not `raise`.
 """
 
@@ -38,7 +40,8 @@ def reward_row(pair: PairExample) -> Row:
 
 
 def _files(stage: Stage, data: Data) -> dict[str, str]:
-    source = {"path": data.file, "ds_type": data.format, "split": "train", "type": _TYPES[stage]}
+    source: Json = {"path": data.file, "ds_type": data.format, "split": "train", "type": _TYPES[stage]}
+    source |= {"drop_system_message": True} if stage == "reward" else {}
     values = {
         "base_model": settings.MODEL,
         **_SETTINGS[stage],
@@ -57,7 +60,8 @@ def _files(stage: Stage, data: Data) -> dict[str, str]:
 
 _COMMAND = "axolotl train axolotl.yaml"
 _ENDS = "The chat template ends each answer with the end-of-turn token."
-_SFT = Form("messages", turns, partial(_files, "sft"), _COMMAND, _ENDS)
+_TRAINED = f"{_ENDS[:-1]}; where that is not the EOS token, name it in `eot_tokens`, or SFT trains no end."
+_SFT = Form("messages", turns, partial(_files, "sft"), _COMMAND, _TRAINED)
 AXOLOTL = Target(
     "axolotl",
     "axolotl",
