@@ -13,16 +13,17 @@ import polars as pl
 from stairdata.generators.prompts.known_datasets import published_prompt
 from stairdata.hub.pull import open_reference
 from stairdata.interop import thu_ml
+from stairdata.interop.imported_files import frames_of, hash_files
 from stairdata.interop.thu_ml import BrokenError, Losses
 from stairdata.runs.options import BuildOptions
 from stairdata_schemas import identity
 from stairdata_schemas.aliases import Row
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report, build_artifact
-from stairdata_schemas.errors import InputError, UsageError
+from stairdata_schemas.errors import UsageError
 from stairdata_schemas.formats.json_list import Duplicates, read_list
-from stairdata_schemas.kinds import TASKS, polars_schema
-from stairdata_schemas.manifest import Parent, sha256_of_file
+from stairdata_schemas.kinds import TASKS
+from stairdata_schemas.manifest import Parent
 from stairdata_schemas.quarantine import QuarantineRow
 from stairdata_schemas.text.visible import is_blank
 
@@ -55,7 +56,7 @@ def import_thu_ml(kind: str, paths: Sequence[Path], options: BuildOptions, promp
         importer = _TreeImporter(_tasks(parent)) if kind == "trees" else _PromptImporter()
         refused: list[QuarantineRow] = []
         rows = _rows(paths, importer.row, refused, options)
-        frames = importer.watched(_frames(rows, kind, importer.rows_at_once))
+        frames = importer.watched(frames_of(rows, kind, importer.rows_at_once))
         return BuildContent(frames, refused, Report(notes=importer.notes, details=importer.details))
 
     return build_artifact(
@@ -64,12 +65,8 @@ def import_thu_ml(kind: str, paths: Sequence[Path], options: BuildOptions, promp
 
 
 def _plan(kind: str, paths: Sequence[Path], parents: list[Parent]) -> BuildPlan:
-    for path in paths:
-        if not path.is_file():
-            raise InputError(f"{path} does not exist or is not a file")
-    hashes = {f"{number}": sha256_of_file(path) for number, path in enumerate(paths)}
     configuration = {"from": "thu-ml", "kind": kind, "files": [path.name for path in paths]}
-    return BuildPlan(kind, GENERATORS[kind], configuration, parents=parents, inputs=hashes)
+    return BuildPlan(kind, GENERATORS[kind], configuration, parents=parents, inputs=hash_files(paths))
 
 
 def _tasks(prompts: Artifact | None) -> dict[str, str]:
@@ -98,18 +95,6 @@ def _rows(
 
 def _raw(element: Any) -> str:
     return json.dumps(element, ensure_ascii=False)
-
-
-def _frames(rows: Iterator[Row], kind: str, rows_at_once: int) -> Iterator[pl.DataFrame]:
-    schema = polars_schema(kind)
-    piece: list[Row] = []
-    for row in rows:
-        piece.append(row)
-        if len(piece) == rows_at_once:
-            yield pl.DataFrame(piece, schema=schema)
-            piece = []
-    if piece:
-        yield pl.DataFrame(piece, schema=schema)
 
 
 class _TreeImporter:

@@ -14,16 +14,15 @@ import polars as pl
 from stairdata.interop.harnesses.inspect_log import inspect_sample, samples_of_log
 from stairdata.interop.harnesses.lm_eval_samples import lm_eval_sample, samples_of_file
 from stairdata.interop.harnesses.sample import BrokenSampleError, HarnessSample, HarnessScore
+from stairdata.interop.imported_files import frames_of, hash_files
 from stairdata.recipe.section import Task
 from stairdata.runs.options import BuildOptions
 from stairdata_schemas import identity
 from stairdata_schemas.aliases import Row
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report, build_artifact
-from stairdata_schemas.errors import InputError, UsageError
+from stairdata_schemas.errors import UsageError
 from stairdata_schemas.grammar import STEP_OPEN
-from stairdata_schemas.kinds import polars_schema
-from stairdata_schemas.manifest import sha256_of_file
 from stairdata_schemas.quarantine import QuarantineRow
 from stairdata_schemas.text.visible import is_blank
 
@@ -89,10 +88,7 @@ def import_harness(
 
 
 def _plan(harness: str, paths: Sequence[Path], names: HarnessNames) -> BuildPlan:
-    for path in paths:
-        if not path.is_file():
-            raise InputError(f"{path} does not exist or is not a file")
-    hashes = {f"{number}": sha256_of_file(path) for number, path in enumerate(paths)}
+    hashes = hash_files(paths)
     files = [f"{path.resolve().parent.name}/{path.name}" if harness == "lm-eval" else path.name for path in paths]
     configuration = {"from": harness, "kind": "evaluations", "files": files, **names._asdict()}
     return BuildPlan("evaluations", GENERATORS[harness], configuration, inputs=hashes)
@@ -176,13 +172,5 @@ def _as_json(details: Row) -> str:
 
 
 def _frames(rows: Iterator[Row], counts: Counter[str], report: Report) -> Iterator[pl.DataFrame]:
-    schema = polars_schema("evaluations")
-    piece: list[Row] = []
-    for row in rows:
-        piece.append(row)
-        if len(piece) == ROWS_AT_ONCE:
-            yield pl.DataFrame(piece, schema=schema)
-            piece = []
-    if piece:
-        yield pl.DataFrame(piece, schema=schema)
+    yield from frames_of(rows, "evaluations", ROWS_AT_ONCE)
     report.details |= dict(sorted(counts.items()))
