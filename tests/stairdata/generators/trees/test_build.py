@@ -349,14 +349,11 @@ def test_a_kill_between_a_finished_tree_and_its_row_costs_no_request(
     class Killed(BaseException):
         pass
 
-    def die(self: Journal, record: dict[str, Any], *, durable: bool = False) -> None:
-        if durable:
-            raise Killed
-        plain(self, record)
+    async def die(self: Journal) -> None:
+        raise Killed
 
-    plain = Journal.append
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "append", die)
+        patch.setattr(Journal, "commit", die)
         with pytest.raises(Killed):
             build(1)
     stub_llm.reset()
