@@ -80,8 +80,9 @@ class Journal:
     A line is eight hex digits of CRC-32, a space, the record as JSON. Reading stops at the first line that is
     cut or damaged, and opening for writing cuts the file there, so that a record is either whole or not there.
 
-    A record survives a power cut once `commit` has returned, and so do those before it, whoever wrote them. A disk that refuses once ends the journal: what
-    a failed sync left out the system takes for written, so that the next sync would say that all is well.
+    A record survives a power cut once `commit` has returned, and so do those before it, whoever wrote them. A disk that
+    refuses once ends the journal: what a failed sync left out the system takes for written, so that the next sync would
+    say that all is well.
     """
 
     def __init__(self, path: Path) -> None:

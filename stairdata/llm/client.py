@@ -248,11 +248,11 @@ class Client:
             with body_limit(limit):
                 return await self.openai.completions.create(
                     model=self.model,
-                    prompt=prompt,
+                    prompt="",
                     n=n,
                     max_tokens=most.completion_tokens,
                     seed=seed,
-                    extra_body=extra,
+                    extra_body={**extra, "prompt": prompt},  # sent as it is: the package looks at each token id
                     **plain,
                 )
 

@@ -64,7 +64,7 @@ class ConnectionStack(httpx2.AsyncBaseTransport):
             return
         now = asyncio.get_running_loop().time()
         self._idle.append((now, connection))
-        while self._idle[0][0] < now - IDLE_SECONDS:
+        while self._idle and self._idle[0][0] < now - IDLE_SECONDS:  # others may take all while one is closed
             await self._idle.popleft()[1].aclose()
 
 
