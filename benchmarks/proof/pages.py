@@ -187,13 +187,14 @@ def _pairs(pairs: Sequence[Json]) -> Iterator[str]:
         [
             each["model"],
             _shown(each["accuracy"], "value"),
-            f"{each['length_rule']['prefers']}: {_shown(each['length_rule'])}",
+            f"{each['length_rule']['prefers']}: {_shown(each['length_rule']['accuracy'], 'value')}",
+            _number(each["length_correlation"], "+.2f"),
             f"{each['accuracy']['rows']:,} of {each['accuracy']['prompts']} prompts",
             f"{each['trained_on']:,}",
         ]
         for each in pairs
     ]
-    yield from _table(["model", "accuracy", "length rule", "held-out pairs", "trained on"], rows)
+    yield from _table(["model", "accuracy", "length rule", "margin by length", "held-out pairs", "trained on"], rows)
 
 
 def _stages(stages: Sequence[Json]) -> Iterator[str]:

@@ -9,9 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stairdata_schemas import identity
 from stairdata_schemas.errors import TrainingError
@@ -20,11 +23,11 @@ from stairdata_training.config import LoraConfig
 from stairdata_training.held_out import NOT_BETTER
 from stairdata_training.held_out.bootstrap import Interval
 from stairdata_training.held_out.dpo import DpoMeasures, measure_dpo
+from stairdata_training.held_out.lengths import length_correlation, length_rule
 from stairdata_training.held_out.prm import (
     PrmMeasures,
     calibration,
     expected_calibration_error,
-    length_rule,
     measure_prm,
 )
 from stairdata_training.held_out.shared_prompts import check_no_shared_prompts, shared_prompts
@@ -151,10 +154,33 @@ def test_a_reward_model_that_knows_lengths_alone_is_marked(chatml: Any) -> None:
     assert found.marks == [NOT_BETTER]
 
 
-def test_the_length_rule_is_the_better_of_two() -> None:
-    def pair(chosen: int, rejected: int) -> Any:
-        return {"chosen_ids": [1] * chosen, "rejected_ids": [1] * rejected, "length": max(chosen, rejected)}
+def test_a_policy_that_makes_every_token_less_likely_prefers_the_shorter_side(chatml: Any) -> None:
+    def drifted(batch: PaddedBatch) -> list[float]:
+        return (-0.03 * batch.attention_mask.sum(1)).double().tolist()
 
+    rows = [pair_row(number) for number in range(40)]
+    found = dpo(drifted, nothing, chatml, rows, beta=0.1)
+    assert found.length_correlation == pytest.approx(-1)
+    assert found.length_rule.prefers == "shorter"
+    assert found.accuracy == found.length_rule.accuracy
+    assert dpo(nothing, nothing, chatml, rows, beta=0.1).length_correlation is None
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(-50, 50)), min_size=2))
+def test_the_correlation_with_lengths_is_pearsons(drawn: list[tuple[int, int, int]]) -> None:
+    margins, longer = [margin / 10 for *_, margin in drawn], [chosen - rejected for chosen, rejected, _ in drawn]
+    found = length_correlation(margins, [pair(chosen, rejected) for chosen, rejected, _ in drawn])
+    if len(set(margins)) == 1 or len(set(longer)) == 1:
+        assert found is None
+    else:
+        assert found == pytest.approx(np.corrcoef(margins, longer)[0, 1], abs=1e-9)
+
+
+def pair(chosen: int, rejected: int) -> Any:
+    return {"chosen_ids": [1] * chosen, "rejected_ids": [1] * rejected, "length": max(chosen, rejected)}
+
+
+def test_the_length_rule_is_the_better_of_two() -> None:
     pairs = [pair(5, 3), pair(5, 3), pair(5, 5), pair(2, 3)]
     longer = length_rule(pairs, list("abcd"))
     assert (longer.prefers, longer.accuracy.value) == ("longer", 2.5 / 4)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from stairdata_schemas.errors import TrainingError
 from stairdata_training.held_out.bootstrap import Interval, interval_of_mean
 from stairdata_training.held_out.groups import intervals_by, wins
+from stairdata_training.held_out.lengths import LengthRule, length_correlation, length_rule
 from stairdata_training.inference.batches import batches_by_length
 from stairdata_training.inference.forward import AnswerLogProbs, PaddedBatch, pad
 from stairdata_training.tokens import DpoIds, RowMapping
@@ -30,6 +31,10 @@ class DpoMeasures:
     """By whether the compared steps end their answers: terminal or partial."""
     margin_by_task: dict[str, Interval]
     margin_by_end: dict[str, Interval]
+    length_rule: LengthRule
+    """Of the compared steps."""
+    length_correlation: float | None
+    """Of the margins with how many more tokens the chosen step has."""
 
 
 def measure_dpo(
@@ -77,6 +82,8 @@ def measure_dpo(
         accuracy_by_end=intervals_by("end", rows, correct),
         margin_by_task=intervals_by("task", rows, margins),
         margin_by_end=intervals_by("end", rows, margins),
+        length_rule=length_rule(ids, prompts),
+        length_correlation=length_correlation(margins, ids),
     )
 
 

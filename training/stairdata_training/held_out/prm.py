@@ -5,26 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from stairdata_schemas.errors import TrainingError
 from stairdata_training.held_out import NOT_BETTER
 from stairdata_training.held_out.bootstrap import Interval, interval_of_mean
 from stairdata_training.held_out.groups import intervals_by, wins
+from stairdata_training.held_out.lengths import LengthRule, length_rule
 from stairdata_training.inference.batches import batches_by_length
 from stairdata_training.inference.forward import Rewards, pad
 from stairdata_training.tokens import PrmIds, RowMapping
 
 BINS = 10
-
-
-@dataclass(frozen=True, slots=True)
-class LengthRule:
-    """The better one of two rules: prefer the side with more tokens, or the one with fewer."""
-
-    prefers: Literal["longer", "shorter"]
-    accuracy: Interval
-    """A tie counts half."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,18 +98,6 @@ def _differences(scores: Rewards, ids: Sequence[PrmIds], pad_id: int, batch_size
         for index, chosen, rejected in zip(indices, values[: len(indices)], values[len(indices) :], strict=True):
             found[index] = chosen - rejected
     return found
-
-
-def length_rule(ids: Sequence[PrmIds], prompt_ids: Sequence[str]) -> LengthRule:
-    """Return what preferring the longer or the shorter side gives, whichever is better on these pairs.
-
-    The rule is chosen on the pairs on which it is measured, which favours it: it is what a model has to beat.
-    """
-    differences = [float(len(pair["chosen_ids"]) - len(pair["rejected_ids"])) for pair in ids]
-    longer = interval_of_mean(wins(differences), prompt_ids)
-    if longer.value >= 0.5:
-        return LengthRule("longer", longer)
-    return LengthRule("shorter", interval_of_mean(wins([-difference for difference in differences]), prompt_ids))
 
 
 def calibration(differences: Sequence[float], bins: int = BINS) -> list[CalibrationBin]:

@@ -41,7 +41,7 @@ _WORDS = frozenset(
 _TAGS = ("stair", "stairdata", "safety", "alignment")
 _LENGTHS = {"half": "half of the rows have at most", "most": "95% of the rows have at most"}
 _SUMMARY = ("rows", "tokens", "steps", "seconds")
-_FURTHER = ("expected_calibration_error", "better_than_length", "length_rule.prefers")
+_FURTHER = ("expected_calibration_error", "better_than_length", "length_rule.prefers", "length_correlation")
 """Held-out measures without an interval."""
 _WORD = re.compile(r"[a-z0-9_.-]{1,40}", re.ASCII)
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(?:/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
