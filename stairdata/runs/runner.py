@@ -103,7 +103,7 @@ def run_units(
 def collecting_new_objects() -> Iterator[None]:
     """Let the garbage collector look at nothing that was there before, such as modules and units.
 
-    There are half a million such objects, and looking at them takes a third of a second, in which no answer is read and
+    There are half a million such objects, and looking at them takes tenths of a second, in which no answer is read and
     no request sent.
     """
     before = gc.get_threshold()
