@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,6 +79,10 @@ class Journal:
 
     A line is eight hex digits of CRC-32, a space, the record as JSON. Reading stops at the first line that is
     cut or damaged, and opening for writing cuts the file there, so that a record is either whole or not there.
+
+    A record survives a power cut once `commit` has returned, and so do those before it, whoever wrote them. A disk that
+    refuses once ends the journal: what a failed sync left out the system takes for written, so that the next sync would
+    say that all is well.
     """
 
     def __init__(self, path: Path) -> None:
@@ -85,24 +91,66 @@ class Journal:
         self._file = path.open("ab")
         self._size = _sound_length(path)
         self._file.truncate(self._size)
+        self._synced = 0
+        self._syncing: asyncio.Future[None] | None = None
+        self._failure: OSError | None = None
+        self._lock = threading.Lock()
 
-    def append(self, record: Json, *, durable: bool = False) -> int:
-        """Write a record; with `durable` it also survives a power cut.
+    def append(self, record: Json) -> int:
+        """Write a record, which survives the end of this process, however it ends.
 
         Returns:
             Where it begins in the file, for `read_record`.
         """
         line, begin = _line(record), self._size
-        with naming(self.path):
+        with self._noting_failure():
             self._file.write(line)
             self._file.flush()
-            self._size += len(line)
-            if durable:
-                os.fsync(self._file.fileno())
+        self._size += len(line)
         return begin
 
+    async def commit(self) -> None:
+        """Wait until all that was appended so far survives a power cut.
+
+        Whoever waits while the disk is at work shares the next sync, which runs in a thread: the event loop goes on.
+
+        Raises:
+            OSError: the disk refused, now or earlier.
+        """
+        end = self._size
+        while self._synced < end:
+            if self._syncing is None or self._syncing.done():
+                self._syncing = asyncio.ensure_future(asyncio.to_thread(self._sync))
+                self._syncing.add_done_callback(_retrieve_exception)  # whoever waited may be cancelled by then
+            await asyncio.shield(self._syncing)
+
     def close(self) -> None:
-        self._file.close()
+        with self._lock:  # a sync is not cut off by whoever is cancelled while it waits for it
+            self._file.close()
+
+    def _sync(self) -> None:
+        with self._lock:
+            end = self._size  # what is appended meanwhile may be on disk, too, or not
+            with self._noting_failure():
+                os.fsync(self._file.fileno())
+            self._synced = end
+
+    @contextmanager
+    def _noting_failure(self) -> Iterator[None]:
+        if self._failure is not None:
+            raise self._failure
+        try:
+            with naming(self.path):
+                yield
+        except OSError as error:
+            self._failure = error
+            raise
+
+
+def _retrieve_exception(future: asyncio.Future[None]) -> None:
+    """Retrieve an error, so that asyncio does not print it."""
+    if not future.cancelled():
+        future.exception()
 
 
 def read_journal(path: Path) -> Iterator[Json]:

@@ -248,11 +248,11 @@ class Client:
             with body_limit(limit):
                 return await self.openai.completions.create(
                     model=self.model,
-                    prompt=prompt,
+                    prompt="",
                     n=n,
                     max_tokens=most.completion_tokens,
                     seed=seed,
-                    extra_body=extra,
+                    extra_body={**extra, "prompt": prompt},  # sent as it is: the package looks at each token id
                     **plain,
                 )
 
@@ -300,7 +300,9 @@ class Client:
 
         async def ask() -> Any:
             with body_limit(limit_for(samples=1, max_tokens=max_tokens, logprobs=logprobs)):
-                return await self.openai.chat.completions.create(**body)
+                # what stands in the extra body is sent as it is; of messages the package makes a copy for each kind
+                # that one could be, which takes as long as sending them
+                return await self.openai.chat.completions.create(model=self.model, messages=[], extra_body=body)
 
         generation, failures = await self.send(ask, lambda answer: read_chat(answer, most), most)
         return replace(generation, outcomes=(*failures, *generation.outcomes))

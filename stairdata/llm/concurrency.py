@@ -34,7 +34,7 @@ is in vain takes PATIENCE epochs at a size too large: two in forty."""
 EPOCH_ROUNDS = 2
 """Requests of an epoch, as a multiple of the window. When the size has just changed, one window of requests is still in
 flight that was sent at the old size; half of the epoch's are of the new one."""
-EPOCH_SECONDS = 2.0
+EPOCH_SECONDS = 1.0
 """A server that answers in milliseconds ends its rounds in less, where a pause of this program's own would decide."""
 FULL = 0.8
 """Share of the window in use from which its speed says something about its size. There are always requests that have

@@ -50,7 +50,8 @@ class AnswerJournal:
         self._known[unit][name] = generation
         if self._journal is not None:
             record = {"unit": unit, "name": name, "answer": _plain(generation)}
-            self._journal.append(record, durable=True)
+            self._journal.append(record)
+            await self._journal.commit()
         return generation
 
     def usage(self, unit: str) -> RequestUsage:

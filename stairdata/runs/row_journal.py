@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -15,6 +16,14 @@ from stairdata_schemas.kinds import polars_schema
 
 JOURNAL = "rows.jsonl"
 FRAME_ROWS = 64  # rows read into memory at a time when the artifact is written
+
+
+class WrittenRow(NamedTuple):
+    """A row in the file, which a power cut may still undo."""
+
+    begin: int
+    record: dict[str, Any]
+    leftover: Path | None
 
 
 class RowJournal:
@@ -34,14 +43,23 @@ class RowJournal:
         for begin, record in scan_journal(self.path):
             self._add(begin, record)
 
-    def keep(self, key: str, result: UnitResult) -> None:
-        """Write a row down for good; only then is the unit's own journal removed."""
+    def write(self, key: str, result: UnitResult) -> WrittenRow:
+        """Write a row down: no kill of this process loses it any more."""
         record = {"key": key, "row": result.row, "counts": result.counts, "outcomes": result.outcomes}
         if result.usage is not None:
             record["usage"] = result.usage
-        self._add(self._journal.append(record, durable=True), record)
-        if result.leftover:
-            result.leftover.unlink(missing_ok=True)
+        return WrittenRow(self._journal.append(record), record, result.leftover)
+
+    async def keep(self, row: WrittenRow) -> None:
+        """Wait until a power cut can't undo a row either; only then it counts, and the unit's own journal is removed.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        await self._journal.commit()
+        self._add(row.begin, row.record)
+        if row.leftover:
+            row.leftover.unlink(missing_ok=True)
 
     def missing(self, units: Sequence[Unit], pilot: int | None) -> list[Unit]:
         """Return the units that have no row; with a pilot only as many as it still lacks."""

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import resource
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -109,14 +112,158 @@ def test_the_content_is_on_disk_before_its_name(tmp_path: Path, monkeypatch: pyt
     assert calls == ["fsync", "replace", "fsync"]
 
 
-def test_durable_records_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[int] = []
-    with closing(Journal(tmp_path / "journal")) as journal:
-        monkeypatch.setattr(os, "fsync", calls.append)
-        journal.append({"a": 1})
-        assert calls == []
-        journal.append({"a": 2}, durable=True)
-        assert len(calls) == 1
+class Disk:
+    """A disk whose syncs take as long as a test wants, and fail when it says so."""
+
+    def __init__(self) -> None:
+        self.syncs = 0
+        self.is_full = False
+        self.free = threading.Event()
+        self.free.set()
+        self.at_work = threading.Event()
+
+    def fsync(self, _: int) -> None:
+        self.syncs += 1
+        self.at_work.set()
+        assert self.free.wait(60)
+        if self.is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def hold(self, journal: Journal) -> asyncio.Task[None]:
+        """Begin a sync that does not end before `free` is set."""
+        self.free.clear()
+        self.at_work.clear()
+        journal.append({"held": 1})
+        waiting = asyncio.create_task(journal.commit())
+        await asyncio.to_thread(self.at_work.wait, 60)
+        return waiting
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    disk = Disk()
+    monkeypatch.setattr(os, "fsync", disk.fsync)
+    return disk
+
+
+def test_a_commit_syncs_what_is_not_synced_yet(tmp_path: Path, disk: Disk) -> None:
+    async def write() -> list[int]:
+        syncs = []
+        with closing(Journal(tmp_path / "journal")) as journal:
+            for number in range(2):
+                journal.append({"a": number})
+                syncs.append(disk.syncs)
+            for _ in range(2):
+                await journal.commit()
+                syncs.append(disk.syncs)
+        return syncs
+
+    assert asyncio.run(write()) == [0, 0, 1, 1]
+
+
+def test_records_that_come_while_the_disk_is_at_work_share_the_next_sync(tmp_path: Path, disk: Disk) -> None:
+    async def write() -> None:
+        with closing(Journal(tmp_path / "journal")) as journal:
+            first = await disk.hold(journal)
+            later = []
+            for number in range(9):
+                journal.append({"number": number})
+                later.append(asyncio.create_task(journal.commit()))
+            await asyncio.sleep(0)
+            assert not any(task.done() for task in (first, *later))
+            disk.free.set()
+            await asyncio.gather(first, *later)
+
+    asyncio.run(write())
+    assert disk.syncs == 2
+
+
+def test_a_disk_that_refused_once_is_not_believed_again(tmp_path: Path, disk: Disk) -> None:
+    """After a failed fsync the system takes the lost pages for written, and the next fsync succeeds."""
+    path = tmp_path / "rows.jsonl"
+
+    async def write() -> list[BaseException | None]:
+        with closing(Journal(path)) as journal:
+            waiting = [await disk.hold(journal)]
+            journal.append({"later": 1})
+            waiting += [asyncio.create_task(journal.commit()) for _ in range(3)]
+            disk.is_full = True
+            disk.free.set()
+            failures = await asyncio.gather(*waiting, return_exceptions=True)
+            disk.is_full = False
+            failures += await asyncio.gather(journal.commit(), return_exceptions=True)
+            with pytest.raises(OSError, match="No space left"):
+                journal.append({"after": 1})
+        return failures
+
+    failures = asyncio.run(write())
+    assert [str(failure) for failure in failures] == [f"[Errno 28] No space left on device: '{path}'"] * 5
+    assert disk.syncs == 1
+    assert list(read_journal(path)) == [{"held": 1}, {"later": 1}], "what a kill would leave"
+
+
+def test_whoever_is_cancelled_leaves_the_sync_to_the_others(tmp_path: Path, disk: Disk) -> None:
+    async def write() -> None:
+        with closing(Journal(tmp_path / "journal")) as journal:
+            first = await disk.hold(journal)
+            other = asyncio.create_task(journal.commit())
+            await asyncio.sleep(0)
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            disk.free.set()
+            await other
+
+    asyncio.run(write())
+    assert disk.syncs == 1
+
+
+def test_a_journal_is_not_closed_under_a_sync(tmp_path: Path, disk: Disk) -> None:
+    async def write() -> None:
+        journal = Journal(tmp_path / "journal")
+        waiting = await disk.hold(journal)
+        closed = asyncio.create_task(asyncio.to_thread(journal.close))
+        await asyncio.sleep(0)
+        assert not closed.done()
+        disk.free.set()
+        await asyncio.gather(waiting, closed)
+
+    asyncio.run(write())
+
+
+@given(st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=6), min_size=1, max_size=6), st.data())
+@settings(max_examples=50, deadline=None)
+def test_a_power_cut_takes_no_record_that_was_committed(writers: list[list[int]], data: st.DataObject) -> None:
+    """Writers on one event loop; a cut of power leaves the file as of the last sync, or with any piece of the rest."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        path = Path(folder) / "journal"
+        synced: list[int] = [0]
+        appended: list[dict[str, Any]] = []
+        committed: list[tuple[int, int]] = []
+        """Number of records at each commit, and what was synced when it returned."""
+        patch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+
+        async def writer(journal: Journal, number: int, pauses: list[int]) -> None:
+            for count, pause in enumerate(pauses):
+                appended.append({"writer": number, "count": count})
+                journal.append(appended[-1])
+                mine = len(appended)
+                for _ in range(pause):
+                    await asyncio.sleep(0)
+                await journal.commit()
+                committed.append((mine, synced[-1]))
+
+        async def write() -> None:
+            with closing(Journal(path)) as journal:
+                await asyncio.gather(*(writer(journal, number, pauses) for number, pauses in enumerate(writers)))
+
+        asyncio.run(write())
+        content = path.read_bytes()
+        records, durable = data.draw(st.sampled_from(committed), label="the last commit before the cut")
+        cut = data.draw(st.integers(durable, len(content)), label="where the file ends after it")
+        path.write_bytes(content[:cut])
+        left = list(read_journal(path))
+        assert left == appended[: len(left)]
+        assert len(left) >= records
 
 
 def test_a_journal_that_is_not_there_has_no_records(tmp_path: Path) -> None:

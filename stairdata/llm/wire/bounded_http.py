@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import httpx2
 import openai
 
+from stairdata.llm.wire.connections import ConnectionStack
 from stairdata_schemas.errors import quote
 from stairdata_schemas.network.body_limits import BodyLimit, BodyLimitError, BodyMeter
 
@@ -111,6 +112,14 @@ class BoundedHttpClient(openai.DefaultAsyncHttpxClient):
         except BaseException:
             await response.aclose()
             raise
+
+    # httpx2 offers no other way to replace its pools and still take the environment's proxies
+    def _init_transport(self, *_: Any, **options: Any) -> httpx2.AsyncBaseTransport:
+        given: httpx2.AsyncBaseTransport | None = options.pop("transport", None)
+        return given or ConnectionStack(**options)
+
+    def _init_proxy_transport(self, *proxy: Any, **options: Any) -> httpx2.AsyncBaseTransport:
+        return ConnectionStack(proxy=proxy[0], **options)
 
     async def _whole(self, body: _Body, clock: _Clock) -> bytes:
         whole = bytearray()

@@ -62,16 +62,27 @@ class LocalExecutor:
     ) -> None:
         room = context.room if self._concurrency == "auto" else None
         places = asyncio.Semaphore(len(units) if self._concurrency == "auto" else self._concurrency)
+        under_way, most = 0, 0
+
+        def end(_: asyncio.Task[None]) -> None:
+            nonlocal under_way
+            under_way -= 1
+            places.release()
+
         async with asyncio.TaskGroup() as group:
             for unit in units:
                 await places.acquire()
+                # Units that take the places of others are begun together: when many answers arrive, one turn of the
+                # event loop takes long. A further one asks for its first answer before the next one begins.
+                if under_way >= most:
+                    await asyncio.sleep(0)
                 if room:
                     await room()
                 if self._budget.reason is not None:
                     break
-                task = group.create_task(_work_on(unit, context, ended))
-                task.add_done_callback(lambda _: places.release())
-                await asyncio.sleep(0)  # it asks for its first answer before the next one begins
+                group.create_task(_work_on(unit, context, ended)).add_done_callback(end)
+                under_way += 1
+                most = max(most, under_way)
 
 
 async def _work_on(

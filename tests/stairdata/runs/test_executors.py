@@ -220,6 +220,34 @@ def test_room_is_asked_for_with_auto_alone() -> None:
     assert len(asked) == 3
 
 
+def test_units_that_take_the_places_of_others_are_begun_in_one_turn_of_the_loop() -> None:
+    """When many answers come in together, a turn takes long; the server would wait for a turn for each unit."""
+    begun: list[int] = []
+    turn = 0
+
+    async def count_turns() -> None:
+        nonlocal turn
+        while True:
+            await asyncio.sleep(0)
+            turn += 1
+
+    async def work(unit: Unit) -> UnitResult:
+        begun.append(turn)
+        if unit.number < 4:
+            await asyncio.sleep(0.01)
+        return done(unit)
+
+    async def run() -> None:
+        ticking = asyncio.create_task(count_turns())
+        async with aclosing(LocalExecutor(Opened(work), Budget(), 4).run(units(8))) as ended:
+            assert len([end async for end in ended]) == 8
+        ticking.cancel()
+
+    asyncio.run(run())
+    assert len(set(begun[:4])) == 4, "each asks for its first answer before the next one begins"
+    assert len(set(begun[4:])) < 4
+
+
 # -- what comes back from replicas -----------------------------------------------------------------------------
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import gc
 import json
 import random
 import re
@@ -341,27 +343,47 @@ def test_a_server_that_dies_is_not_taken_for_a_tree_that_failed(
     stub_llm.wait()
 
 
+@pytest.mark.parametrize("step", ["write", "keep"])
 def test_a_kill_between_a_finished_tree_and_its_row_costs_no_request(
-    build: Build, stub_llm: StubServer, monkeypatch: pytest.MonkeyPatch
+    build: Build, stub_llm: StubServer, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """The tree's own journal goes only when its row stands in the journal of rows."""
+    """The tree's own journal goes only when its row is safe in the journal of rows."""
 
     class Killed(BaseException):
         pass
 
-    def die(self: Journal, record: dict[str, Any], *, durable: bool = False) -> None:
-        if durable:
-            raise Killed
-        plain(self, record)
+    def die(*_: object) -> None:
+        raise Killed
 
-    plain = Journal.append
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "append", die)
+        patch.setattr(RowJournal, step, die)
         with pytest.raises(Killed):
             build(1)
     stub_llm.reset()
     assert build(1).manifest.rows == 1
     assert stub_llm.stats()["requests"] == 0
+
+
+def test_a_row_that_the_disk_refuses_to_sync_keeps_the_journal_of_its_tree(
+    build: Build, stub_llm: StubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(_: Journal) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "rows.jsonl")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "_sync", full)
+        with pytest.raises(OSError, match="No space left"):
+            build(1)
+    assert len(list(tmp_path.rglob("running/*.jsonl"))) == 1
+    stub_llm.reset()
+    assert build(1).manifest.rows == 1
+    assert stub_llm.stats()["requests"] == 0
+
+
+def test_the_garbage_collector_is_after_a_build_as_it_was(build: Build) -> None:
+    before = gc.get_threshold()
+    build(1)
+    assert (gc.get_threshold(), gc.get_freeze_count()) == (before, 0)
 
 
 def test_an_answered_request_is_not_sent_again(build: Build, stub_llm: StubServer) -> None:
