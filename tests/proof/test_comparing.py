@@ -16,6 +16,7 @@ from proof.hand_check import _rates
 from proof.items import ITEMS, item_of, items_of, mix
 from proof.lines import repeats_itself
 from proof.place import MainSettings, ProofPlace
+from proof.recipes import recipe_of
 from proof.running import item_recipe
 from scipy import stats
 
@@ -149,7 +150,8 @@ def test_every_item_is_a_recipe_that_runs(tmp_path: Path) -> None:
     for item in ITEMS:
         recipe = item_recipe(place, settings, item)
         check_recipe(recipe, item.until)
-    assert item_recipe(place, settings, item_of("dpo-rate-x4")).dpo.learning_rate == pytest.approx(4e-4)
+    main_line = recipe_of(place, settings).dpo.learning_rate
+    assert item_recipe(place, settings, item_of("dpo-rate-x4")).dpo.learning_rate == pytest.approx(4 * main_line)
     one = item_recipe(place, settings, item_of("one-round"))
     assert (one.rounds.count, one.rounds.prompts_per_round, one.dpo.max_rows) == (1, 8, 24)
     seed = item_recipe(place, settings, item_of("seed-43"))
