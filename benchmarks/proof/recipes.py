@@ -51,4 +51,5 @@ def _sections(place: ProofPlace, settings: MainSettings) -> Json:
             section, _, last = key.partition(".")
             sections[section][last] = size
     sections["rounds"] |= SMOKE_ROUNDS | {"best_of": 1}
+    sections["preference_pairs"]["balance"] = False  # so few trees may have no pair of one of the tasks
     return sections

@@ -126,7 +126,7 @@ def test_an_item_of_another_recipe_has_not_run(place: ProofPlace) -> None:
 
 
 def test_a_line_that_is_not_finished_shows_what_is_there(place: ProofPlace) -> None:
-    other = MainSettings(smoke=True, overrides=(*SETTINGS.overrides, "dpo.learning_rate=3e-5"))
+    other = MainSettings(smoke=True, overrides=(*SETTINGS.overrides, "dpo.learning_rate=7e-5"))
     line = main_line(place, other)
     assert line.models == ["base", "sft"]
     assert line.model("train dpo", 1) is None
