@@ -223,7 +223,7 @@ def test_room_is_asked_for_with_auto_alone() -> None:
 def test_units_that_take_the_places_of_others_are_begun_in_one_turn_of_the_loop() -> None:
     """When many answers come in together, a turn takes long; the server would wait for a turn for each unit."""
     begun: list[int] = []
-    turn = 0
+    turn, answers = 0, asyncio.Event()
 
     async def count_turns() -> None:
         nonlocal turn
@@ -233,8 +233,9 @@ def test_units_that_take_the_places_of_others_are_begun_in_one_turn_of_the_loop(
 
     async def work(unit: Unit) -> UnitResult:
         begun.append(turn)
-        if unit.number < 4:
-            await asyncio.sleep(0.01)
+        if unit.number == 3:
+            answers.set()
+        await answers.wait()
         return done(unit)
 
     async def run() -> None:
