@@ -18,12 +18,13 @@ from stairdata.generators.responses.cost_estimate import (
     STEPS,
     Load,
     answering_load,
+    cost_of,
     made_up_result,
     prm_name,
 )
 from stairdata.generators.trees.build import grow_trees, plan_trees, units_of
 from stairdata.generators.trees.tree_runner import search_config
-from stairdata.llm.budget import MILLION, Budget, unpriced
+from stairdata.llm.budget import Budget, unpriced
 from stairdata.recipe import Recipe
 from stairdata.runs.executors.executor import HERE, Execution
 from stairdata.runs.forecast import Forecast, ModelLoad
@@ -185,7 +186,7 @@ def _extrapolated(build: Build, budget: Budget, load: Load, grown: int, total: i
 
 def _forecast(kind: str, head: str, recipe: Recipe, loads: list[tuple[str, str, Load]]) -> Forecast:
     """Return the forecast of some models' loads, each with its role and the model's name."""
-    models = tuple(_model_load(role, name, load, _cost(recipe, role, name, load)) for role, name, load in loads)
+    models = tuple(_model_load(role, name, load, cost_of(recipe, role, name, load)) for role, name, load in loads)
     without = next((each.name for each in models if each.cost is None and each.requests), None)
     if without is not None:
         words = [head, *_aligned(_rows(loads)), unpriced(without)]
@@ -193,13 +194,6 @@ def _forecast(kind: str, head: str, recipe: Recipe, loads: list[tuple[str, str, 
         cost = sum(each.cost or 0.0 for each in models)
         words = [head, *_aligned([*_rows(loads), ("cost", f"{cost:,.2f}")])]
     return Forecast(kind, "\n".join(words), models)
-
-
-def _cost(recipe: Recipe, role: str, name: str, load: Load) -> float | None:
-    price = recipe.prices.get(name)
-    if price is None:
-        return 0.0 if role == PRM else None  # as in a build's budget
-    return (load.prompt_tokens * price.input + load.completion_tokens * price.output) / MILLION
 
 
 def _model_load(role: str, name: str, load: Load, cost: float | None) -> ModelLoad:

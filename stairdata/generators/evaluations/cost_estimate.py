@@ -7,8 +7,16 @@ from collections.abc import Sequence
 
 from stairdata.generators.evaluations.plan import EvaluationJob, make_job
 from stairdata.generators.evaluations.rows import NO_ATTACK, EvaluationUnit
-from stairdata.generators.responses.cost_estimate import PRM, STEP_TOKENS, STEPS, Load, answering_load, prm_name
-from stairdata.llm.budget import MILLION, unpriced
+from stairdata.generators.responses.cost_estimate import (
+    PRM,
+    STEP_TOKENS,
+    STEPS,
+    Load,
+    answering_load,
+    cost_of,
+    prm_name,
+)
+from stairdata.llm.budget import unpriced
 from stairdata.recipe import Recipe
 from stairdata.runs.forecast import Forecast, ModelLoad
 from stairdata.runs.options import BuildOptions
@@ -105,9 +113,7 @@ def _judging(job: EvaluationJob, units: Sequence[EvaluationUnit]) -> list[ModelL
 def _load(
     job: EvaluationJob, role: str, name: str, requests: int, prompt_tokens: int, completion_tokens: int
 ) -> ModelLoad:
-    price = job.recipe.prices.get(name)
-    free = 0.0 if role == PRM else None  # as in a build's budget
-    cost = (prompt_tokens * price.input + completion_tokens * price.output) / MILLION if price else free
+    cost = cost_of(job.recipe, role, name, Load(requests, prompt_tokens, completion_tokens))
     return ModelLoad(role, name, requests, prompt_tokens, completion_tokens, cost)
 
 

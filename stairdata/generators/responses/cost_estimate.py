@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from stairdata.generators.responses.answering import beam_config
-from stairdata.recipe import PrmEndpoint, ResponsesSection
+from stairdata.llm.budget import MILLION
+from stairdata.recipe import PrmEndpoint, Recipe, ResponsesSection
 from stairdata.search import answers, beam, mcts
 from stairdata.search.reward import rate
 from stairdata_schemas.grammar import OUTPUT_CLOSE, STEP_CLOSE, split_steps
@@ -61,6 +62,14 @@ def answering_load(section: ResponsesSection, prompt_tokens: float) -> SearchLoa
         return simulate_beam(section, prompt_tokens)
     scored = _scoring(section, prompt_tokens, STEPS).times(section.n if section.prm else 0)
     return SearchLoad(Load(1, prompt_tokens, section.n * STEPS * STEP_TOKENS), scored)
+
+
+def cost_of(recipe: Recipe, role: str, name: str, load: Load) -> float | None:
+    """Return what a load costs; None without a price, but for a process reward model, as in a build's budget."""
+    price = recipe.prices.get(name)
+    if price is None:
+        return 0.0 if role == PRM else None
+    return (load.prompt_tokens * price.input + load.completion_tokens * price.output) / MILLION
 
 
 def prm_name(prm: PrmEndpoint | str) -> str:
