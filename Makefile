@@ -78,7 +78,7 @@ PROOF ?= proof
 PROOF_DATA ?=
 RUN_PROOF := $(BIN)/python -m benchmarks.proof --folder "$(PROOF)"
 proof: install
-	$(RUN_PROOF) run $(if $(PROOF_DATA),--data "$(PROOF_DATA)")
+	$(RUN_PROOF) run $(if $(PROOF_DATA),--data "$(PROOF_DATA)") $(if $(LARGER),--larger "$(LARGER)")
 
 # What follows from the main line: two more seeds, learning rates, comparisons; item by item, those that are done stay.
 proof-seeds proof-sweep proof-comparisons: install

@@ -21,7 +21,7 @@ from .forecast import Rates
 from .items import ITEMS, Group, item_of, items_of
 from .lines import main_line
 from .place import MainSettings, ProofPlace
-from .recipes import recipe_of
+from .recipes import larger_overrides, recipe_of
 from .results import write_results
 from .running import finished_record, item_recipe, run_item, run_line, run_options, show_forecast
 
@@ -44,7 +44,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
     run = commands.add_parser("run", help="the main line: forecast, run or go on, write the results")
     run.add_argument("--data", type=Path, help="folder of files in place of the Hub's datasets")
-    run.add_argument("--smoke", action="store_true", help="tiny sizes on bundled prompts: shows that it works")
+    words = "on one GPU: a model of 0.5 to 2 billion parameters, by folder or Hub id, and a guard model as judge"
+    size = run.add_mutually_exclusive_group()
+    size.add_argument("--smoke", action="store_true", help="tiny sizes on bundled prompts: shows that it works")
+    size.add_argument("--larger", nargs="?", const="", metavar="MODEL", help=words)
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="set a key of the recipe")
     run.add_argument("--forecast", action="store_true", help="forecast alone")
     _add_limits(run)
@@ -79,9 +82,11 @@ def _rates(options: argparse.Namespace) -> Rates:
 
 def _run(options: argparse.Namespace, place: ProofPlace) -> None:
     data = None if options.data is None else str(options.data.absolute())
-    settings = MainSettings(data, options.smoke, tuple(options.set))
+    larger = [] if options.larger is None else larger_overrides(options.larger or None)
+    settings = MainSettings(data, options.smoke, (*larger, *options.set))
     recipe = recipe_of(place, settings)
-    _fetch(place.start_model)
+    if recipe.sft is not None and recipe.sft.model == str(place.start_model.absolute()):
+        _fetch(place.start_model)
     show_forecast(recipe, run_options(place.main), _rates(options))
     if options.forecast:
         return

@@ -19,6 +19,7 @@ from .place import MainSettings, ProofPlace
 from .sources import put_sources_in, write_smoke_benchmarks
 
 RECIPE = PACKAGED / "proof.yaml"
+LARGER = Path(__file__).with_name("larger.yaml")
 SMOKE_ROUNDS = {"count": 2, "eval_prompts": 4, "searched_prompts": 4}
 
 
@@ -35,6 +36,16 @@ def recipe_of(place: ProofPlace, settings: MainSettings, changes: Mapping[str, A
     write_atomic(file, yaml.safe_dump(sections, sort_keys=False))
     changed = [f"{key}={json.dumps(value)}" for key, value in (changes or {}).items()]
     return read_full_recipe(file, [*settings.overrides, *changed])
+
+
+def larger_overrides(model: str | None = None) -> list[str]:
+    """Return the keys that make the proof one of a larger model on one GPU.
+
+    Args:
+        model: a folder or Hub id in place of the one named in larger.yaml.
+    """
+    keys: Json = yaml.safe_load(LARGER.read_text(encoding="utf-8"))
+    return [f"{key}={json.dumps(value)}" for key, value in (keys | ({"sft.model": model} if model else {})).items()]
 
 
 def _sections(place: ProofPlace, settings: MainSettings) -> Json:

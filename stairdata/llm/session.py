@@ -114,6 +114,7 @@ async def open_client(
         dtype=endpoint.dtype,
         log=log,
         gpu_memory=endpoint.gpu_memory,
+        enforce_eager=endpoint.enforce_eager,
         **options,
     )
     kept = _KEPT.get()
@@ -143,7 +144,10 @@ def _is_same(server: ManagedServer, options: ServerOptions) -> bool:
 
 @contextmanager
 def keeping_servers() -> Iterator[None]:
-    """Let each server that is started inside run until the block's end: who opens the same one again does not wait."""
+    """Let servers that are started inside run on: who opens the same one again does not wait.
+
+    They end with the block, or by `end_servers`.
+    """
     kept: list[ManagedServer] = []
     token = _KEPT.set(kept)
     try:
@@ -151,6 +155,19 @@ def keeping_servers() -> Iterator[None]:
     finally:
         _KEPT.reset(token)
         for server in kept:
+            server.stop()
+
+
+def end_servers(but: str | None = None) -> None:
+    """End the servers that `keeping_servers` lets run on.
+
+    Args:
+        but: the folder or Hub id of a model whose server runs on.
+    """
+    kept = _KEPT.get()
+    for server in list(kept or ()):
+        if kept is not None and server.options.model != but:
+            kept.remove(server)
             server.stop()
 
 

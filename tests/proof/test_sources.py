@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from proof.forecast import Rates, forecast_lines, forecast_stages
 from proof.place import MainSettings, ProofPlace
-from proof.recipes import recipe_of
+from proof.recipes import larger_overrides, recipe_of
 
 from stairdata.generators.prompts.build import build_prompts
 from stairdata.pipeline.run import check_recipe
@@ -78,6 +78,20 @@ def test_keys_that_are_set_stand_before_changes(place: ProofPlace) -> None:
     assert (recipe.dpo.learning_rate, recipe.seed, recipe.preference_pairs.granularity) == (1e-5, 8, "trajectory")
     with pytest.raises(RecipeError, match="did you mean 'granularity'"):
         recipe_of(place, settings, {"preference_pairs.granularty": "trajectory"})
+
+
+@pytest.mark.parametrize("model", [None, "somebody/else-0.5B"])
+def test_a_larger_model_is_one_flag(data: Path, place: ProofPlace, model: str | None) -> None:
+    settings = MainSettings(str(data), overrides=(*larger_overrides(model), "rounds.searched_prompts=2"))
+    recipe = recipe_of(place, settings)
+    assert recipe.sft is not None
+    assert recipe.sft.model == (model or "Qwen/Qwen2.5-1.5B-Instruct")
+    judge = recipe.trees.judge
+    assert (judge.kind, judge.guard, judge.endpoint is not None) == ("guard", "qwen3guard", True)
+    shares = [recipe.actor.gpu_memory or 1, judge.endpoint.gpu_memory or 1 if judge.endpoint else 1]
+    assert sum(shares) < 0.95 - 0.2, "a process reward model of this size has to fit beside them"
+    trees = next(stage for stage in forecast_stages(recipe, Rates()) if (stage.name, stage.number) == ("trees", 1))
+    assert trees.words.startswith("400 trees")
 
 
 def test_settings_of_the_main_line_are_kept(place: ProofPlace) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.client import HTTPConnection
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -411,8 +412,23 @@ def test_the_command_is_words_for_vllm(options: ServerOptions, monkeypatch: pyte
     assert {"--host=127.0.0.1", "--port=4711", "--served-model-name=actor", "--enforce-eager"} <= set(command)
     assert "--middleware=stairdata.llm.in_server.guard.ServerGuard" in command
     assert {"--no-enable-chunked-prefill", "--max-num-batched-tokens=8192"} <= set(command)
+    worker = next(word.partition("=")[2] for word in command if word.startswith("--worker-extension-cls="))
+    assert resolve_name(worker) is not None
     monkeypatch.setattr(server_module, "_is_cpu_build", lambda: False)
-    assert {"--enforce-eager", "--no-enable-chunked-prefill"}.isdisjoint(vllm_command(options, 4711))
+    command = vllm_command(options, 4711)
+    assert {"--enforce-eager", "--no-enable-chunked-prefill"}.isdisjoint(command)
+    assert not any(word.startswith("--worker-extension-cls") for word in command)
+
+
+@pytest.mark.parametrize(
+    ("is_cpu", "asked", "eager"), [(True, False, False), (False, True, True), (False, None, False)]
+)
+def test_compiling_is_as_asked(
+    options: ServerOptions, monkeypatch: pytest.MonkeyPatch, is_cpu: bool, asked: bool | None, eager: bool
+) -> None:
+    monkeypatch.setattr(server_module, "_obstacle", lambda: None)
+    monkeypatch.setattr(server_module, "_is_cpu_build", lambda: is_cpu)
+    assert ("--enforce-eager" in vllm_command(replace(options, enforce_eager=asked), 4711)) == eager
 
 
 @pytest.mark.parametrize(

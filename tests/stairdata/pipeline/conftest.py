@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from stairdata.llm import vllm_server
+from stairdata.llm.vllm_server import ServerOptions
 from stairdata.pipeline.run import Pipeline
 from stairdata.pipeline.steps import RunOptions
 from stairdata.stages import parse_full_recipe
@@ -87,6 +88,8 @@ class FinishedRun(NamedTuple):
     """Of its recipe."""
     folder: Path
     summary: dict[str, Any]
+    served: list[str]
+    """The model of each server that was started, in order."""
 
 
 @pytest.fixture(scope="session")
@@ -95,10 +98,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -
     root = tmp_path_factory.mktemp("finished")
     tiny_model(root / "start", tokenizer_folder)
     sections = write_inputs(root)
+    served: list[str] = []
+
+    def command(options: ServerOptions, port: int) -> list[str]:
+        served.append(Path(options.model).name)
+        return stub_command(options, port)
+
     with pytest.MonkeyPatch.context() as patch:
         serve_stub(patch)
+        patch.setattr(vllm_server, "vllm_command", command)
         summary = Pipeline(parse_full_recipe(sections), RunOptions(root / "run")).run()
-    return FinishedRun(sections, root / "run", summary)
+    return FinishedRun(sections, root / "run", summary, served)
 
 
 @pytest.fixture

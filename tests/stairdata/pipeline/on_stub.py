@@ -2,7 +2,7 @@
 
     python -m tests.stairdata.pipeline.on_stub run recipe.yaml --folder run
 
-Each build starts and ends its server as it does with vLLM; only the command that is started is another one.
+Servers are started and ended as they are with vLLM; only the command that is started is another one.
 """
 
 from __future__ import annotations

@@ -65,6 +65,10 @@ def test_rounds_grow_trees_from_prompts_that_no_other_part_has(finished: Finishe
     assert actors == ["sft", "dpo-1"]
 
 
+def test_a_model_is_served_once_unless_a_training_comes_between(finished: FinishedRun) -> None:
+    assert finished.served == ["start", "sft", "dpo-1", "dpo-2", "dpo-2"]
+
+
 def test_a_second_run_does_nothing(finished: FinishedRun, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_server, "vllm_command", None)  # a server that is started after all ends the run
     before = files_of(folder)

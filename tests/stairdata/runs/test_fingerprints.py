@@ -60,6 +60,7 @@ Place = tuple[str | int, ...]
 
 MARKED = {
     Mark.CANNOT_CHANGE_RESULT: {
+        "Endpoint.enforce_eager",
         "ModelServer.api_key_env", "ModelServer.base_url", "ModelServer.concurrency", "ModelServer.gpu_memory",
         "ModelServer.port", "ModelServer.retries", "ModelServer.retry_seconds", "ModelServer.timeout",
         "BenchmarkSection.license", "EvaluationsSection.concurrency",
