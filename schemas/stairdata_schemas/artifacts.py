@@ -23,6 +23,7 @@ from stairdata_schemas.formats.parquet import DamagedError, check_artifact_files
 from stairdata_schemas.kinds import KINDS, LATER_COLUMNS, SCHEMA_VERSION, kind_name, polars_schema, row_schema
 from stairdata_schemas.manifest import (
     MANIFEST_NAME,
+    SHARD,
     FileEntry,
     Manifest,
     Parent,
@@ -194,15 +195,15 @@ def _open_version(root: Path, kind: str, version: Version) -> Artifact:
 
 
 def newest(root: Path, kind: str) -> Artifact:
-    """Open the newest complete version of a kind.
+    """Open the newest complete version of a kind that is not a shard of a build.
 
     Raises:
         ArtifactNotFoundError: there is none.
     """
     for version in reversed(versions(root, kind)):
         folder = root / kind / str(version)
-        if (folder / MANIFEST_NAME).is_file():
-            return open_artifact(folder)
+        if (folder / MANIFEST_NAME).is_file() and SHARD not in (found := open_artifact(folder)).manifest.details:
+            return found
     command = "review pull" if kind == "reviews" else f"build {kind.replace('_', '-')}"
     raise ArtifactNotFoundError(
         f"no complete {kind} under {root}; make one with `stairdata {command}`, or name another --root or --input"

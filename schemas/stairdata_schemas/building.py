@@ -120,6 +120,8 @@ class Build:
         self.version = version
         self.plan = plan
         self.work = folder / WORK
+        self.details: Json = {}
+        """What the manifest's details say besides those of the report."""
         self._lock = lock
         self._contexts = ExitStack()
         self._started = time.monotonic()
@@ -221,7 +223,7 @@ class Build:
             usage=report.usage,
             seconds=round(time.monotonic() - self._started, 3),
             notes=report.notes,
-            details=report.details,
+            details=report.details | self.details,
             files=files,
         )
 

@@ -28,6 +28,10 @@ MANIFEST_FORMAT = 1
 ACTOR = "actor"
 
 
+SHARD = "shard"
+"""Key of a manifest's details where the artifact is one shard of a build, of which it says what it takes to join it."""
+
+
 class Parent(BaseModel):
     """An artifact that rows were made from."""
 

@@ -46,7 +46,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 def _list_row(kind: str, version: str, folder: Path) -> dict[str, Any]:
     from stairdata_schemas.artifacts import open_artifact
     from stairdata_schemas.errors import ArtifactError
-    from stairdata_schemas.manifest import MANIFEST_NAME
+    from stairdata_schemas.manifest import MANIFEST_NAME, SHARD
 
     row: dict[str, Any] = {"artifact": f"{kind}@{version}", "rows": None, "refused": None, "created": None}
     if not (folder / MANIFEST_NAME).exists():
@@ -55,11 +55,12 @@ def _list_row(kind: str, version: str, folder: Path) -> dict[str, Any]:
         manifest = open_artifact(folder).manifest
     except ArtifactError:
         return row | {"state": "damaged"}
+    shard = manifest.details.get(SHARD)
     return row | {
         "rows": manifest.rows,
         "refused": sum(manifest.quarantine.values()),
         "created": manifest.created_at.isoformat(),
-        "state": "complete",
+        "state": f"shard {shard['index']} of {shard['count']}" if shard else "complete",
     }
 
 

@@ -21,7 +21,7 @@ from stairdata.cli import (
     show,
     train,
 )
-from stairdata.cli.build import group
+from stairdata.cli.build import group, join
 from stairdata.cli.console import keep_secrets_out_of_stderr, make_streams_whole, say
 from stairdata.cli.reports import diff, report
 
@@ -72,6 +72,7 @@ def _root(
 
 
 app.add_typer(group.app, name="build")
+app.command("join")(join.join)
 app.command("validate")(artifacts.validate)
 app.command("list")(artifacts.list_)
 app.command("show")(show.show)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from stairdata.runs.options import BuildOptions
+from stairdata.runs.shards.shard import with_shard
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, build_artifact, find_finished
 from stairdata_schemas.errors import BuildError
@@ -33,6 +34,7 @@ def build_as_told(plan: BuildPlan, make_content: Callable[[Build], BuildContent]
         NotBuiltError: it is not finished, and nothing is to be built.
         StairDataError: as `build_artifact` says.
     """
+    plan = with_shard(plan, options.shard)
     if options.only_finished:
         return finished_or_error(plan, options)
     return build_artifact(

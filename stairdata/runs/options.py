@@ -9,6 +9,7 @@ from pathlib import Path
 from stairdata.llm.budget import BudgetLimits
 from stairdata.runs.progress import Progress, quiet
 from stairdata.runs.prompt_parts import PromptPart
+from stairdata.runs.shards.shard import Shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,8 @@ class BuildOptions:
     """Input rows at most."""
     part: PromptPart | None = None
     """Of trees: grow them from this part of the prompts alone; default: from all."""
+    shard: Shard | None = None
+    """Of builds that ask models: work on this part of the input alone."""
     only_finished: bool = False
     """Return what is finished, and build nothing (`NotBuiltError`)."""
     fresh: bool = False

@@ -28,6 +28,7 @@ from stairdata.runs.interrupts import interruptible
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.progress import Meter, Progress
 from stairdata.runs.row_journal import RowJournal, WrittenRow
+from stairdata.runs.shards.shard import note_refused, own_units
 from stairdata.runs.units import Unit, UnitFailedError, UnitResult
 from stairdata_schemas.building import Build
 from stairdata_schemas.manifest import BuildUsage
@@ -81,8 +82,10 @@ def run_units(
     Raises:
         ServerError: the server is gone; what is finished is kept.
         BudgetError: a limit is reached; what is finished is kept.
+        UsageError: a shard is to be built of what can't be cut.
         KeyboardInterrupt: after requests in flight have been answered, for some seconds at most.
     """
+    units = own_units(build, units)
     journal = RowJournal(build)
     run = UnitRun(build, journal, budget, progress, len(units))
     missing = journal.missing(units, pilot)
@@ -96,7 +99,9 @@ def run_units(
         journal.close()
     if budget.reason is not None:
         raise budget.reason
-    return run.result(units)
+    result = run.result(units)
+    note_refused(build, result.refused)
+    return result
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -31,6 +31,15 @@ if TYPE_CHECKING:
     from stairdata.stages import FullRecipe
     from stairdata_schemas.artifacts import Artifact
 
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        help="Build the I-th of N parts alone, on any machine; `stairdata join` makes one artifact of them.",
+        show_default=False,
+    ),
+]
 COSTS = "Costs and limits"  # heading of the help
 
 
@@ -102,9 +111,23 @@ class SharedOptions:
         self,
         forecast: Callable[[BuildOptions], Forecast],
         generate: Callable[[BuildOptions], Artifact | None],
+        shard: str | None = None,
     ) -> None:
-        """Build, or print the forecast where that is asked for."""
-        with self.build_options() as options:
+        """Build, or print the forecast where that is asked for.
+
+        Args:
+            forecast: says what would be asked of the models.
+            generate: builds.
+            shard: I/N, which part of the input is worked on; default: all.
+        """
+        from stairdata.runs.shards.shard import Shard
+        from stairdata_schemas.errors import UsageError
+
+        part = Shard.parse(shard) if shard is not None else None
+        if part is not None and self.dry_run:
+            raise UsageError("--dry-run forecasts the whole build, and --shard builds a part of it; leave one out")
+        with self.build_options() as whole:
+            options = replace(whole, shard=part)
             if self.dry_run:
                 emit(forecast(options).shown(json_=self.json_))
                 return

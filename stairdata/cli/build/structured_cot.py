@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from stairdata.cli.build.shared import SharedOptions, comma_separated, takes_shared_options
+from stairdata.cli.build.shared import ShardOption, SharedOptions, comma_separated, takes_shared_options
 
 
 class BatchAction(StrEnum):
@@ -47,6 +47,7 @@ def build(
         bool,
         typer.Option("--retry-quarantined", help="Ask again where an answer was refused, and say why to the teacher."),
     ] = False,
+    shard: ShardOption = None,
 ) -> None:
     """Build structured reasoning: by teachers, from a file or the Hub, or out of trees."""
     from stairdata.generators.structured_cot.build import build_structured_cot
@@ -58,4 +59,5 @@ def build(
     shared.run(
         lambda options: forecast_structured_cot(recipe, options, asking),
         lambda options: build_structured_cot(recipe, options, asking),
+        shard,
     )

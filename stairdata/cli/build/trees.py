@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stairdata.cli.build.shared import COSTS, SharedOptions, comma_separated, takes_shared_options
+from stairdata.cli.build.shared import COSTS, ShardOption, SharedOptions, comma_separated, takes_shared_options
 from stairdata.cli.options import check_url
 
 
@@ -41,6 +41,7 @@ def build(
     address: Annotated[
         str | None, typer.Option("--address", help="Ray cluster; default: one on this machine.", show_default=False)
     ] = None,
+    shard: ShardOption = None,
 ) -> None:
     """Build search trees: SI-MCTS by the actor, one tree a prompt."""
     from stairdata.generators.forecast import forecast_trees
@@ -58,4 +59,5 @@ def build(
     shared.run(
         lambda options: forecast_trees(recipe, options, execution, pilot),
         lambda options: build_trees(recipe, options, execution),
+        shard,
     )

@@ -60,6 +60,11 @@ def build_structured_cot(recipe: Recipe, options: BuildOptions, asking: TeacherO
     """
     inputs = Inputs(options.inputs, options.root)
     source = source_of(recipe, inputs)
+    if options.shard is not None and (source != "teachers" or asking.batch is not None or asking.retry_quarantined):
+        raise UsageError(
+            "--shard cuts what teachers are asked live, from the beginning; leave out --shard, or --batch and "
+            "--retry-quarantined, and give structured_cot a teacher"
+        )
     if source == "teachers":
         return build_from_teachers(recipe, inputs.of("prompts"), options, asking)
     if asking != ASK_ONE:

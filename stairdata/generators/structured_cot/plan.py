@@ -19,6 +19,7 @@ from stairdata.recipe import Recipe, Teacher
 from stairdata.runs.build import finished_or_error
 from stairdata.runs.inputs import Inputs
 from stairdata.runs.options import BuildOptions
+from stairdata.runs.shards.shard import with_shard
 from stairdata.runs.unfinished import find_before
 from stairdata.runs.units import Unit
 from stairdata_schemas.artifacts import Artifact, scan_files
@@ -274,7 +275,7 @@ def _plan(panel: TeacherPanel, options: BuildOptions, earlier: Artifact | None =
         "judge": section.judge.model_dump(mode="json") if section.judge else None,
         "batch": section.batch.model_dump(mode="json"),
     }
-    return BuildPlan(
+    plan = BuildPlan(
         KIND,
         GENERATOR,
         configuration,
@@ -283,6 +284,7 @@ def _plan(panel: TeacherPanel, options: BuildOptions, earlier: Artifact | None =
         models=list(panel.models),
         seeds={"sampling": seed},
     )
+    return with_shard(plan, options.shard)
 
 
 def refused_of(there: Build | Artifact) -> dict[int, str]:
