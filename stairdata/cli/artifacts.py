@@ -29,7 +29,7 @@ def list_(
         print_releases(repo, json_=json_)
         return
     folder = root_folder(root)
-    rows = [_list_row(kind, str(version), path) for kind, version, path in list_folders(folder)]
+    rows = [list_row(kind, str(version), path) for kind, version, path in list_folders(folder)]
     if json_:
         emit(json.dumps({"root": str(folder), "artifacts": rows}))
         return
@@ -43,7 +43,8 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return ["" if value is None else str(value) for value in row.values()]
 
 
-def _list_row(kind: str, version: str, folder: Path) -> dict[str, Any]:
+def list_row(kind: str, version: str, folder: Path) -> dict[str, Any]:
+    """Return what is shown of an artifact, complete or not."""
     from stairdata_schemas.artifacts import open_artifact
     from stairdata_schemas.errors import ArtifactError
     from stairdata_schemas.manifest import MANIFEST_NAME, SHARD

@@ -23,7 +23,7 @@ from stairdata.cli import (
 )
 from stairdata.cli.build import group, join
 from stairdata.cli.console import keep_secrets_out_of_stderr, make_streams_whole, say
-from stairdata.cli.reports import diff, report
+from stairdata.cli.reports import context, diff, report
 
 INTERRUPTED = 130
 ENVIRONMENT = {
@@ -73,6 +73,7 @@ def _root(
 
 app.add_typer(group.app, name="build")
 app.command("join")(join.join)
+app.command("context")(context.context)
 app.command("validate")(artifacts.validate)
 app.command("list")(artifacts.list_)
 app.command("show")(show.show)

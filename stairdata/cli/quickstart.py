@@ -13,6 +13,13 @@ from stairdata.cli.console import emit, say, show_progress
 from stairdata.cli.options import JsonOption, check_url
 from stairdata.cli.run import print_summary
 
+EXTRAS = {
+    "training": ("accelerate", "gguf", "peft", "torch", "trl"),
+    "vllm": ("vllm",),
+    "serve": ("starlette", "uvicorn"),
+}
+"""What the quickstart runs on, by the extra that brings it."""
+
 
 def quickstart(
     folder: Annotated[Path, typer.Option("--folder", help="Where everything goes.")] = Path("quickstart"),
@@ -29,6 +36,7 @@ def quickstart(
     json_: JsonOption = False,
 ) -> None:
     """Run every stage of STAIR on SmolLM2-135M and show what changed."""
+    check_extras()
     from stairdata.pipeline.quickstart import SMALL, SMOKE, quickstart_pipeline, run_quickstart
     from stairdata.pipeline.run import locked
 
@@ -43,6 +51,27 @@ def quickstart(
     print_summary(summary, folder)
     print_question(summary["question"])
     say("a model of 135M parameters learns the form here, not safety; see the README for what the figures mean")
+
+
+def check_extras() -> None:
+    """Refuse to begin what can't be finished, with all that is missing in one message.
+
+    Raises:
+        UsageError: a package of an extra is not installed.
+    """
+    from importlib.util import find_spec
+
+    from stairdata_schemas.errors import UsageError
+
+    absent = {extra: [name for name in names if find_spec(name) is None] for extra, names in EXTRAS.items()}
+    missing = {extra: names for extra, names in absent.items() if names}
+    if missing:
+        packages = "; ".join(f"{extra}: {', '.join(names)}" for extra, names in missing.items())
+        raise UsageError(
+            f"quickstart needs packages that are not installed ({packages}): with a GPU, "
+            f"pip install 'stairdata[{','.join(missing)}]'; without one, `make quickstart` in a checkout of stairdata, "
+            "which installs the CPU build of vLLM"
+        )
 
 
 def print_question(asked: dict[str, Any] | None) -> None:

@@ -6,6 +6,7 @@ setting that is changed redoes its stage and those that follow from it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from stairdata.search.refusal import refusal_rule_note
 from stairdata_schemas.errors import BuildLockedError, RecipeError, quote
 from stairdata_schemas.files import write_atomic
 from stairdata_schemas.rendering import load_tokenizer, missing_tags
+from stairdata_schemas.secrets.own_command import own_command
 
 if TYPE_CHECKING:
     from stairdata.recipe import EvaluationsSection
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from stairdata_schemas.artifacts import Artifact
 
 BASE, SFT, PRM = "base", "sft", "prm"
+STARTED = "started.json"
+"""The command of a run, in its folder until the run is finished."""
 HELD_OUT_PAIRS = {"hold_out": 1.0, "part": "held_out"}
 """Settings of pairs whose trees are all held out; trainings refuse such pairs as those to train on."""
 
@@ -163,6 +167,7 @@ class Pipeline:
         Whoever may have company in the folder holds it with `locked`.
         """
         self.options.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.options.folder / STARTED, json.dumps(own_command()) + "\n")
         write_atomic(self.options.folder / "recipe.json", self.recipe.model_dump_json(indent=2) + "\n")
         prm = self.make()
         assert prm is not None, "a whole run trains one"
@@ -180,6 +185,7 @@ class Pipeline:
         results.write_summary(folder, summary)
         summary["report"] = results.write_report(folder, self.options.tell)
         results.write_summary(folder, summary)
+        (folder / STARTED).unlink(missing_ok=True)
         return summary
 
     def make(self) -> str | None:

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from stairdata_schemas.errors import BuildLockedError, StairDataError, TrainingError, quote
 from stairdata_schemas.files import sync_file, sync_folder, write_atomic
 from stairdata_schemas.manifest import sha256_of_json
+from stairdata_schemas.secrets.own_command import own_command
 from stairdata_training.memory import is_out_of_memory
 
 TRAINING_FILE = "training.json"
@@ -145,7 +146,8 @@ def start(output: Path, identity: dict[str, Any], *, fresh: bool = False) -> Pat
     if fresh or not same:
         shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True, exist_ok=True)
-    write_atomic(partial / _STARTED_FILE, json.dumps({"fingerprint": sha256_of_json(identity), "identity": identity}))
+    started = {"fingerprint": sha256_of_json(identity), "identity": identity, "started": own_command()}
+    write_atomic(partial / _STARTED_FILE, json.dumps(started))
     return partial
 
 
