@@ -108,7 +108,7 @@ def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[Row]:
             yield f"`{key}`", _default(field), words
             continue
         like = Endpoint if issubclass(inner, Endpoint) else ModelServer if issubclass(inner, ModelServer) else None
-        absent = ", without `control_tokens`" if like is ModelServer else ""
+        absent = ", without `control_tokens`, `reasoning_effort` and `extra_body`" if like is ModelServer else ""
         yield f"`{key}`", _default(field), f"{words} It also takes the keys of `actor`{absent}." if like else words
         below = f"{key}[]." if _is_a(field, list) else f"{key}.NAME." if _is_a(field, dict) else f"{key}."
         rows = _keys(inner, below)

@@ -303,18 +303,17 @@ def validate_file(
 
 def _validate_table(artifact: Artifact, entry: FileEntry, path: Path, visit: RowVisitor | None) -> list[Problem]:
     expected, found = polars_schema(artifact.kind), scan_files([path]).collect_schema()
-    later = {name: expected[name] for name in LATER_COLUMNS.get(artifact.kind, ()) if name not in found}
-    wrong = [name for name in {*expected, *found} - {*later} if found.get(name) != expected.get(name)]
+    absent = {*LATER_COLUMNS.get(artifact.kind, ())} - {*found}
+    wrong = [name for name in {*expected, *found} - absent if found.get(name) != expected.get(name)]
     if wrong:
         return [Problem(entry.path, "columns", len(wrong), ", ".join(sorted(wrong)))]
     rows = 0
     problems: list[Problem] = []
-    absent = [pl.lit(None, dtype).alias(name) for name, dtype in later.items()]
     for frame in iterate_frames(path):
         if visit is not None:
             visit(entry, rows, frame)
         rows += len(frame)
-        problems += _validate_rows(artifact.kind, entry.path, frame.with_columns(absent))
+        problems += _validate_rows(artifact.kind, entry.path, with_later_columns(artifact.kind, frame))
     if rows != entry.rows:
         problems.append(Problem(entry.path, "rows", 1, f"{rows} instead of {entry.rows}"))
     return problems
@@ -344,6 +343,14 @@ def iterate_frames(path: Path, rows: int = 4096) -> Iterator[pl.DataFrame]:
         frame = pl.from_arrow(batch)
         assert isinstance(frame, pl.DataFrame)
         yield frame
+
+
+def with_later_columns(kind: str, frame: pl.DataFrame) -> pl.DataFrame:
+    """Return rows with all columns of their kind: those that an earlier release did not write yet are null."""
+    absent = [name for name in LATER_COLUMNS.get(kind, ()) if name not in frame.columns]
+    schema = polars_schema(kind)
+    nulls = [pl.lit(None, schema[name]).alias(name) for name in absent]
+    return frame.with_columns(nulls).select(schema.names()) if absent else frame
 
 
 def _validate_rows(kind: str, where: str, frame: pl.DataFrame) -> Iterator[Problem]:

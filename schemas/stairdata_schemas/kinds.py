@@ -30,6 +30,7 @@ SIDES = ("chosen", "rejected")
 SAFE_SIDES = ("chosen", "rejected", "both", "neither")
 VALUE_TOLERANCE = 1e-6
 LATER_COLUMNS = {
+    "structured_cot": ("thoughts",),
     "trees": ("judgements",),
     "responses": ("step_scores", "requests", "prompt_tokens", "prm_calls", "prm_tokens", "seconds"),
 }
@@ -106,6 +107,9 @@ class StructuredCot(dy.Schema):
         ),
         nullable=True,
         description="candidates of other teachers",
+    )
+    thoughts = dy.String(
+        nullable=True, description="what the teacher thought before the answer, if teacher.keep_reasoning is set"
     )
 
 

@@ -100,6 +100,8 @@ class BuildUsage(BaseModel):
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    """Those of the completion tokens that were thoughts, as far as servers count them."""
     cost: float | None = None
     """In the currency of the recipe's price table; null where prices are unknown."""
 

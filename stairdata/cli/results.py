@@ -35,6 +35,8 @@ def summary(artifact: Artifact) -> str:
         parts.append(f"{sum(manifest.quarantine.values())} refused ({rules})")
     if manifest.usage.requests:
         parts.append(f"{manifest.usage.requests} requests, {manifest.usage.completion_tokens} tokens")
+    if manifest.usage.reasoning_tokens:
+        parts[-1] += f", {manifest.usage.reasoning_tokens} of them thoughts"
     if manifest.usage.cost is not None:
         parts.append(f"cost {manifest.usage.cost:.2f}")
     return "; ".join(parts)

@@ -168,7 +168,7 @@ def _measured(recipe: Recipe, prompts: Artifact, options: BuildOptions, executio
         grown = result.outcomes["ok"]
         if not grown:
             raise BuildError(f"{build.reference}: the pilot grew no tree; its outcomes: {result.outcomes}")
-        load = Load(*result.usage.model_dump(exclude={"cost"}).values())
+        load = Load(*result.usage.model_dump(exclude={"cost", "reasoning_tokens"}).values())
         return _extrapolated(build, budget, load, grown, len(units))
 
 

@@ -85,7 +85,7 @@ def _endings(artifact: Artifact) -> dict[bool, str]:
 def _rows(artifact: Artifact) -> Iterator[dict[str, Any]]:
     for path in artifact.data_files:
         for frame in iterate_frames(path, _ROWS_AT_ONCE.get(artifact.kind, 1024)):
-            columns = [name for name in frame.columns if name not in {"alternatives", "seconds"}]
+            columns = [name for name in frame.columns if name not in {"alternatives", "seconds", "thoughts"}]
             yield from _light(frame.select(columns)).iter_rows(named=True)
 
 

@@ -7,7 +7,7 @@ from copy import copy
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
-from stairdata.llm.client import Client, Generation, Sample, TokenLogprob
+from stairdata.llm.client import Client, Generation, Sample, TokenLogprob, thoughts_apart
 from stairdata.llm.outcomes import ControlTokensError, Outcome, RequestFailedError
 from stairdata.recipe import ControlTokens, Sampling
 from stairdata_schemas import rendering
@@ -46,6 +46,8 @@ class RequestUsage(NamedTuple):
     completion_tokens: int = 0
     outcomes: tuple[str, ...] = ()
     """How each attempt ended."""
+    reasoning_tokens: int = 0
+    """Those of the completion tokens that were thoughts."""
 
     def plus(self, other: RequestUsage) -> RequestUsage:
         return RequestUsage(
@@ -53,7 +55,19 @@ class RequestUsage(NamedTuple):
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
             self.outcomes + other.outcomes,
+            self.reasoning_tokens + other.reasoning_tokens,
         )
+
+    @classmethod
+    def of_json(cls, written: list[Any]) -> RequestUsage:
+        """Read what a journal holds; one of an earlier release ends before the thoughts."""
+        requests, read, completed, outcomes, *reasoned = written
+        return cls(requests, read, completed, tuple(outcomes), *reasoned)
+
+    def counts(self) -> dict[str, int]:
+        """Return the numbers by the names that they have in a manifest; thoughts only where there are some."""
+        names = ["requests", "prompt_tokens", "completion_tokens"]
+        return {name: getattr(self, name) for name in [*names, *["reasoning_tokens"] * (self.reasoning_tokens > 0)]}
 
     @classmethod
     def of(cls, generation: Generation) -> RequestUsage:
@@ -62,6 +76,7 @@ class RequestUsage(NamedTuple):
             generation.prompt_tokens,
             generation.completion_tokens,
             tuple(map(str, generation.outcomes)),
+            generation.reasoning_tokens,
         )
 
 
@@ -139,7 +154,7 @@ class Actor:
     async def reply(
         self, message: str, *, max_tokens: int, seed: int, logprobs: int | None = None, **sampling: float
     ) -> Generation:
-        """Answer a message as in a chat, in the actor's own template.
+        """Answer a message as in a chat, in the actor's own template, thoughts apart.
 
         Args:
             message: the user's turn; what it spells is plain text to the model.
@@ -162,7 +177,7 @@ class Actor:
         )
         sample = generation.samples[0]
         said = replace(sample, text=sample.text.partition(self.end_of_turn)[0])
-        return replace(generation, samples=[said])
+        return thoughts_apart(replace(generation, samples=[said]))
 
     async def _sample(
         self, rendered: RenderedPrompt, n: int, max_tokens: int, seed: int, stop: list[str], *, with_logprobs: bool

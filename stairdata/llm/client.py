@@ -37,6 +37,8 @@ from stairdata.llm.outcomes import (
 )
 from stairdata.llm.window import Window
 from stairdata.llm.wire.bounded_http import AnswerLimitError, BoundedHttpClient, body_limit, limit_for
+from stairdata.llm.wire.token_limit import TokenLimitName
+from stairdata.llm.wrapping import split_thoughts
 from stairdata.recipe import Endpoint
 from stairdata_schemas.errors import ServerError, quote
 from stairdata_schemas.secrets.redaction import hold, redact
@@ -56,6 +58,10 @@ CREDIBLE_TOKENS = 1000
 """Usage of so many times what a request can take is believed, and of so many tokens whatever it can take."""
 MOST_TOKENS = 100_000_000
 """Of any one answer."""
+ANSWER_LIMIT = "max_completion_tokens"
+"""What the limit on an answer is called in a body, until one knows that its server has another name for it."""
+THOUGHTS_FIELDS = ("reasoning_content", "reasoning")
+"""Of a message: DeepSeek's and SGLang's, and that of OpenRouter, Ollama and vLLM."""
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
@@ -77,11 +83,14 @@ class Sample:
     """The server's finish_reason: stop, length."""
     logprobs: tuple[TokenLogprob, ...] = ()
     """Of each token, where asked for."""
+    thoughts: str = ""
+    """What the model thought before the text, where the server tells."""
 
     def __post_init__(self) -> None:
         # half a character comes as a lone surrogate, which no file and no tokenizer can hold
-        whole = self.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        object.__setattr__(self, "text", whole)
+        for name in ("text", "thoughts"):
+            whole = getattr(self, name).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            object.__setattr__(self, name, whole)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +104,15 @@ class Generation:
     """More than one where the server takes no n."""
     outcomes: tuple[Outcome, ...] = (Outcome.OK,)
     """How each attempt ended; the last one is ok, or length where a sample was cut."""
+    reasoning_tokens: int = 0
+    """Those of the completion tokens that were thoughts, as far as the server counts them."""
+
+    @property
+    def is_only_thoughts(self) -> bool:
+        """Whether the one sample was cut before its answer began."""
+        (sample,) = self.samples
+        has_thought = bool(sample.thoughts) or self.reasoning_tokens > 0
+        return has_thought and sample.finish == "length" and not sample.text.strip()
 
 
 @dataclass(slots=True)
@@ -173,6 +191,7 @@ class Client:
         self._check = check or (lambda: None)
         self._failed_in_a_row = 0
         self._has_answered = False
+        self._token_limit = TokenLimitName()
         self._takes_n: bool | None = None
         """Whether it gives several samples for one request; None until it was asked for some."""
         try:
@@ -236,6 +255,7 @@ class Client:
         self, prompt: str | list[int], n: int, most: RequestTokens, seed: int, sampling: dict[str, Any]
     ) -> Generation:
         extra = {
+            **self._endpoint.extra_body,
             "skip_special_tokens": False,  # the tags are special tokens
             "include_stop_str_in_output": True,
             "add_special_tokens": False,  # the template wrote the BOS already
@@ -272,11 +292,13 @@ class Client:
         max_tokens: int,
         seed: int,
         as_is: bool = False,
+        is_whole: bool = False,
         **options: Any,
     ) -> Generation:
         """Ask for one chat answer; `options` go to the server as they are.
 
-        Control tokens in the messages are neutralised: the server puts its template around them and would read them.
+        What the model thinks is kept apart from the text. Control tokens in the messages are neutralised: the server
+        puts its template around them and would read them.
 
         Args:
             messages: of the chat.
@@ -284,6 +306,7 @@ class Client:
             seed: the request's seed.
             as_is: send control tokens as they are, since what the server makes of them is what is tested; not where
                 the recipe neutralises or refuses them.
+            is_whole: leave thoughts in the text where it holds some, since they are part of what is tested.
             options: temperature, top_p and what else the server takes.
 
         Raises:
@@ -294,17 +317,31 @@ class Client:
         """
         if not (as_is and self._endpoint.control_tokens == "plain"):
             messages = without_control_tokens(messages, self._endpoint, self._control_tokens())
-        body = chat_body(self.model, messages, max_tokens=max_tokens, seed=seed, **options)
+        body = chat_body(self.model, messages, self._endpoint, max_tokens=max_tokens, seed=seed, **options)
+        name = self._token_limit.name
+        try:
+            generation = await self._chat(body, name, is_whole=is_whole)
+        except RequestFailedError as error:
+            is_invalid = error.outcomes[-1] is Outcome.INVALID_REQUEST
+            if not (is_invalid and self._token_limit.is_another(name, error.detail)):
+                raise
+            generation = await self._chat(body, self._token_limit.name, is_whole=is_whole)
+        self._token_limit.settle()
+        return generation
+
+    async def _chat(self, body: dict[str, Any], limit_name: str, *, is_whole: bool) -> Generation:
+        max_tokens = body[ANSWER_LIMIT]
         most = RequestTokens(most_read(body), max_tokens)
         logprobs = body.get("top_logprobs", 0) if body.get("logprobs") else None
+        sent = {limit_name if key == ANSWER_LIMIT else key: value for key, value in body.items()}
 
         async def ask() -> Any:
             with body_limit(limit_for(samples=1, max_tokens=max_tokens, logprobs=logprobs)):
                 # what stands in the extra body is sent as it is; of messages the package makes a copy for each kind
                 # that one could be, which takes as long as sending them
-                return await self.openai.chat.completions.create(model=self.model, messages=[], extra_body=body)
+                return await self.openai.chat.completions.create(model=self.model, messages=[], extra_body=sent)
 
-        generation, failures = await self.send(ask, lambda answer: read_chat(answer, most), most)
+        generation, failures = await self.send(ask, lambda answer: read_chat(answer, most, is_whole=is_whole), most)
         return replace(generation, outcomes=(*failures, *generation.outcomes))
 
     async def models(self) -> list[str]:
@@ -476,10 +513,18 @@ def without_control_tokens(
 
 
 def chat_body(
-    model: str, messages: list[ChatCompletionMessageParam], *, max_tokens: int, seed: int, **options: Any
+    model: str,
+    messages: list[ChatCompletionMessageParam],
+    endpoint: Endpoint,
+    *,
+    max_tokens: int,
+    seed: int,
+    **options: Any,
 ) -> dict[str, Any]:
     """Return the body of a chat request, live or in a batch."""
-    return {"model": model, "messages": messages, "max_completion_tokens": max_tokens, "seed": seed, **options}
+    effort = {"reasoning_effort": endpoint.reasoning_effort} if endpoint.reasoning_effort is not None else {}
+    ours = {"model": model, "messages": messages, ANSWER_LIMIT: max_tokens, "seed": seed, **effort, **options}
+    return {**endpoint.extra_body, **ours}
 
 
 def most_read(body: dict[str, Any]) -> int:
@@ -488,18 +533,35 @@ def most_read(body: dict[str, Any]) -> int:
     return schema + sum(len(str(message.get("content")).encode()) + TEMPLATE_TOKENS for message in body["messages"])
 
 
-def read_chat(answer: Any, most: RequestTokens | None = None) -> Generation:
-    """Read the one answer of a chat request.
+def read_chat(answer: Any, most: RequestTokens | None = None, *, is_whole: bool = False) -> Generation:
+    """Read the one answer of a chat request, its thoughts apart.
 
     Args:
         answer: what the openai package made of it.
         most: the most tokens that the request can take, where known.
+        is_whole: leave thoughts in the text where it holds some.
 
     Raises:
         MalformedAnswerError: it is no chat answer.
         RequestFailedError: the model refused, or a filter withheld it.
     """
-    return _generation(answer, 1, _chat_sample, most)
+    generation = _generation(answer, 1, _chat_sample, most)
+    apart = thoughts_apart(generation)
+    return replace(generation, outcomes=apart.outcomes) if is_whole else apart
+
+
+def thoughts_apart(generation: Generation) -> Generation:
+    """Return an answer of one sample without the thoughts in its text; nothing but thoughts is an outcome of its own.
+
+    Thoughts that are a field of the answer are apart already.
+    """
+    (sample,) = generation.samples
+    thoughts, text = split_thoughts(sample.text)
+    both = "\n\n".join(filter(None, (sample.thoughts, thoughts)))
+    apart = replace(generation, samples=[replace(sample, text=text, thoughts=both)])
+    if apart.is_only_thoughts and apart.outcomes[-1] is Outcome.LENGTH:
+        return replace(apart, outcomes=(*apart.outcomes[:-1], Outcome.ONLY_REASONING))
+    return apart
 
 
 def _joined(parts: list[Generation]) -> Generation:
@@ -511,6 +573,7 @@ def _joined(parts: list[Generation]) -> Generation:
         sum(part.completion_tokens for part in parts),
         len(parts),
         tuple(outcome for part in parts for outcome in part.outcomes),
+        sum(part.reasoning_tokens for part in parts),
     )
 
 
@@ -536,11 +599,12 @@ def _generation(
         raise MalformedAnswerError(f"{len(samples)} samples instead of {wanted}")
     is_cut = any(sample.finish == "length" for sample in samples)
     outcome = Outcome.LENGTH if is_cut else Outcome.OK
-    used = RequestTokens(0, 0)
+    used, reasoned = RequestTokens(0, 0), 0
     if getattr(answer, "usage", None) is not None:
         believed = believed_usage(answer, most)
         used, outcome = (believed, outcome) if believed else (most or used, Outcome.UNBELIEVABLE_USAGE)
-    return Generation(samples, *used, outcomes=(outcome,))
+        reasoned = min(_reasoning_tokens(answer.usage), used.completion_tokens)
+    return Generation(samples, *used, outcomes=(outcome,), reasoning_tokens=reasoned)
 
 
 def believed_usage(answer: Any, most: RequestTokens | None) -> RequestTokens | None:
@@ -549,16 +613,26 @@ def believed_usage(answer: Any, most: RequestTokens | None) -> RequestTokens | N
     Args:
         answer: what the openai package made of it.
         most: the most tokens that the request can take, where known. A model's template may add to a prompt, and some
-            servers overlook the limit on an answer, so that several times as many are believed.
+            servers overlook the limit on an answer, so that several times as many are believed. Thoughts are among the
+            completion tokens; servers that count them beside these, such as xAI's, are known by their total.
     """
     usage = getattr(answer, "usage", None)
     said: list[Any] = [getattr(usage, name, None) for name in RequestTokens._fields]
+    reasoned, total = _reasoning_tokens(usage), getattr(usage, "total_tokens", None)
+    if reasoned and all(type(number) is int for number in said) and total == sum(said) + reasoned:
+        said[1] += reasoned
     ceilings = [max(CREDIBLE_TOKENS, CREDIBLE_TIMES * number) for number in most] if most else [MOST_TOKENS] * 2
     if not all(type(number) is int and 0 <= number <= top for number, top in zip(said, ceilings, strict=True)):
         return None
     used = RequestTokens(*said)
     is_empty = not used.prompt_tokens or (not used.completion_tokens and _has_text(answer))
     return None if is_empty else used
+
+
+def _reasoning_tokens(usage: Any) -> int:
+    """Return how many tokens went into thoughts; 0 where that can't be read, since nothing is charged by it alone."""
+    number = getattr(getattr(usage, "completion_tokens_details", None), "reasoning_tokens", None)
+    return number if type(number) is int and 0 < number <= MOST_TOKENS else 0
 
 
 def _has_text(answer: Any) -> bool:
@@ -601,7 +675,13 @@ def _chat_sample(choice: Any) -> Sample:
         )
         for token in given or []
     )
-    return _sample(message.content or "", choice.finish_reason, logprobs)
+    return _sample(message.content or "", choice.finish_reason, logprobs, _thoughts(message))
+
+
+def _thoughts(message: Any) -> str:
+    """Return the thoughts that stand beside an answer; vLLM gives both fields with the same text."""
+    fields = (getattr(message, name, None) for name in THOUGHTS_FIELDS)
+    return next((field.strip() for field in fields if isinstance(field, str) and field.strip()), "")
 
 
 def _logprob(token: Any, logprob: Any) -> TokenLogprob:
@@ -611,7 +691,7 @@ def _logprob(token: Any, logprob: Any) -> TokenLogprob:
     return TokenLogprob(token, logprob, {})
 
 
-def _sample(text: str, finish: str | None, logprobs: tuple[TokenLogprob, ...]) -> Sample:
+def _sample(text: str, finish: str | None, logprobs: tuple[TokenLogprob, ...], thoughts: str = "") -> Sample:
     if finish == "content_filter":
         raise RequestFailedError([Outcome.CONTENT_FILTER], "the server withheld its answer")
-    return Sample(text, finish or "", logprobs)
+    return Sample(text, finish or "", logprobs, thoughts)

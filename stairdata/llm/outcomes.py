@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import Any, NamedTuple, TypeVar
@@ -31,8 +31,10 @@ class Outcome(StrEnum):
 
     OK = "ok"
     LENGTH = "length"
+    ONLY_REASONING = "only_reasoning"
+    """Cut as well, before the answer began: all its tokens went into thoughts."""
     UNBELIEVABLE_USAGE = "unbelievable_usage"
-    """Like the two above, with numbers of tokens that an answer can't have taken: the most it can take is charged."""
+    """Like those above, with numbers of tokens that an answer can't have taken: the most it can take is charged."""
     REFUSAL = "refusal"
     CONTENT_FILTER = "content_filter"
     INVALID_REQUEST = "invalid_request"
@@ -55,6 +57,9 @@ FINAL_CODES = {"insufficient_quota", "billing_hard_limit_reached", "insufficient
 """Codes of the same, whatever the status."""
 FORBIDDEN = 403
 """A key without rights, or one prompt that a provider does not take."""
+THINKS_TOO_LONG = (
+    "the model thought until max_tokens and did not begin its answer; raise max_tokens, or lower reasoning_effort"
+)
 WITHOUT_FORMAT = ("response_format", "json_schema", "structured output", "guided")
 """What servers without structured outputs call them when they refuse a request for them."""
 
@@ -89,6 +94,19 @@ class JudgeFailedError(RequestFailedError):
     @property
     def rule(self) -> str:
         return "judge_failure"
+
+
+def unreadable(what: str, asks: int, ended: Collection[str]) -> JudgeFailedError:
+    """Return the failure of a judge whose words could not be read in any of its asks.
+
+    Args:
+        what: could not be read, and in which words.
+        asks: how often the judge was asked.
+        ended: how the requests ended; those of nothing but thoughts keep their outcome, with what to do about them.
+    """
+    thought = sum(1 for outcome in ended if outcome == Outcome.ONLY_REASONING)
+    outcomes = [Outcome.MALFORMED] * (asks - thought) + [Outcome.ONLY_REASONING] * thought
+    return JudgeFailedError(outcomes, f"{what}: {THINKS_TOO_LONG}" if thought else what)
 
 
 class ControlTokensError(RequestFailedError):

@@ -8,22 +8,28 @@ _FORMS = ("{", "[", "<|")
 """How an answer in a form begins; what looks like thoughts or a fence later on is part of its texts."""
 
 
-def without_thoughts(text: str) -> str:
-    """Cut off the thoughts before an answer; nothing is left of thoughts that do not end.
+def split_thoughts(text: str) -> tuple[str, str]:
+    """Split a text into the thoughts before an answer and the answer, which is empty where the thoughts do not end.
 
     The opening tag may be missing: templates of reasoning models write it into the prompt.
     """
     rest = text.lstrip()
     for opening, closing in THOUGHTS:
         if rest.startswith(opening):
-            return rest.partition(closing)[2].lstrip()
+            thoughts, _, answer = rest.removeprefix(opening).partition(closing)
+            return thoughts.strip(), answer.lstrip()
     if not rest.startswith((*_FORMS, FENCE)):
         for _, closing in THOUGHTS:
             before, found, after = rest.partition(closing)
             # a tag inside of an answer's own text has the form before it and none behind it
             if found and (not _has_form(before) or _has_form(after)):
-                return after.lstrip()
-    return text
+                return before.strip(), after.lstrip()
+    return "", text
+
+
+def without_thoughts(text: str) -> str:
+    """Cut off the thoughts before an answer (`split_thoughts`)."""
+    return split_thoughts(text)[1]
 
 
 def _has_form(text: str) -> bool:

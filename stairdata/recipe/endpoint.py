@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from stairdata.recipe.section import Concurrency, Section, secret_error
 from stairdata_schemas.fingerprints import Mark
-from stairdata_schemas.secrets.shapes import looks_like_key
+from stairdata_schemas.secrets.shapes import is_shape_of_secret, looks_like_key
 from stairdata_schemas.secrets.urls import url_credentials
 
 ControlTokens = Literal["plain", "neutralise", "refuse"]
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 ServedType = Literal["auto", "bfloat16", "float16", "float32"]
 
 MOST_GPU_MEMORY = 0.95
 """Share of a GPU's memory that servers may have together; its driver and other programs take the rest."""
+SET_BY_US = frozenset(
+    {
+        "model", "messages", "prompt", "n", "seed", "max_tokens", "max_completion_tokens", "temperature", "top_p",
+        "top_k", "stop", "logprobs", "top_logprobs", "response_format", "reasoning_effort", "skip_special_tokens",
+        "include_stop_str_in_output", "add_special_tokens", "stream", "stream_options", "best_of", "echo",
+    }
+)  # fmt: skip
+"""Of a request: what is written by other keys or follows from the build, and what would give an answer of a form that
+is not read."""
 
 
 class ModelServer(Section):
@@ -92,3 +105,39 @@ class Endpoint(ModelServer):
     judge, are sent token ids where a prompt holds some, and in a chat message they are neutralised, but for the attack
     `tags`, which is sent as it is. neutralise: a space is written behind their first character, for an actor's server
     that takes no token ids. refuse: the prompt is refused."""
+    reasoning_effort: Annotated[ReasoningEffort | None, Mark.COUNTS_UNLESS_DEFAULT] = None
+    """How much a model that thinks may think, as its server understands the word; sent with each chat request, where it
+    is given. Not for the actor, nor for another model that is asked by completions: their prompts are rendered here."""
+    extra_body: Annotated[dict[str, JsonValue], Mark.COUNTS_UNLESS_DEFAULT] = {}
+    """More of each request's body, as it is, for what only some servers know: {chat_template_kwargs: {enable_thinking:
+    false}}. What other keys of a recipe set, such as model, n, seed, temperature, is refused here."""
+
+    @field_validator("extra_body")
+    @classmethod
+    def _is_not_ours(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        ours = sorted(SET_BY_US & value.keys())
+        if ours:
+            raise ValueError(f"{', '.join(ours)} can't be set here; leave it out, other keys of the recipe decide it")
+        json.dumps(value, allow_nan=False)  # YAML has numbers that JSON has not
+        if any(_is_secret(text) for text in _texts(value)):
+            raise secret_error("a text in it looks like a key")
+        return value
+
+
+def _texts(value: JsonValue) -> Iterator[str]:
+    """Yield the texts in a JSON value, names included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield name
+            yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _is_secret(text: str) -> bool:
+    # word by word: the versions and dates in names of models alternate letters and digits as keys do
+    is_key = is_shape_of_secret(text) or any(map(looks_like_key, re.findall(r"[A-Za-z0-9]+", text)))
+    return is_key or url_credentials(text) is not None

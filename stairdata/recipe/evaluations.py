@@ -35,6 +35,8 @@ class EvaluatedModel(Endpoint):
             raise ValueError("base_url needs model: the server's name for it")
         if self.api == "completions" and self.base_url is not None and self.tokenizer is None:
             raise ValueError("api completions needs tokenizer: the folder or Hub id whose template renders prompts")
+        if self.reasoning_effort is not None and not self.is_chat:
+            raise ValueError("reasoning_effort goes with api chat: by completions, prompts are rendered here")
         return self
 
 

@@ -52,6 +52,12 @@ class Recipe(Section):
     """Price of each model, by its name (of a served folder: the folder's last part). Needed for --max-cost."""
 
     @model_validator(mode="after")
+    def _actor_is_asked_by_completions(self) -> Self:
+        if self.actor.reasoning_effort is not None:
+            raise ValueError("actor.reasoning_effort goes with chats, and the actor's prompts are rendered here")
+        return self
+
+    @model_validator(mode="after")
     def _models_fit_on_one_gpu(self) -> Self:
         prm = self.responses.prm
         if self.actor.path is not None and isinstance(prm, PrmEndpoint) and prm.path is not None:

@@ -22,6 +22,9 @@ class Teacher(Endpoint):
     format: Literal["json", "text"] = "json"
     """json: structured outputs, rendered here, so that the grammar always holds. text: the teacher writes the step
     grammar itself, for servers without structured outputs; answers that don't parse are refused."""
+    keep_reasoning: Annotated[bool, Mark.COUNTS_UNLESS_DEFAULT] = False
+    """Keep what a teacher that thinks thought before its answer, in the column `thoughts`. It is never part of a
+    completion."""
 
 
 class CotJudge(Endpoint):

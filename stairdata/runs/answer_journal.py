@@ -100,20 +100,24 @@ def _kept(work: Path) -> dict[str, dict[str, Any]]:
 
 def _plain(generation: Generation) -> dict[str, Any]:
     return {
-        "samples": [{"text": sample.text, "finish": sample.finish} for sample in generation.samples],
+        "samples": [
+            {"text": sample.text, "finish": sample.finish, "thoughts": sample.thoughts} for sample in generation.samples
+        ],
         "prompt_tokens": generation.prompt_tokens,
         "completion_tokens": generation.completion_tokens,
         "requests": generation.requests,
         "outcomes": [str(outcome) for outcome in generation.outcomes],
+        "reasoning_tokens": generation.reasoning_tokens,
     }
 
 
 def _generation(plain: dict[str, Any]) -> Generation:
-    samples = [Sample(sample["text"], sample["finish"]) for sample in plain["samples"]]
+    samples = [Sample(**sample) for sample in plain["samples"]]
     return Generation(
         samples,
         plain["prompt_tokens"],
         plain["completion_tokens"],
         plain["requests"],
         tuple(Outcome(outcome) for outcome in plain["outcomes"]),
+        plain.get("reasoning_tokens", 0),  # absent in journals of earlier releases
     )

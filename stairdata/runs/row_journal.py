@@ -86,5 +86,5 @@ class RowJournal:
         self.requests.update(record["outcomes"])
         used = record.get("usage", row)
         self.usage["requests"] += used.get("requests", 1)
-        for name in ("prompt_tokens", "completion_tokens"):
+        for name in ("prompt_tokens", "completion_tokens", "reasoning_tokens"):
             self.usage[name] += used.get(name) or 0

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import polars as pl
 
 from stairdata.llm.budget import Budget, Expense, StoppedError
+from stairdata.llm.outcomes import THINKS_TOO_LONG, Outcome
 from stairdata.recipe import Recipe
 from stairdata.runs.executors.executor import Executor
 from stairdata.runs.interrupts import interruptible
@@ -228,6 +229,8 @@ def table_of_outcomes(result: RunResult) -> str:
         rows += [(f"refused: {rule}", count) for rule, count in result.outcomes.items() if rule != "ok"]
     width = max((len(name) for name, _ in rows), default=0)
     lines = [f"  {name:<{width}}  {count:>9,}" for name, count in rows]
+    if Outcome.ONLY_REASONING in {*result.requests, *result.outcomes}:
+        lines.append(f"  {Outcome.ONLY_REASONING}: {THINKS_TOO_LONG}")
     return "\n".join(["how requests ended:", *lines]) if rows else ""
 
 

@@ -49,7 +49,8 @@ class UnitResult(NamedTuple):
     leftover: Path | None = None
     """The unit's own journal, to be removed once its row is safe."""
     usage: dict[str, int] | None = None
-    """Requests, prompt_tokens and completion_tokens, where its row's columns don't say all that it took."""
+    """Requests, prompt_tokens, completion_tokens and reasoning_tokens, where its row's columns don't say all that it
+    took."""
 
 
 if TYPE_CHECKING:

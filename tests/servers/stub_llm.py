@@ -39,6 +39,7 @@ END_OF_TURN = "<|im_end|>"
 ASSISTANT = "<|im_start|>assistant\n"
 CLOSING = ("<|/Reasoning_step|>", "<|/Output|>")
 WORDS = ("risk", "water", "plan", "café", "nai\u0308ve", "👩🏽‍🚀", "answer", "law", "dose", "friend", "東京", "check")
+THOUGHTS = 'Better: A? Complies: yes? Score: 1? {"steps": [], "output": "no"} '
 TITLES = ("Problem Analysis:", "Risk: who is harmed:", "Plan:", "Check:")
 _TOKEN = re.compile(r"<\|[^|>]*\|>|\w+|\s+|.", re.DOTALL)
 
@@ -61,6 +62,12 @@ class Options:
     """Answers to the first requests in order: {"fault": NAME}, or status, text, content_type, headers; {} is sound."""
     judge_text: str | None = None
     """What chat answers say, whatever is asked."""
+    thinks: int = 0
+    """So many tokens of thoughts come before each chat answer, within its limit; they hold what could be misread."""
+    thinks_in: str = "reasoning_content"
+    """Where they are told: reasoning_content, reasoning, text (in tags), or nowhere."""
+    limit_name: str | None = None
+    """Answer 400 to a chat whose limit has another name than that."""
     chat_refusal: str | None = None
     finish: str | None = None
     """finish_reason of every answer."""
@@ -280,7 +287,8 @@ async def _serve(request: Request, answer: Any) -> Response:
         if STATE.options.delay:
             await asyncio.sleep(STATE.options.delay)
         refuses = _refused_sequences if "input" in body else _refused_options
-        return _refused_key(request) or refuses(body) or await _respond(request, body, number, answer)
+        refused = _refused_key(request) or refuses(body) or _refused_limit(body)
+        return refused or await _respond(request, body, number, answer)
     finally:
         here.remove(number)
 
@@ -368,6 +376,16 @@ def _refused_options(body: dict[str, Any]) -> Response | None:
     if options.overloaded_above is not None and len(STATE.in_flight) > options.overloaded_above:
         return JSONResponse({"error": {"message": "too much to do"}}, 503)
     return None
+
+
+def _refused_limit(body: dict[str, Any]) -> Response | None:
+    """Refuse a chat whose limit has the wrong name, in OpenAI's words."""
+    taken = STATE.options.limit_name
+    other = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}.get(taken or "")
+    if other not in body or "messages" not in body:
+        return None
+    said = f"Unsupported parameter: '{other}' is not supported with this model. Use '{taken}' instead."
+    return JSONResponse({"error": {"message": said, "param": other, "code": "unsupported_parameter"}}, 400)
 
 
 def _completion(body: dict[str, Any], fault: str | None) -> dict[str, Any]:
@@ -475,12 +493,20 @@ def _chat(body: dict[str, Any], fault: str | None) -> dict[str, Any]:
     if said is None:
         said = _says(body, asked, rng)
     limit = 3 if fault == "cut" else body.get("max_completion_tokens") or body.get("max_tokens") or 16
-    said, finish, tokens = ("", "stop", 1) if fault == "empty" else _limited(said, "stop", limit)
+    thoughts, _, thought = _limited(THOUGHTS * STATE.options.thinks, "stop", min(STATE.options.thinks, limit))
+    said, finish, tokens = ("", "stop", 1) if fault == "empty" else _limited(said, "stop", limit - thought)
     refusal = STATE.options.chat_refusal
     message = {"role": "assistant", "content": None if refusal else said, "refusal": refusal}
+    if thought and STATE.options.thinks_in == "text":
+        message["content"] = f"<think>{thoughts}" + (f"</think>\n\n{said}" if said else "")
+    elif thought and STATE.options.thinks_in != "nowhere":
+        message[STATE.options.thinks_in] = thoughts
     logprobs = _chat_logprobs(said) if body.get("logprobs") and STATE.options.gives_logprobs else None
     choice = {"index": 0, "message": message, "finish_reason": STATE.options.finish or finish, "logprobs": logprobs}
-    return _envelope("chat.completion", [choice], asked, tokens)
+    answer = _envelope("chat.completion", [choice], asked, thought + tokens)
+    if thought:
+        answer["usage"]["completion_tokens_details"] = {"reasoning_tokens": thought}
+    return answer
 
 
 def _says(body: dict[str, Any], asked: str, rng: random.Random) -> str:

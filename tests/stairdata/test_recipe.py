@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from stairdata.recipe import EvaluatedModel, Recipe, load_recipe
 from stairdata.recipe.loading import PACKAGED, packaged_recipe
@@ -189,6 +189,42 @@ def test_a_key_in_a_recipe_is_not_shown(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"unknown key 'actor\.api_key'; did you mean 'api_key_env'") as caught:
         load(tmp_path, "actor: {api_key: sk-very-secret}")
     assert "sk-very-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ("{seed: 1, model: m}", "model, seed can't be set here"),
+        ("{reasoning_effort: low}", "reasoning_effort can't be set here"),
+        ("{stream: true}", "stream can't be set here"),
+        ("{a: [{b: sk-0123456789abcdefghijkl}]}", "looks like a key"),
+        ("{user: 4f9a1c7b2e8d0a6c}", "looks like a key"),
+        ("{route: me:word@host/v1}", "looks like a key"),
+        ("[1]", "valid dictionary"),
+    ],
+)
+def test_an_extra_body_holds_neither_what_is_ours_nor_a_secret(extra: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"structured_cot\.teacher\.extra_body.*" + said) as caught:
+        load(tmp_path, f"structured_cot: {{teacher: {{extra_body: {extra}}}}}")
+    assert "0123456789abcdefghijkl" not in str(caught.value)
+    assert "4f9a1c7b2e8d0a6c" not in str(caught.value)
+
+
+def test_an_extra_body_may_hold_all_else(tmp_path: Path) -> None:
+    extra = "{models: [openai/gpt-5.1-mini-2025-08-07], reasoning: {max_tokens: 99}, min_p: 0.1, a: null}"
+    teacher = load(tmp_path, f"structured_cot: {{teacher: {{extra_body: {extra}}}}}").structured_cot.teacher
+    assert teacher.extra_body == yaml.safe_load(extra)
+    with pytest.raises(ValidationError, match="not JSON compliant"):
+        EvaluatedModel(path="m", extra_body={"a": float("nan")})
+
+
+def test_effort_goes_with_chats(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"actor\.reasoning_effort goes with chats"):
+        load(tmp_path, "actor: {reasoning_effort: low}")
+    with pytest.raises(RecipeError, match="reasoning_effort goes with api chat"):
+        load(tmp_path, "evaluations: {models: [{path: m, reasoning_effort: low}]}")
+    with pytest.raises(RecipeError, match=r"reasoning_effort.*'none'"):
+        load(tmp_path, "structured_cot: {teacher: {reasoning_effort: huge}}")
 
 
 @pytest.mark.parametrize(

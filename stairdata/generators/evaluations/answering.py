@@ -130,7 +130,7 @@ class ChatModel:
         sampling = {"temperature": self._section.temperature, "top_p": self._section.top_p}
         try:
             generation = await self._client.chat(
-                messages, max_tokens=max_tokens, seed=seed, as_is=attacked.forges_turn, **sampling
+                messages, max_tokens=max_tokens, seed=seed, as_is=attacked.forges_turn, is_whole=True, **sampling
             )
         except RequestFailedError as error:
             if error.outcomes[-1] is not Outcome.REFUSAL:

@@ -81,8 +81,7 @@ class Evaluator:
             usage = usage.plus(took)
         attacked = None if row.attack == NO_ATTACK else answered.attacked.prompt
         made = evaluation_row(row, answer, judgement, attacked, answered.attack_details)
-        used = {name: getattr(usage, name) for name in ("requests", "prompt_tokens", "completion_tokens")}
-        return UnitResult(made, counts_of(judgement), dict(Counter(usage.outcomes)), usage=used)
+        return UnitResult(made, counts_of(judgement), dict(Counter(usage.outcomes)), usage=usage.counts())
 
     async def _judge_text(
         self, owner: str, row: EvaluationUnit, answer: SampledAnswer

@@ -38,8 +38,7 @@ class ReplyJournal:
             if record["usage"] is None:
                 self._known.pop(record["key"], None)
             else:
-                requests, read, written, outcomes = record["usage"]
-                usage = RequestUsage(requests, read, written, tuple(outcomes))
+                usage = RequestUsage.of_json(record["usage"])
                 self._known[record["key"]] = ModelReply(record["value"], usage)
         self._journal: Journal = build.journal(JOURNAL)
 

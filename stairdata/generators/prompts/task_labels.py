@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 
 import jinja2
 
+from stairdata.llm.actor import RequestUsage
 from stairdata.llm.budget import Budget
 from stairdata.llm.client import Client
-from stairdata.llm.outcomes import JudgeFailedError, Outcome
+from stairdata.llm.outcomes import unreadable
 from stairdata.llm.session import open_client
 from stairdata.llm.wrapping import without_thoughts
 from stairdata.recipe import Recipe, TaskJudge
@@ -100,12 +101,12 @@ async def _label(client: Client, judge: TaskJudge, seed: int, row: Row) -> UnitR
             temperature=judge.temperature,
         )
         outcomes.update(map(str, generation.outcomes))
-        used.update(requests=1, prompt_tokens=generation.prompt_tokens, completion_tokens=generation.completion_tokens)
+        used.update(RequestUsage.of(generation).counts())
         said = generation.samples[0].text
         task = read_task(said)
         if task is not None:
             return UnitResult({**row, "task": task, **used}, {}, dict(outcomes))
-    raise JudgeFailedError([Outcome.MALFORMED] * (judge.reasks + 1), f"no task can be read in {quote(said)}")
+    raise unreadable(f"no task can be read in {quote(said)}", judge.reasks + 1, [*outcomes.elements()])
 
 
 def read_task(text: str) -> str | None:

@@ -71,8 +71,8 @@ def _kind(result: AnswerResult) -> str:
 
 
 def _reply(record: dict[str, Any]) -> SearchReply:
-    (requests, read, written, outcomes), calls, tokens = record["usage"]
-    usage = SearchUsage(RequestUsage(requests, read, written, tuple(outcomes)), calls, tokens)
+    used, calls, tokens = record["usage"]
+    usage = SearchUsage(RequestUsage.of_json(used), calls, tokens)
     value, kind = record["value"], record["kind"]
     if kind == "steps":
         return SearchReply([StepSample(*each) for each in value], usage)

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stairdata.generators.structured_cot.quality_gate import check_answer
 from stairdata.llm.client import Generation
+from stairdata.llm.outcomes import THINKS_TOO_LONG
 from stairdata.llm.wrapping import unwrapped
 from stairdata.recipe import GateSection, Teacher
 from stairdata.runs.units import UnitFailedError
@@ -70,20 +71,22 @@ def parse_answer(text: str) -> WrittenAnswer:
 def read_row(prompt: str, task: str, generation: Generation, teacher: Teacher, gate: GateSection) -> Row:
     """Make a row of a teacher's answer.
 
-    Thoughts before it and a code fence about it are cut off, and so is space around titles, bodies and the output. A
-    title on several lines is put on one, and gets the colon that it lacks.
+    A code fence about it is cut off, and so is space around titles, bodies and the output. A title on several lines is
+    put on one, and gets the colon that it lacks. Thoughts are in a column of their own, if they are kept.
 
     Raises:
         UnitFailedError: it was cut, is not in the asked form, breaks the grammar, or does not pass the gate.
     """
     said = generation.samples[0]
+    if generation.is_only_thoughts:
+        raise UnitFailedError("only_reasoning", THINKS_TOO_LONG)
     if said.finish == "length":
         raise UnitFailedError("cut_at_length", said.text)
     text = unwrapped(said.text)
     answer = parse_answer(text) if teacher.format == "json" else _parse_text(text)
     row = make_row(prompt, task, _tidy(answer))
     check_answer(row, gate)
-    return row
+    return row | {"thoughts": (said.thoughts or None) if teacher.keep_reasoning else None}
 
 
 def _parse_text(text: str) -> WrittenAnswer:

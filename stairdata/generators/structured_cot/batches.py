@@ -153,6 +153,7 @@ class TeacherBatches:
             body = chat_body(
                 who.model or "",
                 without_control_tokens(request.messages, who),
+                who,
                 max_tokens=request.max_tokens,
                 seed=request.seed,
                 **request.options,

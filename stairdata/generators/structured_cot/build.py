@@ -15,6 +15,7 @@ from stairdata.generators.structured_cot.from_trees import build_from_trees
 from stairdata.generators.structured_cot.plan import (
     ASK_ONE,
     BATCHES,
+    KIND,
     TeacherJob,
     TeacherOptions,
     TeacherPanel,
@@ -34,7 +35,7 @@ from stairdata.runs.inputs import Inputs
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.progress import report_waiting
 from stairdata.runs.runner import RunResult, open_budget, run_units, table_of_outcomes, usage_of
-from stairdata_schemas.artifacts import Artifact, iterate_frames
+from stairdata_schemas.artifacts import Artifact, iterate_frames, with_later_columns
 from stairdata_schemas.building import Build, Report
 from stairdata_schemas.errors import QuarantineError, ServerError, UsageError, quote
 
@@ -135,7 +136,7 @@ def _finish(
 def _frames(earlier: Artifact | None, result: RunResult) -> Iterator[pl.DataFrame]:
     if earlier is not None:
         for path in earlier.data_files:
-            yield from iterate_frames(path)
+            yield from (with_later_columns(KIND, frame) for frame in iterate_frames(path))
     yield from result.frames()
 
 

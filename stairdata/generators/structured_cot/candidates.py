@@ -140,8 +140,7 @@ class CandidateSelector:
             ]
             or None,
         }
-        used = {name: getattr(usage, name) for name in ("requests", "prompt_tokens", "completion_tokens")}
-        return UnitResult(row, dict(counts), dict(outcomes), usage=used if self._panel.takes_several_requests else None)
+        return UnitResult(row, dict(counts), dict(outcomes), usage=usage.counts())
 
 
 async def _all(waiting: Iterable[Awaitable[T]]) -> list[T]:

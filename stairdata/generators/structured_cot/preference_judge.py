@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from stairdata.generators.structured_cot.requests import TeacherPrompt
-from stairdata.llm.client import Client
-from stairdata.llm.outcomes import JudgeFailedError, Outcome
+from stairdata.llm.client import Client, Generation
+from stairdata.llm.outcomes import unreadable
 from stairdata.llm.wrapping import without_thoughts
 from stairdata.recipe import CotJudge
 from stairdata.runs.answer_journal import AnswerJournal
@@ -97,29 +97,28 @@ class PreferenceJudge:
 
     async def _choose(self, question: str, prompt: TeacherPrompt, /, **values: str) -> str:
         content = find_template(__package__, f"judge_{question}_v{TEMPLATE_VERSION}").render(values)
-        said = ""
+        said, ended = "", list[str]()
         for ask in range(self._section.reasks + 1):
-            said = await self._ask(prompt, content, ask)
+            generation = await self._ask(prompt, content, ask)
+            ended += generation.outcomes
+            said = generation.samples[0].text
             choice = read_choice(question, said)
             if choice is not None:
                 return choice
         asked = [self._name(prompt, content, ask) for ask in range(self._section.reasks + 1)]
         self._answers.drop(prompt.prompt_id, asked)  # the next run asks the judge again, and the teachers not
-        raise JudgeFailedError(
-            [Outcome.MALFORMED] * (self._section.reasks + 1), f"the judge's {question} can't be read in {quote(said)}"
-        )
+        raise unreadable(f"the judge's {question} can't be read in {quote(said)}", len(asked), ended)
 
-    async def _ask(self, prompt: TeacherPrompt, content: str, ask: int) -> str:
+    async def _ask(self, prompt: TeacherPrompt, content: str, ask: int) -> Generation:
         section = self._section
         options: dict[str, Any] = {} if section.temperature is None else {"temperature": section.temperature}
         seed = self._seed_of(prompt, content, ask)
 
-        async def send() -> Any:
+        async def send() -> Generation:
             messages: Any = [{"role": "user", "content": content}]
             return await self._client.chat(messages, max_tokens=section.max_tokens, seed=seed, **options)
 
-        generation = await self._answers.once(prompt.prompt_id, self._name(prompt, content, ask), send)
-        return generation.samples[0].text
+        return await self._answers.once(prompt.prompt_id, self._name(prompt, content, ask), send)
 
     def _seed_of(self, prompt: TeacherPrompt, content: str, ask: int) -> int:
         return identity.request_seed(self._seed, f"{prompt.prompt_id}/{content}", FIRST_CALL, ask)

@@ -12,7 +12,7 @@ from stairdata.generators.evaluations.judging.judgement import ask_judge
 from stairdata.generators.evaluations.judging.wording import policy_words
 from stairdata.llm.actor import Actor, RequestUsage
 from stairdata.llm.client import Client, Generation
-from stairdata.llm.outcomes import JudgeFailedError, Outcome, RequestFailedError
+from stairdata.llm.outcomes import Outcome, RequestFailedError, unreadable
 from stairdata.llm.wrapping import without_thoughts
 from stairdata.recipe import JudgeSection
 from stairdata.runs.templates import find_template
@@ -160,9 +160,8 @@ class Judge:
                 verdict = Score((score - 3) / 2, said if self._section.keep_text else None)
                 asks.keep(aspect, verdict, usage)
                 return verdict, usage
-        raise JudgeFailedError(
-            [Outcome.MALFORMED] * (self._section.reasks + 1), f"the judge's {aspect} can't be read in {quote(said)}"
-        )
+        what = f"the judge's {aspect} can't be read in {quote(said)}"
+        raise unreadable(what, self._section.reasks + 1, usage.outcomes)
 
     async def _ask_guard(self, prompt: str, answer: str, asks: RatingContext) -> tuple[Score, RequestUsage]:
         """Ask the guard model for S; it is asked again as any judge is."""
@@ -189,7 +188,7 @@ class Judge:
                 score = Score(verdict.safety, said if section.keep_text else None)
                 asks.keep("safety", score, usage)
                 return score, usage
-        raise JudgeFailedError([Outcome.MALFORMED] * (section.reasks + 1), f"the guard can't be read in {quote(said)}")
+        raise unreadable(f"the guard can't be read in {quote(said)}", section.reasks + 1, usage.outcomes)
 
     async def _say(self, question: str, seed: int) -> Generation:
         section = self._section

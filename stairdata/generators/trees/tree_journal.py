@@ -52,8 +52,7 @@ class TreeJournal:
         self._journal.close()
 
     def _remember(self, record: dict[str, Any]) -> None:
-        requests, read, written, outcomes = record["usage"]
-        usage, value = RequestUsage(requests, read, written, tuple(outcomes)), record["value"]
+        usage, value = RequestUsage.of_json(record["usage"]), record["value"]
         if record["kind"] == "rating":
             self._ratings[record["call"], value[0]] = (Score(*value[1:]), usage)
         else:

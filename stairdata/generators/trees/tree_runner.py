@@ -72,7 +72,8 @@ class TreeRunner:
             "completion_tokens": handler.used.completion_tokens,
             "seconds": round(time.monotonic() - started, 3),
         }
-        return UnitResult(row, tree_counts(tree), dict(Counter(handler.used.outcomes)), journal.path)
+        used = handler.used.counts()
+        return UnitResult(row, tree_counts(tree), dict(Counter(handler.used.outcomes)), journal.path, used)
 
     def _count(self) -> None:
         self.judged += 1

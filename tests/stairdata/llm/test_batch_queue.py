@@ -232,7 +232,7 @@ def make_queue(
 
 
 def request_of(id_: str) -> BatchRequest:
-    return BatchRequest(id_, chat_body("m", [{"role": "user", "content": id_}], max_tokens=20, seed=7), 10)
+    return BatchRequest(id_, chat_body("m", [{"role": "user", "content": id_}], Endpoint(), max_tokens=20, seed=7), 10)
 
 
 def missing(queue: BatchQueue, ids: Sequence[str]) -> Iterator[BatchRequest]:

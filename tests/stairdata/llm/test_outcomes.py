@@ -104,6 +104,6 @@ def test_a_cancelled_request_is_not_retried(waits: list[float]) -> None:
 
 
 def test_ends_for_good_are_not_retried() -> None:
-    answered = {Outcome.OK, Outcome.LENGTH, Outcome.UNBELIEVABLE_USAGE}
+    answered = {Outcome.OK, Outcome.LENGTH, Outcome.ONLY_REASONING, Outcome.UNBELIEVABLE_USAGE}
     final = answered | {Outcome.REFUSAL, Outcome.CONTENT_FILTER, Outcome.INVALID_REQUEST}
     assert set(Outcome) - RETRIED == final

@@ -89,8 +89,9 @@ MARKED = {
         "StructuredCotSection.teachers", "StructuredCotSection.templates",
     },
     Mark.COUNTS_UNLESS_DEFAULT: {
-        "Endpoint.control_tokens", "JudgeSection.endpoint", "JudgeSection.guard", "JudgeSection.penalise_over_refusal",
-        "PrmPairsSection.whole_answers", "PromptSource.turns_before",
+        "Endpoint.control_tokens", "Endpoint.extra_body", "Endpoint.reasoning_effort", "JudgeSection.endpoint",
+        "JudgeSection.guard", "JudgeSection.penalise_over_refusal", "PrmPairsSection.whole_answers",
+        "PromptSource.turns_before", "Teacher.keep_reasoning",
     },
     Mark.COUNTS_WHERE_SERVED: {"Endpoint.dtype", "ModelServer.max_model_len"},
 }  # fmt: skip

@@ -14,7 +14,7 @@ from stairdata.generators.evaluations.judging.wording import HASH_DIGITS, Rubric
 from stairdata.generators.evaluations.reply_journal import ModelReply, ReplyJournal
 from stairdata.llm.actor import RequestUsage
 from stairdata.llm.client import Client
-from stairdata.llm.outcomes import JudgeFailedError, Outcome
+from stairdata.llm.outcomes import unreadable
 from stairdata.llm.wire.gathering import gather_all
 from stairdata.recipe.benchmarks import BenchmarkScore
 from stairdata.recipe.judges import EvaluationJudge
@@ -142,9 +142,7 @@ class AnswerJudge:
                 return found, usage
         for key in keys:
             self._replies.drop(key)  # the next run asks the judge again, and the model that answered not
-        raise JudgeFailedError(
-            [Outcome.MALFORMED] * (reasks + 1), f"the judge's {question.name} can't be read in {quote(said)}"
-        )
+        raise unreadable(f"the judge's {question.name} can't be read in {quote(said)}", reasks + 1, usage.outcomes)
 
     async def _say(self, question: Question, seed: int, ask: int) -> ModelReply:
         assert self._client is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from stairdata.llm.client import Client, Generation
+from stairdata.llm.client import Client, Generation, thoughts_apart
 from stairdata_schemas.aliases import Row
 
 
@@ -57,7 +57,7 @@ async def ask_judge(client: Client, question: Question, *, max_tokens: int, seed
     """
     options = {**question.options, **sampling}
     if question.prompt is not None:
-        return await client.complete(question.prompt, n=1, max_tokens=max_tokens, seed=seed, **options)
+        return thoughts_apart(await client.complete(question.prompt, n=1, max_tokens=max_tokens, seed=seed, **options))
     messages: Any = list(question.messages)
     return await client.chat(messages, max_tokens=max_tokens, seed=seed, **options)
 
