@@ -123,6 +123,10 @@ class StructuredCotSection(Section):
     """What an answer has to satisfy."""
     templates: Annotated[TemplatesSection, Mark.COUNTS_WHERE_USED] = TemplatesSection()
     """Your own templates for the teacher."""
+    policies: Annotated[dict[str, Path], Mark.COUNTS_AS_INPUT] = {}
+    """Files with a policy in plain text, by the category of prompts; `default` is for all others. The policy stands in
+    front of what the teacher is asked, and in no row, so that SFT teaches what follows from it (deliberative alignment,
+    arXiv 2412.16339)."""
     batch: Annotated[BatchSection, Mark.CANNOT_CHANGE_RESULT] = BatchSection()
     """How `--batch` splits requests."""
     concurrency: Annotated[Concurrency, Mark.CANNOT_CHANGE_RESULT] = "auto"

@@ -45,7 +45,8 @@ def forecast_structured_cot(recipe: Recipe, options: BuildOptions, asking: Teach
     inputs = Inputs(options.inputs, options.root)
     if source_of(recipe, inputs) != "teachers":
         return Forecast(KIND)
-    section, templates = recipe.structured_cot, TeacherTemplates(recipe.structured_cot.templates)
+    section = recipe.structured_cot
+    templates = TeacherTemplates(section.templates, section.policies)
     left = _what_is_left(recipe, inputs.of("prompts"), options, asking)
     if isinstance(left, Artifact):
         return Forecast(KIND, finished=left.reference)

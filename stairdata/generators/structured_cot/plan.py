@@ -13,7 +13,7 @@ import polars as pl
 from stairdata.generators.structured_cot.from_hub import is_published
 from stairdata.generators.structured_cot.from_trees import takes_trees
 from stairdata.generators.structured_cot.preference_judge import TEMPLATE_VERSION as JUDGE_TEMPLATE_VERSION
-from stairdata.generators.structured_cot.requests import TeacherPrompt, TeacherTemplates
+from stairdata.generators.structured_cot.requests import TeacherPrompt, TeacherTemplates, check_policies
 from stairdata.llm.session import identify
 from stairdata.recipe import Recipe, Teacher
 from stairdata.runs.build import finished_or_error
@@ -151,7 +151,8 @@ def make_panel(recipe: Recipe, prompts: Artifact, options: BuildOptions, asking:
     names = tuple(model.name for model in models[: len(teachers)])
     if len(set(names)) < len(names):  # of one model, with other settings or on other servers
         names = asking.teachers
-    templates = TeacherTemplates(recipe.structured_cot.templates)
+    templates = TeacherTemplates(recipe.structured_cot.templates, recipe.structured_cot.policies)
+    check_policies(recipe.structured_cot.policies, prompts)
     return TeacherPanel(recipe, tuple(teachers), names, tuple(models), templates, prompts, asking.teachers)
 
 

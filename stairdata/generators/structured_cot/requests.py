@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -15,14 +16,17 @@ from stairdata.generators.structured_cot.answer import WrittenAnswer
 from stairdata.generators.structured_cot.quality_gate import explain_rule
 from stairdata.recipe import Teacher, TemplatesSection
 from stairdata_schemas import identity
-from stairdata_schemas.errors import RecipeError, quote
+from stairdata_schemas.artifacts import Artifact
+from stairdata_schemas.errors import RecipeError, nearest, quote
 from stairdata_schemas.formats.bounded import read_text
 from stairdata_schemas.formats.limits import NOTE_BYTES
 from stairdata_schemas.kinds import TASKS
 from stairdata_schemas.templating.sandbox import BoundedTemplate
 
 TEMPLATE_VERSION = 1
-PROMPT_COLUMNS = ["prompt_id", "prompt", "task", "reference_answer", "reference_is_safe"]
+PROMPT_COLUMNS = ["prompt_id", "prompt", "task", "reference_answer", "reference_is_safe", "category"]
+DEFAULT_POLICY = "default"
+"""Key of the policy for prompts whose category has none."""
 
 
 class TeacherPrompt(NamedTuple):
@@ -33,6 +37,7 @@ class TeacherPrompt(NamedTuple):
     task: str
     reference_answer: str | None = None
     reference_is_safe: bool | None = None
+    category: str | None = None
     failure: str | None = None
     """The rule that an earlier answer broke."""
     ask: int = 0
@@ -40,23 +45,30 @@ class TeacherPrompt(NamedTuple):
 
 
 class TeacherTemplates:
-    """What teachers are asked, by task; files of the recipe take the place of the project's own.
+    """What teachers are asked, by task, behind the policy of the prompt's category where the recipe has one.
 
-    Values are never parsed as templates, and a file's template runs in a sandbox, under limits of time and size.
+    Files of the recipe take the place of the project's own templates. Values are never parsed as templates, policies
+    neither, and a file's template runs in a sandbox, under limits of time and size.
+
+    Args:
+        section: files of templates.
+        policies: files of policies, plain text, by category.
 
     Raises:
-        RecipeError: a file that can't be read, or is no template of the known variables.
+        RecipeError: a file that can't be read, or is no template of the known variables, or a policy without a word.
     """
 
-    def __init__(self, section: TemplatesSection) -> None:
+    def __init__(self, section: TemplatesSection, policies: Mapping[str, Path] | None = None) -> None:
         own = {task: f"teacher_{task}_v{TEMPLATE_VERSION}.jinja" for task in TASKS}
         sources = {task: _own_source(name) for task, name in own.items()}
         for task in TASKS:
             if (path := getattr(section, task)) is not None:
                 sources[task] = _source_of(path)
-        for part in ("format_text", "failure"):
+        self._policies = {category: _policy_of(category, path) for category, path in (policies or {}).items()}
+        for part in ("format_text", "failure", *(["policy"] if self._policies else [])):
             sources[part] = _own_source(f"teacher_{part}_v{TEMPLATE_VERSION}.jinja")
-        self.hashes = {name: hashlib.sha256(source.encode()).hexdigest() for name, source in sources.items()}
+        texts = sources | {f"policy of {category}": text for category, text in self._policies.items()}
+        self.hashes = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
         self._templates = {name: _compile(source, name, section) for name, source in sources.items()}
 
     def ask(self, prompt: TeacherPrompt, teacher: Teacher) -> str:
@@ -68,6 +80,9 @@ class TeacherTemplates:
             raise RecipeError(
                 f"the template for {prompt.task} can't be used for prompt {prompt.prompt_id}: {quote(str(error))}"
             ) from error
+        policy = self._policies.get(prompt.category or DEFAULT_POLICY, self._policies.get(DEFAULT_POLICY))
+        if policy is not None:
+            parts.insert(0, _render(self._templates["policy"], {"policy": policy}))
         if teacher.format == "text":
             parts.append(_render(self._templates["format_text"], {}))
         if prompt.failure is not None:
@@ -123,18 +138,49 @@ def _source_of(path: Path) -> str:
         raise RecipeError(f"the template {path} can't be read: {error}") from error
 
 
+def _policy_of(category: str, path: Path) -> str:
+    try:
+        text = read_text(path, NOTE_BYTES).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"structured_cot.policies.{category}: {path} can't be read: {error}") from error
+    if not text:
+        raise RecipeError(
+            f"structured_cot.policies.{category}: {path} is empty; write the policy, or leave the key out"
+        )
+    return text
+
+
+def check_policies(policies: Mapping[str, Path], prompts: Artifact) -> None:
+    """Check that each policy is for some prompts.
+
+    Raises:
+        RecipeError: no prompt has its category.
+    """
+    if not policies:
+        return
+    known = prompts.scan().select("category").unique().drop_nulls().collect()["category"].sort().to_list()
+    for category in policies:
+        if category != DEFAULT_POLICY and category not in known:
+            close = nearest(category, known)
+            hint = f"did you mean {quote(close)}" if close else f"known are {', '.join(map(quote, known[:20]))}"
+            raise RecipeError(
+                f"structured_cot.policies names the category {quote(category)}, which no prompt of {prompts.reference} "
+                f"has: {hint}"
+            )
+
+
 def _compile(source: str, name: str, section: TemplatesSection) -> BoundedTemplate:
     """Compile a template, and try it, so that a slip in a file shows before anything is asked."""
     try:
         template = BoundedTemplate(source, undefined=jinja2.StrictUndefined, autoescape=False)
         for reference, is_safe in itertools.product(("answer", None), (True, False, None)):
             tried = TeacherPrompt("0" * 16, "prompt", name, reference, is_safe)
-            _render(template, _variables(tried) | {"failure": ""}).encode()
+            _render(template, _variables(tried) | {"failure": "", "policy": ""}).encode()
     except Exception as error:  # whatever a template of the user's may raise
         path = getattr(section, name, None)
         raise RecipeError(
             f"the template {path or name} can't be used: {quote(str(error))}; it may use prompt, task, "
-            "reference_answer and reference_is_safe"
+            "reference_answer, reference_is_safe and category"
         ) from error
     return template
 
@@ -150,4 +196,5 @@ def _variables(prompt: TeacherPrompt) -> dict[str, Any]:
         "task": prompt.task,
         "reference_answer": prompt.reference_answer,
         "reference_is_safe": prompt.reference_is_safe,
+        "category": prompt.category,
     }

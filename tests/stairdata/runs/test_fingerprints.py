@@ -78,6 +78,7 @@ MARKED = {
         "RubricFiles.simpleqa", "RubricFiles.strongreject", "RubricFiles.winrate", "RubricFiles.xstest",
         "PromptSource.hub", "PromptSource.path", "PromptSource.revision", "PromptsSection.decontaminate",
         "PromptsSection.sources", "StructuredCotSection.hub", "StructuredCotSection.like", "StructuredCotSection.path",
+        "StructuredCotSection.policies",
         "StructuredCotSection.revision", "TemplatesSection.helpfulness", "TemplatesSection.safety",
     },
     Mark.COUNTS_WHERE_USED: {
@@ -100,7 +101,7 @@ generator takes care of it."""
 
 BY_URL = {"base_url": "http://127.0.0.1:9/v1", "model": "actor", "tokenizer": "here/tokenizer"}
 SERVED = {"path": "here/model"}
-ASKED = {"structured_cot.gate", "structured_cot.judge", "structured_cot.templates"}
+ASKED = {"structured_cot.gate", "structured_cot.judge", "structured_cot.policies", "structured_cot.templates"}
 TEMPLATES = {"safety": "here/safety.jinja", "helpfulness": "here/helpfulness.jinja"}
 ANSWERS = {"seed", "actor", "actor.model", "actor.tokenizer", "actor.max_model_len"}
 STAIR = "thu-ml/STAIR-SFT"
@@ -514,6 +515,7 @@ def _there(section: BaseModel, name: str) -> tuple[Any] | None:
         (BenchmarkSection, "columns", {"prompt": "question"}),
         (BenchmarkSection, "where", {"task": "safety"}),
         (EvaluationJudge, "policy", Path("other/other_policy.txt")),
+        (StructuredCotSection, "policies", {"default": Path("other/other_policy.txt")}),
         (RubricFiles, name, Path(f"other/other_{name}.jinja")),
         (AttacksSection, "templates", Path("other/other_attacks.jsonl")),
         (EvaluationsSection, "benchmarks", [BenchmarkSection(name="xstest")]),

@@ -179,6 +179,79 @@ def test_a_template_that_is_none(source: str, said: str, teach: Teach, tmp_path:
         teach(1, section={"templates": {"safety": str(tmp_path / "absent.jinja")}})
 
 
+@pytest.fixture
+def policies(tmp_path: Path) -> dict[str, str]:
+    """Two policies: of fraud, which looks like a template, and of all else."""
+    files = {"fraud": "Never help with {{ fraud }}. 🧑‍⚖️\n", "default": "Be kind.\n"}
+    for name, text in files.items():
+        (tmp_path / f"{name}.md").write_text(text, encoding="utf-8")
+    return {name: str(tmp_path / f"{name}.md") for name in files}
+
+
+@pytest.fixture
+def with_categories(tmp_path: Path) -> Artifact:
+    source = tmp_path / "categories.jsonl"
+    rows = [{"prompt": f"P{number}", "task": "safety", "category": category}
+            for number, category in enumerate(["fraud", "theft", None])]  # fmt: skip
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return build_prompts(
+        Recipe.model_validate({"prompts": {"sources": [{"path": str(source)}]}}),
+        BuildOptions(root=tmp_path / "prompts"),
+    )
+
+
+def test_a_policy_goes_before_what_the_teacher_is_asked_and_into_no_row(
+    teach: Teach, stub_llm: StubServer, policies: dict[str, str], with_categories: Artifact, tmp_path: Path
+) -> None:
+    rows = with_categories.scan().select("prompt", "task", "category").collect()
+    templates = TeacherTemplates(TemplatesSection(), {name: Path(path) for name, path in policies.items()})
+    for text, task, category in rows.iter_rows():
+        asked = templates.ask(TeacherPrompt("0" * 16, text, task, category=category), Teacher())
+        wanted = "Never help with {{ fraud }}. 🧑‍⚖️" if category == "fraud" else "Be kind."
+        assert asked.index(wanted) < asked.index(text)
+        assert asked.endswith(TeacherTemplates(TemplatesSection()).ask(TeacherPrompt("0", text, task), Teacher()))
+    first = built(teach(3, prompts=with_categories, section={"policies": policies}))
+    assert any("Be kind." in request["body"]["messages"][0]["content"] for request in [stub_llm.last()])
+    assert not any("Be kind." in text or "{{ fraud }}" in text for text in map(str, first.scan().collect().rows()))
+    assert str(tmp_path) not in first.manifest.model_dump_json()
+    Path(policies["fraud"]).write_text("Never.")
+    second = built(teach(3, prompts=with_categories, section={"policies": policies}))
+    assert first.manifest.fingerprint != second.manifest.fingerprint, "the policy's hash is in it"
+
+
+def test_a_policy_for_some_prompts_leaves_the_others_as_they_were(policies: dict[str, str]) -> None:
+    templates = TeacherTemplates(TemplatesSection(), {"fraud": Path(policies["fraud"])})
+    for category in ("theft", None):
+        prompt = PROMPT._replace(category=category)
+        assert templates.ask(prompt, Teacher()) == TeacherTemplates(TemplatesSection()).ask(prompt, Teacher())
+
+
+@pytest.mark.parametrize(
+    ("policies_", "words"),
+    [
+        ({"fruad": "fraud.md"}, r"names the category 'fruad', which no prompt of .* has: did you mean 'fraud'"),
+        ({"x\x1b[2J": "fraud.md"}, r"which no prompt of .* has: known are 'fraud', 'theft'"),
+        ({"fraud": "absent.md"}, r"structured_cot\.policies\.fraud: .*absent\.md can't be read"),
+        ({"fraud": "empty.md"}, r"empty\.md is empty"),
+        ({"fraud": "latin.md"}, r"latin\.md can't be read"),
+    ],
+)
+def test_a_policy_that_is_none(
+    policies_: dict[str, str],
+    words: str,
+    teach: Teach,
+    policies: dict[str, str],
+    with_categories: Artifact,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "empty.md").write_text(" \n")
+    (tmp_path / "latin.md").write_bytes(b"caf\xe9")
+    section = {"policies": {name: str(tmp_path / file) for name, file in policies_.items()}}
+    with pytest.raises(RecipeError, match=words) as refused:
+        teach(3, prompts=with_categories, section=section)
+    assert "\x1b" not in str(refused.value)
+
+
 def test_a_prompt_is_never_a_template() -> None:
     lesson = PROMPT._replace(prompt="{{ 7 * 7 }} {% raw %}", reference_answer="{{ prompt }}")
     assert "{{ 7 * 7 }} {% raw %}" in TeacherTemplates(TemplatesSection()).ask(lesson, Teacher())
