@@ -43,6 +43,11 @@ class JudgeSection(Section):
     """For kind reference: a short refusal of a helpfulness prompt has H = -1, whatever words it shares with the
     reference answer. Off, as published, refusals of everything lose little on helpfulness prompts."""
 
+    @property
+    def asks_actor(self) -> bool:
+        """Whether the actor is among those who rate."""
+        return self.kind in {"self", "rule", "guard"}
+
     @model_validator(mode="after")
     def _endpoint_is_named(self) -> Self:
         if (self.kind in {"endpoint", "guard"}) != (self.endpoint is not None):

@@ -61,6 +61,8 @@ class Options:
     """Answers to the first requests in order: {"fault": NAME}, or status, text, content_type, headers; {} is sound."""
     judge_text: str | None = None
     """What chat answers say, whatever is asked."""
+    seedless_ratings: bool = False
+    """Rate an answer alike whatever the seed, as a judge at temperature 0 does."""
     chat_refusal: str | None = None
     finish: str | None = None
     """finish_reason of every answer."""
@@ -451,6 +453,7 @@ def _continued(asked: str, seed: int) -> str:
     if not _is_rating(asked):
         return _text(asked, seed)
     said = STATE.options.judge_text
+    seed = 0 if STATE.options.seedless_ratings else seed
     return (_judge_says(asked, _dice(asked, seed)) if said is None else said) + END_OF_TURN
 
 
@@ -470,7 +473,7 @@ def _tokenizer(folder: str) -> Any:
 
 def _chat(body: dict[str, Any], fault: str | None) -> dict[str, Any]:
     asked = body["messages"][-1]["content"]
-    rng = _dice(asked, body.get("seed") or 0)
+    rng = _dice(asked, 0 if STATE.options.seedless_ratings else body.get("seed") or 0)
     said = STATE.options.judge_text
     if said is None:
         said = _says(body, asked, rng)
