@@ -92,7 +92,7 @@ def forecast_trees(
     assumed = f"{STEPS} steps an answer, {STEP_TOKENS} tokens a step, {RATING_TOKENS} a rating, no step twice"
     head = f"trees: {len(units)} to grow{words_on('trees', there, len(grown))}"
     head += f"\nassumed, not measured: {assumed}; --pilot N measures"
-    loads = [("generation", recipe.actor.name, total.writing), ("judge", _rater(recipe), total.rating)]
+    loads = [("generation", recipe.actor.name, total.writing), *_shared_out(recipe, total.rating)]
     return _forecast("trees", head, recipe, loads)
 
 
@@ -111,11 +111,17 @@ def _of_rejudging(recipe: Recipe, options: BuildOptions, reference: str) -> Fore
     head = f"trees: {answers:,} answers of {len(trees)} trees to rate{words_on('trees', there, len(rated))}"
     head += f"\nassumed, not measured: {STEPS} steps an answer, {STEP_TOKENS} tokens a step, {RATING_TOKENS} a rating, "
     head += "no answer twice in a tree"
-    return _forecast("trees", head, recipe, [("judge", _rater(recipe), rating)])
+    return _forecast("trees", head, recipe, _shared_out(recipe, rating))
 
 
-def _rater(recipe: Recipe) -> str:
-    return (recipe.trees.judge.endpoint or recipe.actor).name
+def _shared_out(recipe: Recipe, rating: Load) -> list[tuple[str, str, Load]]:
+    """Return the load of each model that rates: a guard and whoever rates helpfulness have half of it each."""
+    judge = recipe.trees.judge
+    named = (judge.endpoint or recipe.actor).name
+    if judge.kind != "guard":
+        return [("judge", named, rating)]
+    half = rating.times(0.5)
+    return [("judge", named, half), ("helpfulness judge", (judge.helpfulness or recipe.actor).name, half)]
 
 
 def forecast_responses(recipe: Recipe, options: BuildOptions) -> Forecast:

@@ -61,6 +61,8 @@ class Options:
     """Answers to the first requests in order: {"fault": NAME}, or status, text, content_type, headers; {} is sound."""
     judge_text: str | None = None
     """What chat answers say, whatever is asked."""
+    says: dict[str, str] = field(default_factory=dict)
+    """What chat answers of a model say, by its name; it goes before judge_text."""
     seedless_ratings: bool = False
     """Rate an answer alike whatever the seed, as a judge at temperature 0 does."""
     chat_refusal: str | None = None
@@ -474,7 +476,7 @@ def _tokenizer(folder: str) -> Any:
 def _chat(body: dict[str, Any], fault: str | None) -> dict[str, Any]:
     asked = body["messages"][-1]["content"]
     rng = _dice(asked, 0 if STATE.options.seedless_ratings else body.get("seed") or 0)
-    said = STATE.options.judge_text
+    said = STATE.options.says.get(body["model"], STATE.options.judge_text)
     if said is None:
         said = _says(body, asked, rng)
     limit = 3 if fault == "cut" else body.get("max_completion_tokens") or body.get("max_tokens") or 16

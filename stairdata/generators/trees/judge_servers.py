@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stairdata.generators.evaluations.judging.wording import POLICY_VERSION
+from stairdata.generators.evaluations.judging.wording import POLICY_VERSION, source_of
 from stairdata.generators.trees.judges import TEMPLATE_VERSION, Judge
 from stairdata.llm.actor import Actor
 from stairdata.llm.budget import Budget
@@ -23,6 +24,8 @@ class JudgeServers(NamedTuple):
     """Clients of the models that rate, where these are not the actor."""
 
     judge: Client | None
+    helpfulness: Client | None
+    """Rates helpfulness beside a guard."""
 
     @property
     def clients(self) -> list[Client]:
@@ -35,13 +38,18 @@ def identify_judges(section: JudgeSection) -> list[ModelIdentity]:
     Raises:
         RecipeError, ModelError: as `identify` says.
     """
-    return [identify(section.endpoint, "judge", needs_tokenizer=False)] if section.endpoint is not None else []
+    named = {"judge": section.endpoint, "helpfulness_judge": section.helpfulness}
+    return [identify(each, role, needs_tokenizer=False) for role, each in named.items() if each is not None]
 
 
 def judge_settings(section: JudgeSection) -> dict[str, Any]:
     """Return what of a judge enters the fingerprint: its settings, and the versions of our words."""
     settings = counted_settings(section) | {"template": TEMPLATE_VERSION}
-    return settings | ({"policy": POLICY_VERSION} if section.guard == "policy" else {})
+    if section.policy is not None:
+        settings["policy"] = hashlib.sha256(source_of(section.policy, "trees.judge").encode()).hexdigest()
+    elif section.guard == "policy":
+        settings["policy"] = POLICY_VERSION
+    return settings
 
 
 @asynccontextmanager
@@ -59,11 +67,14 @@ async def open_judge_servers(
     Raises:
         ServerError: one of them can't be started or reached.
     """
-    if section.endpoint is None:
-        yield JudgeServers(None)
-        return
-    async with open_client(section.endpoint, folder / "judge.log", waiting, budget) as client:
-        yield JudgeServers(client)
+    async with AsyncExitStack() as stack:
+        clients: dict[str, Client | None] = {}
+        for name, endpoint in {"judge": section.endpoint, "helpfulness": section.helpfulness}.items():
+            clients[name] = None
+            if endpoint is not None:
+                opening = open_client(endpoint, folder / f"{name}.log", waiting, budget)
+                clients[name] = await stack.enter_async_context(opening)
+        yield JudgeServers(**clients)
 
 
 def make_judge(section: JudgeSection, servers: JudgeServers, actor: Actor | None) -> Judge:
@@ -74,4 +85,4 @@ def make_judge(section: JudgeSection, servers: JudgeServers, actor: Actor | None
         servers: of the models that rate.
         actor: rates where the section says so (`asks_actor`).
     """
-    return Judge(section, servers.judge, actor if section.asks_actor else None)
+    return Judge(section, servers.judge, actor if section.asks_actor else None, servers.helpfulness)

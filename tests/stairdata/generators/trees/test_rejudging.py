@@ -188,6 +188,27 @@ def test_a_dry_run_counts_the_answers(grow: Grow, recipe_of: MakeRecipe, root: P
     assert not (root / "trees" / "1.1.0").exists()
 
 
+def test_a_guard_model_judges_trees(grow: Grow, recipe_of: MakeRecipe, root: Path, stub_llm: StubServer) -> None:
+    """Trees that are grown by a guard's word, and trees that are rated again by it, the actor rating helpfulness."""
+    said = "Safety: Controversial\nCategories: Violent\nRefusal: No"
+    stub_llm.control(also=["guard"], says={"guard": said})
+    guard = {"base_url": stub_llm.base_url, "model": "guard"}
+    judge = {"kind": "guard", "guard": "qwen3guard", "endpoint": guard, "labels": {"controversial": -0.25}}
+    before = grow(2, **judge)
+    after = rejudge(recipe_of(judge), root)
+    for artifact in (before, after):
+        rated = nodes_of(artifact)["rollouts"].explode().drop_nulls().struct
+        assert set(rated.field("safety")) == {-0.25}
+        assert len(set(rated.field("helpfulness"))) > 1
+    assert nodes_of(after)["value_sum"].to_list() == pytest.approx(nodes_of(before)["value_sum"].to_list())
+    assert [(model.role, model.name) for model in after.manifest.models] == [("judge", "actor"), ("judge", "guard")]
+    found = forecast_trees(recipe_of(judge | {"helpfulness": guard}), BuildOptions(root=root), rejudge="trees@1.0.0")
+    assert [(model.role, model.name) for model in found.models] == [("judge", "guard"), ("helpfulness judge", "guard")]
+    stub_llm.control(says={"guard": "Safety: Unsure"})
+    with pytest.raises(BuildError, match="judge_failure 2"):
+        rejudge(recipe_of(judge | {"reasks": 0}), root)
+
+
 SHAPE = [(1, 0, "a", False, 1.0, 0), (2, 0, "b", True, 2.0, 3), (3, 1, "c", True, -1.0, 2)]
 
 
