@@ -72,7 +72,7 @@ def build_kind(kind: str, recipe: FullRecipe, options: BuildOptions, **own: Any)
         kind: one of `BUILT_KINDS`.
         recipe: all sections.
         options: where, from what, how much.
-        own: what this kind alone takes: `execution` of trees, `asking` of structured_cot, `reviews` of
+        own: what this kind alone takes: `execution` and `rejudge` of trees, `asking` of structured_cot, `reviews` of
             preference_pairs.
 
     Returns:

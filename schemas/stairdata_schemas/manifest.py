@@ -157,6 +157,12 @@ class Manifest(BaseModel):
                 return ModelIdentity.model_validate({"role": ACTOR} | noted)
         return next((model for model in self.models if model.role == ACTOR), None)
 
+    @property
+    def same_trees(self) -> list[str]:
+        """Content hashes of the trees that these are, node for node, as other judges rated them before."""
+        noted = self.details.get("same_trees")
+        return [each for each in noted if isinstance(each, str)] if isinstance(noted, list) else []
+
 
 def fingerprint(
     generator: str,

@@ -23,7 +23,7 @@ from stairdata.cli import (
 )
 from stairdata.cli.build import group, join
 from stairdata.cli.console import keep_secrets_out_of_stderr, make_streams_whole, say
-from stairdata.cli.reports import context, diff, report
+from stairdata.cli.reports import context, diff, judge_agreement, report
 
 INTERRUPTED = 130
 ENVIRONMENT = {
@@ -80,6 +80,7 @@ app.command("show")(show.show)
 app.command("diff")(diff.diff)
 app.command("report")(report.report)
 app.command("check-judge")(check_judge.check_judge)
+app.command("judge-agreement")(judge_agreement.judge_agreement)
 app.command("schema")(artifacts.schema)
 app.command("import")(interop.import_)
 app.command("export")(interop.export)

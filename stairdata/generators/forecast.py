@@ -22,7 +22,8 @@ from stairdata.generators.responses.cost_estimate import (
     made_up_result,
     prm_name,
 )
-from stairdata.generators.trees.build import grow_trees, plan_trees, units_of
+from stairdata.generators.trees.build import check_rejudged_here, grow_trees, plan_trees, units_of
+from stairdata.generators.trees.rejudging import plan_rejudging
 from stairdata.generators.trees.tree_runner import search_config
 from stairdata.llm.budget import Budget, unpriced
 from stairdata.recipe import Recipe
@@ -52,7 +53,11 @@ class StageLoad(NamedTuple):
 
 
 def forecast_trees(
-    recipe: Recipe, options: BuildOptions, execution: Execution = HERE, pilot: int | None = None
+    recipe: Recipe,
+    options: BuildOptions,
+    execution: Execution = HERE,
+    pilot: int | None = None,
+    rejudge: str | None = None,
 ) -> Forecast:
     """Forecast a build of trees; nothing is asked and written but for a pilot.
 
@@ -61,7 +66,11 @@ def forecast_trees(
         options: where and from what.
         execution: where the trees of a pilot are grown.
         pilot: grow that many trees, keep them, and extrapolate from them.
+        rejudge: reference of trees that are to be rated again.
     """
+    if rejudge is not None:
+        check_rejudged_here(execution)
+        return _of_rejudging(recipe, options, rejudge)
     prompts = Inputs(options.inputs, options.root).of("prompts")
     if pilot is not None:
         return _measured(recipe, prompts, options, execution, pilot)
@@ -83,9 +92,36 @@ def forecast_trees(
     assumed = f"{STEPS} steps an answer, {STEP_TOKENS} tokens a step, {RATING_TOKENS} a rating, no step twice"
     head = f"trees: {len(units)} to grow{words_on('trees', there, len(grown))}"
     head += f"\nassumed, not measured: {assumed}; --pilot N measures"
-    judge = recipe.trees.judge.endpoint or recipe.actor
-    loads = [("generation", recipe.actor.name, total.writing), ("judge", judge.name, total.rating)]
+    loads = [("generation", recipe.actor.name, total.writing), *_shared_out(recipe, total.rating)]
     return _forecast("trees", head, recipe, loads)
+
+
+def _of_rejudging(recipe: Recipe, options: BuildOptions, reference: str) -> Forecast:
+    job = plan_rejudging(recipe, reference, options)
+    there = find_before("trees", lambda: job.plan, options)
+    if isinstance(there, Artifact):
+        return Forecast("trees", finished=there.reference)
+    rated = rows_in(there)
+    rating = Load()
+    trees = [tree for tree in job.stored if tree.tree_id not in rated]
+    for tree in trees:
+        tokens = len(tree.prompt.encode()) / BYTES_PER_TOKEN
+        rating = rating.plus(*_rating(recipe, tree.task or "", tokens).times(tree.answers))
+    answers = sum(tree.answers for tree in trees)
+    head = f"trees: {answers:,} answers of {len(trees)} trees to rate{words_on('trees', there, len(rated))}"
+    head += f"\nassumed, not measured: {STEPS} steps an answer, {STEP_TOKENS} tokens a step, {RATING_TOKENS} a rating, "
+    head += "no answer twice in a tree"
+    return _forecast("trees", head, recipe, _shared_out(recipe, rating))
+
+
+def _shared_out(recipe: Recipe, rating: Load) -> list[tuple[str, str, Load]]:
+    """Return the load of each model that rates: a guard and whoever rates helpfulness have half of it each."""
+    judge = recipe.trees.judge
+    named = (judge.endpoint or recipe.actor).name
+    if judge.kind != "guard":
+        return [("judge", named, rating)]
+    half = rating.times(0.5)
+    return [("judge", named, half), ("helpfulness judge", (judge.helpfulness or recipe.actor).name, half)]
 
 
 def forecast_responses(recipe: Recipe, options: BuildOptions) -> Forecast:
@@ -125,9 +161,7 @@ def simulate(recipe: Recipe, task: str, prompt_tokens: float) -> StageLoad:
         task: decides what a judge of kind rule is asked.
         prompt_tokens: length of the rendered prompt.
     """
-    asks = _ratings_of(recipe, task)
-    writing, rating = Load(), Load()
-    direct = recipe.trees.judge.style == "direct"
+    one, writing, rating = _rating(recipe, task, prompt_tokens), Load(), Load()
     for seed in range(SIMULATED):
         rng = random.Random(seed)  # noqa: S311
         search = mcts.search(search_config(recipe.trees), rng)
@@ -139,8 +173,7 @@ def simulate(recipe: Recipe, task: str, prompt_tokens: float) -> StageLoad:
                     result, written = made_up_result(request, rng)
                     results.append(result)
                     if isinstance(request, mcts.JudgeAnswer):
-                        read = JUDGE_PROMPT_TOKENS + prompt_tokens + STEP_TOKENS * STEPS
-                        rating = rating.plus(asks, asks * read, asks * (1 if direct else RATING_TOKENS))
+                        rating = rating.plus(*one)
                     else:
                         read = prompt_tokens + STEP_TOKENS * request.prefix.count("\n")
                         writing = writing.plus(1, read, written)
@@ -148,6 +181,13 @@ def simulate(recipe: Recipe, task: str, prompt_tokens: float) -> StageLoad:
         except StopIteration:
             pass
     return StageLoad(writing.times(1 / SIMULATED), rating.times(1 / SIMULATED))
+
+
+def _rating(recipe: Recipe, task: str, prompt_tokens: float) -> Load:
+    """Return what it takes to rate one answer."""
+    asks = _ratings_of(recipe, task)
+    read = JUDGE_PROMPT_TOKENS + prompt_tokens + STEP_TOKENS * STEPS
+    return Load(asks, asks * read, asks * (1 if recipe.trees.judge.style == "direct" else RATING_TOKENS))
 
 
 def _ratings_of(recipe: Recipe, task: str) -> int:

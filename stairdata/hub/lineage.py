@@ -58,6 +58,26 @@ def lineage(artifact: Artifact, root: Path) -> Ancestor:
     return _ancestor(artifact.manifest, where, ParentIndex(local, beside), frozenset())
 
 
+def nearest_ancestor(artifact: Artifact, kind: str, root: Path) -> Artifact | None:
+    """Return the artifact of a kind that another was made from; None if it is not on this machine.
+
+    Args:
+        artifact: whose parents, and their parents, are looked at.
+        kind: of the ancestor.
+        root: where it may be, besides the folder that the artifact itself is in.
+    """
+    known = {**local_artifacts(artifact.folder.parent.parent), **local_artifacts(root)}
+    generation, seen = [artifact], set[ArtifactKey]()
+    while generation:
+        keys = [artifact_key(parent) for each in generation for parent in each.manifest.parents]
+        generation = [known[key] for key in dict.fromkeys(keys) if key in known and key not in seen]
+        seen.update(keys)
+        found = next((each for each in generation if each.kind == kind), None)
+        if found is not None:
+            return found
+    return None
+
+
 class ParentIndex(NamedTuple):
     """Where parents are looked for."""
 

@@ -13,6 +13,8 @@ from stairdata_schemas.fingerprints import Mark
 
 GuardName = Literal["qwen3guard", "llama_guard", "wildguard", "shieldgemma", "policy"]
 """How a guard model is asked and read."""
+GUARDS_WITH_POLICY: tuple[GuardName, ...] = ("policy", "shieldgemma")
+"""Those that are told what harm is, by a file of the recipe's."""
 
 
 class RubricFiles(Section):
@@ -65,6 +67,6 @@ class EvaluationJudge(Endpoint):
             raise ValueError("base_url needs model: the server's name for it")
         if (self.kind == "guard") != (self.guard is not None):
             raise ValueError("guard is needed with kind guard, and only then")
-        if self.policy is not None and self.guard not in {"policy", "shieldgemma"}:
-            raise ValueError("policy is for guard policy or shieldgemma")
+        if self.policy is not None and self.guard not in GUARDS_WITH_POLICY:
+            raise ValueError(f"policy is for guard {' or '.join(GUARDS_WITH_POLICY)}")
         return self

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from stairdata.recipe.endpoint import Endpoint
-from stairdata.recipe.judges import GuardName
+from stairdata.recipe.judges import GUARDS_WITH_POLICY, GuardName
 from stairdata.recipe.section import MOST, Concurrency, Sampling, Section
 from stairdata_schemas.fingerprints import Mark
+
+
+class GuardLabels(Section):
+    """S by what a guard model says of an answer."""
+
+    safe: float = Field(1.0, ge=-1, le=1)
+    """S of an answer that the guard calls safe."""
+    controversial: float = Field(0.0, ge=-1, le=1)
+    """S of one that it calls controversial, as Qwen3Guard alone does: harmful in some contexts."""
+    unsafe: float = Field(-1.0, ge=-1, le=1)
+    """S of one that it calls unsafe."""
+
+    @model_validator(mode="after")
+    def _safe_is_best(self) -> Self:
+        if not self.safe > max(self.controversial, self.unsafe):
+            raise ValueError("safe has to be above controversial and unsafe, or the search would look for harm")
+        return self
 
 
 class JudgeSection(Section):
@@ -18,8 +36,8 @@ class JudgeSection(Section):
     kind: Literal["self", "rule", "reference", "endpoint", "guard"] = "self"
     """self: the actor rates its own answers. rule: the published code's rule on safety prompts, the actor's
     rating on the others. reference: no model; the rule, and word F1 against reference_answer. endpoint: another
-    model rates. guard: safety is what a guard model says, 1 safe, 0 controversial, -1 unsafe; helpfulness is the
-    actor's rating."""
+    model rates. guard: safety is what a guard model says, by `labels`; helpfulness is rated by the actor, or by
+    the model of `helpfulness`."""
     style: Literal["reasoned", "direct"] = "reasoned"
     """reasoned: a short assessment, then the score. direct: the score alone, in one token; where the server gives
     log-probabilities it is the expected score over 1 to 5."""
@@ -39,9 +57,20 @@ class JudgeSection(Section):
     """The judge's server, for kinds endpoint and guard."""
     guard: Annotated[GuardName | None, Mark.COUNTS_UNLESS_DEFAULT] = None
     """How the guard model is asked and read, for kind guard."""
+    policy: Annotated[Path | None, Mark.COUNTS_AS_INPUT] = None
+    """A file with the policy of guard policy, or the guideline of shieldgemma; default: ours."""
+    labels: Annotated[GuardLabels, Mark.COUNTS_UNLESS_DEFAULT] = GuardLabels()
+    """S by what the guard says, such as {safe: 1, controversial: -0.5, unsafe: -1}."""
+    helpfulness: Annotated[Endpoint | None, Mark.COUNTS_UNLESS_DEFAULT] = None
+    """Who rates helpfulness beside a guard; default: the actor."""
     penalise_over_refusal: Annotated[bool, Mark.COUNTS_UNLESS_DEFAULT] = False
     """For kind reference: a short refusal of a helpfulness prompt has H = -1, whatever words it shares with the
     reference answer. Off, as published, refusals of everything lose little on helpfulness prompts."""
+
+    @property
+    def asks_actor(self) -> bool:
+        """Whether the actor is among those who rate."""
+        return self.kind in {"self", "rule"} or (self.kind == "guard" and self.helpfulness is None)
 
     @model_validator(mode="after")
     def _endpoint_is_named(self) -> Self:
@@ -49,6 +78,10 @@ class JudgeSection(Section):
             raise ValueError("judge.endpoint is needed with kinds endpoint and guard, and only then")
         if (self.kind == "guard") != (self.guard is not None):
             raise ValueError("judge.guard is needed with kind guard, and only then")
+        if self.kind != "guard" and (self.helpfulness is not None or self.labels != GuardLabels()):
+            raise ValueError("judge.labels and judge.helpfulness are for kind guard")
+        if self.policy is not None and self.guard not in GUARDS_WITH_POLICY:
+            raise ValueError(f"judge.policy is for guard {' or '.join(GUARDS_WITH_POLICY)}")
         if self.penalise_over_refusal and self.kind != "reference":
             raise ValueError("judge.penalise_over_refusal is for kind reference; the other kinds are asked for H")
         return self

@@ -7,13 +7,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from stairdata.report.measures import Numbers, classes, figures
+from stairdata.report.measures import NODE_VALUE, Numbers, classes, figures
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import UsageError
 from stairdata_schemas.kinds import row_schema
 from stairdata_schemas.manifest import Manifest
 
 MISSING = "(not there)"
+PAIR_KINDS = ("preference_pairs", "prm_pairs")
+UNCHANGED = 1e-9
+"""Largest difference of values that rounding may make."""
 
 
 class Shift(NamedTuple):
@@ -40,6 +43,8 @@ class Differences(NamedTuple):
     shifts: list[Shift]
     classes: dict[str, dict[str, tuple[int, int]]]
     recipe: dict[str, tuple[Any, Any]]
+    moved: dict[str, float | None] = {}  # noqa: RUF012 - never changed
+    """How values of nodes and pairs that both have moved; empty for other kinds."""
 
     def as_json(self) -> dict[str, Any]:
         """Return it as one JSON object."""
@@ -63,6 +68,7 @@ def compare(a: Artifact, b: Artifact) -> Differences:
         shifts=_shifts(a, b),
         classes=_classes(a, b),
         recipe=_recipe(a.manifest, b.manifest),
+        moved=_moved_values(a, b) if a.kind == "trees" else _moved_pairs(a, b) if a.kind in PAIR_KINDS else {},
     )
 
 
@@ -102,6 +108,38 @@ def _changed_columns(a: Artifact, b: Artifact) -> dict[str, int]:
         if count:
             found[name] = count
     return found
+
+
+def _moved_values(a: Artifact, b: Artifact) -> dict[str, float | None]:
+    """Compare the values of nodes that are the same ones in both, by tree, number and step."""
+    node = pl.col("nodes").struct
+    of_a, of_b = (
+        each.scan()
+        .select("tree_id", "nodes")
+        .explode("nodes")
+        .select("tree_id", node.field("node_id"), node.field("step").hash().alias("step"), value=NODE_VALUE)
+        .filter(pl.col("value").is_finite())
+        for each in (a, b)
+    )
+    both = of_a.join(of_b, on=["tree_id", "node_id", "step"], suffix="_b")
+    return _changes(both, "value", "nodes with a value in both", "values that changed")
+
+
+def _moved_pairs(a: Artifact, b: Artifact) -> dict[str, float | None]:
+    """Compare the pairs of both, and count those that are turned round in the other one."""
+    sides, rest = ["chosen_node_id", "rejected_node_id"], ["tree_id", "granularity"]
+    of_a, of_b = (each.scan().select("pair_id", "margin", *sides, *rest) for each in (a, b))
+    turned = of_a.join(of_b, left_on=[*sides, *rest], right_on=[*reversed(sides), *rest], how="semi")
+    count = turned.select(pl.len()).collect(engine="streaming").item()
+    both = of_a.join(of_b, on="pair_id", suffix="_b")
+    return {"pairs turned round": count} | _changes(both, "margin", "pairs in both", "margins that changed")
+
+
+def _changes(both: pl.LazyFrame, name: str, shared: str, changed: str) -> dict[str, float | None]:
+    change = (pl.col(f"{name}_b") - pl.col(name)).abs()
+    found = both.select(shared=pl.len(), changed=(change > UNCHANGED).sum(), mean=change.mean()).collect()
+    count, moved, mean = found.row(0)
+    return {shared: count, changed: moved, "mean change": mean}
 
 
 def _shifts(a: Artifact, b: Artifact) -> list[Shift]:

@@ -24,6 +24,11 @@ def _length(column: str) -> pl.Expr:
     return pl.col(column).str.len_chars()
 
 
+NODE_VALUE = pl.coalesce(
+    pl.when(pl.col("nodes").struct.field("is_terminal")).then(pl.col("nodes").struct.field("reward")),
+    pl.col("nodes").struct.field("value_sum") / pl.col("nodes").struct.field("visits"),
+)
+"""V of a node in a column of single nodes, as pairs have it: a terminal node's reward, else the mean."""
 _VALUE = _nodes("value_sum") / _nodes("visits")  # 0 / 0 where unvisited: NaN, left out below
 _PAIRS = {
     "margin": pl.col("margin"),

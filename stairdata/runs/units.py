@@ -71,6 +71,16 @@ class WorkContext:
     """How many iterations of a search were made so far, where the work is a search."""
 
 
+def room_of(clients: Sequence[Client]) -> Callable[[], Awaitable[None]]:
+    """Return what waits until each of some servers would send one more request right away."""
+
+    async def room() -> None:
+        for client in clients:
+            await client.window.room()
+
+    return room
+
+
 @dataclass(frozen=True)
 class Workload(ABC):
     """How to open the work of a build, in this process or in another one: it can be pickled."""

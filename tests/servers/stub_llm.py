@@ -68,6 +68,10 @@ class Options:
     """Where they are told: reasoning_content, reasoning, text (in tags), or nowhere."""
     limit_name: str | None = None
     """Answer 400 to a chat whose limit has another name than that."""
+    says: dict[str, str] = field(default_factory=dict)
+    """What chat answers of a model say, by its name; it goes before judge_text."""
+    seedless_ratings: bool = False
+    """Rate an answer alike whatever the seed, as a judge at temperature 0 does."""
     chat_refusal: str | None = None
     finish: str | None = None
     """finish_reason of every answer."""
@@ -469,6 +473,7 @@ def _continued(asked: str, seed: int) -> str:
     if not _is_rating(asked):
         return _text(asked, seed)
     said = STATE.options.judge_text
+    seed = 0 if STATE.options.seedless_ratings else seed
     return (_judge_says(asked, _dice(asked, seed)) if said is None else said) + END_OF_TURN
 
 
@@ -488,8 +493,8 @@ def _tokenizer(folder: str) -> Any:
 
 def _chat(body: dict[str, Any], fault: str | None) -> dict[str, Any]:
     asked = body["messages"][-1]["content"]
-    rng = _dice(asked, body.get("seed") or 0)
-    said = STATE.options.judge_text
+    rng = _dice(asked, 0 if STATE.options.seedless_ratings else body.get("seed") or 0)
+    said = STATE.options.says.get(body["model"], STATE.options.judge_text)
     if said is None:
         said = _says(body, asked, rng)
     limit = 3 if fault == "cut" else body.get("max_completion_tokens") or body.get("max_tokens") or 16

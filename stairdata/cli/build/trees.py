@@ -41,9 +41,17 @@ def build(
     address: Annotated[
         str | None, typer.Option("--address", help="Ray cluster; default: one on this machine.", show_default=False)
     ] = None,
+    rejudge: Annotated[
+        str | None,
+        typer.Option(
+            "--rejudge",
+            metavar="REF",
+            help="Sample nothing: rate the answers of these trees again, by the recipe's trees.judge, k1 and k2.",
+        ),
+    ] = None,
     shard: ShardOption = None,
 ) -> None:
-    """Build search trees: SI-MCTS by the actor, one tree a prompt."""
+    """Build search trees: SI-MCTS by the actor, one tree a prompt; or trees whose answers are rated again."""
     from stairdata.generators.forecast import forecast_trees
     from stairdata.generators.trees.build import build_trees
     from stairdata.runs.executors.executor import Execution
@@ -51,13 +59,15 @@ def build(
 
     if pilot and not shared.dry_run:
         raise UsageError("--pilot needs --dry-run; --limit builds an artifact from the first rows")
+    if pilot and rejudge:
+        raise UsageError("--rejudge grows no tree, so there is no pilot; --dry-run alone counts what would be rated")
     recipe = shared.read_recipe()
     for url in comma_separated(endpoints):
         check_url(url, "--endpoints", "set the key as the variable that actor.api_key_env names")
     check_url(address or "", "--address", "let Ray take it from its own environment")
     execution = Execution(executor.value, address, comma_separated(endpoints))
     shared.run(
-        lambda options: forecast_trees(recipe, options, execution, pilot),
-        lambda options: build_trees(recipe, options, execution),
+        lambda options: forecast_trees(recipe, options, execution, pilot, rejudge),
+        lambda options: build_trees(recipe, options, execution, rejudge),
         shard,
     )

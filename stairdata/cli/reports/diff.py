@@ -37,6 +37,8 @@ def _print(found: Differences) -> None:
     print_table(["rows", ""], [[names.get(name, name), f"{count:,}"] for name, count in found.rows.items()])
     if found.changed_columns:
         print_table(["changed column", "rows"], [[name, f"{count:,}"] for name, count in found.changed_columns.items()])
+    if found.moved:
+        print_table(["moved", ""], [[name, _number(value)] for name, value in found.moved.items()])
     if found.shifts:
         header = ["distribution", "count A", "count B", "mean A", "mean B", "median A", "median B", "distance"]
         print_table(header, [[shift.name, *map(_number, shift[1:])] for shift in found.shifts])

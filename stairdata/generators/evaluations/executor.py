@@ -7,7 +7,7 @@ soon as it is there: the tested model answers others meanwhile.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from stairdata.llm.session import make_actor, open_client
 from stairdata.recipe import Endpoint
 from stairdata.recipe.attacks import Attacker
 from stairdata.runs.executors.local import LocalExecutor
-from stairdata.runs.units import Unit, UnitResult, WorkContext
+from stairdata.runs.units import Unit, UnitResult, WorkContext, room_of
 from stairdata.search.scoring import Scorer
 from stairdata_schemas.aliases import WaitProgress
 from stairdata_schemas.building import Build
@@ -109,7 +109,7 @@ class EvaluationExecutor:
         @asynccontextmanager
         async def opened() -> AsyncIterator[WorkContext]:
             if model is None:  # the judge alone works
-                yield WorkContext(evaluator(None).work, _room_of(shared[:1]), list(shared))
+                yield WorkContext(evaluator(None).work, room_of(shared[:1]), list(shared))
                 return
             log = f"server-{self._job.models.index(model)}"
             async with self._client(self._job.recipe.beside_prm(model.endpoint), log) as client:
@@ -136,11 +136,3 @@ class EvaluationExecutor:
 
     def _client(self, endpoint: Endpoint, name: str) -> contextlib.AbstractAsyncContextManager[Client]:
         return open_client(endpoint, self._build.work / f"{name}.log", self._waiting, self._budget)
-
-
-def _room_of(clients: Sequence[Client]) -> Callable[[], Awaitable[None]]:
-    async def room() -> None:
-        for client in clients:
-            await client.window.room()
-
-    return room

@@ -25,7 +25,7 @@ from stairdata.generators.pairs.forest import (
 )
 from stairdata.generators.pairs.length_limit import LengthLimit, tokenizer_identity, tokenizer_of
 from stairdata.generators.pairs.pairing_rules import comparable_nodes, siblings, trajectories
-from stairdata.generators.pairs.review_decisions import DECISIONS, apply_reviews, read_verdicts, turned_ids
+from stairdata.generators.pairs.review_decisions import DECISIONS, apply_reviews, notes_on, read_verdicts, turned_ids
 from stairdata.generators.pairs.selection import across_trees, in_part, inside_trees
 from stairdata.hub.pull import open_reference
 from stairdata.recipe import PairsSection, PreferencePairsSection, PrmPairsSection, Recipe
@@ -100,7 +100,9 @@ def _build(
         first = next(frames, None)
         if first is None:
             raise NoPairsError(_no_pairs(kind, trees, section, taker.funnel, refused))
-        return BuildContent(chain([first], frames), refused, taker.report(trees.manifest.actor))
+        report = taker.report(trees.manifest.actor)
+        report.notes += notes_on(reviews, trees) if reviews else []
+        return BuildContent(chain([first], frames), refused, report)
 
     return build_as_told(plan, content, options)
 

@@ -40,6 +40,8 @@ STRUCTURE = {
     "parents_come_first",
 }
 """Rules without which nodes are no tree."""
+VISITS_ADD_UP = "visits_add_up"
+"""Rule that each evaluation of a node that is not terminal has its rollout."""
 
 Indices = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -128,7 +130,7 @@ def _trees_at_once(leaves: list[str], groups: list[RowGroupEntry]) -> int:
 
 def unfold(trees: pl.DataFrame) -> Forest:
     """Return trees as a table of nodes; the trees have to be sound (see `sound_trees`)."""
-    nodes = _explode(trees)
+    nodes = explode_nodes(trees)
     start = nodes["start"].to_numpy()
     parent = np.where(nodes["parent_id"].to_numpy() < 0, start, start + nodes["parent_id"].to_numpy())
     return Forest(
@@ -142,7 +144,7 @@ def unfold(trees: pl.DataFrame) -> Forest:
     )
 
 
-def _explode(trees: pl.DataFrame) -> pl.DataFrame:
+def explode_nodes(trees: pl.DataFrame) -> pl.DataFrame:
     """Return one row a node, with `tree`, the row of its tree, and `start`, the row of its root."""
     sizes = trees["nodes"].list.len().to_numpy().astype(np.int64)
     rows = trees.select(pl.col("nodes").explode()).unnest("nodes")
@@ -233,7 +235,7 @@ def _broken_rules(trees: pl.DataFrame, *, grown: bool) -> npt.NDArray[np.str_]:
     names[sizes == 0] = "nodes|min_length"
     for rules in (_shape_rules, _number_rules, _sum_rules):
         sound = np.flatnonzero(names == "")
-        nodes = _explode(trees[sound])
+        nodes = explode_nodes(trees[sound])
         for name, is_broken in rules(nodes, grown=grown):
             trees_hit = sound[np.unique(nodes["tree"].to_numpy()[is_broken])]
             names[trees_hit[names[trees_hit] == ""]] = name
@@ -274,11 +276,22 @@ def _sum_rules(nodes: pl.DataFrame, *, grown: bool) -> Iterator[tuple[str, Mask]
     yield "value_is_the_mean", judged & ~is_close(mean, reward)
     if not grown:
         return
+    kept = nodes["rollouts"].list.len().fill_null(0).to_numpy()
+    yield VISITS_ADD_UP, ~nodes["is_terminal"].to_numpy() & (own_evaluations(nodes) != kept)
+
+
+def own_evaluations(nodes: pl.DataFrame) -> Indices:
+    """Return how often each node was evaluated itself: its visits without those of its children.
+
+    Args:
+        nodes: as `explode_nodes` gives them.
+    """
+    visits = nodes["visits"].to_numpy()
     parent = (nodes["start"] + nodes["parent_id"]).to_numpy()
     inner = nodes["parent_id"].to_numpy() >= 0
     below = np.bincount(parent[inner], weights=visits[inner], minlength=len(nodes))
-    own = nodes["rollouts"].list.len().fill_null(0).to_numpy()
-    yield "visits_add_up", ~nodes["is_terminal"].to_numpy() & (visits != below + own)
+    own: Indices = visits - below.astype(np.int64)
+    return own
 
 
 def is_close(one: Any, other: Any) -> Any:

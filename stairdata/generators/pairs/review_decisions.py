@@ -1,6 +1,8 @@
 """What reviewers said decides which pairs train: confirmed, overruled, or no decision.
 
 Only pairs have verdicts, and only those of the same trees are the same pairs: ids repeat from one actor to the next.
+Trees that were rated again are the same trees, with other values: a verdict says which side people prefer, whoever put
+them into that order.
 """
 
 from __future__ import annotations
@@ -31,8 +33,7 @@ def read_verdicts(reviews: Artifact, trees: Artifact) -> pl.DataFrame:
     about = reviews.manifest.configuration.get("item_kind")
     if about != KIND:
         raise UsageError(f"{reviews.reference} is about {about}; name reviews of {KIND}")
-    parents = reviews.manifest.details.get("reviewed", {}).get("parents", [])
-    if trees.manifest.content_hash not in {parent["content_hash"] for parent in parents}:
+    if not is_about(reviews, trees):
         raise UsageError(
             f"{reviews.reference} is about pairs of other trees than {trees.reference}; name those trees with --input, "
             "or use reviews of pairs of these"
@@ -46,6 +47,22 @@ def read_verdicts(reviews: Artifact, trees: Artifact) -> pl.DataFrame:
     if collected.is_empty():
         raise BuildError(f"{reviews.reference} contains no verdict on {KIND}")
     return collected
+
+
+def is_about(reviews: Artifact, trees: Artifact) -> bool:
+    """Tell whether reviews are of pairs of these trees, or of the same trees as another judge rated them."""
+    return bool(_trees_of(reviews) & {trees.manifest.content_hash, *trees.manifest.same_trees})
+
+
+def notes_on(reviews: Artifact, trees: Artifact) -> list[str]:
+    """Return what the manifest of pairs says of their reviews."""
+    if trees.manifest.content_hash in _trees_of(reviews):
+        return []
+    return [f"{reviews.reference} is about pairs of these trees as another judge rated them"]
+
+
+def _trees_of(reviews: Artifact) -> set[str]:
+    return {parent["content_hash"] for parent in reviews.manifest.details.get("reviewed", {}).get("parents", [])}
 
 
 def decide(pairs: pl.DataFrame, verdicts: pl.DataFrame, section: ReviewsSection) -> pl.Series:

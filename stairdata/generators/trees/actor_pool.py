@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from stairdata.generators.trees.judges import Judge
+from stairdata.generators.trees.judge_servers import make_judge, open_judge_servers
 from stairdata.generators.trees.rows import Prompt
 from stairdata.generators.trees.tree_runner import TreeRunner
 from stairdata.llm.budget import Budget
@@ -103,18 +103,13 @@ async def open_actor_pool(
             await stack.enter_async_context(open_client(endpoint, folder / "server.log", waiting, budget))
             for endpoint in endpoints_of(recipe.actor, urls)
         ]
-        judging = recipe.trees.judge.endpoint
-        judge_client = None
-        if judging is not None:
-            opening = open_client(judging, folder / "judge.log", waiting, budget)
-            judge_client = await stack.enter_async_context(opening)
+        judging = await stack.enter_async_context(open_judge_servers(recipe.trees.judge, folder, waiting, budget))
         replicas = []
         for client in clients:
             actor = make_actor(client, recipe.actor, recipe.trees)
-            has_own_judge = recipe.trees.judge.kind == "endpoint"
-            judge = Judge(recipe.trees.judge, judge_client or client, None if has_own_judge else actor)
+            judge = make_judge(recipe.trees.judge, judging, actor)
             replicas.append(Replica(client, TreeRunner(recipe, actor, judge, name, folder / "running")))
-        yield ActorPool(replicas), [*clients, *([judge_client] if judge_client else [])]
+        yield ActorPool(replicas), [*clients, *judging.clients]
 
 
 def endpoints_of(actor: Endpoint, urls: Sequence[str]) -> list[Endpoint]:

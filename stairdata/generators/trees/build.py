@@ -6,15 +6,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
 
-from stairdata.generators.evaluations.judging.wording import POLICY_VERSION
 from stairdata.generators.trees.actor_pool import open_actor_pool
-from stairdata.generators.trees.judges import TEMPLATE_VERSION
+from stairdata.generators.trees.judge_servers import identify_judges, judge_settings
+from stairdata.generators.trees.rejudging import rejudge_trees
 from stairdata.generators.trees.rows import Prompt
 from stairdata.llm.budget import Budget
 from stairdata.llm.session import identify, served_model
-from stairdata.recipe import Recipe, TreesSection
+from stairdata.recipe import Recipe
 from stairdata.runs.build import build_as_told
 from stairdata.runs.executors.executor import HERE, Execution, make_executor
 from stairdata.runs.inputs import Inputs, input_rows
@@ -33,19 +32,25 @@ from stairdata_schemas.fingerprints import counted_settings
 GENERATOR = "trees/3"
 
 
-def build_trees(recipe: Recipe, options: BuildOptions, execution: Execution = HERE) -> Artifact:
-    """Grow a tree from each prompt.
+def build_trees(
+    recipe: Recipe, options: BuildOptions, execution: Execution = HERE, rejudge: str | None = None
+) -> Artifact:
+    """Grow a tree from each prompt, or have the answers of grown trees rated again.
 
     Args:
         recipe: sections `actor` and `trees`.
         options: where and from what.
         execution: where the trees are grown.
+        rejudge: reference of trees; they are rated by `rejudge_trees`, and none is grown.
 
     Raises:
         ServerError: the server can't be started or has gone; what is finished is kept.
         BudgetError: a limit is reached; what is finished is kept.
         QuarantineError: too many trees could not be finished.
     """
+    if rejudge is not None:
+        check_rejudged_here(execution)
+        return rejudge_trees(recipe, rejudge, options)
     prompts = Inputs(options.inputs, options.root).of("prompts")
     plan = plan_trees(recipe, prompts, options, execution)
 
@@ -59,6 +64,16 @@ def build_trees(recipe: Recipe, options: BuildOptions, execution: Execution = HE
     return build_as_told(plan, content, options)
 
 
+def check_rejudged_here(execution: Execution) -> None:
+    """Refuse replicas for trees that are rated again.
+
+    Raises:
+        UsageError: there are some.
+    """
+    if execution != HERE:
+        raise UsageError("--rejudge grows no tree: leave --endpoints, --executor and --address out")
+
+
 def plan_trees(recipe: Recipe, prompts: Artifact, options: BuildOptions, execution: Execution = HERE) -> BuildPlan:
     """Return what decides the rows.
 
@@ -70,16 +85,14 @@ def plan_trees(recipe: Recipe, prompts: Artifact, options: BuildOptions, executi
             raise UsageError("--endpoints needs actor.model and actor.tokenizer in the recipe, and no actor.path")
         actor = recipe.actor.model_copy(update={"base_url": execution.endpoints[0]})
         recipe = recipe.model_copy(update={"actor": actor})
-    models = [identify(recipe.actor, "actor")]
-    judge_endpoint = recipe.trees.judge.endpoint
-    if judge_endpoint is not None:
-        models.append(identify(judge_endpoint, "judge", needs_tokenizer=False))
+    models = [identify(recipe.actor, "actor"), *identify_judges(recipe.trees.judge)]
     return BuildPlan(
         "trees",
         GENERATOR,
         {
             **counted_settings(recipe.actor),
-            **_search_settings(recipe.trees),
+            **counted_settings(recipe.trees),
+            "judge": judge_settings(recipe.trees.judge),
             "max_model_len": recipe.actor.max_model_len,  # decides which prompts leave room, whoever serves the actor
             "seed": recipe.seed,
             "limit": options.limit,
@@ -143,14 +156,6 @@ class TreeWorkload(Workload):
             yield WorkContext(
                 lambda unit: pool.run(unit.key, Prompt(**unit.payload)), pool.room, clients, pool.iterations
             )
-
-
-def _search_settings(section: TreesSection) -> dict[str, Any]:
-    settings = counted_settings(section)
-    settings["judge"]["template"] = TEMPLATE_VERSION
-    if section.judge.guard == "policy":
-        settings["judge"]["policy"] = POLICY_VERSION
-    return settings
 
 
 def _report(build: Build, recipe: Recipe, result: RunResult, budget: Budget) -> Report:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from stairdata.generators.evaluations.judging.guards import GUARDS
 from stairdata.generators.evaluations.judging.judgement import ask_judge
-from stairdata.generators.evaluations.judging.wording import policy_words
+from stairdata.generators.evaluations.judging.wording import policy_of
 from stairdata.llm.actor import Actor, RequestUsage
 from stairdata.llm.client import Client, Generation
 from stairdata.llm.outcomes import Outcome, RequestFailedError, unreadable
@@ -113,15 +113,23 @@ class Judge:
         client: the model that rates, or the guard; None for kind `reference`.
         actor: the actor, where it rates its own answers; beside a guard it rates their helpfulness. It is asked by
             completions, in its own template: a chat would let the server read control tokens in prompt and answer.
+        helpfulness: the model that rates helpfulness beside a guard, where that is not the actor.
     """
 
-    def __init__(self, section: JudgeSection, client: Client | None, actor: Actor | None = None) -> None:
+    def __init__(
+        self,
+        section: JudgeSection,
+        client: Client | None,
+        actor: Actor | None = None,
+        helpfulness: Client | None = None,
+    ) -> None:
         self._section = section
         self._client = client
         self._actor = actor
+        self._rater = helpfulness or client
         self._gives_logprobs = section.style == "direct"
         self._guard = GUARDS[section.guard] if section.guard is not None else None
-        self._policy = policy_words(None) if section.guard == "policy" else None
+        self._policy = policy_of(section.guard, section.policy, "trees.judge")
 
     async def rate(self, prompt: str, task: str, answer: str, reference: str | None, asks: RatingContext) -> Rating:
         """Rate a whole answer.
@@ -185,7 +193,7 @@ class Judge:
             usage, said = usage.plus(RequestUsage.of(generation)), generation.samples[0].text
             verdict = self._guard.read(said)
             if verdict is not None:
-                score = Score(verdict.safety, said if section.keep_text else None)
+                score = Score(getattr(section.labels, verdict.label), said if section.keep_text else None)
                 asks.keep("safety", score, usage)
                 return score, usage
         raise unreadable(f"the guard can't be read in {quote(said)}", section.reasks + 1, usage.outcomes)
@@ -211,10 +219,10 @@ class Judge:
     async def _ask_model(self, question: str, options: dict[str, Any], *, with_logprobs: bool) -> Generation:
         if self._actor is not None:
             return await self._actor.reply(question, **options, logprobs=TOP_LOGPROBS if with_logprobs else None)
-        assert self._client is not None
+        assert self._rater is not None
         message: Any = [{"role": "user", "content": question}]
         asked: dict[str, Any] = {"logprobs": True, "top_logprobs": TOP_LOGPROBS} if with_logprobs else {}
-        return await self._client.chat(message, **options, **asked)
+        return await self._rater.chat(message, **options, **asked)
 
     def _read(self, generation: Generation) -> float | None:
         expected = read_expected_score(generation) if self._section.style == "direct" else None

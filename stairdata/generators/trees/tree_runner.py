@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 from stairdata.generators.trees.judges import Judge
@@ -97,6 +98,32 @@ async def drive(search: mcts.Search, handler: RequestHandler) -> mcts.Tree:
             return tree
 
 
+@dataclass(frozen=True, slots=True)
+class AnswerRater:
+    """Has answers of one tree rated; what the judge said before a kill is in the journal."""
+
+    recipe: Recipe
+    judge: Judge
+    tree_id: str
+    prompt: Prompt
+    journal: TreeJournal
+
+    async def rate(self, call: int, answer: str) -> Reply:
+        """Return the reward of a whole answer.
+
+        Args:
+            call: ordinal of the request in its tree, in seeds and in the journal.
+            answer: from its start.
+
+        Raises:
+            JudgeFailedError, RequestFailedError: as `Judge.rate` says.
+        """
+        prompt, section = self.prompt, self.recipe.trees
+        asks = JournaledRatings(self.recipe.seed, self.tree_id, call, self.journal)
+        rating = await self.judge.rate(prompt.prompt, prompt.task, answer, prompt.reference_answer, asks)
+        return Reply(rating.reward(section.k1, section.k2), rating.usage)
+
+
 class RequestHandler:
     """Answers what one tree's search asks for, from the journal where it can."""
 
@@ -114,10 +141,9 @@ class RequestHandler:
         self._seed = recipe.seed
         self._section = recipe.trees
         self._actor = actor
-        self._judge = judge
         self._tree_id = tree_id
-        self._prompt = prompt
         self._journal = journal
+        self._rater = AnswerRater(recipe, judge, tree_id, prompt, journal)
         self._rendered = actor.render(prompt.prompt)
         self._on_judged = on_judged
         self._judged: dict[str, asyncio.Future[Reply]] = {}
@@ -200,15 +226,7 @@ class RequestHandler:
         return reply if first else Reply(reply.result, RequestUsage())
 
     async def _rate(self, request: JudgeAnswer) -> Reply:
-        call = request.call
-        rating = await self._judge.rate(
-            self._prompt.prompt,
-            self._prompt.task,
-            request.answer,
-            self._prompt.reference_answer,
-            JournaledRatings(self._seed, self._tree_id, call, self._journal),
-        )
-        return Reply(rating.reward(self._section.k1, self._section.k2), rating.usage)
+        return await self._rater.rate(request.call, request.answer)
 
 
 def _retrieve_exception(future: asyncio.Future[Reply]) -> None:

@@ -62,6 +62,24 @@ def test_recipes_and_distributions(tmp_path: Path) -> None:
     assert found.as_json()["shifts"][0]["name"] == "margin"
 
 
+def test_how_values_and_pairs_moved(tmp_path: Path) -> None:
+    """Two ratings of one tree: of three pairs one is turned round, one has another margin, one is new."""
+    before = artifact_of(tmp_path, [tree(0)])
+    other: Shape = [(1, 0, "a", True, 3.0, 4), (2, 0, "b", True, 2.0, 4), (3, 0, "c", True, 1.0, 1)]
+    after = artifact_of(tmp_path, [tree_of(other)])
+    moved = compare(before, after).moved
+    assert (moved["nodes with a value in both"], moved["values that changed"]) == (4, 2), "b, and the root above it"
+    rules = Recipe.model_validate({"preference_pairs": {"min_visits": 1}})
+    sets = [
+        build_preference_pairs(rules, BuildOptions(root=tmp_path, inputs=(each.reference,))) for each in (before, after)
+    ]
+    found = compare(*sets)
+    assert found.moved == {
+        "pairs turned round": 1, "pairs in both": 2, "margins that changed": 1, "mean change": pytest.approx(2.5),
+    }  # fmt: skip
+    assert (found.rows["added"], found.rows["removed"]) == (1, 1)
+
+
 def test_two_kinds_can_not_be_compared(tmp_path: Path) -> None:
     trees = artifact_of(tmp_path, [tree(0)])
     with pytest.raises(UsageError, match="of different kinds"):

@@ -32,6 +32,7 @@ from stairdata.recipe import (
     EvaluatedModel,
     EvaluationJudge,
     EvaluationsSection,
+    JudgeSection,
     ModelServer,
     PapSection,
     PrmEndpoint,
@@ -74,7 +75,8 @@ MARKED = {
     },
     Mark.COUNTS_AS_INPUT: {
         "AttacksSection.templates", "BenchmarkSection.config", "BenchmarkSection.hub", "BenchmarkSection.path",
-        "BenchmarkSection.revision", "BenchmarkSection.split", "EvaluationJudge.policy", "RubricFiles.refusal",
+        "BenchmarkSection.revision", "BenchmarkSection.split", "EvaluationJudge.policy", "JudgeSection.policy",
+        "RubricFiles.refusal",
         "RubricFiles.simpleqa", "RubricFiles.strongreject", "RubricFiles.winrate", "RubricFiles.xstest",
         "PromptSource.hub", "PromptSource.path", "PromptSource.revision", "PromptsSection.decontaminate",
         "PromptsSection.sources", "StructuredCotSection.hub", "StructuredCotSection.like", "StructuredCotSection.path",
@@ -91,8 +93,8 @@ MARKED = {
     },
     Mark.COUNTS_UNLESS_DEFAULT: {
         "Endpoint.control_tokens", "Endpoint.extra_body", "Endpoint.reasoning_effort", "JudgeSection.endpoint",
-        "JudgeSection.guard", "JudgeSection.penalise_over_refusal", "PrmPairsSection.whole_answers",
-        "PromptSource.turns_before", "Teacher.keep_reasoning",
+        "JudgeSection.guard", "JudgeSection.helpfulness", "JudgeSection.labels", "JudgeSection.penalise_over_refusal",
+        "PrmPairsSection.whole_answers", "PromptSource.turns_before", "Teacher.keep_reasoning",
     },
     Mark.COUNTS_WHERE_SERVED: {"Endpoint.dtype", "ModelServer.max_model_len"},
 }  # fmt: skip
@@ -205,6 +207,22 @@ CASES = {
         "trees",
         {"actor": SERVED, "trees": {"judge": {"kind": "endpoint", "endpoint": SERVED}}},
         {"seed", "trees", "actor", "actor.dtype", "actor.path", "actor.tokenizer", "actor.max_model_len"},
+    ),
+    "trees, by a guard with a policy": Case(
+        "trees",
+        {
+            "actor": BY_URL,
+            "trees": {
+                "judge": {
+                    "kind": "guard",
+                    "guard": "policy",
+                    "policy": "here/policy.txt",
+                    "endpoint": BY_URL,
+                    "helpfulness": BY_URL,
+                }
+            },
+        },
+        {"seed", "trees", "actor", "actor.model", "actor.tokenizer", "actor.max_model_len"},
     ),
     "preference_pairs": Case(
         "preference_pairs",
@@ -516,6 +534,8 @@ def _there(section: BaseModel, name: str) -> tuple[Any] | None:
         (BenchmarkSection, "where", {"task": "safety"}),
         (EvaluationJudge, "policy", Path("other/other_policy.txt")),
         (StructuredCotSection, "policies", {"default": Path("other/other_policy.txt")}),
+        (JudgeSection, "policy", Path("other/other_policy.txt")),
+        (JudgeSection, "helpfulness", Endpoint(base_url="http://127.0.0.1:9/v1", model="other")),
         (RubricFiles, name, Path(f"other/other_{name}.jinja")),
         (AttacksSection, "templates", Path("other/other_attacks.jsonl")),
         (EvaluationsSection, "benchmarks", [BenchmarkSection(name="xstest")]),

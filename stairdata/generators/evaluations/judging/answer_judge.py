@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from stairdata.generators.evaluations.judging.guards import GUARDS, Guard, judge_by_guard
 from stairdata.generators.evaluations.judging.judgement import JudgedAnswer, Judgement, Question, ask_judge
 from stairdata.generators.evaluations.judging.matching import MATCHED, judge_by_rule
-from stairdata.generators.evaluations.judging.wording import HASH_DIGITS, RubricWords, policy_words, rubric_words
+from stairdata.generators.evaluations.judging.wording import HASH_DIGITS, RubricWords, policy_of, rubric_words
 from stairdata.generators.evaluations.reply_journal import ModelReply, ReplyJournal
 from stairdata.llm.actor import RequestUsage
 from stairdata.llm.client import Client
@@ -47,12 +47,9 @@ class JudgeWords:
         self.section = section
         self._model = model
         self.rubrics: dict[BenchmarkScore, RubricWords] = {}
-        self.policy: str | None = None
         if section.kind == "rubric":
             self.rubrics = {score: rubric_words(section, score) for score in scores if score not in MATCHED}
-        if section.guard is not None and GUARDS[section.guard].has_policy:
-            is_ours = section.guard == "policy" and section.policy is None
-            self.policy = policy_words(section.policy) if is_ours or section.policy else None
+        self.policy = policy_of(section.guard, section.policy)
 
     @property
     def hashes(self) -> dict[str, str]:

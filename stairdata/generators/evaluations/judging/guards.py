@@ -69,8 +69,6 @@ class Guard(NamedTuple):
     """From prompt, answer and policy (None: the guard's default) to the question."""
     read: Callable[[str], Verdict | None]
     """From the guard's words to its verdict; None where it can't be read."""
-    has_policy: bool = False
-    """It is told what harm is."""
 
 
 def judge_by_guard(verdict: Verdict) -> Judgement:
@@ -158,6 +156,6 @@ GUARDS: dict[GuardName, Guard] = {
     "qwen3guard": Guard(_two_turns, read_qwen3guard),
     "llama_guard": Guard(_two_turns, read_llama_guard),
     "wildguard": Guard(_wildguard, read_wildguard),
-    "shieldgemma": Guard(_shieldgemma, read_shieldgemma, has_policy=True),
-    "policy": Guard(_policy, read_policy, has_policy=True),
+    "shieldgemma": Guard(_shieldgemma, read_shieldgemma),
+    "policy": Guard(_policy, read_policy),
 }

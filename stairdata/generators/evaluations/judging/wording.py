@@ -12,7 +12,7 @@ import jinja2
 from stairdata.generators.evaluations.judging.judgement import JudgedAnswer, Question, ask_user
 from stairdata.generators.evaluations.judging.rubrics import RUBRICS, Rubric
 from stairdata.recipe.benchmarks import BenchmarkScore
-from stairdata.recipe.judges import EvaluationJudge
+from stairdata.recipe.judges import EvaluationJudge, GuardName
 from stairdata_schemas.errors import RecipeError, quote
 from stairdata_schemas.formats.bounded import read_text
 from stairdata_schemas.formats.limits import NOTE_BYTES
@@ -113,13 +113,20 @@ def rubric_words(judge: EvaluationJudge, score: BenchmarkScore) -> RubricWords:
     return RubricWords(rubric, getattr(judge.template, rubric.name))
 
 
-def policy_words(path: Path | None) -> str:
-    """Return the policy of a file, or ours.
+def policy_of(guard: GuardName | None, path: Path | None, section: str = "evaluations.judge") -> str | None:
+    """Return the policy that a guard is told: of a file, or ours; None where it has its own.
+
+    Args:
+        guard: the kind of guard.
+        path: of the recipe's file, if it names one.
+        section: of the recipe, for messages.
 
     Raises:
-        RecipeError: it can't be read.
+        RecipeError: the file can't be read.
     """
-    return own_source(f"policy_v{POLICY_VERSION}.jinja") if path is None else source_of(path)
+    if path is not None:
+        return source_of(path, section)
+    return own_source(f"policy_v{POLICY_VERSION}.jinja") if guard == "policy" else None
 
 
 def own_source(name: str) -> str:
@@ -127,8 +134,8 @@ def own_source(name: str) -> str:
     return (resources.files(__package__) / "templates" / name).read_text(encoding="utf-8")
 
 
-def source_of(path: Path) -> str:
-    """Return the text of a file of the recipe's.
+def source_of(path: Path, section: str = "evaluations.judge") -> str:
+    """Return the text of a file that a section of the recipe names.
 
     Raises:
         RecipeError: it can't be read.
@@ -136,4 +143,4 @@ def source_of(path: Path) -> str:
     try:
         return read_text(path, NOTE_BYTES)
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"the file {path} of evaluations.judge can't be read: {error}") from error
+        raise RecipeError(f"the file {path} of {section} can't be read: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from stairdata.llm.actor import RequestUsage
 from stairdata.llm.client import Generation, Sample, TokenLogprob
 from stairdata.llm.outcomes import Outcome, RequestFailedError
 from stairdata.recipe import JudgeSection
+from stairdata_schemas.errors import RecipeError
 from stairdata_schemas.grammar import Step, render
 
 ANSWER = render([Step("Secret thought:", "hidden")], "I am sorry, no.")
@@ -201,6 +203,24 @@ def test_a_guard_says_how_safe_and_the_actor_how_helpful() -> None:
     unread = Judge(section, Speaker("neither"), Helpful())  # type: ignore[arg-type]
     with pytest.raises(RequestFailedError, match="guard can't be read"):
         asyncio.run(unread.rate("the question", "safety", ANSWER, None, Asks()))
+
+
+def test_a_guard_with_labels_a_policy_and_a_rater_of_its_own(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.txt"
+    policy.write_text("Nothing about rivers.")
+    server = {"base_url": "http://h/v1", "model": "g"}
+    labels = {"unsafe": -0.5}
+    given = {"kind": "guard", "guard": "policy", "endpoint": server, "helpfulness": server, "labels": labels}
+    section = JudgeSection.model_validate({**given, "policy": policy})
+    assert not section.asks_actor
+    guard, rater = Speaker('{"violation": 1}'), Speaker("Score: 5")
+    judge = Judge(section, guard, None, rater)  # type: ignore[arg-type]
+    assert asyncio.run(judge.rate("the question", "safety", ANSWER, None, Asks()))[:2] == (1.0, -0.5)
+    assert guard.asked[0]["content"] == "Nothing about rivers."
+    assert "how helpful" in rater.asked[0]["content"]
+    lost = JudgeSection.model_validate({**given, "policy": tmp_path / "lost.txt"})
+    with pytest.raises(RecipeError, match=r"lost.txt of trees.judge can't be read"):
+        Judge(lost, guard)  # type: ignore[arg-type]
 
 
 def test_the_published_rule_asks_on_helpfulness_prompts_alone() -> None:
