@@ -138,7 +138,7 @@ def push(artifact: Artifact, repo: str, **options: Any) -> PushResult:
         artifact: what to publish.
         repo: org/name.
         options: as fields of `stairdata.hub.content.PushOptions`: config, default, public, gated, license,
-            allow_secrets, max_quarantine.
+            allow_secrets, max_quarantine, views.
 
     Raises:
         PublishError: it may not be published: a secret, rows that break a rule, too much in quarantine.

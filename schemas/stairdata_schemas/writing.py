@@ -55,13 +55,7 @@ class ShardWriter:
 
     def _open(self) -> None:
         self._rows.append(0)
-        self._writer = pq.ParquetWriter(
-            self._path(len(self._rows) - 1),
-            self._schema,
-            compression="zstd",
-            write_page_index=True,  # the Hub's viewer then reads single pages
-            use_content_defined_chunking=True,  # the Hub then takes only what changed since the last version
-        )
+        self._writer = parquet_writer(self._path(len(self._rows) - 1), self._schema)
 
     def _close_shard(self) -> None:
         if self._writer is not None:
@@ -84,6 +78,17 @@ class ShardWriter:
             bytes=path.stat().st_size,
             rows=self._rows[index],
         )
+
+
+def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """Open a file for rows that the Hub is to show and to keep versions of."""
+    return pq.ParquetWriter(
+        path,
+        schema,
+        compression="zstd",
+        write_page_index=True,  # the Hub's viewer then reads single pages
+        use_content_defined_chunking=True,  # the Hub then takes only what changed since the last version
+    )
 
 
 def write_frame(frame: pl.DataFrame, path: Path, **options: Any) -> None:

@@ -61,6 +61,9 @@ def push(
     max_quarantine: Annotated[
         float, typer.Option("--max-quarantine", min=0, max=1, help="Fail if a larger share was refused.")
     ] = 0.05,
+    no_views: Annotated[
+        bool, typer.Option("--no-views", help="Publish the rows alone, without conversations or paths made of them.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would change; change nothing.")] = False,
     json_: JsonOption = False,
 ) -> None:
@@ -74,7 +77,7 @@ def push(
 
     name = parse_repo(repo)
     if is_model_folder(reference):
-        _refuse_config(config, default=default)
+        _refuse_options_of_artifacts(config is not None or default or no_views)
         model_options = ModelPushOptions(name, public, _gate(gated), license_, tuple(allow_secret or ()))
         _push_model(Path(reference), model_options, dry_run=dry_run, json_=json_)
         return
@@ -88,6 +91,7 @@ def push(
             license=license_,
             allow_secrets=tuple(allow_secret or ()),
             max_quarantine=max_quarantine,
+            views=not no_views,
             progress=progress,
         )
         plan = make_plan(prepare(open_reference(reference, root_folder(root)), options))
@@ -115,11 +119,11 @@ def _push_model(folder: Path, options: ModelPushOptions, *, dry_run: bool, json_
         _print_result(publish_model(plan, say), json_=json_)
 
 
-def _refuse_config(config: str | None, *, default: bool) -> None:
+def _refuse_options_of_artifacts(are_given: bool) -> None:
     from stairdata_schemas.errors import UsageError
 
-    if config is not None or default:
-        raise UsageError("--config and --default are for artifacts; a repository holds one model")
+    if are_given:
+        raise UsageError("--config, --default and --no-views are for artifacts; a repository holds one model")
 
 
 def _print_result(done: PushResult, *, json_: bool) -> None:

@@ -1,7 +1,8 @@
 """Where things are on the Hub: references, tags, and the folder of a config in a repository.
 
 One kind a repository: `data/` and `manifest.json` at its root, tags `vX.Y.Z`. Several kinds: `CONFIG/data`,
-`CONFIG/manifest.json`, tags `CONFIG-vX.Y.Z`. README.md is one for all.
+`CONFIG/manifest.json`, tags `CONFIG-vX.Y.Z`. README.md is one for all. Views that are made of the rows are in
+`views/NAME/` beside `data/`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ _CONFIG = re.compile(r"[A-Za-z0-9_]+(?:[.-][A-Za-z0-9_]+)*", re.ASCII)
 _NUMBER = r"(?:0|[1-9]\d{0,99})"  # as many digits as `parse_version` reads
 _TAG = re.compile(rf"(?:(.+)-)?v({_NUMBER}\.{_NUMBER}\.{_NUMBER})", re.ASCII)
 _RESERVED = {"data", "plots", "quarantine", "default"}
+VIEWS = ("chat", "paths")
+_OF_RELEASES = ("data/", "plots/", *(f"views/{name}/" for name in VIEWS))
 
 
 class Address(NamedTuple):
@@ -42,12 +45,19 @@ class ConfigPath(NamedTuple):
     def tag(self, version: Version | str) -> str:
         return f"{self.config}-v{version}" if self.config else f"v{version}"
 
+    def view_folder(self, view: str) -> str:
+        return f"{self.prefix}views/{view}/"
+
+    def view_config(self, view: str) -> str:
+        """Return the name by which `datasets` loads a view; no config of ours has two dashes in a row."""
+        return f"{self.config}--{view}" if self.config else view
+
     def holds(self, path: str) -> bool:
         """Return whether a file of a repository belongs to this place."""
         inside = path.removeprefix(self.prefix)
         if self.config:
             return path.startswith(self.prefix)
-        return inside.startswith(("data/", "plots/")) or inside in {"manifest.json", "croissant.json"}
+        return inside.startswith(_OF_RELEASES) or inside in {"manifest.json", "croissant.json"}
 
 
 class TagName(NamedTuple):

@@ -1,30 +1,31 @@
 """What a release consists of: the artifact's own files, its plots and Croissant metadata, and the card.
 
-Data files and manifest are the release's content: two releases of one tag are the same if these are. Plots,
+Data files and manifest are the release's content: two releases of one tag are the same if these are. Plots, views,
 metadata and card are made from them, and may look different when another version of a library made them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 
 from stairdata.hub import plots
 from stairdata.hub.access import Gate
-from stairdata.hub.addresses import ConfigPath, parse_tag
+from stairdata.hub.addresses import VIEWS, ConfigPath, parse_tag
 from stairdata.hub.checks import check
 from stairdata.hub.client import README, FileListing, Repository, holds, manifests, read, tree
 from stairdata.hub.releases import changelog_line, manifest_at, parse_manifest, previous
 from stairdata.hub.secrets import check_secrets
-from stairdata_schemas.aliases import CountProgress
+from stairdata.hub.views import View, make_view, with_view
+from stairdata_schemas.aliases import CountProgress, Json
 from stairdata_schemas.artifacts import Artifact, parse_version
 from stairdata_schemas.cards import card as cards
-from stairdata_schemas.cards.card import Card, CardConfig, Plot
+from stairdata_schemas.cards.card import Card, CardConfig, CardView, Plot
 from stairdata_schemas.cards.croissant import CROISSANT_NAME, croissant
 from stairdata_schemas.errors import HubError, PublishError, ReleaseConflictError, quote
 from stairdata_schemas.formats.bounded import read_bytes
@@ -33,6 +34,7 @@ from stairdata_schemas.formats.parquet import open_parquet
 from stairdata_schemas.manifest import MANIFEST_NAME, Manifest
 from stairdata_schemas.secrets.own import own_secrets
 
+T = TypeVar("T")
 SHOWN = 5
 
 
@@ -68,6 +70,8 @@ class PushOptions:
     license: str | None = None
     allow_secrets: tuple[str, ...] = ()
     max_quarantine: float = 0.05
+    views: bool = True
+    """Publish conversations or paths made of the rows, too, for the Hub's viewer."""
     progress: CountProgress = quiet
 
 
@@ -87,6 +91,8 @@ class PreparedRelease:
     """Manifest, Croissant metadata and plots by their path in the repository."""
     dataset_info: dict[str, Any]
     """The config's entry in the card's YAML head: features and sizes."""
+    view: View | None = None
+    """What `add_view` made of the rows."""
 
     @property
     def manifest(self) -> Manifest:
@@ -97,22 +103,45 @@ class PreparedRelease:
         return self.place.config or self.artifact.kind
 
     @property
+    def large(self) -> dict[str, Path]:
+        """Data files and those of the view by their path in the repository."""
+        return {**self.data, **self._of_view(self.view.files if self.view else {})}
+
+    @property
     def sha256(self) -> dict[str, str]:
-        """Hashes of the data files by their path in the repository."""
-        return {self.place.prefix + entry.path: entry.sha256 for entry in self.manifest.files}
+        """Hashes of the large files by their path in the repository."""
+        data = {self.place.prefix + entry.path: entry.sha256 for entry in self.manifest.files}
+        return data | self._of_view(self.view.sha256 if self.view else {})
+
+    def _of_view(self, values: Mapping[str, T]) -> dict[str, T]:
+        folder = self.place.view_folder(self.view.name) if self.view else ""
+        return {folder + name: value for name, value in values.items()}
 
     @property
     def bytes(self) -> int:
-        return sum(entry.bytes for entry in self.manifest.files) + sum(map(len, self.small.values()))
+        data = sum(entry.bytes for entry in self.manifest.files)
+        return data + sum(map(len, self.small.values())) + (self.view.bytes if self.view else 0)
+
+    @property
+    def manifest_path(self) -> str:
+        return self.place.prefix + MANIFEST_NAME
+
+    def differing_data(self, files: FileListing) -> list[str]:
+        """Name the data files that differ from those in a tree, or are missing or too many in it."""
+        return self._differing(files, self.data, f"{self.place.prefix}data/")
 
     def differing(self, files: FileListing) -> list[str]:
-        """Name the content files that differ from those in a tree, or are missing or too many in it."""
-        manifest = self.place.prefix + MANIFEST_NAME
-        wrong = [path for path, local in self.data.items() if not holds(files.get(path), local, self.sha256[path])]
-        if not holds(files.get(manifest), self.small[manifest]):
-            wrong.append(manifest)
-        folder = f"{self.place.prefix}data/"
-        return sorted([*wrong, *(path for path in files if path.startswith(folder) and path not in self.data)])
+        """Name the files of data, view and manifest that differ from those in a tree, or are missing or too many."""
+        folders = (f"{self.place.prefix}data/", *map(self.place.view_folder, VIEWS))
+        wrong = self._differing(files, self.large, folders)
+        if not holds(files.get(self.manifest_path), self.small[self.manifest_path]):
+            wrong.append(self.manifest_path)
+        return sorted(wrong)
+
+    def _differing(self, files: FileListing, local: Mapping[str, Path], folders: str | tuple[str, ...]) -> list[str]:
+        sha256 = self.sha256
+        wrong = [path for path, file in local.items() if not holds(files.get(path), file, sha256[path])]
+        return [*wrong, *(path for path in files if path.startswith(folders) and path not in local)]
 
 
 class BranchHead(NamedTuple):
@@ -148,7 +177,19 @@ def prepare(artifact: Artifact, options: PushOptions) -> PreparedRelease:
     tag = place.tag(artifact.manifest.version)
     small = _small_files(artifact, options, place)
     states = {place.prefix + path: state for path, state in states.items()}
-    return PreparedRelease(artifact, options, place, tag, data, states, small, _measured_info(artifact, place))
+    info = _measured_info(
+        place.config or artifact.kind, _features(artifact), artifact.data_files, artifact.manifest.rows
+    )
+    return PreparedRelease(artifact, options, place, tag, data, states, small, info)
+
+
+def add_view(release: PreparedRelease) -> PreparedRelease:
+    """Make the view of a release's rows, if it is wanted and there is one, and name it in the manifest."""
+    view = make_view(release.artifact, release.options.progress) if release.options.views else None
+    if view is None:
+        return release
+    small = {**release.small, release.manifest_path: _manifest_text(release.artifact, view)}
+    return replace(release, view=view, small=small)
 
 
 def _check_quarantine(artifact: Artifact, limit: float) -> None:
@@ -174,7 +215,7 @@ def _small_files(artifact: Artifact, options: PushOptions, place: ConfigPath) ->
     url = f"{constants.ENDPOINT}/datasets/{options.repo}"
     metadata = croissant(manifest, options.repo, url, options.license or manifest.license)
     files = {
-        MANIFEST_NAME: read_bytes(artifact.folder / MANIFEST_NAME, MANIFEST_BYTES),
+        MANIFEST_NAME: _manifest_text(artifact),
         CROISSANT_NAME: (json.dumps(metadata, indent=2) + "\n").encode(),
     }
     if plots.available():
@@ -183,19 +224,31 @@ def _small_files(artifact: Artifact, options: PushOptions, place: ConfigPath) ->
     return {place.prefix + name: content for name, content in files.items()}
 
 
-def _measured_info(artifact: Artifact, place: ConfigPath) -> dict[str, Any]:
+def _manifest_text(artifact: Artifact, view: View | None = None) -> bytes:
+    """Return the manifest that goes to the Hub: the artifact's own, which names no view, unless there is one."""
+    manifest = with_view(artifact.manifest, view)
+    if manifest is artifact.manifest:
+        return read_bytes(artifact.folder / MANIFEST_NAME, MANIFEST_BYTES)
+    return (manifest.model_dump_json(indent=2) + "\n").encode()
+
+
+def _features(artifact: Artifact) -> list[Json]:
     with open_parquet(artifact.data_files[0]) as file:
         there = set(file.schema_arrow.names)  # files may lack a nullable column of later schemas
+    return [feature for feature in cards.yaml_features(artifact.kind) if feature["name"] in there]
+
+
+def _measured_info(name: str, features: list[Json], files: Sequence[Path], rows: int) -> Json:
     size = 0
-    for path in artifact.data_files:
+    for path in files:
         with open_parquet(path) as file:
             metadata = file.metadata
         size += sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
     return {
-        "config_name": place.config or artifact.kind,
-        "features": [feature for feature in cards.yaml_features(artifact.kind) if feature["name"] in there],
-        "splits": [{"name": "train", "num_bytes": size, "num_examples": artifact.manifest.rows}],
-        "download_size": sum(entry.bytes for entry in artifact.manifest.files),
+        "config_name": name,
+        "features": features,
+        "splits": [{"name": "train", "num_bytes": size, "num_examples": rows}],
+        "download_size": sum(path.stat().st_size for path in files),
         "dataset_size": size,
     }
 
@@ -295,12 +348,16 @@ def _configs(release: PreparedRelease, head: BranchHead) -> dict[str | None, Man
 
 def _card_config(release: PreparedRelease, name: str | None, manifest: Manifest, head: BranchHead) -> CardConfig:
     place = ConfigPath(name)
-    paths = release.small if place == release.place else head.files
+    is_ours = place == release.place
+    paths = release.small if is_ours else head.files
     folder = f"{place.prefix}plots/"
     captions = {f"{plot.name}.png": plot.caption for plot in plots.DISTRIBUTIONS.get(manifest.kind, [])}
     pictures = [path for path in sorted(paths) if path.startswith(folder)]
     shown = tuple(Plot(path, captions.get(path.removeprefix(folder), "")) for path in pictures)
-    return CardConfig(manifest, name or manifest.kind, place.prefix, shown, place.tag(manifest.version))
+    files = release.large if is_ours else head.files
+    view = next((view for view in VIEWS if any(path.startswith(place.view_folder(view)) for path in files)), None)
+    made = CardView(view, place.view_config(view), place.view_folder(view)) if view else None
+    return CardConfig(manifest, name or manifest.kind, place.prefix, shown, place.tag(manifest.version), made)
 
 
 def _dataset_info(release: PreparedRelease, configs: list[CardConfig], there: Any) -> Any:
@@ -308,12 +365,13 @@ def _dataset_info(release: PreparedRelease, configs: list[CardConfig], there: An
     entries = there if isinstance(there, list) else [there]
     named = [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("config_name"), str)]
     known = {entry["config_name"]: entry for entry in named}
-    found = []
-    for config in configs:
-        if config.name == release.config_name:
-            found.append(release.dataset_info)
-        elif config.name in known:
-            found.append(known[config.name])
+    ours = {release.config_name: release.dataset_info}
+    if (view := release.view) is not None:
+        name = release.place.view_config(view.name)
+        ours[name] = _measured_info(name, view.features, list(view.files.values()), view.rows)
+    names = [name for config in configs for name in (config.name, config.view and config.view.name) if name]
+    known = {**known, **ours}
+    found = [known[name] for name in names if name in known]
     return found[0] if len(found) == 1 else found
 
 

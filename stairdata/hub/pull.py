@@ -32,6 +32,7 @@ from stairdata.hub.client import (
     retried,
     tree,
 )
+from stairdata.hub.views import with_view
 from stairdata_schemas.aliases import CountProgress
 from stairdata_schemas.artifacts import (
     READERS,
@@ -315,7 +316,8 @@ def fetch(target: RemoteRelease, root: Path, manifest: Manifest, progress: Count
     with _locked(folder):
         if not (folder / MANIFEST_NAME).is_file():
             _download(target, manifest, folder, progress)
-        return open_artifact(folder) if manifest.schema_version == SCHEMA_VERSION else Artifact(folder, manifest)
+        is_current = manifest.schema_version == SCHEMA_VERSION
+        return open_artifact(folder) if is_current else Artifact(folder, with_view(manifest, None))
 
 
 def _identity(target: RemoteRelease) -> tuple[str, str, str | None]:
@@ -362,7 +364,8 @@ def _download(target: RemoteRelease, manifest: Manifest, folder: Path, progress:
     origin = Origin(repo=target.repo, commit=target.commit, tag=target.tag, config=target.place.config)
     write_atomic(folder / ORIGIN_NAME, origin.model_dump_json(indent=2) + "\n")
     content = read(target.repo, target.place.prefix + MANIFEST_NAME, target.commit, MANIFEST_BYTES)
-    write_atomic(folder / MANIFEST_NAME, content)
+    own = with_view(manifest, None)  # a view stays on the Hub
+    write_atomic(folder / MANIFEST_NAME, content if own is manifest else own.model_dump_json(indent=2) + "\n")
     shutil.rmtree(folder / STAGING, ignore_errors=True)
 
 

@@ -1,9 +1,9 @@
 """Publishing a release: one commit, then a tag on it, and whatever was interrupted is finished by the next run.
 
 Nothing is uploaded before the artifact is checked and the repository is private and gated as it has to be. Data,
-manifest and card go in one `create_commit` with `parent_commit`; the commit is compared with what was meant before
-it gets its tag; a repository becomes public last. A tag is never moved. A version lower than the one at the head
-goes to a branch of its own, so that `main` keeps the highest.
+view, manifest and card go in one `create_commit` with `parent_commit`; the commit is compared with what was meant
+before it gets its tag; a repository becomes public last. A tag is never moved. A version lower than the one at the
+head goes to a branch of its own, so that `main` keeps the highest.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from stairdata.hub.content import (
     BranchHead,
     PreparedRelease,
     PushOptions,
+    add_view,
     check_layout,
     is_older,
     prepare,
@@ -42,7 +43,9 @@ from stairdata.hub.content import (
     render_card,
     state_of,
 )
+from stairdata.hub.releases import manifest_at
 from stairdata.hub.secrets import SecretHit, scan_texts
+from stairdata.hub.views import with_view
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import HubError, PublishError, ReleaseConflictError, quote
 from stairdata_schemas.files import write_atomic
@@ -114,6 +117,7 @@ def make_plan(release: PreparedRelease) -> PushPlan:
         check_layout(release, head)
     license = _license(release, head, public=not access.private)
     is_done = found is not None and _is_released(release, found)
+    release = release if is_done else add_view(release)
     return PushPlan(release, found, access, license, head, is_done, [] if is_done else _changes(release, head))
 
 
@@ -127,7 +131,7 @@ def _license(release: PreparedRelease, head: BranchHead | None, *, public: bool)
 
 
 def _is_released(release: PreparedRelease, found: Repository) -> bool:
-    """Return whether the tag is there, with the same content.
+    """Return whether the tag is there, with the same content; views are none.
 
     Raises:
         ReleaseConflictError: with other content.
@@ -135,10 +139,15 @@ def _is_released(release: PreparedRelease, found: Repository) -> bool:
     commit = found.tags.get(release.tag)
     if commit is None:
         return False
-    wrong = release.differing(tree(found.name, commit))
+    files, path = tree(found.name, commit), release.manifest_path
+    wrong = release.differing_data(files)
+    if not holds(files.get(path), release.small[path]):
+        there = manifest_at(found.name, release.place, commit)
+        if there is None or with_view(there, None) != with_view(release.manifest, None):
+            wrong.append(path)
     if wrong:
         raise ReleaseConflictError(
-            f"{found.name} has {release.tag} already, with other content: {', '.join(map(quote, wrong[:8]))} "
+            f"{found.name} has {release.tag} already, with other content: {', '.join(map(quote, sorted(wrong)[:8]))} "
             f"differ{' and more' if len(wrong) > 8 else ''}; a tag is never moved: build another version, or push to "
             "another repository"
         )
@@ -148,7 +157,7 @@ def _is_released(release: PreparedRelease, found: Repository) -> bool:
 def _changes(release: PreparedRelease, head: BranchHead | None) -> list[FileChange]:
     files = head.files if head else {}
     changes = []
-    contents: dict[str, Path | bytes] = {**release.data, **release.small}
+    contents: dict[str, Path | bytes] = {**release.large, **release.small}
     for path, local in contents.items():
         size = local.stat().st_size if isinstance(local, Path) else len(local)
         same = holds(files.get(path), local, release.sha256.get(path))
@@ -160,7 +169,8 @@ def _changes(release: PreparedRelease, head: BranchHead | None) -> list[FileChan
 
 def _leftovers(release: PreparedRelease, files: Iterable[str]) -> list[str]:
     """Name the files of the place that the release does not have."""
-    return [path for path in files if release.place.holds(path) and path not in {*release.data, *release.small}]
+    kept = {*release.large, *release.small}
+    return [path for path in files if release.place.holds(path) and path not in kept]
 
 
 def publish(plan: PushPlan, say: Say = lambda _: None) -> PushResult:
@@ -179,7 +189,7 @@ def publish(plan: PushPlan, say: Say = lambda _: None) -> PushResult:
         commit = plan.repository.tags[release.tag]
     else:
         megabytes = release.bytes / 1e6
-        say(f"uploading {len(release.data) + len(release.small) + 1} files, {megabytes:.1f} MB, to {repo}")
+        say(f"uploading {len(release.large) + len(release.small) + 1} files, {megabytes:.1f} MB, to {repo}")
         commit = _Publisher(plan, say).run()
     _remove_branch(release)
     _settle(repo, access, say)
@@ -330,19 +340,21 @@ class _Publisher:
     def _commit(self, branch: str, head: BranchHead, card: str) -> str:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-        data = [CommitOperationAdd(path, str(local)) for path, local in self.release.data.items()]
-        for operation in data:  # they were hashed when they were checked, and found to be the manifest's
-            operation.upload_info.sha256 = bytes.fromhex(self.release.sha256[operation.path_in_repo])
+        large = [CommitOperationAdd(path, str(local)) for path, local in self.release.large.items()]
+        sha256 = self.release.sha256
+        for operation in large:  # they were hashed when they were checked, and found to be the manifest's, or made
+            operation.upload_info.sha256 = bytes.fromhex(sha256[operation.path_in_repo])
         small = [CommitOperationAdd(path, content) for path, content in self.release.small.items()]
+        sent = [*large, *small]
         try:
             self._check_unchanged()
-            api().preupload_lfs_files(self.repo, [*data, *small], repo_type=DATASET, revision=branch, free_memory=False)
+            api().preupload_lfs_files(self.repo, sent, repo_type=DATASET, revision=branch, free_memory=False)
         finally:
             self._check_unchanged()
         gone = [CommitOperationDelete(path) for path in _leftovers(self.release, head.files)]
         done = api().create_commit(
             self.repo,
-            [*data, *small, CommitOperationAdd(README, card.encode()), *gone],
+            [*sent, CommitOperationAdd(README, card.encode()), *gone],
             commit_message=f"Release {self.release.tag}",
             repo_type=DATASET,
             revision=branch,

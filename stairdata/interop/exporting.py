@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
+from stairdata.examples.paths import LIGHT_NODES, TREES_AT_ONCE
 from stairdata.interop import thu_ml
 from stairdata.runs.progress import Progress, quiet
 from stairdata_schemas.artifacts import Artifact, iterate_frames
@@ -17,7 +16,7 @@ from stairdata_schemas.errors import UsageError
 from stairdata_schemas.files import naming, sync_file, sync_folder
 
 EXPORTED_KINDS = ("trees", "prompts", "preference_pairs", "prm_pairs")
-_ROWS_AT_ONCE = {"trees": 32}
+_ROWS_AT_ONCE = {"trees": TREES_AT_ONCE}
 _INDENT = "    "
 
 
@@ -86,13 +85,5 @@ def _rows(artifact: Artifact) -> Iterator[dict[str, Any]]:
     for path in artifact.data_files:
         for frame in iterate_frames(path, _ROWS_AT_ONCE.get(artifact.kind, 1024)):
             columns = [name for name in frame.columns if name not in {"alternatives", "seconds", "thoughts"}]
-            yield from _light(frame.select(columns)).iter_rows(named=True)
-
-
-def _light(frame: pl.DataFrame) -> pl.DataFrame:
-    """Drop the rollouts of trees: their texts are most of a tree, and have no place in the published form."""
-    if "nodes" not in frame.columns:
-        return frame
-    fields = ("node_id", "parent_id", "depth", "step", "is_terminal", "visits", "value_sum", "prior", "reward")
-    element = pl.element().struct
-    return frame.select("prompt", pl.col("nodes").list.eval(pl.struct(element.field(name) for name in fields)))
+            light = ["prompt", LIGHT_NODES] if artifact.kind == "trees" else columns  # the form has no rollouts
+            yield from frame.select(light).iter_rows(named=True)

@@ -44,6 +44,12 @@ USES = {
     "reviews": "measuring how people judge what models and judges say",
 }
 TRAINED_BY = {"structured_cot": "sft", "preference_pairs": "dpo", "prm_pairs": "prm"}
+VIEWS = {
+    "chat": "whole answers as conversations, as the Hub's viewer shows them and trainers such as TRL read them",
+    "paths": "one row for each path of a tree from its root to a leaf",
+}
+WRITTEN_BY_PEOPLE = {"prompts", "reviews"}
+LIBRARY = "stairdata"
 TASK_CATEGORIES = ["text-generation"]
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
 SECTIONS = ("introduction", "notes")
@@ -79,7 +85,17 @@ _DTYPES: Mapping[Any, str] = {
 _WORDS = frozenset({"granularity", "kind", "method", "score"})
 """Keys of a configuration whose values are one of ours."""
 _OURS = frozenset(
-    {"license", "task_categories", "tags", "size_categories", "configs", "dataset_info", "source_datasets", *GATE}
+    {
+        "license",
+        "library_name",
+        "task_categories",
+        "tags",
+        "size_categories",
+        "configs",
+        "dataset_info",
+        "source_datasets",
+        *GATE,
+    }
 )
 
 _HEAD = re.compile(r"\A\ufeff?(?:\s*\n)?---[ \t]*\n(.*?)^---[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
@@ -95,6 +111,17 @@ class Plot:
 
 
 @dataclass(frozen=True, slots=True)
+class CardView:
+    """A config that is made of another's rows: conversations (chat) or paths."""
+
+    view: str
+    name: str
+    """By which `datasets` loads it."""
+    folder: str
+    """In the repository, with a slash at its end."""
+
+
+@dataclass(frozen=True, slots=True)
 class CardConfig:
     """One config of a card: an artifact and the folder it lies in."""
 
@@ -104,6 +131,7 @@ class CardConfig:
     """Folder in the repository with a slash at its end; empty at the root."""
     plots: tuple[Plot, ...] = ()
     tag: str | None = None
+    view: CardView | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +197,7 @@ def render(card: Card) -> str:
             descriptions=DESCRIPTIONS,
             uses=USES,
             trained_by=TRAINED_BY,
+            views=VIEWS,
             single=len(card.configs) == 1 and not card.configs[0].prefix,
         )
     )
@@ -182,7 +211,7 @@ def _columns(kind: str) -> list[tuple[str, str, bool, str]]:
 
 
 def _counts(details: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {name: value for name, value in details.items() if name != "agreement"}
+    return {name: value for name, value in details.items() if name not in {"agreement", "views"}}
 
 
 def agreement_rows(details: Mapping[str, Any]) -> list[list[str]]:
@@ -238,21 +267,42 @@ def _head_text(card: Card) -> str:
 
 def _head(card: Card) -> Json:
     """Return the keys of the YAML head that are ours."""
-    kinds = sorted({config.manifest.kind for config in card.configs})
     return {
         "license": card.license or "unknown",
+        "library_name": LIBRARY,
         "task_categories": TASK_CATEGORIES,
-        "tags": ["stairdata", "safety", "alignment", *(kind.replace("_", "-") for kind in kinds), "arxiv:2502.02384"],
+        "tags": _tags(card),
         "size_categories": [size_category(sum(config.manifest.rows for config in card.configs))],
-        "configs": [_config(config, default=config.name == card.default) for config in card.configs],
+        "configs": [entry for config in card.configs for entry in _configs(config, default=card.default)],
         **({"dataset_info": card.dataset_info} if card.dataset_info else {}),
         **(GATE if card.gated else {}),
     }
 
 
-def _config(config: CardConfig, *, default: bool) -> Json:
-    data_files = [{"split": "train", "path": f"{config.prefix}data/*.parquet"}]
-    return {"config_name": config.name, **({"default": True} if default else {}), "data_files": data_files}
+def _tags(card: Card) -> list[str]:
+    kinds = sorted({config.manifest.kind for config in card.configs})
+    chats = sorted({config.manifest.kind for config in card.configs if config.view and config.view.view == "chat"})
+    return [
+        "stairdata",
+        "safety",
+        "alignment",
+        *(["synthetic"] if set(kinds) - WRITTEN_BY_PEOPLE else []),
+        *(kind.replace("_", "-") for kind in kinds),
+        *(["trl", *(TRAINED_BY[kind] for kind in chats if kind in TRAINED_BY)] if chats else []),
+        "arxiv:2502.02384",
+    ]
+
+
+def _configs(config: CardConfig, *, default: str) -> Iterator[Json]:
+    """Yield the entry of a config, and that of its view, which is never the default."""
+    is_default = {"default": True} if config.name == default else {}
+    yield {"config_name": config.name, **is_default, "data_files": _data_files(f"{config.prefix}data/")}
+    if config.view is not None:
+        yield {"config_name": config.view.name, "data_files": _data_files(config.view.folder)}
+
+
+def _data_files(folder: str) -> list[Json]:
+    return [{"split": "train", "path": f"{folder}*.parquet"}]
 
 
 def size_category(rows: int) -> str:

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from functools import partial
 
+from stairdata.examples.conversations import turns, turns_and_two_messages
+from stairdata.examples.reading import PairExample
 from stairdata.interop.trainers import settings
-from stairdata.interop.trainers.conversations import turns, turns_and_two_messages
-from stairdata.interop.trainers.examples import PairExample
 from stairdata.interop.trainers.settings import Stage
 from stairdata.interop.trainers.target import Data, Form, Target, as_yaml, by_kind
 from stairdata_schemas.aliases import Json, Row

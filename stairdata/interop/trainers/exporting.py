@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from stairdata.examples.reading import Example, count_whole, read_examples
 from stairdata.interop.trainers import settings
 from stairdata.interop.trainers.axolotl import AXOLOTL
-from stairdata.interop.trainers.examples import Example, count_whole, read_examples
 from stairdata.interop.trainers.llama_factory import LLAMA_FACTORY
 from stairdata.interop.trainers.openrlhf import OPENRLHF
 from stairdata.interop.trainers.stepwise import STEPWISE, THRESHOLD

@@ -13,9 +13,9 @@ from __future__ import annotations
 import json
 from functools import partial
 
+from stairdata.examples.conversations import turns, turns_and_two_messages
+from stairdata.examples.reading import AnswerExample, PairExample
 from stairdata.interop.trainers import settings
-from stairdata.interop.trainers.conversations import turns, turns_and_two_messages
-from stairdata.interop.trainers.examples import AnswerExample, PairExample
 from stairdata.interop.trainers.settings import Stage
 from stairdata.interop.trainers.target import Data, Form, Target, UnsayableError, as_yaml, by_kind, rendered
 from stairdata_schemas.aliases import Json, Row

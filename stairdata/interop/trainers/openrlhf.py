@@ -14,8 +14,8 @@ from __future__ import annotations
 import shlex
 from functools import partial
 
+from stairdata.examples.conversations import prompt_and_answer, two_sides
 from stairdata.interop.trainers import settings
-from stairdata.interop.trainers.conversations import prompt_and_answer, two_sides
 from stairdata.interop.trainers.settings import Stage
 from stairdata.interop.trainers.target import Data, Form, Target, by_kind
 

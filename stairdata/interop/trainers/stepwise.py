@@ -17,8 +17,9 @@ from functools import partial
 from itertools import groupby, pairwise
 from operator import itemgetter
 
+from stairdata.examples.paths import LIGHT_NODES, TREES_AT_ONCE, paths_to_leaves
+from stairdata.examples.reading import LabelledSteps
 from stairdata.interop.trainers import settings
-from stairdata.interop.trainers.examples import LabelledSteps
 from stairdata.interop.trainers.target import Data, Form, Target, UnsayableError, as_yaml, rendered
 from stairdata_schemas.aliases import Json, Row
 from stairdata_schemas.artifacts import Artifact, iterate_frames
@@ -28,7 +29,6 @@ from stairdata_schemas.rendering import Tokenizer
 SEPARATOR = "\n"
 THRESHOLD = 0.0
 """Every safe answer has a reward above it, and no unsafe one."""
-_TREES_AT_ONCE = 32
 _PAIRS_AT_ONCE = 1024
 _PAIR_COLUMNS = ["tree_id", "prompt", "chosen", "chosen_value", "rejected", "rejected_value"]
 
@@ -67,22 +67,15 @@ Labelled = list[tuple[str, float]]
 
 def _paths_of_trees(artifact: Artifact) -> Iterator[tuple[str, Labelled]]:
     for path in artifact.data_files:
-        for frame in iterate_frames(path, _TREES_AT_ONCE):
-            for prompt, nodes in frame.select("prompt", "nodes").iter_rows():
+        for frame in iterate_frames(path, TREES_AT_ONCE):
+            for prompt, nodes in frame.select("prompt", LIGHT_NODES).iter_rows():
                 yield from ((prompt, found) for found in _paths_of_tree(nodes))
 
 
 def _paths_of_tree(nodes: list[Json]) -> Iterator[Labelled]:
-    visited = {node["node_id"]: node for node in nodes if node["visits"] > 0}
-    inner = {node["parent_id"] for node in visited.values()}
-    for leaf in visited.keys() - inner - {0}:
-        path: Labelled = []
-        at = leaf
-        while at > 0:
-            node = visited[at]
-            path.append((node["step"], node["value_sum"] / node["visits"]))
-            at = node["parent_id"]
-        yield path[::-1]
+    visited = (node for node in nodes if node["visits"] > 0)
+    for path in paths_to_leaves(visited):
+        yield [(node["step"], node["value_sum"] / node["visits"]) for node in path]
 
 
 def _paths_of_pairs(artifact: Artifact) -> Iterator[tuple[str, Labelled]]:

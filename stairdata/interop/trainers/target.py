@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
-from stairdata.interop.trainers.examples import Example
+from stairdata.examples.reading import Example
 from stairdata_schemas.aliases import Json, Row
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.rendering import RenderedPrompt, Tokenizer, render_prompt

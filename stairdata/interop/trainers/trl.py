@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from functools import partial
 
+from stairdata.examples.conversations import prompt_and_answer, two_sides
+from stairdata.examples.reading import AnswerExample, PairExample
 from stairdata.interop.trainers import settings
-from stairdata.interop.trainers.conversations import prompt_and_answer, two_sides
-from stairdata.interop.trainers.examples import AnswerExample, PairExample
 from stairdata.interop.trainers.settings import Stage
 from stairdata.interop.trainers.target import Data, Form, Target, as_yaml, by_kind, rendered
 from stairdata_schemas.aliases import Json, Row

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import shlex
 
+from stairdata.examples.conversations import turns
 from stairdata.interop.trainers import settings
-from stairdata.interop.trainers.conversations import turns
 from stairdata.interop.trainers.target import Data, Form, Target
 
 

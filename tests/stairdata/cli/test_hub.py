@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import polars as pl
 import pytest
 
 from tests.stairdata.hub.conftest import pair_rows
@@ -212,6 +213,20 @@ def test_training_on_a_pulled_set(hub: HubServer, run: Run, tmp_path: Path, toke
     assert not (tmp_path / "artifacts" / "preference_pairs").exists()
 
 
+def test_no_views_publishes_the_rows_alone(hub: HubServer, run: Run, tmp_path: Path) -> None:
+    from stairdata_schemas.building import Build, BuildPlan, begin_build
+
+    ends = {"chosen_is_terminal": True, "rejected_is_terminal": True}
+    build = begin_build(BuildPlan("preference_pairs", "tests/1", {}), tmp_path / "artifacts")
+    assert isinstance(build, Build)
+    with build:
+        build.finish([pair_rows(2).with_columns(**{name: pl.lit(value) for name, value in ends.items()})])
+    pushed = ("push", "preference-pairs", "--repo", "org/pairs", "--dry-run", "--json")
+    for options, folders in (((), {"data", "views"}), (("--no-views",), {"data"})):
+        planned = json.loads(run(*pushed, *options).out)["changes"]
+        assert {change["path"].partition("/")[0] for change in planned if "parquet" in change["path"]} == folders
+
+
 def test_a_model_folder_is_pushed_as_a_model(hub: HubServer, run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "dpo-1"
     folder.mkdir(parents=True)
@@ -230,7 +245,7 @@ def test_a_model_folder_is_pushed_as_a_model(hub: HubServer, run: Run, tmp_path:
     assert (ended.status, ended.out) == (0, f"org/actor@{tag}\n"), ended.err
     assert "already exists, with the same content" in run(*pushed).err
     wrong = run(*pushed, "--config", "actors")
-    assert (wrong.status, "--config and --default are for artifacts" in wrong.err) == (2, True)
+    assert (wrong.status, "--config, --default and --no-views are for artifacts" in wrong.err) == (2, True)
     (folder / "training.json").unlink()
     refused = run(*pushed)
     assert (refused.status, "`stairdata train` did not write it" in refused.err) == (1, True)

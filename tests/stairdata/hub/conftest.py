@@ -55,6 +55,14 @@ def pair_rows(count: int, note: str = "") -> pl.DataFrame:
     return pl.DataFrame(rows, schema=polars_schema("preference_pairs"))
 
 
+def make_shards(folder: Path, frame: pl.DataFrame, count: int, kind: str = "preference_pairs") -> Artifact:
+    """An artifact of several data files, where `SHARD_BYTES` is one."""
+    build = begin_build(BuildPlan(kind, "tests/1", {"shards": count, "rows": repr(frame)}), folder / "artifacts")
+    assert not isinstance(build, Artifact)
+    with build:
+        return build.finish(frame.iter_slices(-(-len(frame) // count)))
+
+
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "git_commit", lambda: None)

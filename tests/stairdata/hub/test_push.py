@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import polars as pl
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -20,7 +19,7 @@ from stairdata_schemas.artifacts import Artifact, validate_artifact
 from stairdata_schemas.cards import card as cards
 from stairdata_schemas.errors import HubError, PublishError, ReleaseConflictError
 from stairdata_schemas.manifest import sha256_of_file
-from tests.stairdata.hub.conftest import pair_rows
+from tests.stairdata.hub.conftest import make_shards, pair_rows
 
 if TYPE_CHECKING:
     from tests.conftest import HubServer
@@ -71,12 +70,12 @@ def test_a_tag_with_other_content_is_an_error_that_names_the_files(hub: HubServe
 
 
 def test_a_new_version_replaces_the_files_of_the_old_one_in_one_commit(
-    lane: str, hub: HubServer, make: Make, monkeypatch: pytest.MonkeyPatch
+    lane: str, hub: HubServer, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stairdata_schemas.writing.SHARD_BYTES", 1)
     frames = pair_rows(6)
     monkeypatch.setattr("stairdata_schemas.writing.ROW_GROUP_ROWS", 2)
-    push(make_shards(make, frames, 3), PushOptions(REPO))
+    push(make_shards(tmp_path, frames, 3), PushOptions(REPO))
     assert len([path for path in hub.repo(REPO)["files"] if path.startswith("data/")]) == 3
     push(make(frame=pair_rows(2), rows=2), PushOptions(REPO))
     there = hub.repo(REPO)
@@ -85,25 +84,13 @@ def test_a_new_version_replaces_the_files_of_the_old_one_in_one_commit(
     assert there["commits"] == ["Release v1.1.0", "Release v1.0.0", "initial commit"]
 
 
-def make_shards(make: Make, frame: pl.DataFrame, count: int, root: Path | None = None) -> Artifact:
-    """An artifact of several data files, by way of a shard size of one byte."""
-    from stairdata_schemas.building import Build, BuildPlan, begin_build
-
-    folder = root or make("unused", root="probe").folder.parents[2] / "artifacts"
-    build = begin_build(BuildPlan("preference_pairs", "tests/1", {"shards": count}), folder)
-    assert isinstance(build, Build)
-    size = -(-len(frame) // count)
-    with build:
-        return build.finish(frame.iter_slices(size))
-
-
 @pytest.mark.slow
 def test_more_than_a_hundred_shards_are_one_commit(
     lane: str, hub: HubServer, make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("stairdata_schemas.writing.SHARD_BYTES", 1)
     hub.control(page=50)
-    artifact = make_shards(make, pair_rows(130), 130)
+    artifact = make_shards(tmp_path, pair_rows(130), 130)
     assert len(artifact.manifest.files) == 130
     push(artifact, PushOptions(REPO))
     assert hub.repo(REPO)["commits"] == ["Release v1.0.0", "initial commit"]

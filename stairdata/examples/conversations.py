@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stairdata.interop.trainers.examples import AnswerExample, PairExample
+from stairdata.examples.reading import AnswerExample, PairExample
 from stairdata_schemas.aliases import Row
 
 

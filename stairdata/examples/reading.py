@@ -1,4 +1,4 @@
-"""What is read out of an artifact for a trainer: answers, pairs, and whether an end token belongs behind them."""
+"""What is read out of an artifact's rows: answers, pairs, and whether an end token belongs behind them."""
 
 from __future__ import annotations
 
@@ -56,15 +56,19 @@ Example = AnswerExample | PairExample | LabelledSteps
 _PAIR_COLUMNS = ("prompt", "chosen", "rejected", "prefix_length", "chosen_is_terminal", "rejected_is_terminal")
 _BOTH_END = pl.col("chosen_is_terminal") & pl.col("rejected_is_terminal")
 _IS_COMPLETE = pl.col("candidates").list.get(pl.col("chosen_index")).struct.field("is_complete")
+_DETAIL = pl.col("details").str.json_path_match
+_ASKED = pl.coalesce("attacked_prompt", _DETAIL("$.prompt"))
 _IS_WHOLE: dict[str, pl.Expr] = {
     "structured_cot": pl.col("completion").is_not_null(),  # the grammar ends each
     "responses": _IS_COMPLETE,
+    "evaluations": _ASKED.is_not_null() & _DETAIL("$.outcome").is_null(),  # not cut, empty or declined
     "preference_pairs": _BOTH_END,
     "prm_pairs": _BOTH_END,
 }
 _FIELDS: dict[str, list[pl.Expr]] = {
     "structured_cot": [pl.col("prompt"), pl.col("completion"), pl.lit(value=True)],
     "responses": [pl.col("prompt"), pl.col("text"), _IS_COMPLETE],
+    "evaluations": [_ASKED, pl.col("response"), pl.lit(value=True)],
     "preference_pairs": [pl.col(name) for name in _PAIR_COLUMNS],
     "prm_pairs": [pl.col(name) for name in _PAIR_COLUMNS],
 }
@@ -79,13 +83,22 @@ def read_examples(artifact: Artifact, *, whole_only: bool) -> Iterator[AnswerExa
     """Yield answers or pairs in the order of the artifact.
 
     Args:
-        artifact: of kind structured_cot, responses, preference_pairs or prm_pairs.
+        artifact: of kind structured_cot, responses, evaluations, preference_pairs or prm_pairs.
         whole_only: leave out rows of which a side does not end where an answer ends.
     """
-    kind = artifact.kind
-    make: Any = PairExample if kind in {"preference_pairs", "prm_pairs"} else AnswerExample
     for path in artifact.data_files:
         for frame in iterate_frames(path, 1024):
-            rows = frame.filter(_IS_WHOLE[kind]) if whole_only else frame
-            fields = [field.alias(str(number)) for number, field in enumerate(_FIELDS[kind])]
-            yield from (make(*values) for values in rows.select(fields).iter_rows())
+            rows = whole_rows(frame, artifact.kind) if whole_only else frame
+            yield from examples_of(rows, artifact.kind)
+
+
+def whole_rows(frame: pl.DataFrame, kind: str) -> pl.DataFrame:
+    """Return the rows that end, on every side, where an answer ends."""
+    return frame.filter(_IS_WHOLE[kind])
+
+
+def examples_of(frame: pl.DataFrame, kind: str) -> Iterator[AnswerExample | PairExample]:
+    """Yield an answer or a pair for each row."""
+    make: Any = PairExample if kind in {"preference_pairs", "prm_pairs"} else AnswerExample
+    fields = [field.alias(str(number)) for number, field in enumerate(_FIELDS[kind])]
+    yield from (make(*values) for values in frame.select(fields).iter_rows())
