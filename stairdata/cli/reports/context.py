@@ -137,7 +137,10 @@ def _to_mend(artifacts: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, str]]
 
 def _to_make(complete: set[str], methods: set[str]) -> Iterator[dict[str, str]]:
     if not complete:
-        yield {"command": "stairdata quickstart", "why": "all stages on a small model; needs the extras training, vllm"}
+        yield {
+            "command": "stairdata quickstart",
+            "why": "all stages on a small model; needs the extras training, vllm, serve",
+        }
         yield {"command": f"stairdata build prompts {RECIPE}", "why": "the first artifact of your own recipe"}
     for given, made, command, why in FOLLOWS:
         if given in complete and made not in complete | methods:
