@@ -32,7 +32,8 @@ COLUMNS = {
     """,
     "structured_cot": """
         prompt_id, prompt, task, steps: list<struct{title, body}>, output, completion, teacher?, finish?,
-        prompt_tokens?: i64, completion_tokens?: i64, alternatives?: list<struct{completion, teacher, score?: f64}>
+        prompt_tokens?: i64, completion_tokens?: i64, alternatives?: list<struct{completion, teacher, score?: f64}>,
+        thoughts?
     """,
     "trees": """
         tree_id, prompt_id, prompt, task?, actor?, round?: i64, nodes: list<struct{node_id: i32, parent_id: i32,
@@ -240,6 +241,7 @@ def structured_cot(**other: Any) -> dict[str, Any]:
         "prompt_tokens": 1,
         "completion_tokens": 2,
         "alternatives": [{"completion": "", "teacher": "t", "score": None}],
+        "thoughts": None,
     } | other
 
 
