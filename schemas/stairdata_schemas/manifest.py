@@ -14,7 +14,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from stairdata_schemas.aliases import Json
 from stairdata_schemas.errors import ArtifactError
@@ -104,6 +111,14 @@ class BuildUsage(BaseModel):
     """Those of the completion tokens that were thoughts, as far as servers count them."""
     cost: float | None = None
     """In the currency of the recipe's price table; null where prices are unknown."""
+
+    @model_serializer(mode="wrap")
+    def _as_before_where_nothing_was_thought(self, dump: SerializerFunctionWrapHandler) -> Json:
+        # releases before 0.2 refuse a manifest with a key that they don't know
+        found: Json = dump(self)
+        if not self.reasoning_tokens:
+            found.pop("reasoning_tokens", None)
+        return found
 
 
 class Manifest(BaseModel):

@@ -719,3 +719,9 @@ def test_a_build_killed_between_any_two_system_calls_can_be_finished(
 def test_a_killed_build_leaves_no_empty_version_behind(album: list[Path], builder: dict[str, Any]) -> None:
     references = [builder["run"](root)[0].reference for root in album]
     assert set(references) == {"prompts@1.0.0"}
+
+
+def test_a_manifest_without_thoughts_has_the_keys_that_earlier_releases_know() -> None:
+    assert "reasoning_tokens" not in BuildUsage(requests=1).model_dump()
+    thoughtful = BuildUsage(requests=1, completion_tokens=9, reasoning_tokens=5)
+    assert BuildUsage.model_validate_json(thoughtful.model_dump_json()) == thoughtful
