@@ -19,10 +19,10 @@ from stairdata.stages import FullRecipe
 class Rates:
     """What things take; the defaults are those of SmolLM2-135M on two cores without a GPU."""
 
-    tokens_per_second: float = 320
+    tokens_per_second: float = 400
     """Sampled by a model's server, all requests together."""
-    start_seconds: float = 40
-    """From a build's begin to its first answer: the server's start."""
+    start_seconds: float = 100
+    """From the start of a model's server to its first answer, with compiling."""
     answer_tokens: float = 100
     """Of an answer of a trained model."""
     base_answer_tokens: float = 194
@@ -75,9 +75,15 @@ def forecast_stages(recipe: FullRecipe, rates: Rates, until: Until = "end") -> l
         rates: what things take.
         until: what is trained last.
     """
-    counts = _Counts(recipe)
-    planned = planned_stages(recipe, until)
-    return [StageForecast(each.name, each.number, *_of_stage(each, recipe, rates, counts)) for each in planned]
+    counts, forecasts, is_served = _Counts(recipe), [], False
+    for stage in planned_stages(recipe, until):
+        words, seconds = _of_stage(stage, recipe, rates, counts)
+        asks = stage.name.startswith(("trees", "responses", "evaluations"))
+        if asks and not is_served:  # a model's server runs until the next training
+            seconds += rates.start_seconds
+        is_served = asks or (is_served and not stage.name.startswith("train "))
+        forecasts.append(StageForecast(stage.name, stage.number, words, seconds))
+    return forecasts
 
 
 class _Counts:
@@ -98,7 +104,7 @@ def _of_stage(stage: PlannedStage, recipe: FullRecipe, rates: Rates, counts: _Co
     if stage.name in {"trees", "trees (held out)"}:
         trees = rounds.eval_prompts if stage.name != "trees" else rounds.prompts_per_round or 0
         tokens = trees * recipe.trees.iterations * rates.tree_tokens
-        return f"{trees} trees, {tokens:,.0f} tokens", rates.start_seconds + tokens / rates.tokens_per_second
+        return f"{trees} trees, {tokens:,.0f} tokens", tokens / rates.tokens_per_second
     if stage.name.startswith("train "):
         return _training(stage.name.removeprefix("train "), recipe, rates)
     if stage.name.startswith(("responses", "evaluations")):
@@ -132,16 +138,14 @@ def _rows_of(recipe: FullRecipe) -> int:
 def _answering(stage: PlannedStage, recipe: FullRecipe, rates: Rates, counts: _Counts) -> tuple[str, float]:
     each = rates.base_answer_tokens if stage.name.endswith(f"({BASE})") else rates.answer_tokens
     search = stage.search
-    is_first = search is None or search == recipe.rounds.searches[0]
     if stage.name.startswith("responses"):
         prompts = recipe.rounds.held_out
     else:
         prompts = counts.single if search is None else counts.searched
-        is_first = is_first and (search is not None or not recipe.rounds.held_out)  # one server for both
     answers, read = (1, 0.0) if search is None else _searching(search, each)
     tokens = prompts * each * answers
     seconds = tokens / rates.tokens_per_second + prompts * read / rates.prm_tokens_per_second
-    return f"{prompts} prompts, {tokens:,.0f} tokens", seconds + (rates.start_seconds if is_first else 0.0)
+    return f"{prompts} prompts, {tokens:,.0f} tokens", seconds
 
 
 def _searching(search: SearchSettings, tokens: float) -> tuple[int, float]:
