@@ -22,7 +22,7 @@ from .items import ITEMS, Group, item_of, items_of
 from .lines import main_line
 from .place import MainSettings, ProofPlace
 from .recipes import larger_overrides, recipe_of
-from .results import write_results
+from .results import write_page, write_results
 from .running import finished_record, item_recipe, run_item, run_line, run_options, show_forecast
 
 
@@ -53,7 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_limits(run)
     run.set_defaults(command=_run)
     results = commands.add_parser("results", help="write results.md, results.json and the plots again")
-    results.set_defaults(command=lambda _, place: _show_results(place))
+    results.add_argument("--pages", type=Path, metavar="FOLDER", help="write them as a page of a documentation, too")
+    results.set_defaults(command=_write_results)
     items = commands.add_parser("items", help="what else can be run, and what has")
     items.set_defaults(command=_list_items)
     for group in get_args(Group):
@@ -92,6 +93,12 @@ def _run(options: argparse.Namespace, place: ProofPlace) -> None:
         return
     place.write_settings(settings)
     run_line(recipe, place.main, options.max_minutes)
+    _show_results(place)
+
+
+def _write_results(options: argparse.Namespace, place: ProofPlace) -> None:
+    if options.pages is not None:
+        emit(f"page: {write_page(place, options.pages)}")
     _show_results(place)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from stairdata_schemas.aliases import Json
@@ -42,7 +43,7 @@ def page(results: Json, plots: Sequence[str]) -> str:
     if results["hand_check"]:
         lines += ["", "## The refusal rule against labels by hand", "", *_hand_check(results["hand_check"])]
     for name in plots:
-        lines += ["", f"![{name.removesuffix('.png')}]({name})"]
+        lines += ["", f"![{PurePosixPath(name).stem}]({name})"]
     return "\n".join([*lines, "", *_not_run(results)]) + "\n"
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
@@ -44,6 +46,25 @@ def write_results(place: ProofPlace) -> Json:
     plots = write_plots(place.root, found)
     write_atomic(place.root / "results.md", page(found, plots))
     return found
+
+
+def write_page(place: ProofPlace, folder: Path) -> Path:
+    """Write the results as a page of a documentation, with its plots in `pictures/`; they hold no text of data sets.
+
+    Args:
+        place: of the proof.
+        folder: of the pages.
+    """
+    found = write_results(place)
+    pictures = folder / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    names = []
+    for plot in write_plots(place.root, found):
+        shutil.copyfile(place.root / plot, pictures / f"proof-{plot}")
+        names.append(f"pictures/proof-{plot}")
+    file = folder / "proof-results.md"
+    write_atomic(file, page(found, names))
+    return file
 
 
 def collect(place: ProofPlace, settings: MainSettings) -> Json:

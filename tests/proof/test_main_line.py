@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from proof.items import ITEMS, item_of
 from proof.lines import line_of_item, main_line
 from proof.place import MainSettings, ProofPlace
 from proof.recipes import recipe_of
-from proof.results import write_results
+from proof.results import write_page, write_results
 from proof.running import run_item, run_line, run_options, show_forecast
 
 from stairdata.llm import vllm_server
@@ -153,7 +154,11 @@ def test_labels_by_hand_say_how_good_the_rule_is(place: ProofPlace, tmp_path: Pa
     assert found["all"]["labelled"] == number - 1
     assert found["all"]["recall"]["mean"] == found["all"]["precision"]["mean"] == 1.0
     assert set(found) == {"base", "sft", "dpo-1", "dpo-2", "all"}
-    assert "## The refusal rule against labels by hand" in (copied.root / "results.md").read_text()
+    text = write_page(copied, tmp_path / "docs").read_text()
+    assert "## The refusal rule against labels by hand" in text
+    pictures = re.findall(r"\]\((pictures/[^)]*)\)", text)
+    assert pictures
+    assert all((tmp_path / "docs" / name).is_file() for name in pictures)
     rows[0]["refused"] = "perhaps"
     write_rows(file, list(rows[0]), rows, {}, "")
     with pytest.raises(InputError, match="row 1: refused is 'perhaps'; write yes or no"):
