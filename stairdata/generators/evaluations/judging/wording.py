@@ -12,7 +12,7 @@ import jinja2
 from stairdata.generators.evaluations.judging.judgement import JudgedAnswer, Question, ask_user
 from stairdata.generators.evaluations.judging.rubrics import RUBRICS, Rubric
 from stairdata.recipe.benchmarks import BenchmarkScore
-from stairdata.recipe.judges import EvaluationJudge, GuardName
+from stairdata.recipe.judges import GUARDS_WITH_POLICY, EvaluationJudge, GuardName
 from stairdata_schemas.errors import RecipeError, quote
 from stairdata_schemas.formats.bounded import read_text
 from stairdata_schemas.formats.limits import NOTE_BYTES
@@ -124,6 +124,8 @@ def policy_of(guard: GuardName | None, path: Path | None, section: str = "evalua
     Raises:
         RecipeError: the file can't be read.
     """
+    if guard not in GUARDS_WITH_POLICY:
+        return None
     if path is not None:
         return source_of(path, section)
     return own_source(f"policy_v{POLICY_VERSION}.jinja") if guard == "policy" else None
