@@ -83,6 +83,18 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert heading in {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}, target
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_figures_of_the_proof_are_those_that_it_wrote(page: str) -> None:
+    written = (ROOT / "docs" / "proof-results.md").read_text(encoding="utf-8")
+    table = re.findall(
+        r"^\|.*\|$", (ROOT / page).read_text(encoding="utf-8").split("DPO 3 |")[1].split("\n\n")[0], re.M
+    )
+    cells = [cell.strip() for line in table for cell in line.strip("|").split("|")[1:]]
+    figures = [cell for cell in cells if re.match(r"\d", cell)]
+    assert len(figures) >= 20
+    assert [figure for figure in figures if figure not in written] == []
+
+
 def test_the_readme_lists_every_page() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     listed = readme.split("## All pages")[1].split("##")[0]
