@@ -218,7 +218,8 @@ def _time(stages: Sequence[Json]) -> str:
 
 
 def _hand_check(rates: Json) -> Iterator[str]:
-    yield f"`{COMMAND} hand-check read FILE`: a sample of each model's answers, labelled without knowing the model."
+    words = "a sample of each model's answers, labelled in a table that does not name the model"
+    yield f"`{COMMAND} hand-check read FILE`: {words}."
     yield "Intervals are Wilson's."
     yield ""
     names = ("recall", "precision", "refused_by_label", "refused_by_rule")

@@ -72,6 +72,15 @@ def write_quarantine(folder: Path, refusals: list[QuarantineRow]) -> None:
     sync_file(path)
 
 
+def quarantine_files(folder: Path) -> list[Path]:
+    """Return the files of the refused rows of an artifact or build, in order; a pulled artifact has none.
+
+    Args:
+        folder: of the artifact.
+    """
+    return sorted((folder / "quarantine").glob("*.parquet"))
+
+
 def _storable(value: str | int) -> str | int:
     """Escape what UTF-8 can't hold: lone surrogates, which JSON escapes may bring in."""
     return value.encode("utf-8", "backslashreplace").decode("utf-8") if isinstance(value, str) else value

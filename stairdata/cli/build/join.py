@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from stairdata.cli.build.shared import MaxQuarantineOption
 from stairdata.cli.options import JsonOption, RootOption, VersionOption, root_folder
 from stairdata.cli.results import print_artifact
 
@@ -16,9 +17,7 @@ def join(
     ],
     root: RootOption = None,
     version: VersionOption = None,
-    max_quarantine: Annotated[
-        float, typer.Option("--max-quarantine", min=0, max=1, help="Fail if a larger share of the rows is refused.")
-    ] = 0.05,
+    max_quarantine: MaxQuarantineOption = 0.05,
     json_: JsonOption = False,
 ) -> None:
     """Join the shards of a build into the artifact that the build in one piece makes."""

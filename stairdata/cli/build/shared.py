@@ -40,6 +40,9 @@ ShardOption = Annotated[
         show_default=False,
     ),
 ]
+MaxQuarantineOption = Annotated[
+    float, typer.Option("--max-quarantine", min=0, max=1, help="Fail if a larger share of the rows is refused.")
+]
 COSTS = "Costs and limits"  # heading of the help
 
 
@@ -79,9 +82,7 @@ class SharedOptions:
     max_seconds: Annotated[
         float | None, typer.Option("--max-seconds", min=0, help="Stop this run after this time.", rich_help_panel=COSTS)
     ] = None
-    max_quarantine: Annotated[
-        float, typer.Option("--max-quarantine", min=0, max=1, help="Fail if a larger share of the rows is refused.")
-    ] = 0.05
+    max_quarantine: MaxQuarantineOption = 0.05
     json_: JsonOption = False
 
     def read_recipe(self) -> FullRecipe:

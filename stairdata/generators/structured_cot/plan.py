@@ -27,6 +27,7 @@ from stairdata_schemas.building import WORK, Build, BuildPlan, begin_build, find
 from stairdata_schemas.errors import ArtifactError, RecipeError, UsageError, quote
 from stairdata_schemas.fingerprints import counted_settings
 from stairdata_schemas.manifest import ModelIdentity
+from stairdata_schemas.quarantine import quarantine_files
 
 KIND = "structured_cot"
 GENERATOR = "structured_cot/3"
@@ -290,9 +291,8 @@ def _plan(panel: TeacherPanel, options: BuildOptions, earlier: Artifact | None =
 
 def refused_of(there: Build | Artifact) -> dict[int, str]:
     """Return the rule that each refused prompt broke, by the prompt's ordinal."""
-    folder = there.folder / "quarantine"
-    if not folder.is_dir():
+    files = quarantine_files(there.folder)
+    if not files:
         return {}
-    files = sorted(folder.glob("*.parquet"))
     rows = scan_files(files).filter(pl.col("source") == KIND).select("row", "rule").collect()
     return dict(rows.iter_rows())

@@ -14,6 +14,7 @@ from stairdata.runs.inputs import input_rows
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build
 from stairdata_schemas.files import write_atomic
+from stairdata_schemas.quarantine import quarantine_files
 
 RETRIES = "tries.json"
 
@@ -59,7 +60,7 @@ def read_retries(work: Path) -> RetryRounds:
 
 def _mark(there: Build | Artifact) -> str:
     """Tell one writing of the quarantine from the next."""
-    files = sorted((there.folder / "quarantine").glob("*.parquet"))
+    files = quarantine_files(there.folder)
     return ",".join(f"{path.stat().st_mtime_ns}-{path.stat().st_ino}" for path in files)
 
 

@@ -15,7 +15,7 @@ from stairdata_schemas.artifacts import Artifact, iterate_frames, scan_files
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report, build_artifact
 from stairdata_schemas.errors import ArtifactError, UsageError
 from stairdata_schemas.manifest import SHARD, BuildUsage, ModelIdentity, Parent
-from stairdata_schemas.quarantine import QuarantineRow
+from stairdata_schemas.quarantine import QuarantineRow, quarantine_files
 
 FRAME_ROWS = 64
 
@@ -103,8 +103,7 @@ def _in_order(artifacts: Sequence[Artifact]) -> list[Artifact]:
 
 def _quarantine(shard: Artifact) -> list[QuarantineRow]:
     """Return the refused rows of a shard; none where it was pulled, since they are not published."""
-    folder = shard.folder / "quarantine"
-    files = sorted(folder.glob("*.parquet")) if folder.is_dir() else []
+    files = quarantine_files(shard.folder)
     return [QuarantineRow(**row) for row in scan_files(files).collect().to_dicts()] if files else []
 
 
@@ -178,6 +177,7 @@ def _report(shards: Sequence[Artifact]) -> Report:
         requests=sum(manifest.usage.requests for manifest in manifests),
         prompt_tokens=sum(manifest.usage.prompt_tokens for manifest in manifests),
         completion_tokens=sum(manifest.usage.completion_tokens for manifest in manifests),
+        reasoning_tokens=sum(manifest.usage.reasoning_tokens for manifest in manifests),
         cost=None if None in costs else round(sum(cost for cost in costs if cost is not None), 6),
     )
     details = [{key: value for key, value in manifest.details.items() if key != SHARD} for manifest in manifests]

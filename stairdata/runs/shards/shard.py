@@ -78,7 +78,7 @@ def own_units(build: Build, units: Sequence[Unit]) -> Sequence[Unit]:
     Units of one input row, which have its number, are in one shard.
 
     Raises:
-        UsageError: the build asks about a part of its input alone, so that it can't be cut.
+        UsageError: the build asks about a part of its input alone, so that it can't be cut, or has too few rows.
     """
     shard = shard_of(build.plan)
     if shard is None:
@@ -87,7 +87,8 @@ def own_units(build: Build, units: Sequence[Unit]) -> Sequence[Unit]:
     each, rest = divmod(len(units), inputs or 1)
     if rest or len({unit.number for unit in units}) < inputs:
         raise UsageError("--shard is for a build of all its input; leave out what asks about some of its rows alone")
-    seed = _seed_of(build.plan)
+    if inputs < shard.count:
+        raise UsageError(f"--shard {shard}: the input has {inputs} rows, too few for {shard.count} shards; take fewer")
     whole = {key: value for key, value in build.plan.configuration.items() if key != SHARD}
     build.details[SHARD] = {
         "index": shard.index,
@@ -96,7 +97,8 @@ def own_units(build: Build, units: Sequence[Unit]) -> Sequence[Unit]:
         "units_of_an_input": each,
         "whole": replace(build.plan, configuration=whole).as_json(),
     }
-    return [unit for unit in units if owner_of(unit.number, shard.count, seed) == shard.index]
+    owner = owners(build.details[SHARD], build.plan.seeds)
+    return [unit for unit in units if owner[unit.number] == shard.index]
 
 
 def note_refused(build: Build, refused: Sequence[QuarantineRow]) -> None:
@@ -104,10 +106,6 @@ def note_refused(build: Build, refused: Sequence[QuarantineRow]) -> None:
     if SHARD in build.details:
         numbers = Counter(row.row for row in refused)
         build.details[SHARD]["refused"] = {str(number): count for number, count in sorted(numbers.items())}
-
-
-def _seed_of(plan: BuildPlan) -> int:
-    return next(iter(plan.seeds.values()), 0)
 
 
 def owners(noted: Json, seeds: dict[str, int]) -> list[int]:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pytest
@@ -25,6 +25,9 @@ from stairdata.runs.shards.join import join_shards
 from stairdata.runs.shards.shard import Shard, owner_of
 from stairdata_schemas.artifacts import Artifact, open_artifact, resolve, validate_artifact
 from stairdata_schemas.errors import ArtifactError, ArtifactNotFoundError, BudgetError, UsageError
+
+if TYPE_CHECKING:
+    from tests.conftest import StubServer
 
 COUNT = 3
 UNEVEN = ["requests", "prompt_tokens", "completion_tokens", "seconds"]
@@ -206,6 +209,23 @@ def test_shards_whose_rows_do_not_add_up_are_refused(
         join_shards(changed, tmp_path / "joined")
     with pytest.raises(ArtifactNotFoundError):
         resolve("responses", tmp_path / "joined")
+
+
+def test_thoughts_of_all_shards_are_counted(
+    recipe: Recipe, options: BuildOptions, stub_llm: StubServer, tmp_path: Path
+) -> None:
+    stub_llm.control(thinks=9)
+    shards = [build_shard("structured_cot", recipe, options, index) for index in (1, 2, 3)]
+    used = [shard.manifest.usage.reasoning_tokens for shard in shards]
+    assert all(used)
+    assert join_shards(shards, options.root).manifest.usage.reasoning_tokens == sum(used)
+
+
+def test_more_shards_than_rows_are_refused(recipe: Recipe, options: BuildOptions) -> None:
+    with pytest.raises(UsageError, match="the input has 11 rows, too few for 12 shards"):
+        build_shard("responses", recipe, options, 1, 12)
+    with pytest.raises(ArtifactNotFoundError):
+        resolve("responses@1.0.0", options.root)
 
 
 def test_what_cannot_be_cut_is_refused(recipe: Recipe, options: BuildOptions) -> None:
