@@ -16,7 +16,8 @@ from stairdata.hub import transfers
 from stairdata.hub.transfers import TransferError, transfer_limit
 from stairdata_schemas.formats.limits import MEBIBYTE
 
-HEAD = b"HTTP/1.1 200 OK\r\n"
+# Each connection ends with its answer, and says so: a client that kept it could meet the end of it while it asks again.
+HEAD = b"HTTP/1.1 200 OK\r\nconnection: close\r\n"
 
 
 def endless() -> Iterator[bytes]:
