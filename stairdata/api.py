@@ -22,6 +22,7 @@ __all__ = [
     "best_of",
     "best_of_curve",
     "build",
+    "join",
     "lineage",
     "load_recipe",
     "open_artifact",
@@ -32,6 +33,8 @@ __all__ = [
 ]
 
 ROOT = Path("artifacts")
+CUT_KINDS = ("structured_cot", "trees", "responses", "evaluations")
+"""Kinds that can be built in shards."""
 
 
 def load_recipe(source: str | Path | Mapping[str, Any] | None = None, overrides: Sequence[str] = ()) -> FullRecipe:
@@ -65,6 +68,8 @@ def build(
     limit: int | None = None,
     fresh: bool = False,
     max_quarantine: float = 0.05,
+    shard: str | None = None,
+    rejudge: str | Artifact | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Build an artifact, as `stairdata build` does: it resumes, and returns a finished one of the same recipe.
@@ -78,27 +83,69 @@ def build(
         limit: input rows at most.
         fresh: start over instead of continuing an unfinished build.
         max_quarantine: largest share of refused rows.
+        shard: I/N, the I-th of N parts of the input alone; `join` makes one artifact of them.
+        rejudge: trees, or their reference, whose answers are rated again by the recipe's judge; nothing is sampled.
         progress: called with what is being done, how much is done, how much there is (0: unknown), and details.
 
     Raises:
+        UsageError: `shard` or `rejudge` of a kind that knows no such thing.
         StairDataError: one of its kinds, with what went wrong and what to do next; finished work is kept.
     """
     from stairdata.runs.options import BuildOptions
     from stairdata.runs.progress import quiet
-    from stairdata.stages import FullRecipe, build_kind
+    from stairdata.runs.shards.shard import Shard
+    from stairdata.stages import BUILT_KINDS, FullRecipe, build_kind
+    from stairdata_schemas.errors import UsageError, quote
 
+    stage = kind.replace("-", "_")
+    if rejudge is not None and stage in BUILT_KINDS and stage != "trees":
+        raise UsageError(f"rejudge rates trees again, and {quote(kind)} is to be built; leave it out")
+    if shard is not None and stage in BUILT_KINDS and stage not in CUT_KINDS:
+        raise UsageError(f"{quote(kind)} asks no models, or looks at its input as a whole; leave shard out")
     options = BuildOptions(
         root=Path(root),
         version=version,
-        inputs=tuple(str(each.folder.resolve()) if isinstance(each, Artifact) else each for each in inputs),
+        inputs=tuple(map(_reference, inputs)),
         limit=limit,
         fresh=fresh,
         max_quarantine=max_quarantine,
         progress=progress or quiet,
+        shard=Shard.parse(shard) if shard is not None else None,
     )
-    artifact = build_kind(kind, recipe if isinstance(recipe, FullRecipe) else load_recipe(recipe), options)
+    own = {"rejudge": _reference(rejudge)} if rejudge is not None else {}
+    artifact = build_kind(kind, recipe if isinstance(recipe, FullRecipe) else load_recipe(recipe), options, **own)
     assert artifact is not None, "only a batch leaves a build unfinished"
     return artifact
+
+
+def _reference(artifact: str | Artifact) -> str:
+    return str(artifact.folder.resolve()) if isinstance(artifact, Artifact) else artifact
+
+
+def join(
+    shards: Sequence[str | Artifact],
+    root: str | Path = ROOT,
+    *,
+    version: str | None = None,
+    max_quarantine: float = 0.05,
+) -> Artifact:
+    """Join all shards of a build, in any order, into the artifact that the build in one piece makes.
+
+    Args:
+        shards: artifacts or references.
+        root: folder of the artifacts.
+        version: default: the next one.
+        max_quarantine: largest share of refused rows.
+
+    Raises:
+        UsageError: what is given is no shard, of different builds, there twice, or not all.
+        ArtifactError: a shard that is damaged.
+        QuarantineError: more rows were refused than `max_quarantine`.
+    """
+    from stairdata.runs.shards.join import join_shards
+
+    artifacts = [each if isinstance(each, Artifact) else open_artifact(each, root) for each in shards]
+    return join_shards(artifacts, Path(root), version, max_quarantine)
 
 
 def open_artifact(reference: str | Path, root: str | Path = ROOT) -> Artifact:

@@ -86,7 +86,7 @@ def run_units(
         UsageError: a shard is to be built of what can't be cut.
         KeyboardInterrupt: after requests in flight have been answered, for some seconds at most.
     """
-    units = own_units(build, units)
+    every, units = units, own_units(build, units)
     journal = RowJournal(build)
     run = UnitRun(build, journal, budget, progress, len(units))
     missing = journal.missing(units, pilot)
@@ -101,7 +101,7 @@ def run_units(
     if budget.reason is not None:
         raise budget.reason
     result = run.result(units)
-    note_refused(build, result.refused)
+    note_refused(build, every, result.refused)
     return result
 
 

@@ -37,6 +37,14 @@ class Unit(NamedTuple):
     """What quarantine shows of it."""
     payload: Row
     """What working on it takes; JSON values, so that it can be sent to another process."""
+    group: int | None = None
+    """Ordinal of the units that share something that is asked for once, such as an answer: they are in one shard.
+    Groups are numbered from 0 in the order in which they come up. None: units of one number are such a group."""
+
+    @property
+    def shard_group(self) -> int:
+        """What stays in one piece when a build is cut into shards."""
+        return self.number if self.group is None else self.group
 
 
 class UnitResult(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ NAMES = [
     "best_of",
     "best_of_curve",
     "build",
+    "join",
     "lineage",
     "load_recipe",
     "open_artifact",
@@ -74,5 +76,29 @@ def test_artifacts_are_inputs(tmp_path: Path) -> None:
         stairdata.build("preference-pairs", {}, root=tmp_path, inputs=[prompts])
     with pytest.raises(UsageError, match="can't build 'tree'; did you mean 'trees'"):
         stairdata.build("tree", {}, root=tmp_path)
+    with pytest.raises(UsageError, match="rejudge rates trees again, and 'responses' is to be built"):
+        stairdata.build("responses", {}, root=tmp_path, rejudge="trees")
+    with pytest.raises(UsageError, match="'prm-pairs' asks no models"):
+        stairdata.build("prm-pairs", {}, root=tmp_path, shard="1/2")
     with pytest.raises(UsageError, match="no dataset on the Hub"):
         stairdata.pull("nowhere", tmp_path)
+
+
+def test_shards_are_built_joined_and_judged_again(
+    actor_section: dict[str, Any], waits: list[float], tmp_path: Path
+) -> None:
+    source = tmp_path / "p.jsonl"
+    source.write_text("".join(f'{{"prompt": "Question {number}?", "task": "safety"}}\n' for number in range(4)))
+    recipe: dict[str, Any] = {
+        "prompts": {"sources": [{"path": str(source)}]},
+        "actor": {**actor_section, "max_model_len": 1024},
+        "trees": {"iterations": 2, "samples": 2, "max_tokens": 32, "rollout_tokens": 32},
+    }
+    stairdata.build("prompts", recipe, root=tmp_path)
+    shards = [stairdata.build("trees", recipe, root=tmp_path, shard=f"{index}/2") for index in (1, 2)]
+    trees = stairdata.join(shards, tmp_path)
+    assert trees.manifest.rows == 4
+    assert stairdata.build("trees", recipe, root=tmp_path).reference == trees.reference
+    by_rule = recipe | {"trees": recipe["trees"] | {"judge": {"kind": "reference"}}}
+    judged = stairdata.build("trees", by_rule, root=tmp_path, rejudge=trees)
+    assert judged.manifest.parents[0].content_hash == trees.manifest.content_hash

@@ -15,6 +15,7 @@ from stairdata.runs.build import build_as_told
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.progress import report_waiting
 from stairdata.runs.runner import RunResult, open_budget, run_units, table_of_outcomes, usage_of
+from stairdata.runs.shards.shard import own_refused
 from stairdata.search.refusal import refusal_rule_note
 from stairdata_schemas.aliases import Row
 from stairdata_schemas.artifacts import Artifact
@@ -55,7 +56,7 @@ def build_evaluations(
         options.tell(table_of_outcomes(result))
         report = _report(job, result, budget)
         options.tell("\n".join(report.notes))
-        refused = [*job.refused, *result.refused]
+        refused = [*own_refused(build, job.refused), *result.refused]
         return BuildContent(result.frames(), refused, report, BY_DESIGN)
 
     return build_as_told(job.plan, content, options)

@@ -74,8 +74,18 @@ class EvaluationJob:
     """By model: which prompts its training has seen, and what could not be looked at."""
 
     def as_units(self) -> list[Unit]:
-        """Return the rows as units of work."""
-        return [Unit(each.key, number, each.prompt, each._asdict()) for number, each in enumerate(self.units)]
+        """Return the rows as units of work; those of one model and prompt, which share answers, are a group."""
+        groups: dict[tuple[str, str], int] = {}
+        return [
+            Unit(
+                row.key,
+                number,
+                row.prompt,
+                row._asdict(),
+                groups.setdefault((row.model, row.prompt_id), len(groups)),
+            )
+            for number, row in enumerate(self.units)
+        ]
 
 
 def model_label(name: str, revision: str | None) -> str:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
-from stairdata.runs.shards.shard import owners
-from stairdata_schemas.aliases import Json
+from stairdata.runs.shards.shard import ShardNote, owner_of, seed_of
 from stairdata_schemas.artifacts import Artifact, iterate_frames, scan_files
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report, build_artifact
 from stairdata_schemas.errors import ArtifactError, UsageError
-from stairdata_schemas.manifest import SHARD, BuildUsage, ModelIdentity, Parent
+from stairdata_schemas.manifest import SHARD, BuildUsage, Manifest
 from stairdata_schemas.quarantine import QuarantineRow, quarantine_files
 
 FRAME_ROWS = 64
@@ -39,97 +38,114 @@ def join_shards(
         QuarantineError: more rows were refused than `max_quarantine`.
     """
     shards = _in_order(artifacts)
-    first = shards[0].manifest
-    whole: Json = _noted(shards[0])["whole"]
+    first, whole = shards[0].manifest, shards[0].note.whole
     plan = BuildPlan(
         first.kind,
-        whole["generator"],
-        whole["configuration"],
+        whole.generator,
+        whole.configuration,
         settings={
             name: value
             for name, value in first.configuration.items()
-            if name not in whole["configuration"] and name != SHARD
+            if name not in whole.configuration and name != SHARD
         },
-        parents=[Parent.model_validate(parent) for parent in whole["parents"]],
-        models=[ModelIdentity.model_validate(model) for model in whole["models"]],
-        inputs=whole["inputs"],
+        parents=whole.parents,
+        models=whole.models,
+        inputs=whole.inputs,
         seeds=first.seeds,
         license=first.license,
     )
 
     def content(_: Build) -> BuildContent:
-        refused = sorted((row for shard in shards for row in _quarantine(shard)), key=lambda row: row.row)
+        refused = [row for shard in shards for row in shard.quarantine()]
+        refused.sort(key=lambda row: row.row if row.source == first.kind else -1)  # first what never became a unit
         return BuildContent(_rows_in_order(shards), refused, _report(shards))
 
     return build_artifact(plan, content, root, version, max_quarantine=max_quarantine)
 
 
-def _noted(shard: Artifact) -> Json:
-    noted: Json = shard.manifest.details[SHARD]
-    return noted
+class _NotedShard(NamedTuple):
+    """A shard and what its manifest says of it."""
+
+    artifact: Artifact
+    note: ShardNote
+
+    @property
+    def reference(self) -> str:
+        return self.artifact.reference
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.artifact.manifest
+
+    def quarantine(self) -> list[QuarantineRow]:
+        """Return the refused rows; none where the shard was pulled, since they are not published."""
+        files = quarantine_files(self.artifact.folder)
+        return [QuarantineRow(**row) for row in scan_files(files).collect().to_dicts()] if files else []
 
 
-def _in_order(artifacts: Sequence[Artifact]) -> list[Artifact]:
+def _in_order(artifacts: Sequence[Artifact]) -> list[_NotedShard]:
     """Check that these are all shards of one build, and return them by their index."""
     for artifact in artifacts:
         if SHARD not in artifact.manifest.details:
             raise UsageError(f"{artifact.reference} is not a shard; build shards with --shard I/N")
     if not artifacts:
         raise UsageError("no shards are given; name all of them, such as trees@1.0.0 trees@1.1.0")
-    wanted = _noted(artifacts[0])
-    for artifact in artifacts[1:]:
-        noted = _noted(artifact)
-        if noted["whole"]["fingerprint"] != wanted["whole"]["fingerprint"] or noted["count"] != wanted["count"]:
+    shards = [_NotedShard(artifact, ShardNote.read(artifact)) for artifact in artifacts]
+    first, wanted = shards[0], shards[0].note
+    for shard in shards[1:]:
+        note = shard.note
+        if note.whole.fingerprint != wanted.whole.fingerprint or note.count != wanted.count:
             raise UsageError(
-                f"{artifacts[0].reference} is shard {wanted['index']}/{wanted['count']} and {artifact.reference} shard "
-                f"{noted['index']}/{noted['count']} of another build (`stairdata diff` shows what differs); join the "
+                f"{first.reference} is shard {wanted.index}/{wanted.count} and {shard.reference} shard "
+                f"{note.index}/{note.count} of another build (`stairdata diff` shows what differs); join the "
                 "shards of one recipe, from the same inputs"
             )
-    known: dict[int, Artifact] = {}
-    for artifact in artifacts:
-        index = _noted(artifact)["index"]
+    known: dict[int, _NotedShard] = {}
+    for shard in shards:
+        index = shard.note.index
         if index in known:
             raise UsageError(
-                f"{known[index].reference} and {artifact.reference} are both shard {index}/{wanted['count']}; give one "
+                f"{known[index].reference} and {shard.reference} are both shard {index}/{wanted.count}; give one "
                 "of them"
             )
-        known[index] = artifact
-    missing = [str(index) for index in range(1, wanted["count"] + 1) if index not in known]
+        known[index] = shard
+    missing = [str(index) for index in range(1, wanted.count + 1) if index not in known]
     if missing:
         shown = ", ".join(missing[:10]) + (" and others" if len(missing) > 10 else "")
-        raise UsageError(f"of {wanted['count']} shards {shown} {'is' if len(missing) == 1 else 'are'} missing")
+        raise UsageError(f"of {wanted.count} shards {shown} {'is' if len(missing) == 1 else 'are'} missing")
     return [known[index] for index in sorted(known)]
 
 
-def _quarantine(shard: Artifact) -> list[QuarantineRow]:
-    """Return the refused rows of a shard; none where it was pulled, since they are not published."""
-    files = quarantine_files(shard.folder)
-    return [QuarantineRow(**row) for row in scan_files(files).collect().to_dicts()] if files else []
-
-
-def _refused(shard: Artifact) -> dict[int, int]:
-    """Return how many units of which input rows have no row.
+def _check_numbers(shards: Sequence[_NotedShard]) -> None:
+    """Check that the places of all rows can be told.
 
     Raises:
-        ArtifactError: other rows broke the schema, so that it can't be told which units they were.
+        ArtifactError: rows broke the schema, so that it can't be told which units they were, or are too few or many.
     """
-    refused = {int(number): count for number, count in _noted(shard)["refused"].items()}
-    if sum(refused.values()) != sum(shard.manifest.quarantine.values()):
+    for shard in shards:
+        note = shard.note
+        if note.refused_before + sum(note.refused.values()) != sum(shard.manifest.quarantine.values()):
+            raise ArtifactError(
+                f"{shard.reference}: some of its rows broke the schema, so that the places of the others are not "
+                "known; build this shard again"
+            )
+    found = sum(shard.manifest.rows + sum(shard.note.refused.values()) for shard in shards)
+    if found != (wanted := shards[0].note.total):
         raise ArtifactError(
-            f"{shard.reference}: some of its rows broke the schema, so that the places of the others are not known; "
-            "build this shard again"
+            f"the shards have {found} rows, those that were refused included, and their input asks for {wanted}; "
+            "`stairdata validate` each, or build them again"
         )
-    return refused
 
 
-def _rows_in_order(shards: Sequence[Artifact]) -> Iterator[pl.DataFrame]:
+def _rows_in_order(shards: Sequence[_NotedShard]) -> Iterator[pl.DataFrame]:
     """Yield the rows of all shards in the order of the input, in frames of bounded size."""
-    noted = _noted(shards[0])
-    refused = [_refused(shard) for shard in shards]
-    readers = [ShardRows(shard) for shard in shards]
+    _check_numbers(shards)
+    note, seed = shards[0].note, seed_of(shards[0].manifest.seeds)
+    readers = [ShardRows(shard.artifact) for shard in shards]
     pieces: list[pl.DataFrame] = []
-    for owner, numbers in groupby(enumerate(owners(noted, shards[0].manifest.seeds)), key=lambda each: each[1]):
-        wanted = sum(noted["units_of_an_input"] - refused[owner - 1].get(number, 0) for number, _ in numbers)
+    for owner, runs in groupby(enumerate(note.runs()), key=lambda run: owner_of(run[1].group, note.count, seed)):
+        refused = shards[owner - 1].note.refused
+        wanted = sum(run.size - refused.get(number, 0) for number, run in runs)
         pieces += readers[owner - 1].take(wanted)
         if sum(map(len, pieces)) >= FRAME_ROWS:
             yield pl.concat(pieces)
@@ -170,7 +186,7 @@ class ShardRows:
         return ArtifactError(f"{self._shard.reference} has {what}; `stairdata validate` it, or build this shard again")
 
 
-def _report(shards: Sequence[Artifact]) -> Report:
+def _report(shards: Sequence[_NotedShard]) -> Report:
     manifests = [shard.manifest for shard in shards]
     costs = [manifest.usage.cost for manifest in manifests]
     usage = BuildUsage(
@@ -181,11 +197,25 @@ def _report(shards: Sequence[Artifact]) -> Report:
         cost=None if None in costs else round(sum(cost for cost in costs if cost is not None), 6),
     )
     details = [{key: value for key, value in manifest.details.items() if key != SHARD} for manifest in manifests]
-    merged = _merge(details) | {"shards": [shard.as_parent().model_dump(exclude_none=True) for shard in shards]}
-    notes = list(dict.fromkeys(note for manifest in manifests for note in manifest.notes))
-    if pulled := [shard.reference for shard in shards if shard.manifest.quarantine and not _quarantine(shard)]:
+    merged = _merge(details) | {
+        "shards": [shard.artifact.as_parent().model_dump(exclude_none=True) for shard in shards]
+    }
+    notes = _join_notes([note for manifest in manifests for note in manifest.notes])
+    if pulled := [shard.reference for shard in shards if shard.manifest.quarantine and not shard.quarantine()]:
         notes.append(f"the refused rows of {', '.join(pulled)} are not in the quarantine: they were not published")
     return Report(_merge([manifest.outcomes for manifest in manifests]), usage, notes, merged)
+
+
+def _join_notes(notes: Sequence[str]) -> list[str]:
+    """Return each note once; of those that begin with a number, and are equal but for it, one with the sum."""
+    sums: dict[str, int | None] = {}
+    for note in notes:
+        number, _, words = note.partition(" ")
+        if number.isascii() and number.isdigit():
+            sums[words] = (sums.get(words) or 0) + int(number)
+        else:
+            sums[note] = None
+    return [note if number is None else f"{number} {note}" for note, number in sums.items()]
 
 
 def _merge(parts: Sequence[Any]) -> Any:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from itertools import groupby
+from typing import Annotated, NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stairdata.runs.units import Unit
 from stairdata_schemas.aliases import Json
+from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildPlan
-from stairdata_schemas.errors import UsageError, quote
-from stairdata_schemas.manifest import SHARD
+from stairdata_schemas.errors import ArtifactError, UsageError, quote
+from stairdata_schemas.manifest import SHARD, ModelIdentity, Parent
 from stairdata_schemas.quarantine import QuarantineRow
 
 MOST = 100_000
@@ -72,10 +76,79 @@ def shard_of(plan: BuildPlan) -> Shard | None:
     return Shard.parse(text) if text is not None else None
 
 
+class UnitRun(NamedTuple):
+    """Units of one group that follow each other."""
+
+    group: int
+    size: int
+
+
+class WholeBuild(BaseModel):
+    """What decides the rows of the build in one piece, as `BuildPlan.as_json` says it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    fingerprint: str
+    generator: str
+    configuration: Json
+    parents: list[Parent]
+    models: list[ModelIdentity]
+    inputs: dict[str, str]
+
+
+class ShardNote(BaseModel):
+    """What a shard's manifest says of it, so that the shards can be joined."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    index: Annotated[int, Field(ge=1)]
+    """From 1."""
+    count: Annotated[int, Field(ge=1, le=MOST)]
+    units: list[Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=3)]]
+    """Of the whole build: [size, times] for so many groups that come up one after the other, [size, 1, group] where one
+    comes up again."""
+    refused: dict[int, int] = {}
+    """How many units have no row, by the ordinal of their run."""
+    refused_before: int = 0
+    """How many rows of the input never became units."""
+    whole: WholeBuild
+
+    @classmethod
+    def read(cls, shard: Artifact) -> Self:
+        """Read it from a manifest.
+
+        Raises:
+            ArtifactError: it isn't as `own_units` writes it.
+        """
+        try:
+            return cls.model_validate(shard.manifest.details[SHARD])
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors()[0]["loc"]))
+            raise ArtifactError(
+                f"{shard.reference}: what its manifest says of the shard is damaged at {quote(where)}; build this "
+                "shard again"
+            ) from None
+
+    @property
+    def total(self) -> int:
+        """Units of the whole build."""
+        return sum(size * times for size, times, *_ in self.units)
+
+    def runs(self) -> Iterator[UnitRun]:
+        """Yield the runs of the whole build's units in their order."""
+        following = 0
+        for size, times, *earlier in self.units:
+            if earlier:
+                yield UnitRun(earlier[0], size)
+                continue
+            yield from (UnitRun(number, size) for number in range(following, following + times))
+            following += times
+
+
 def own_units(build: Build, units: Sequence[Unit]) -> Sequence[Unit]:
     """Return the units of the shard that is built, and note in the manifest's details what a join needs to know.
 
-    Units of one input row, which have its number, are in one shard.
+    Units of one group, such as those of one input row, are in one shard.
 
     Raises:
         UsageError: the build asks about a part of its input alone, so that it can't be cut, or has too few rows.
@@ -83,32 +156,64 @@ def own_units(build: Build, units: Sequence[Unit]) -> Sequence[Unit]:
     shard = shard_of(build.plan)
     if shard is None:
         return units
-    inputs = 1 + max((unit.number for unit in units), default=-1)
-    each, rest = divmod(len(units), inputs or 1)
-    if rest or len({unit.number for unit in units}) < inputs:
+    units_of = Counter(unit.shard_group for unit in units)
+    groups = 1 + max(units_of, default=-1)
+    if len(units_of) < groups or (len(set(units_of.values())) > 1 and any(unit.group is None for unit in units)):
         raise UsageError("--shard is for a build of all its input; leave out what asks about some of its rows alone")
-    if inputs < shard.count:
-        raise UsageError(f"--shard {shard}: the input has {inputs} rows, too few for {shard.count} shards; take fewer")
+    if groups < shard.count:
+        raise UsageError(f"--shard {shard}: the input has {groups} rows, too few for {shard.count} shards; take fewer")
     whole = {key: value for key, value in build.plan.configuration.items() if key != SHARD}
-    build.details[SHARD] = {
-        "index": shard.index,
-        "count": shard.count,
-        "inputs": inputs,
-        "units_of_an_input": each,
-        "whole": replace(build.plan, configuration=whole).as_json(),
-    }
-    owner = owners(build.details[SHARD], build.plan.seeds)
-    return [unit for unit in units if owner[unit.number] == shard.index]
+    noted = ShardNote(
+        index=shard.index,
+        count=shard.count,
+        units=_shorten(units),
+        whole=WholeBuild.model_validate(replace(build.plan, configuration=whole).as_json()),
+    )
+    build.details[SHARD] = noted.model_dump(mode="json")
+    seed = seed_of(build.plan.seeds)
+    return [unit for unit in units if owner_of(unit.shard_group, shard.count, seed) == shard.index]
 
 
-def note_refused(build: Build, refused: Sequence[QuarantineRow]) -> None:
-    """Note which input rows a shard has no row of: the quarantine, which says so too, is never published."""
+def note_refused(build: Build, units: Sequence[Unit], refused: Sequence[QuarantineRow]) -> None:
+    """Note where a shard has no row for a unit: the quarantine, which says so too, is never published.
+
+    Args:
+        build: of the shard.
+        units: of the whole build.
+        refused: of the shard.
+    """
     if SHARD in build.details:
-        numbers = Counter(row.row for row in refused)
+        runs = groupby(units, key=lambda unit: unit.shard_group)
+        run_of = {unit.number: run for run, (_, members) in enumerate(runs) for unit in members}
+        numbers = Counter(run_of[row.row] for row in refused)
         build.details[SHARD]["refused"] = {str(number): count for number, count in sorted(numbers.items())}
 
 
-def owners(noted: Json, seeds: dict[str, int]) -> list[int]:
-    """Return the shard, from 1, of each input row of a build, from what `own_units` noted."""
-    seed = next(iter(seeds.values()), 0)
-    return [owner_of(number, noted["count"], seed) for number in range(noted["inputs"])]
+def own_refused(build: Build, refused: Sequence[QuarantineRow]) -> Sequence[QuarantineRow]:
+    """Return the rows that a build refuses before they are units: the first shard alone has them."""
+    if SHARD not in build.details:
+        return refused
+    own = refused if build.details[SHARD]["index"] == 1 else []
+    build.details[SHARD]["refused_before"] = len(own)
+    return own
+
+
+def seed_of(seeds: dict[str, int]) -> int:
+    """Return the seed of a build that decides which shard a group belongs to."""
+    return next(iter(seeds.values()), 0)
+
+
+def _shorten(units: Sequence[Unit]) -> list[list[int]]:
+    shortened: list[list[int]] = []
+    following = 0
+    for group, members in groupby(unit.shard_group for unit in units):
+        size = len([*members])
+        if group != following:
+            shortened.append([size, 1, group])
+            continue
+        following += 1
+        if shortened and len(shortened[-1]) == 2 and shortened[-1][0] == size:
+            shortened[-1][1] += 1
+        else:
+            shortened.append([size, 1])
+    return shortened

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.stairdata.cli.conftest import Ended
 
 Run = Callable[..., "Ended"]
-KINDS = ["prompts", "structured-cot", "trees", "preference-pairs", "prm-pairs", "responses"]
+KINDS = ["prompts", "structured-cot", "trees", "preference-pairs", "prm-pairs", "responses", "evaluations"]
 OWN = {
     "prompts": {"--decontaminate"},
     "structured-cot": {"--teachers", "--batch", "--retry-quarantined", "--shard"},
@@ -27,6 +27,7 @@ OWN = {
     "preference-pairs": {"--reviews"},
     "prm-pairs": set(),
     "responses": {"--shard"},
+    "evaluations": {"--exclude-seen", "--shard"},
 }
 SHARED = {
     "--recipe", "--set", "--input", "--root", "--version", "--limit", "--fresh", "--dry-run", "--max-total-tokens",
