@@ -1,8 +1,8 @@
 """A model that answers at once, for measuring our own side: OpenAI's protocol on a bare asyncio socket.
 
-    python benchmarks/instant_server.py      prints its port, then serves until it is ended
+    python benchmarks/instant_server.py [SHARE]      prints its port, then serves until it is ended
 
-Texts follow the step grammar and depend on prompt and seed alone; an answer has four steps and an output, of about
+SHARE of the answers say that they are sorry; default: 1, all. Texts follow the step grammar and depend on prompt and seed alone; an answer has four steps and an output, of about
 25 words each.
 """
 
@@ -17,6 +17,7 @@ ASSISTANT = "<|im_start|>assistant\n"
 WORDS = [f"word{number}" for number in range(200)]
 DEPTH = 4
 STEP_TOKENS = 60
+SORRY = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
 
 
 class Server(asyncio.Protocol):
@@ -89,7 +90,8 @@ def _text(prompt: str, seed: int) -> tuple[str, int]:
     for number in range(begun.count("<|/Reasoning_step|>"), DEPTH):
         separator = "\n\n" if number else ""
         text += f"{separator}<|Reasoning_step|>\nTitle: Step {number}:\n{_words(rng)}\n<|/Reasoning_step|>"
-    text += f"\n\n<|Output|>\nFinal Answer:\nI am sorry, {_words(rng)}.\n<|/Output|>"
+    begin = "I am sorry" if rng.random() < SORRY else "Well"
+    text += f"\n\n<|Output|>\nFinal Answer:\n{begin}, {_words(rng)}.\n<|/Output|>"
     return text, text.count("Title") * STEP_TOKENS + STEP_TOKENS
 
 
