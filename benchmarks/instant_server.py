@@ -2,8 +2,8 @@
 
     python benchmarks/instant_server.py [SHARE]      prints its port, then serves until it is ended
 
-SHARE of the answers say that they are sorry; default: 1, all. Texts follow the step grammar and depend on prompt and seed alone; an answer has four steps and an output, of about
-25 words each.
+SHARE of the answers say that they are sorry; default: 1, all. Texts follow the step grammar and depend on prompt and
+seed alone; an answer has four steps and an output, of about 25 words each.
 """
 
 from __future__ import annotations

@@ -216,7 +216,8 @@ class Scale:
             artifact = self._folder / "artifacts" / step.kind / "1.0.0"
             files = [path for path in artifact.rglob("*") if path.is_file()]
             manifest = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))
-            found |= {"rows": manifest["rows"], "files": len(files), "bytes": sum(each.stat().st_size for each in files)}
+            size = sum(path.stat().st_size for path in files)
+            found |= {"rows": manifest["rows"], "files": len(files), "bytes": size}
         if step.asks and watched.first:
             found |= {"start": watched.first - began, "end": ended - watched.last}
         return found
