@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import string
 import unicodedata
 from collections import Counter
 
@@ -19,7 +20,7 @@ LEAST_SHARE = 0.1
 """A script with a smaller share of a prompt's letters is not one that the prompt is written in."""
 # a prompt may well hold words of refusal ("how do I tell him that I can't help?"), but seldom begins with them
 _BEGINS_REFUSAL = re.compile(
-    r"\W*(?:(?:i'm|i am) (?:so |very |really )?sorry|sorry(?=[,.;!]| but| i\b)|i apologi[sz]e|my apologies|as an ai"
+    r"(?:(?:i'm|i am) (?:so |very |really )?sorry|sorry(?=[,.;!]| but| i\b)|i apologi[sz]e|my apologies|as an ai"
     r"|(?:i|we) (?:can't|cannot|can not|won't|will not)|(?:i'm|i am) (?:unable|not able))\b"
 )
 _SCRIPTS = {"HIRAGANA": "CJK", "KATAKANA": "CJK", "IDEOGRAPHIC": "CJK"}
@@ -53,7 +54,8 @@ def twin_fault(twin: str, prompt: str, max_similarity: float) -> Rejection | Non
     """Return why a text is no twin of a prompt; None if it may be one. Whether it is harmless is not asked."""
     if is_blank(twin):
         return Rejection("twin_empty", f"nothing but white space stands between {OPENING} and {CLOSING}")
-    if _BEGINS_REFUSAL.match(twin.replace("\u2019", "'").lower()) and is_refusal(twin):
+    words = twin.replace("\u2019", "'").lower().lstrip(string.punctuation + string.whitespace)
+    if _BEGINS_REFUSAL.match(words) and is_refusal(twin):
         return Rejection("twin_refused", f"the twin is a refusal: {quote(twin)}")
     alike = similarity(twin, prompt)
     if alike >= max_similarity:

@@ -65,7 +65,7 @@ class TwinTemplate:
         }
         # so that a slip in a file shows before anything is asked
         for category in ("category", None):
-            ask_for_twin(self.source, {"prompt_id": "0" * 16, "prompt": "prompt", "task": "", "category": category})
+            ask_for_twin(self.source, {"prompt": "prompt", "task": "safety", "category": category})
 
 
 def ask_for_twin(source: str, row: Row) -> str:
@@ -84,8 +84,7 @@ def ask_for_twin(source: str, row: Row) -> str:
         question.encode()
     except Exception as error:  # whatever a template of the user's may raise
         raise RecipeError(
-            f"prompts.twins.template can't be used for prompt {row['prompt_id']}: {quote(str(error))}; it may use "
-            f"{', '.join(known)}"
+            f"prompts.twins.template can't be used: {quote(str(error))}; it may use {', '.join(known)}"
         ) from error
     return question + packaged_source(__package__, f"twin_form_v{TEMPLATE_VERSION}").rstrip("\n")
 

@@ -43,6 +43,7 @@ from stairdata.recipe import (
     SearchSettings,
     StructuredCotSection,
     TemplatesSection,
+    TwinsSection,
 )
 from stairdata.runs.options import BuildOptions
 from stairdata.stages import FullRecipe, build_kind
@@ -82,12 +83,13 @@ MARKED = {
         "PromptsSection.sources", "StructuredCotSection.hub", "StructuredCotSection.like", "StructuredCotSection.path",
         "StructuredCotSection.policies",
         "StructuredCotSection.revision", "TemplatesSection.helpfulness", "TemplatesSection.safety",
+        "TwinsSection.template",
     },
     Mark.COUNTS_WHERE_USED: {
         "AttacksSection.attacker", "AttacksSection.pair", "AttacksSection.pap", "EvaluationJudge.template",
-        "PreferencePairsSection.reviews", "PromptsSection.task_judge", "ResponsesSection.diverse",
-        "ResponsesSection.expansions", "ResponsesSection.max_depth", "ResponsesSection.step_tokens",
-        "ResponsesSection.width", "StructuredCotSection.from_trees",
+        "PreferencePairsSection.reviews", "PromptsSection.task_judge", "PromptsSection.twins",
+        "ResponsesSection.diverse", "ResponsesSection.expansions", "ResponsesSection.max_depth",
+        "ResponsesSection.step_tokens", "ResponsesSection.width", "StructuredCotSection.from_trees",
         "StructuredCotSection.gate", "StructuredCotSection.judge", "StructuredCotSection.teacher",
         "StructuredCotSection.teachers", "StructuredCotSection.templates",
     },
@@ -161,6 +163,21 @@ CASES = {
         "prompts",
         {"prompts": {"sources": [{"path": "here/prompts.jsonl"}], "task_judge": SERVED}},
         {"seed", "prompts", "prompts.sources", "prompts.decontaminate", "prompts.task_judge"},
+    ),
+    "prompts, with twins": Case(
+        "prompts",
+        {
+            "prompts": {
+                "sources": [{"path": "here/prompts.jsonl"}],
+                "twins": {"teacher": BY_URL, "template": "here/safety.jinja"},
+            }
+        },
+        {"seed", "prompts", "prompts.sources", "prompts.decontaminate", "prompts.twins"},
+    ),
+    "prompts, with twins of a teacher that is served": Case(
+        "prompts",
+        {"prompts": {"sources": [{"path": "here/prompts.jsonl"}], "twins": {"teacher": SERVED}}},
+        {"seed", "prompts", "prompts.sources", "prompts.decontaminate", "prompts.twins"},
     ),
     "structured_cot, of a file": Case(
         "structured_cot", {"structured_cot": {"path": "here/rows.jsonl"}}, {"structured_cot", "structured_cot.path"}
@@ -548,6 +565,8 @@ def _there(section: BaseModel, name: str) -> tuple[Any] | None:
         (StructuredCotSection, "like", None),  # there is but one published set: back to a file of one's own,
         (StructuredCotSection, "hub", None),  # or to a teacher
         (TemplatesSection, name, Path(f"other/other_{name}.jinja")),
+        (TwinsSection, "template", Path("other/other_safety.jinja")),
+        (TwinsSection, "tasks", ["helpfulness"]),
     ]
     return next(((value,) for kind, key, value in others if isinstance(section, kind) and name == key), None)
 
