@@ -37,6 +37,7 @@ from stairdata.recipe import (
     PapSection,
     PrmEndpoint,
     PromptSource,
+    PromptsSection,
     Recipe,
     RoundsSection,
     RubricFiles,
@@ -499,7 +500,7 @@ def _counts(case: Case, above: list[str], section: BaseModel, name: str) -> bool
 
 
 def is_fixed(section: BaseModel, name: str) -> bool:
-    """Return whether a field has but one value, or is null and would make another source, which has its own case."""
+    """Return whether a field has but one value, or is null and would make another build, which has its own case."""
     annotation = type(section).model_fields[name].annotation
     if get_origin(annotation) is Literal and len(get_args(annotation)) == 1:
         return True
@@ -512,7 +513,8 @@ def is_fixed(section: BaseModel, name: str) -> bool:
             return section.score in {"xstest", "simpleqa", "winrate"}
         return name == "path" if section.hub else name in {"hub", "revision", "config", "split"}
     is_source = isinstance(section, StructuredCotSection) and name in {"from_trees", "path", "hub", "like"}
-    return is_source and getattr(section, name) is None
+    is_asked = isinstance(section, PromptsSection) and name in {"task_judge", "twins"}
+    return (is_source or is_asked) and getattr(section, name) is None
 
 
 def another(section: BaseModel, name: str) -> Any:
