@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from stairdata.runs.runner import RunResult
 
 GENERATOR = "prompts/3"
+TEACHER = "prompts.twins.teacher"
 
 
 class PromptInputs(NamedTuple):
@@ -94,10 +95,11 @@ class PromptQuestions(NamedTuple):
 def questions_of(recipe: Recipe, options: BuildOptions) -> PromptQuestions:
     """Return what a build would ask; nothing is asked or written."""
     from stairdata.generators.prompts.twins import TwinTemplate, ask_for_twin, rows_for_twins
+    from stairdata.llm.session import identify
 
     section = recipe.prompts.twins
     if section is not None and section.teacher.path is None:  # which would be hashed
-        _models(recipe)
+        identify(section.teacher, TEACHER, needs_tokenizer=False)
     source = TwinTemplate(section.template).source if section else ""
     rows = _select(_given(recipe, options), recipe, options).selection(options.limit).rows
     for_twins = [TwinQuestion(row["prompt"], ask_for_twin(source, row)) for row in rows_for_twins(rows, recipe)]
@@ -167,7 +169,7 @@ def _models(recipe: Recipe) -> list[ModelIdentity]:
     if section.task_judge is not None:
         asked["prompts.task_judge"] = section.task_judge
     if section.twins is not None:
-        asked["prompts.twins.teacher"] = section.twins.teacher
+        asked[TEACHER] = section.twins.teacher
     if not asked:
         return []
     from stairdata.llm.session import identify
@@ -381,7 +383,8 @@ def _with_twins(
     rules = dict(sorted(Counter(each.rule for each in refused).items()))
     rows = [each for row in chosen.rows for each in (row, twins.get(row["prompt_id"])) if each is not None]
     whole = chosen._replace(rows=rows, refused=[*chosen.refused, *refused], notes=(*chosen.notes, note))
-    return whole, result, {"twins": {"prompts": len(asked), "written": len(twins), "refused": rules}}
+    figures = {"prompts": len(asked), "written": len(twins), "refused": rules}
+    return whole, result, {"twins": figures} if asked else {}
 
 
 def _note_of_twins(written: int, asked: int, recipe: Recipe, teacher: str) -> str:

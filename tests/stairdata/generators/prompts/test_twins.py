@@ -29,6 +29,7 @@ from stairdata.runs.prompt_parts import PromptPart
 from stairdata_schemas import identity
 from stairdata_schemas.artifacts import Artifact, validate_artifact, with_later_columns
 from stairdata_schemas.building import BuildPlan, begin_build
+from stairdata_schemas.cards.card import read_head
 from stairdata_schemas.errors import BudgetError, QuarantineError, RecipeError, ServerError
 
 if TYPE_CHECKING:
@@ -161,7 +162,9 @@ def test_each_unsafe_prompt_has_a_twin_behind_it(recipe: dict[str, Any], stub_ll
     assert manifest.details["twins"] == {"prompts": 6, "written": 6, "refused": {}}
     assert manifest.models[0].role == "prompts.twins.teacher"
     assert manifest.notes == ["6 of 6 prompts of task safety have a harmless twin (`twin_of`), written by actor"]
-    assert manifest.notes[0] in (artifact.folder / "README.md").read_text(encoding="utf-8")
+    card = (artifact.folder / "README.md").read_text(encoding="utf-8")
+    assert manifest.notes[0] in card
+    assert "synthetic" in read_head(card)["tags"]
     assert validate_artifact(artifact) == []
     sent = stub_llm.stats()["requests"]
     assert build(recipe, tmp_path) == artifact
@@ -172,6 +175,7 @@ def test_a_build_without_twins_has_the_fingerprint_that_it_had(recipe: dict[str,
     del recipe["prompts"]["twins"]
     plain = build(recipe, tmp_path)
     assert "twins" not in plain.manifest.configuration
+    assert "synthetic" not in read_head((plain.folder / "README.md").read_text(encoding="utf-8"))["tags"]
     recipe["prompts"]["twins"] = None
     assert build(recipe, tmp_path) == plain
     frame = plain.scan().collect()
@@ -362,6 +366,7 @@ def test_where_no_prompt_has_the_task_a_note_says_so(
     note = "no prompt has the task safety, so none has a twin"
     assert artifact.manifest.notes == [note]
     assert note in told
+    assert "twins" not in artifact.manifest.details
     assert stub_llm.stats()["requests"] == 0
 
 
