@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from stairdata.generators.evaluations.judging import guards, matching
-from stairdata.generators.prompts import task_labels
+from stairdata.generators.prompts import task_labels, twin_rules
 from stairdata.generators.structured_cot import from_hub, preference_judge
 from stairdata.generators.trees import judges
 from stairdata.search.refusal import refusal_rule
@@ -25,7 +25,7 @@ RUNS = ("\n", " ", "\t", "a", "1", "*", "-", "(", ".", "_", "\r\n", "a ", "\n ")
 LEADS = ("", "score", "better", "complies", "task")
 FLOOR = 0.25
 """Seconds that 200,000 characters may take; by the square of the length it is minutes."""
-MODULES = (guards, matching, task_labels, from_hub, preference_judge, judges, grammar, visible)
+MODULES = (guards, matching, task_labels, twin_rules, from_hub, preference_judge, judges, grammar, visible)
 
 
 def compiled(value: object) -> list[re.Pattern[str]]:

@@ -243,7 +243,8 @@ def validate_artifact(artifact: Artifact, visit: RowVisitor | None = None, *, ro
     """Check an artifact against its manifest and its schema; an empty list means that all holds.
 
     Checked are: sha256 and row count of each file, files that the manifest doesn't know, the column names and
-    types, every rule of the schema, keys across files, prompt ids, and for structured_cot the grammar.
+    types, every rule of the schema, keys across files, prompt ids, for prompts whose twins they are, and for
+    structured_cot the grammar.
 
     Args:
         artifact: what to check.
@@ -258,13 +259,13 @@ def validate_artifact(artifact: Artifact, visit: RowVisitor | None = None, *, ro
 
 
 def validate_whole(artifact: Artifact, *, sound: bool = True) -> list[Problem]:
-    """Check what no single file can show: keys across files, and the manifest's own sums.
+    """Check what no single file can show: keys across files, whose twins prompts are, and the manifest's own sums.
 
     Args:
         artifact: what to check.
         sound: each file was read, and holds by itself; otherwise keys are not looked at.
     """
-    problems = [*_duplicate_keys(artifact)] if sound else []
+    problems = [*_duplicate_keys(artifact), *_twins_of_nobody(artifact)] if sound else []
     total = sum(entry.rows for entry in artifact.manifest.files)
     if total != artifact.manifest.rows:
         problems.append(Problem(MANIFEST_NAME, "rows", 1, f"{artifact.manifest.rows} rows, its files hold {total}"))
@@ -400,3 +401,14 @@ def _duplicate_keys(artifact: Artifact) -> list[Problem]:
     if repeated.is_empty():
         return []
     return [Problem("data", "primary_key", len(repeated), str(repeated[keys[0]][0]))]
+
+
+def _twins_of_nobody(artifact: Artifact) -> list[Problem]:
+    """Find twins of prompts that are not there; a part of other prompts may have them, whose rest is in its parent."""
+    is_part = any(parent.kind == "prompts" for parent in artifact.manifest.parents)
+    if artifact.kind != "prompts" or is_part:
+        return []
+    rows = artifact.scan().select("prompt_id", "twin_of")
+    others = rows.select(twin_of="prompt_id")
+    lost = rows.drop_nulls("twin_of").join(others, on="twin_of", how="anti").collect(engine="streaming")
+    return [Problem("data", "twin_of", len(lost), str(lost["prompt_id"][0]))] if len(lost) else []

@@ -30,6 +30,7 @@ SIDES = ("chosen", "rejected")
 SAFE_SIDES = ("chosen", "rejected", "both", "neither")
 VALUE_TOLERANCE = 1e-6
 LATER_COLUMNS = {
+    "prompts": ("twin_of",),
     "structured_cot": ("thoughts",),
     "trees": ("judgements",),
     "responses": ("step_scores", "requests", "prompt_tokens", "prm_calls", "prm_tokens", "seconds"),
@@ -48,8 +49,8 @@ def _not_blank(description: str) -> dy.String:
     return dy.String(regex=VISIBLE, description=description)
 
 
-def _id(description: str, *, primary_key: bool = False) -> dy.String:
-    return dy.String(regex=_ID, primary_key=primary_key, description=description)
+def _id(description: str, *, primary_key: bool = False, nullable: bool = False) -> dy.String:
+    return dy.String(regex=_ID, primary_key=primary_key, nullable=nullable, description=description)
 
 
 def _count(description: str, *, nullable: bool = False) -> dy.Int64:
@@ -72,6 +73,11 @@ class Prompts(dy.Schema):
     category = dy.String(nullable=True, description="the source's own category")
     reference_answer = dy.String(nullable=True, description="an answer given by the source")
     reference_is_safe = dy.Bool(nullable=True, description="whether the source calls its answer safe")
+    twin_of = _id("of a harmless twin: prompt_id of the prompt whose form it has", nullable=True)
+
+    @dy.rule()
+    def a_twin_is_of_another_prompt(cls) -> pl.Expr:
+        return pl.col("twin_of").is_null() | (pl.col("twin_of") != pl.col("prompt_id"))
 
 
 class StructuredCot(dy.Schema):

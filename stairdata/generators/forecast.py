@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from typing import NamedTuple
 
-from stairdata.generators.prompts.build import rows_without_task
+from stairdata.generators.prompts.build import questions_of
 from stairdata.generators.prompts.task_labels import template
 from stairdata.generators.responses.cost_estimate import (
     PRM,
@@ -142,15 +142,27 @@ def forecast_responses(recipe: Recipe, options: BuildOptions) -> Forecast:
 
 
 def forecast_prompts(recipe: Recipe, options: BuildOptions) -> Forecast:
-    """Forecast a build of prompts: what the judge of tasks would be asked, where there is one."""
-    if recipe.prompts.task_judge is None:
+    """Forecast a build of prompts: what the judge of tasks and the teacher of twins would be asked, if there are."""
+    judge, twins = recipe.prompts.task_judge, recipe.prompts.twins
+    if judge is None and twins is None:
         return Forecast("prompts")
-    prompts = rows_without_task(recipe, options)
-    question = len(template().render(prompt="").encode())
-    read = sum(len(prompt.encode()) + question for prompt in prompts) / BYTES_PER_TOKEN
-    load = Load(len(prompts), read, len(prompts) * LABEL_TOKENS)
-    head = f"prompts: {len(prompts)} without a task\nassumed, not measured: {LABEL_TOKENS} tokens an answer"
-    return _forecast("prompts", head, recipe, [("generation", recipe.prompts.task_judge.name, load)])
+    asked = questions_of(recipe, options)
+    heads, assumed, loads = [], [], []
+    if judge is not None:
+        question = len(template().render(prompt="").encode())
+        count = len(asked.without_task)
+        read = sum(len(prompt.encode()) + question for prompt in asked.without_task) / BYTES_PER_TOKEN
+        heads.append(f"{count} without a task")
+        assumed.append(f"{LABEL_TOKENS} tokens an answer")
+        loads.append(("generation", judge.name, Load(count, read, count * LABEL_TOKENS)))
+    if twins is not None:
+        read = sum(len(each.question.encode()) for each in asked.for_twins) / BYTES_PER_TOKEN
+        written = sum(len(each.prompt.encode()) for each in asked.for_twins) / BYTES_PER_TOKEN
+        heads.append(f"{len(asked.for_twins)} twins to write" + (" at most" if asked.without_task else ""))
+        assumed.append("a twin as long as its prompt, and none asked for again")
+        loads.append(("twins", twins.teacher.name, Load(len(asked.for_twins), read, written)))
+    head = f"prompts: {', '.join(heads)}\nassumed, not measured: {'; '.join(assumed)}"
+    return _forecast("prompts", head, recipe, loads)
 
 
 def simulate(recipe: Recipe, task: str, prompt_tokens: float) -> StageLoad:

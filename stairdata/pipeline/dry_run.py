@@ -200,7 +200,8 @@ def _forecast(pipeline: Pipeline, stage: PlannedStage, kept: dict[str, Forecast]
     """
     recipe, steps = pipeline.recipe, pipeline.steps
     if stage.name == "prompts":
-        return forecast_prompts(recipe, steps.build_options([])) if recipe.prompts.task_judge else None
+        is_asking = recipe.prompts.task_judge is not None or recipe.prompts.twins is not None
+        return forecast_prompts(recipe, steps.build_options([])) if is_asking else None
     if stage.name in TREES and pipeline.prompts is not None and pipeline.split is not None:
         assert stage.number is not None
         part = pipeline.split.rounds[stage.number - 1] if stage.name == "trees" else pipeline.split.evaluation

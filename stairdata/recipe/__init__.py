@@ -18,6 +18,8 @@ from stairdata.recipe.prompts import (
     PromptSource,
     PromptsSection,
     TaskJudge,
+    TwinsSection,
+    TwinTeacher,
 )
 from stairdata.recipe.recipe import Price, Recipe
 from stairdata.recipe.responses import BEAM_KEYS, PrmEndpoint, ResponsesSection
@@ -82,6 +84,8 @@ __all__ = [
     "Teacher",
     "TemplatesSection",
     "TreesSection",
+    "TwinTeacher",
+    "TwinsSection",
     "load_recipe",
     "packaged_recipe",
     "parse_recipe",

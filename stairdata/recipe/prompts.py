@@ -93,6 +93,32 @@ class TaskJudge(Endpoint):
     """How often the model is asked again after an unreadable answer before the row is refused."""
 
 
+class TwinTeacher(Endpoint):
+    """The model that writes harmless twins of prompts."""
+
+    max_tokens: int = Field(2048, ge=1)
+    """Tokens of one answer; a twin is about as long as its prompt, and a model that reasons first needs more."""
+    temperature: float | None = Field(0.7, ge=0)
+    """Sampling temperature; null sends none, for models that don't accept one."""
+    reasks: int = Field(2, ge=0)
+    """How often the teacher is asked again after an answer that is no twin before the twin is refused."""
+
+
+class TwinsSection(Section):
+    """Harmless prompts of the form of unsafe ones, for training against over-refusal."""
+
+    teacher: TwinTeacher = TwinTeacher()
+    """The model that writes them."""
+    template: Annotated[Path | None, Mark.COUNTS_AS_INPUT] = None
+    """Your own template of what the teacher is asked; it may use prompt, task and category."""
+    tasks: list[Task] = Field(["safety"], min_length=1)
+    """Prompts of these tasks get a twin."""
+    count: int | None = Field(None, ge=1)
+    """So many prompts get one, sampled with the recipe's seed; default: all of these tasks."""
+    max_similarity: float = Field(0.8, gt=0, le=1)
+    """Refuse a twin if the Jaccard index of its character 5-grams with its prompt is at least this."""
+
+
 class PromptsSection(Section):
     """Stage `prompts`: where prompts come from, and which are left out."""
 
@@ -121,8 +147,11 @@ class PromptsSection(Section):
     """Folder or Hub id of the tokenizer that counts them; default: the actor's."""
     task_judge: Annotated[TaskJudge | None, Mark.COUNTS_WHERE_USED] = None
     """The model that labels rows without a task; without it such rows are refused."""
+    twins: Annotated[TwinsSection | None, Mark.COUNTS_WHERE_USED] = None
+    """For each unsafe prompt a harmless one of the same form, written by a teacher, of task helpfulness."""
     concurrency: Annotated[Concurrency, Mark.CANNOT_CHANGE_RESULT] = "auto"
-    """Prompts labelled at a time; auto: one is started whenever the server could take one more request."""
+    """Prompts that a model is asked about at a time; auto: one is started whenever the server could take one more
+    request."""
 
     @model_validator(mode="after")
     def _all_evaluation_prompts(self) -> Self:

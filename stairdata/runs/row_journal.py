@@ -30,12 +30,16 @@ class RowJournal:
     """Finished rows, and sums over them.
 
     Opening it cuts off what a kill left half-written. Only where each row begins is kept in memory.
+
+    Args:
+        build: whose rows.
+        name: of the file.
     """
 
-    def __init__(self, build: Build) -> None:
-        self.path = build.work / JOURNAL
+    def __init__(self, build: Build, name: str = JOURNAL) -> None:
+        self.path = build.work / name
         self._kind = build.plan.kind
-        self._journal = build.journal(JOURNAL)
+        self._journal = build.journal(name)
         self.begins: dict[str, int] = {}
         self.counts: Counter[str] = Counter()
         self.requests: Counter[str] = Counter()

@@ -15,7 +15,7 @@ import gc
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,7 +28,7 @@ from stairdata.runs.executors.executor import Executor
 from stairdata.runs.interrupts import interruptible
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.progress import Meter, Progress
-from stairdata.runs.row_journal import RowJournal, WrittenRow
+from stairdata.runs.row_journal import JOURNAL, RowJournal, WrittenRow
 from stairdata.runs.shards.shard import note_refused, own_units
 from stairdata.runs.units import Unit, UnitFailedError, UnitResult
 from stairdata_schemas.building import Build
@@ -67,6 +67,7 @@ def run_units(
     progress: Progress,
     *,
     pilot: int | None = None,
+    journal_name: str = JOURNAL,
 ) -> RunResult:
     """Turn units into journaled rows, begun in the order given.
 
@@ -79,6 +80,7 @@ def run_units(
         budget: stops the run when it is spent.
         progress: told how far it is.
         pilot: stop after that many rows and leave the build unfinished.
+        journal_name: of the journal's file, where a build has several runs.
 
     Raises:
         ServerError: the server is gone; what is finished is kept.
@@ -87,7 +89,7 @@ def run_units(
         KeyboardInterrupt: after requests in flight have been answered, for some seconds at most.
     """
     every, units = units, own_units(build, units)
-    journal = RowJournal(build)
+    journal = RowJournal(build, journal_name)
     run = UnitRun(build, journal, budget, progress, len(units))
     missing = journal.missing(units, pilot)
     try:
@@ -103,6 +105,25 @@ def run_units(
     result = run.result(units)
     note_refused(build, every, result.refused)
     return result
+
+
+def join_results(results: Sequence[RunResult]) -> RunResult:
+    """Return what several runs of one build leave together."""
+    return RunResult(
+        [refusal for each in results for refusal in each.refused],
+        _summed(each.outcomes for each in results),
+        _summed(each.requests for each in results),
+        _summed(each.counts for each in results),
+        BuildUsage(**_summed(each.usage.model_dump(exclude={"cost"}) for each in results)),
+        lambda: (frame for each in results for frame in each.frames()),
+    )
+
+
+def _summed(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return dict(total)
 
 
 @contextlib.contextmanager

@@ -105,6 +105,7 @@ CASES: dict[str, Case] = {
         {"prompts": {"sources": [{"path": "without_task.jsonl"}], "task_judge": JUDGE | {"max_tokens": 32}}},
         {"also": ["other"], "judge_text": "Task: safety"},
     ),
+    "prompts_with_twins": Case([build_command("prompts")], {"prompts": QUESTIONS | {"twins": {"teacher": TEACHER}}}),
     "prompts_of_the_hub": Case([build_command("prompts")], {"prompts": {"sources": [HUB_SOURCE]}}, hub="mixed.jsonl"),
     "prompts_imported": Case(["import --from thu-ml --kind prompts questions.json"]),
     # structured_cot

@@ -28,7 +28,7 @@ from stairdata_schemas.kinds import (
 # The design's table of columns, `?` for nullable, and the type of each that is no string: a contract, so by hand.
 COLUMNS = {
     "prompts": """
-        prompt_id, prompt, task, source, category?, reference_answer?, reference_is_safe?: bool
+        prompt_id, prompt, task, source, category?, reference_answer?, reference_is_safe?: bool, twin_of?
     """,
     "structured_cot": """
         prompt_id, prompt, task, steps: list<struct{title, body}>, output, completion, teacher?, finish?,
@@ -88,6 +88,7 @@ KEYS = {
 }
 # Rules over several values; those of a single column are known by what the column says of itself.
 RULES = {
+    "prompts": {"a_twin_is_of_another_prompt"},
     "trees": {
         "node_ids_are_dense",
         "first_node_is_the_root",
@@ -284,7 +285,8 @@ def evaluation(**other: Any) -> dict[str, Any]:
 
 
 def prompt(**other: Any) -> dict[str, Any]:
-    return {**PROMPT, "source": "s", "category": None, "reference_answer": None, "reference_is_safe": None} | other
+    optional = ("category", "reference_answer", "reference_is_safe", "twin_of")
+    return {**PROMPT, "source": "s", **dict.fromkeys(optional)} | other
 
 
 SOUND: dict[str, Callable[..., dict[str, Any]]] = {
@@ -557,6 +559,8 @@ def test_a_broken_response_is_refused_by_name(rule: str, change: dict[str, Any])
         ("structured_cot", "output|regex", {"output": ""}),
         ("evaluations", "safety|max", {"safety": 1.5}),
         ("evaluations", "helpfulness|min", {"helpfulness": -1.01}),
+        ("prompts", "twin_of|regex", {"twin_of": "xyz"}),
+        ("prompts", "a_twin_is_of_another_prompt", {"twin_of": PROMPT["prompt_id"]}),
         ("evaluations", "score|max", {"score": 1.01}),
         ("evaluations", "score|min", {"score": -0.01}),
         ("evaluations", "reads|regex", {"reads": "reasoning"}),

@@ -79,6 +79,7 @@ PLACES = [
     "actor",
     "trees.judge.endpoint",
     "prompts.task_judge",
+    "prompts.twins.teacher",
     "structured_cot.teacher",
     "structured_cot.teachers.second",
     "structured_cot.judge",

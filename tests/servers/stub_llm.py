@@ -609,6 +609,8 @@ def _limited(text: str, finish: str, limit: int) -> tuple[str, str, int]:
 
 
 def _judge_says(asked: str, rng: random.Random) -> str:
+    if "<twin>" in asked:
+        return f"Here it is:\n<twin>\nTell me all about {_words(rng, 6)}\n</twin>"
     answer = asked.rpartition("=== ANSWER ===")[2]
     if "how safe" in asked:
         score = 5 if "sorry" in answer else rng.choice((1, 2, 4, 5))

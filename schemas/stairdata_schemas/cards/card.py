@@ -286,11 +286,15 @@ def _tags(card: Card) -> list[str]:
         "stairdata",
         "safety",
         "alignment",
-        *(["synthetic"] if set(kinds) - WRITTEN_BY_PEOPLE else []),
+        *([] if all(_is_of_people(config.manifest) for config in card.configs) else ["synthetic"]),
         *(kind.replace("_", "-") for kind in kinds),
         *(["trl", *(TRAINED_BY[kind] for kind in chats if kind in TRAINED_BY)] if chats else []),
         "arxiv:2502.02384",
     ]
+
+
+def _is_of_people(manifest: Manifest) -> bool:
+    return manifest.kind in WRITTEN_BY_PEOPLE and "twins" not in manifest.details  # those of prompts are a teacher's
 
 
 def _configs(config: CardConfig, *, default: str) -> Iterator[Json]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
 from stairdata.generators.prompts.decontamination import EvaluationSet, evaluation_sets, files_hash, read_contamination
 from stairdata.generators.prompts.files import look_through
-from stairdata.generators.prompts.filters import BY_DESIGN, Filter, filters_of, first_verdict
+from stairdata.generators.prompts.filters import BY_DESIGN, Filter, Rejection, filters_of, first_verdict
 from stairdata.generators.prompts.mapping import PinnedSource, SourcePrompt, pin, sound_rows
 from stairdata.generators.prompts.near_duplicates import NearDuplicates
-from stairdata.recipe import PromptSource, Recipe
+from stairdata.recipe import Endpoint, PromptSource, Recipe
 from stairdata.runs.build import build_as_told
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.row_sampling import BottomSample
@@ -27,7 +27,12 @@ from stairdata_schemas.licenses import strictest
 from stairdata_schemas.manifest import ModelIdentity
 from stairdata_schemas.quarantine import QuarantineRow
 
+if TYPE_CHECKING:
+    from stairdata.llm.budget import Budget
+    from stairdata.runs.runner import RunResult
+
 GENERATOR = "prompts/3"
+TEACHER = "prompts.twins.teacher"
 
 
 class PromptInputs(NamedTuple):
@@ -54,15 +59,15 @@ def build_prompts(recipe: Recipe, options: BuildOptions) -> Artifact:
     Raises:
         RecipeError: no source, or one that is named wrongly.
         InputError: a source that can't be read, or lacks a column.
-        ServerError: the judge of tasks can't be reached.
+        ServerError: the judge of tasks or the teacher of twins can't be reached.
     """
     given = _given(recipe, options)
 
     def content(build: Build) -> BuildContent:
-        chosen = _choose(given, recipe, options)
-        report = Report()
-        if any(row["task"] is None for row in chosen.rows):
-            chosen, report = _labelled(build, chosen, recipe, options)
+        selector = _select(given, recipe, options)
+        chosen, report = selector.selection(options.limit), Report()
+        if recipe.prompts.twins is not None or any(row["task"] is None for row in chosen.rows):
+            chosen, report = _after_asking(build, selector, recipe, options)
         report.notes += [*chosen.notes, *_notes(given, chosen, options.limit)]
         report.details |= _details(given, chosen)
         frame = pl.DataFrame(chosen.rows, schema=polars_schema("prompts"))
@@ -71,10 +76,34 @@ def build_prompts(recipe: Recipe, options: BuildOptions) -> Artifact:
     return build_as_told(_plan(given, recipe, options.limit), content, options)
 
 
-def rows_without_task(recipe: Recipe, options: BuildOptions) -> list[str]:
-    """Return the prompts that a build would ask the judge of tasks about; nothing is written."""
-    rows = _choose(_given(recipe, options), recipe, options).rows
-    return [row["prompt"] for row in rows if row["task"] is None]
+class TwinQuestion(NamedTuple):
+    """What a teacher of twins would be asked about a prompt."""
+
+    prompt: str
+    question: str
+
+
+class PromptQuestions(NamedTuple):
+    """What a build would ask of models."""
+
+    without_task: list[str]
+    """The prompts that the judge of tasks would be asked about."""
+    for_twins: list[TwinQuestion]
+    """Those without a task included."""
+
+
+def questions_of(recipe: Recipe, options: BuildOptions) -> PromptQuestions:
+    """Return what a build would ask; nothing is asked or written."""
+    from stairdata.generators.prompts.twins import TwinTemplate, ask_for_twin, rows_for_twins
+    from stairdata.llm.session import identify
+
+    section = recipe.prompts.twins
+    if section is not None and section.teacher.path is None:  # which would be hashed
+        identify(section.teacher, TEACHER, needs_tokenizer=False)
+    source = TwinTemplate(section.template).source if section else ""
+    rows = _select(_given(recipe, options), recipe, options).selection(options.limit).rows
+    for_twins = [TwinQuestion(row["prompt"], ask_for_twin(source, row)) for row in rows_for_twins(rows, recipe)]
+    return PromptQuestions([row["prompt"] for row in rows if row["task"] is None], for_twins)
 
 
 def _given(recipe: Recipe, options: BuildOptions) -> PromptInputs:
@@ -104,9 +133,9 @@ def _plan(given: PromptInputs, recipe: Recipe, limit: int | None) -> BuildPlan:
     return BuildPlan(
         "prompts",
         GENERATOR,
-        configuration | _judge_described(recipe),
+        configuration | _judge_described(recipe) | _twins_described(recipe),
         inputs=inputs | {f"decontaminate/{number}": each.sha256 for number, each in enumerate(given.evaluations)},
-        models=_judge(recipe),
+        models=_models(recipe),
         settings={"licenses": [source.license for source in sources]},
         seeds={"sampling": recipe.seed},
         license=strictest(source.license for source in sources),
@@ -134,12 +163,18 @@ def _filters_described(recipe: Recipe) -> dict[str, Any]:
     return described
 
 
-def _judge(recipe: Recipe) -> list[ModelIdentity]:
-    if recipe.prompts.task_judge is None:
+def _models(recipe: Recipe) -> list[ModelIdentity]:
+    section = recipe.prompts
+    asked: dict[str, Endpoint] = {}
+    if section.task_judge is not None:
+        asked["prompts.task_judge"] = section.task_judge
+    if section.twins is not None:
+        asked[TEACHER] = section.twins.teacher
+    if not asked:
         return []
     from stairdata.llm.session import identify
 
-    return [identify(recipe.prompts.task_judge, "prompts.task_judge", needs_tokenizer=False)]
+    return [identify(endpoint, role, needs_tokenizer=False) for role, endpoint in asked.items()]
 
 
 def _judge_described(recipe: Recipe) -> dict[str, Any]:
@@ -151,15 +186,24 @@ def _judge_described(recipe: Recipe) -> dict[str, Any]:
     return {"task_judge": counted_settings(judge) | {"template": TEMPLATE_VERSION}}
 
 
-def _choose(given: PromptInputs, recipe: Recipe, options: BuildOptions) -> PromptSelection:
+def _twins_described(recipe: Recipe) -> dict[str, Any]:
+    section = recipe.prompts.twins
+    if section is None:
+        return {}
+    from stairdata.generators.prompts.twins import TwinTemplate
+
+    return {"twins": counted_settings(section) | {"template": TwinTemplate(section.template).hashes}}
+
+
+def _select(given: PromptInputs, recipe: Recipe, options: BuildOptions) -> _PromptSelector:
     """Read the sources and keep what the recipe wants of them."""
-    choice = _PromptSelector(recipe, given)
+    selector = _PromptSelector(recipe, given)
     for pinned in given.sources:
-        choice.take(pinned)
+        selector.take(pinned)
         options.progress("prompts", pinned.number + 1, len(given.sources))
-    for note in choice.notes:
+    for note in selector.notes:
         options.tell(note)
-    return PromptSelection(choice.rows[: options.limit], choice.refused, choice.taken, tuple(choice.notes))
+    return selector
 
 
 class _PromptSelector:
@@ -171,11 +215,32 @@ class _PromptSelector:
         self._filters = filters_of(recipe, read_contamination(given.evaluations, section.contamination))
         self._near = NearDuplicates(section.near_duplicates) if section.near_duplicates else None
         self._labels: dict[str, str] = {}
+        self._may_resemble: set[str] = set()
         self._may_repeat = self._near is not None or len(given.sources) > 1
         self.rows: list[Row] = []
         self.refused: list[QuarantineRow] = []
         self.taken: dict[int, int] = {}
         self.notes: list[str] = []
+
+    def selection(self, limit: int | None) -> PromptSelection:
+        """Return what was taken, or the beginning of it."""
+        return PromptSelection(self.rows[:limit], self.refused, self.taken, tuple(self.notes))
+
+    def add_twin(self, twin: Row) -> Rejection | None:
+        """Remember a twin that passes the filters and repeats nothing that was taken before; else say why not."""
+        key, prompt, of = twin["prompt_id"], twin["prompt"], twin["twin_of"]
+        label = self.twin_label(of)
+        fault = Rejection("duplicate_prompt", f"repeats {self._labels[key]}") if key in self._labels else None
+        fault = fault or first_verdict(self._filters, prompt)
+        if fault is None and of not in self._may_resemble:  # whose twin it is may have the form of many others
+            fault = self._near_fault(label, prompt)
+        if fault is None:
+            self._labels[key] = label
+        return fault
+
+    def twin_label(self, prompt_id: str) -> str:
+        """Return what messages call the twin of a prompt that was taken."""
+        return f"the twin of {self._labels[prompt_id]}"
 
     def take(self, pinned: PinnedSource) -> None:
         """Take what is wanted of a source: all, or a sample of the size asked for; in the source's order."""
@@ -220,6 +285,8 @@ class _PromptSelector:
                 self._refuse_duplicate(found, self._labels[key])
             elif self._passes(found, filters) and not self._is_near(found, pinned):
                 self._labels[key] = found.label
+                if pinned.source.near_duplicates is False:
+                    self._may_resemble.add(key)
                 yield found
 
     def _passes(self, found: SourcePrompt, filters: list[Filter]) -> bool:
@@ -229,13 +296,16 @@ class _PromptSelector:
         return verdict is None
 
     def _is_near(self, found: SourcePrompt, pinned: PinnedSource) -> bool:
-        if self._near is None or pinned.source.near_duplicates is False:
+        if pinned.source.near_duplicates is False:
             return False
-        alike = self._near.find_or_add(found.label, found.row["prompt"])
-        if alike is not None:
-            detail = f"repeats {alike.label} (similarity {alike.similarity:.2f})"
-            self.refused.append(found.refused("near_duplicate", detail))
-        return alike is not None
+        fault = self._near_fault(found.label, found.row["prompt"])
+        if fault is not None:
+            self.refused.append(found.refused(*fault))
+        return fault is not None
+
+    def _near_fault(self, label: str, prompt: str) -> Rejection | None:
+        alike = self._near.find_or_add(label, prompt) if self._near is not None else None
+        return alike and Rejection("near_duplicate", f"repeats {alike.label} (similarity {alike.similarity:.2f})")
 
     def _refuse_duplicate(self, found: SourcePrompt, label: str) -> None:
         self.refused.append(found.refused("duplicate_prompt", f"repeats {label}"))
@@ -250,20 +320,79 @@ def _left_out_files(pinned: PinnedSource) -> list[str]:
     return [f"{folder.name}: left out {', '.join(left_out)}"] if left_out else []
 
 
-def _labelled(
-    build: Build, chosen: PromptSelection, recipe: Recipe, options: BuildOptions
+def _after_asking(
+    build: Build, selector: _PromptSelector, recipe: Recipe, options: BuildOptions
 ) -> tuple[PromptSelection, Report]:
+    """Have models label rows without a task and write twins, within one budget."""
+    from stairdata.runs.runner import join_results, open_budget, table_of_outcomes, usage_of
+
+    chosen, runs = selector.selection(options.limit), []
+    details: dict[str, Any] = {}
+    budget = open_budget(build, recipe, options)
+    if any(row["task"] is None for row in chosen.rows):
+        chosen, run = _labelled(build, chosen, recipe, options, budget)
+        runs.append(run)
+    if recipe.prompts.twins is not None:
+        chosen, run, details = _with_twins(build, chosen, selector, recipe, options, budget)
+        runs.append(run)
+    whole = join_results(runs)
+    options.tell(table_of_outcomes(whole))
+    usage = usage_of(whole, budget, [model.name for model in build.plan.models])
+    return chosen, Report(whole.outcomes, usage, details={"requests": whole.requests, **details})
+
+
+def _labelled(
+    build: Build, chosen: PromptSelection, recipe: Recipe, options: BuildOptions, budget: Budget
+) -> tuple[PromptSelection, RunResult]:
     """Have the rows without a task labelled; those that get none are refused."""
     from stairdata.generators.prompts.task_labels import label_tasks
-    from stairdata.runs.runner import table_of_outcomes
 
-    result, report = label_tasks(build, [row for row in chosen.rows if row["task"] is None], recipe, options)
-    options.tell(table_of_outcomes(result))
+    result = label_tasks(build, [row for row in chosen.rows if row["task"] is None], recipe, options, budget)
     tasks = {row["prompt_id"]: row["task"] for frame in result.frames() for row in frame.iter_rows(named=True)}
     rows = [row | {"task": row["task"] or tasks.get(row["prompt_id"])} for row in chosen.rows]
-    return PromptSelection(
-        [row for row in rows if row["task"] is not None], [*chosen.refused, *result.refused], chosen.taken, chosen.notes
-    ), report
+    sound = [row for row in rows if row["task"] is not None]
+    return chosen._replace(rows=sound, refused=[*chosen.refused, *result.refused]), result
+
+
+def _with_twins(
+    build: Build,
+    chosen: PromptSelection,
+    selector: _PromptSelector,
+    recipe: Recipe,
+    options: BuildOptions,
+    budget: Budget,
+) -> tuple[PromptSelection, RunResult, dict[str, Any]]:
+    """Have twins written, and put each behind its prompt; of a prompt whose twin is refused nothing is lost."""
+    from stairdata.generators.prompts.twins import rows_for_twins, write_twins
+
+    asked = rows_for_twins(chosen.rows, recipe)
+    result = write_twins(build, asked, recipe, options, budget)
+    numbers = {row["prompt_id"]: number for number, row in enumerate(asked)}
+    twins, refused = {}, [*result.refused]
+    for frame in result.frames():
+        for twin in frame.iter_rows(named=True):
+            of = twin["twin_of"]
+            fault = selector.add_twin(twin)
+            if fault is None:
+                twins[of] = twin
+            else:
+                detail = f"{selector.twin_label(of)}: {fault.detail}"
+                refused.append(QuarantineRow("prompts", numbers[of], fault.rule, twin["prompt"], "prompt", detail))
+    note = _note_of_twins(len(twins), len(asked), recipe, build.plan.models[-1].name)
+    options.tell(note)
+    rules = dict(sorted(Counter(each.rule for each in refused).items()))
+    rows = [each for row in chosen.rows for each in (row, twins.get(row["prompt_id"])) if each is not None]
+    whole = chosen._replace(rows=rows, refused=[*chosen.refused, *refused], notes=(*chosen.notes, note))
+    figures = {"prompts": len(asked), "written": len(twins), "refused": rules}
+    return whole, result, {"twins": figures} if asked else {}
+
+
+def _note_of_twins(written: int, asked: int, recipe: Recipe, teacher: str) -> str:
+    assert recipe.prompts.twins is not None
+    tasks = " or ".join(recipe.prompts.twins.tasks)
+    if not asked:
+        return f"no prompt has the task {tasks}, so none has a twin"
+    return f"{written:,} of {asked:,} prompts of task {tasks} have a harmless twin (`twin_of`), written by {teacher}"
 
 
 def _notes(given: PromptInputs, chosen: PromptSelection, limit: int | None) -> list[str]:

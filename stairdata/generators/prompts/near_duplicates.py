@@ -142,6 +142,13 @@ class _Family:
         return np.packbits(has).view(np.uint64), ngrams[~is_first].tolist()
 
 
+def similarity(one: str, other: str, ngram: int = 5) -> float:
+    """Return the Jaccard index of two texts' character n-grams, ignoring case and punctuation."""
+    first, second = (_ngram_hashes(spaced(text) or text, ngram) for text in (one, other))
+    shared = len(np.intersect1d(first, second, assume_unique=True))
+    return shared / (len(first) + len(second) - shared)
+
+
 def _rows_of_a_band(threshold: float, permutations: int) -> int:
     """Return the most rows with which a text of the threshold's similarity is missed at most this often: MISSED."""
     fits = (rows for rows in range(permutations, 1, -1) if (1 - threshold**rows) ** (permutations // rows) <= MISSED)

@@ -7,7 +7,7 @@ import polars as pl
 from stairdata.runs.build import build_as_told
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.prompt_parts import PromptPart, ids_of
-from stairdata_schemas.artifacts import Artifact, iterate_frames
+from stairdata_schemas.artifacts import Artifact, iterate_frames, with_later_columns
 from stairdata_schemas.building import Build, BuildContent, BuildPlan
 
 GENERATOR = "prompt_part/1"
@@ -23,7 +23,7 @@ def build_prompt_part(prompts: Artifact, part: PromptPart, seed: int, options: B
     def content(_: Build) -> BuildContent:
         wanted = pl.Series([*ids_of(prompts, part, seed)], dtype=pl.String).implode()
         frames = (
-            frame.filter(pl.col("prompt_id").is_in(wanted))
+            with_later_columns("prompts", frame.filter(pl.col("prompt_id").is_in(wanted)))
             for path in prompts.data_files
             for frame in iterate_frames(path)
         )

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import jinja2
 
-from stairdata.llm.actor import RequestUsage
+from stairdata.generators.prompts.asking import PromptWorkload, ask_about
+from stairdata.generators.prompts.filters import Rejection
 from stairdata.llm.budget import Budget
-from stairdata.llm.client import Client
+from stairdata.llm.client import Client, Generation
 from stairdata.llm.outcomes import unreadable
-from stairdata.llm.session import open_client
 from stairdata.llm.wrapping import without_thoughts
-from stairdata.recipe import Recipe, TaskJudge
-from stairdata.runs.executors.executor import make_executor
+from stairdata.recipe import Recipe
 from stairdata.runs.options import BuildOptions
-from stairdata.runs.progress import report_waiting
-from stairdata.runs.runner import RunResult, open_budget, run_units, usage_of
+from stairdata.runs.runner import RunResult
 from stairdata.runs.templates import find_template
-from stairdata.runs.units import Unit, UnitResult, WorkContext, Workload
-from stairdata_schemas import identity
-from stairdata_schemas.aliases import Row, WaitProgress
-from stairdata_schemas.building import Build, Report
+from stairdata.runs.units import UnitResult
+from stairdata_schemas.aliases import Row
+from stairdata_schemas.building import Build
 from stairdata_schemas.errors import quote
 from stairdata_schemas.kinds import TASKS
 
@@ -34,79 +30,43 @@ _LABELLED = re.compile(rf"\btask\b[\W_]*+(?<=\W)({'|'.join(TASKS)})\b", re.IGNOR
 _WORD = re.compile(rf"\b({'|'.join(TASKS)})\b", re.IGNORECASE)
 
 
-def label_tasks(build: Build, rows: Sequence[Row], recipe: Recipe, options: BuildOptions) -> tuple[RunResult, Report]:
+def label_tasks(build: Build, rows: Sequence[Row], recipe: Recipe, options: BuildOptions, budget: Budget) -> RunResult:
     """Label rows; what is finished is journaled, and the next run of the build goes on from there.
 
     Args:
-        build: whose first model is the judge.
+        build: where what is finished is kept.
         rows: rows of ours without a task.
         recipe: section `prompts.task_judge`.
-        options: limits and progress.
+        options: progress.
+        budget: of the build.
 
     Returns:
-        The run, whose frames hold the labelled rows, and what the manifest says about it.
+        The run, whose frames hold the labelled rows.
 
     Raises:
         ServerError: the judge can't be reached.
         BudgetError: a limit is reached; what is finished is kept.
     """
-    prompts = {row["prompt_id"]: row for row in rows}
-    units = [Unit(key, number, row["prompt"], row) for number, (key, row) in enumerate(prompts.items())]
-    budget = open_budget(build, recipe, options)
-    workload = LabelWorkload(recipe, build.work)
-    executor = make_executor(workload, budget, recipe.prompts.concurrency, report_waiting(options.progress))
-    result = run_units(build, units, executor, budget, options.progress)
-    usage = usage_of(result, budget, [build.plan.models[0].name])
-    return result, Report(result.outcomes, usage, details={"requests": result.requests})
+    judge = recipe.prompts.task_judge
+    assert judge is not None
+    return ask_about(build, rows, LabelWorkload(recipe, build.work, judge), options, budget)
 
 
 @dataclass(frozen=True)
-class LabelWorkload(Workload):
+class LabelWorkload(PromptWorkload):
     """Labels the row of each unit."""
 
-    @property
-    def _judge(self) -> TaskJudge:
-        assert self.recipe.prompts.task_judge is not None
-        return self.recipe.prompts.task_judge
-
-    @property
-    def urls(self) -> tuple[str, ...]:
-        return (self._judge.base_url,) if self._judge.base_url else ()
-
-    def at(self, urls: tuple[str, ...]) -> LabelWorkload:
-        judge = self._judge.model_copy(update={"base_url": urls[0]})
-        prompts = self.recipe.prompts.model_copy(update={"task_judge": judge})
-        return replace(self, recipe=self.recipe.model_copy(update={"prompts": prompts}))
-
-    @asynccontextmanager
-    async def open(self, budget: Budget, waiting: WaitProgress) -> AsyncIterator[WorkContext]:
-        async with open_client(self._judge, self.folder / "server.log", waiting, budget) as client:
-
-            async def work(unit: Unit) -> UnitResult:
-                return await _label(client, self._judge, self.recipe.seed, unit.payload)
-
-            yield WorkContext(work, client.window.room, [client])
+    async def answer(self, client: Client, row: Row) -> UnitResult:
+        answer = await self.ask(client, row, 0, template().render(prompt=row["prompt"]), _read)
+        if isinstance(answer.found, Rejection):
+            ended = [*Counter(answer.outcomes).elements()]
+            raise unreadable(answer.found.detail, self.model.reasks + 1, ended)
+        return UnitResult({**row, "task": answer.found, **answer.used}, {}, answer.outcomes)
 
 
-async def _label(client: Client, judge: TaskJudge, seed: int, row: Row) -> UnitResult:
-    question = template().render(prompt=row["prompt"])
-    outcomes: Counter[str] = Counter()
-    used: Counter[str] = Counter()
-    said = ""
-    for ask in range(judge.reasks + 1):
-        generation = await client.chat(
-            [{"role": "user", "content": question}],
-            max_tokens=judge.max_tokens,
-            seed=identity.request_seed(seed, row["prompt_id"], 0, ask),
-            temperature=judge.temperature,
-        )
-        outcomes.update(map(str, generation.outcomes))
-        used.update(RequestUsage.of(generation).counts())
-        said = generation.samples[0].text
-        task = read_task(said)
-        if task is not None:
-            return UnitResult({**row, "task": task, **used}, {}, dict(outcomes))
-    raise unreadable(f"no task can be read in {quote(said)}", judge.reasks + 1, [*outcomes.elements()])
+def _read(generation: Generation) -> str | Rejection:
+    said = generation.samples[0].text
+    return read_task(said) or Rejection("judge_failure", f"no task can be read in {quote(said)}")
 
 
 def read_task(text: str) -> str | None:

@@ -6,7 +6,6 @@ import hashlib
 import itertools
 from collections.abc import Mapping
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ import jinja2
 from stairdata.generators.structured_cot.answer import WrittenAnswer
 from stairdata.generators.structured_cot.quality_gate import explain_rule
 from stairdata.recipe import Teacher, TemplatesSection
+from stairdata.runs.templates import packaged_source, source_of
 from stairdata_schemas import identity
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import RecipeError, nearest, quote
@@ -59,14 +59,13 @@ class TeacherTemplates:
     """
 
     def __init__(self, section: TemplatesSection, policies: Mapping[str, Path] | None = None) -> None:
-        own = {task: f"teacher_{task}_v{TEMPLATE_VERSION}.jinja" for task in TASKS}
-        sources = {task: _own_source(name) for task, name in own.items()}
+        sources = {}
         for task in TASKS:
-            if (path := getattr(section, task)) is not None:
-                sources[task] = _source_of(path)
+            path = getattr(section, task)
+            sources[task] = _own_source(task) if path is None else source_of(path)
         self._policies = {category: _policy_of(category, path) for category, path in (policies or {}).items()}
         for part in ("format_text", "failure", *(["policy"] if self._policies else [])):
-            sources[part] = _own_source(f"teacher_{part}_v{TEMPLATE_VERSION}.jinja")
+            sources[part] = _own_source(part)
         texts = sources | {f"policy of {category}": text for category, text in self._policies.items()}
         self.hashes = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
         self._templates = {name: _compile(source, name, section) for name, source in sources.items()}
@@ -127,15 +126,8 @@ def response_format() -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "structured_cot", "strict": True, "schema": schema}}
 
 
-def _own_source(name: str) -> str:
-    return (resources.files(__package__) / "templates" / name).read_text(encoding="utf-8")
-
-
-def _source_of(path: Path) -> str:
-    try:
-        return read_text(path, NOTE_BYTES)
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"the template {path} can't be read: {error}") from error
+def _own_source(part: str) -> str:
+    return packaged_source(__package__, f"teacher_{part}_v{TEMPLATE_VERSION}")
 
 
 def _policy_of(category: str, path: Path) -> str:

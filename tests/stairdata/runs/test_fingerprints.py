@@ -37,12 +37,14 @@ from stairdata.recipe import (
     PapSection,
     PrmEndpoint,
     PromptSource,
+    PromptsSection,
     Recipe,
     RoundsSection,
     RubricFiles,
     SearchSettings,
     StructuredCotSection,
     TemplatesSection,
+    TwinsSection,
 )
 from stairdata.runs.options import BuildOptions
 from stairdata.stages import FullRecipe, build_kind
@@ -82,12 +84,13 @@ MARKED = {
         "PromptsSection.sources", "StructuredCotSection.hub", "StructuredCotSection.like", "StructuredCotSection.path",
         "StructuredCotSection.policies",
         "StructuredCotSection.revision", "TemplatesSection.helpfulness", "TemplatesSection.safety",
+        "TwinsSection.template",
     },
     Mark.COUNTS_WHERE_USED: {
         "AttacksSection.attacker", "AttacksSection.pair", "AttacksSection.pap", "EvaluationJudge.template",
-        "PreferencePairsSection.reviews", "PromptsSection.task_judge", "ResponsesSection.diverse",
-        "ResponsesSection.expansions", "ResponsesSection.max_depth", "ResponsesSection.step_tokens",
-        "ResponsesSection.width", "StructuredCotSection.from_trees",
+        "PreferencePairsSection.reviews", "PromptsSection.task_judge", "PromptsSection.twins",
+        "ResponsesSection.diverse", "ResponsesSection.expansions", "ResponsesSection.max_depth",
+        "ResponsesSection.step_tokens", "ResponsesSection.width", "StructuredCotSection.from_trees",
         "StructuredCotSection.gate", "StructuredCotSection.judge", "StructuredCotSection.teacher",
         "StructuredCotSection.teachers", "StructuredCotSection.templates",
     },
@@ -161,6 +164,21 @@ CASES = {
         "prompts",
         {"prompts": {"sources": [{"path": "here/prompts.jsonl"}], "task_judge": SERVED}},
         {"seed", "prompts", "prompts.sources", "prompts.decontaminate", "prompts.task_judge"},
+    ),
+    "prompts, with twins": Case(
+        "prompts",
+        {
+            "prompts": {
+                "sources": [{"path": "here/prompts.jsonl"}],
+                "twins": {"teacher": BY_URL, "template": "here/safety.jinja"},
+            }
+        },
+        {"seed", "prompts", "prompts.sources", "prompts.decontaminate", "prompts.twins"},
+    ),
+    "prompts, with twins of a teacher that is served": Case(
+        "prompts",
+        {"prompts": {"sources": [{"path": "here/prompts.jsonl"}], "twins": {"teacher": SERVED}}},
+        {"seed", "prompts", "prompts.sources", "prompts.decontaminate", "prompts.twins"},
     ),
     "structured_cot, of a file": Case(
         "structured_cot", {"structured_cot": {"path": "here/rows.jsonl"}}, {"structured_cot", "structured_cot.path"}
@@ -482,7 +500,7 @@ def _counts(case: Case, above: list[str], section: BaseModel, name: str) -> bool
 
 
 def is_fixed(section: BaseModel, name: str) -> bool:
-    """Return whether a field has but one value, or is null and would make another source, which has its own case."""
+    """Return whether a field has but one value, or is null and would make another build, which has its own case."""
     annotation = type(section).model_fields[name].annotation
     if get_origin(annotation) is Literal and len(get_args(annotation)) == 1:
         return True
@@ -495,7 +513,8 @@ def is_fixed(section: BaseModel, name: str) -> bool:
             return section.score in {"xstest", "simpleqa", "winrate"}
         return name == "path" if section.hub else name in {"hub", "revision", "config", "split"}
     is_source = isinstance(section, StructuredCotSection) and name in {"from_trees", "path", "hub", "like"}
-    return is_source and getattr(section, name) is None
+    is_asked = isinstance(section, PromptsSection) and name in {"task_judge", "twins"}
+    return (is_source or is_asked) and getattr(section, name) is None
 
 
 def another(section: BaseModel, name: str) -> Any:
@@ -548,6 +567,8 @@ def _there(section: BaseModel, name: str) -> tuple[Any] | None:
         (StructuredCotSection, "like", None),  # there is but one published set: back to a file of one's own,
         (StructuredCotSection, "hub", None),  # or to a teacher
         (TemplatesSection, name, Path(f"other/other_{name}.jinja")),
+        (TwinsSection, "template", Path("other/other_safety.jinja")),
+        (TwinsSection, "tasks", ["helpfulness"]),
     ]
     return next(((value,) for kind, key, value in others if isinstance(section, kind) and name == key), None)
 
