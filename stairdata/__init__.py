@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         open_artifact,
         pull,
         push,
+        save_trees,
         search_tree,
         validate,
     )
@@ -33,6 +34,7 @@ __all__ = [
     "open_artifact",
     "pull",
     "push",
+    "save_trees",
     "search_tree",
     "validate",
 ]

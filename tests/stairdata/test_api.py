@@ -22,6 +22,7 @@ NAMES = [
     "open_artifact",
     "pull",
     "push",
+    "save_trees",
     "search_tree",
     "validate",
 ]
