@@ -1,10 +1,11 @@
-"""Make the pictures of the documentation: a tree's page, a page of pairs, and a report.
+"""Make the pictures of the documentation: a tree's page, a page of pairs, a report, and a review round.
 
-    python docs/pictures.py
+    python docs/pictures.py              all of them
+    python docs/pictures.py review       one
 
 They show the bundled rows on everyday questions. The search is the real one; its policy draws steps out of the rows,
-those of the question or of another one, and its judge prefers those of the question. Chromium of the system takes the
-pictures.
+those of the question or of another one, and its judge prefers those of the question. The review is one in a real
+Argilla. Chromium of the system takes the pictures.
 """
 
 from __future__ import annotations
@@ -36,9 +37,12 @@ from stairdata_schemas.building import Build, BuildPlan, begin_build
 from stairdata_schemas.kinds import polars_schema
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Locator, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 PICTURES = Path(__file__).parent / "pictures"
+PAGES = {"tree": "tree.html", "pairs": "pairs.html", "report": "report/index.html"}
+"""Pages of this package, by the names of their pictures."""
+PATIENCE = 120_000  # milliseconds
 QUESTIONS = 24
 ITERATIONS = 24
 RECIPE = Recipe.model_validate({"trees": {"iterations": ITERATIONS}, "preference_pairs": {"min_visits": 1}})
@@ -51,30 +55,63 @@ def main() -> None:
     from playwright.sync_api import sync_playwright
 
     PICTURES.mkdir(exist_ok=True)
+    wanted = sys.argv[1:] or [*PAGES, "review"]
     with tempfile.TemporaryDirectory() as name:
-        pages = write_pages(Path(name))  # before the browser, which has an event loop running
+        folder = Path(name)
+        trees, pairs = build(folder / "artifacts")  # before the browser, which has an event loop running
+        write_pages(folder, trees, pairs)
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-            for title, path in pages.items():
+            for title in [each for each in PAGES if each in wanted]:
                 page = browser.new_page(offline=True, viewport={"width": 1000, "height": 640})
-                page.set_default_timeout(120_000)
-                page.goto(path.as_uri())
+                page.set_default_timeout(PATIENCE)
+                page.goto((folder / PAGES[title]).as_uri())
                 _shown(page, title).screenshot(path=PICTURES / f"{title}.png", scale="css")
+            if "review" in wanted:
+                picture_review(browser, pairs, folder / "argilla")
             browser.close()
 
 
-def write_pages(folder: Path) -> dict[str, Path]:
-    """Write the pages, and return where they are by the names of their pictures."""
-    trees = _trees(folder / "artifacts")
+def build(root: Path) -> tuple[Artifact, Artifact]:
+    """Return trees, and the pairs out of them."""
     from stairdata.runs.options import BuildOptions
 
-    pairs = build_preference_pairs(RECIPE, BuildOptions(root=folder / "artifacts"))
-    pages = {name: folder / f"{name}.html" for name in ("tree", "pairs")} | {"report": folder / "report" / "index.html"}
+    return _trees(root), build_preference_pairs(RECIPE, BuildOptions(root=root))
+
+
+def write_pages(folder: Path, trees: Artifact, pairs: Artifact) -> None:
+    """Write the pages of `PAGES`."""
     largest = max(trees.scan().collect().to_dicts(), key=lambda row: len(row["nodes"]))
-    pages["tree"].write_text(tree_page(trees, find_tree(trees, largest["tree_id"])), encoding="utf-8")
-    pages["pairs"].write_text(artifact_page(pairs), encoding="utf-8")
-    write_report(find_sources(Places(folder / "artifacts")), pages["report"], "Report")
-    return pages
+    (folder / PAGES["tree"]).write_text(tree_page(trees, find_tree(trees, largest["tree_id"])), encoding="utf-8")
+    (folder / PAGES["pairs"]).write_text(artifact_page(pairs), encoding="utf-8")
+    write_report(find_sources(Places(folder / "artifacts")), folder / PAGES["report"], "Report")
+
+
+def picture_review(browser: Browser, pairs: Artifact, folder: Path) -> None:
+    """Take what a reviewer sees of an item, in a round on a server that ends with it."""
+    from stairdata_review.rounds.client import Argilla, ServerAccess
+    from stairdata_review.rounds.invitations import invite
+    from stairdata_review.rounds.push import RoundOptions, push
+    from stairdata_review.server.background import start_server, stop_server
+
+    running = start_server(folder, port=0)
+    try:
+        with Argilla(ServerAccess(running.url, running.credentials().api_key)) as argilla:
+            pushed = push(argilla, pairs, RoundOptions(pairs.folder.parents[1]), lambda *_: None)
+            reviewer = invite(argilla, "ann", "stairdata")
+        page = browser.new_page(viewport={"width": 1280, "height": 860})
+        page.set_default_timeout(PATIENCE)
+        page.route(lambda url: not url.startswith(running.url), lambda route: route.abort())  # fonts of Google's
+        page.goto(f"{running.url}/sign-in")
+        page.fill("input[name=Username]", reviewer.username)
+        page.fill("input[name=Password]", reviewer.password)
+        page.click("button[type=submit]")
+        page.get_by_text(pushed.dataset, exact=True).first.click()
+        page.wait_for_selector('[aria-label^="Data entry for Field"]')
+        page.locator("label[for=verdict_A]").click()
+        page.screenshot(path=PICTURES / "review.png", scale="css")
+    finally:
+        stop_server(folder)
 
 
 def _trees(root: Path) -> Artifact:
@@ -110,8 +147,9 @@ def _answer(row: dict[str, Any], prefix: str, dice: random.Random) -> str:
     """Return the steps of a row that are not there yet, perhaps not all of them, and its output."""
     steps = [step for step in row["steps"] if step["body"] not in prefix]
     kept = steps[: dice.randint(0, len(steps))]
-    written = [f"<|Reasoning_step|>\nTitle: {step['title']}\n{step['body']}\n<|/Reasoning_step|>\n\n" for step in kept]
-    return "".join(written) + f"<|Output|>\nFinal Answer:\n{row['output']}\n<|/Output|>"
+    written = [f"<|Reasoning_step|>\nTitle: {step['title']}\n{step['body']}\n<|/Reasoning_step|>" for step in kept]
+    written.append(f"<|Output|>\nFinal Answer:\n{row['output']}\n<|/Output|>")
+    return ("\n\n" if prefix else "") + "\n\n".join(written)
 
 
 def _shown(page: Page, title: str) -> Page | Locator:

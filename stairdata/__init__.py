@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         open_artifact,
         pull,
         push,
+        save_trees,
         search_tree,
         validate,
     )
@@ -35,6 +36,7 @@ __all__ = [
     "open_artifact",
     "pull",
     "push",
+    "save_trees",
     "search_tree",
     "validate",
 ]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from stairdata.hub.lineage import Ancestor
     from stairdata.hub.push import PushResult
     from stairdata.runs.progress import Progress
+    from stairdata.search.mcts import Tree
     from stairdata.stages import FullRecipe
     from stairdata_schemas.artifacts import Problem
 
@@ -28,6 +29,7 @@ __all__ = [
     "open_artifact",
     "pull",
     "push",
+    "save_trees",
     "search_tree",
     "validate",
 ]
@@ -146,6 +148,34 @@ def join(
 
     artifacts = [each if isinstance(each, Artifact) else open_artifact(each, root) for each in shards]
     return join_shards(artifacts, Path(root), version, max_quarantine)
+
+
+def save_trees(
+    trees: Mapping[str, Tree],
+    prompts: Artifact,
+    *,
+    actor: str,
+    seed: int = 42,
+    root: str | Path = ROOT,
+    version: str | None = None,
+) -> Artifact:
+    """Write trees of `search_tree` as an artifact, from which pairs are built like from any other trees.
+
+    Args:
+        trees: by the `prompt_id` of the prompt that each was grown from; one a prompt.
+        prompts: the artifact of those prompts, which says their tasks; the parent of the new one.
+        actor: name of the model that grew them.
+        seed: what `search_tree` was given.
+        root: folder of the artifacts.
+        version: default: the next one; the same trees again are the finished artifact.
+
+    Raises:
+        UsageError: no trees, an input that isn't prompts, or a tree of a prompt that is not among them.
+    """
+    from stairdata.generators.trees.custom_trees import save_custom_trees
+    from stairdata.runs.options import BuildOptions
+
+    return save_custom_trees(trees, prompts, actor, seed, BuildOptions(root=Path(root), version=version))
 
 
 def open_artifact(reference: str | Path, root: str | Path = ROOT) -> Artifact:

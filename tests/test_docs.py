@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.py"))
+"""`tests/test_tutorials.py` runs them."""
 PAGES = [ROOT / "README.md", ROOT / "AGENTS.md", *DOCS]
 RUN_ELSEWHERE = {
     "make test": (".ci/run", "make test"),
@@ -69,7 +71,7 @@ def test_pages_that_come_from_the_code_are_as_it_would_write_them() -> None:
         assert (ROOT / "docs" / name).read_text(encoding="utf-8") == write(), "run: python docs/generate.py"
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *TUTORIALS, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         file, _, heading = target.partition("#")
@@ -98,7 +100,8 @@ def test_figures_of_the_proof_are_those_that_it_wrote(page: str) -> None:
 def test_the_readme_lists_every_page() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     listed = readme.split("## All pages")[1].split("##")[0]
-    assert [page.name for page in DOCS if f"(docs/{page.name})" not in listed] == []
+    pages = [page.relative_to(ROOT).as_posix() for page in (*DOCS, *TUTORIALS)]
+    assert [page for page in pages if f"({page})" not in listed] == []
     assert "(AGENTS.md)" in listed
 
 

@@ -1,4 +1,7 @@
-"""The spine on the real model: a smoke run that is killed again and again ends like one that was not."""
+"""The spine on the real model: a smoke run that is killed again and again ends like one that was not.
+
+It runs what users install: the wheel, with its extras, in a folder of its own.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
+import venv
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,19 +30,24 @@ from stairdata_schemas.artifacts import Artifact, list_folders, open_artifact, v
 if TYPE_CHECKING:
     from tests.conftest import StubServer
 
-PROGRAM = Path(sys.executable).parent / "stairdata"
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("stairdata", "stairdata_schemas", "stairdata_training", "stairdata_review")
 KINDS = {"prompts": 2, "structured_cot": 1, "trees": 1, "preference_pairs": 1, "prm_pairs": 1, "responses": 4}
 LIMIT = 1800.0
 
 
-def start(folder: Path, log: Path) -> subprocess.Popen[bytes]:
-    environment = {key: value for key, value in os.environ.items() if key != "OPENAI_API_KEY"}
+def own_environment() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if key not in {"OPENAI_API_KEY", "PYTHONPATH"}}
+
+
+def start(program: Path, folder: Path, log: Path) -> subprocess.Popen[bytes]:
     with log.open("ab") as file:
         return subprocess.Popen(
-            [str(PROGRAM), "quickstart", "--smoke", "--folder", str(folder)],
+            [str(program), "quickstart", "--smoke", "--folder", str(folder)],
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=environment,
+            cwd=folder.parent,
+            env=own_environment(),
         )
 
 
@@ -74,7 +84,24 @@ def processes_of(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`stairdata` of the wheel, in an environment whose other packages are those of this one, without the checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    python = folder / "venv" / "bin" / "python"
+    run = [sys.executable, "-m"]
+    subprocess.run([*run, "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)], check=True)
+    (wheel,) = folder.glob("stairdata-*.whl")
+    venv.create(folder / "venv")
+    install = ["--disable-pip-version-check", "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run([*run, "pip", "--python", str(python), *install], check=True)
+    packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder / "venv")}))
+    # behind the wheel's packages; the .pth files of that folder, which name the checkout, are not read
+    (packages / "extras.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python.with_name("stairdata")
+
+
+@pytest.fixture(scope="module")
+def folder(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run the smoke quickstart to its end, killed in SFT, in the trees and in a write."""
     missing = vllm_missing()
     if missing:
@@ -89,9 +116,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (lambda: any_of(artifacts, "trees/*/.build/data") or (models / "dpo-1.partial").exists(), 0.0005),
     ]
     for moment, look_every in moments:
-        kill_when(start(folder, log), moment, look_every, log)
+        kill_when(start(program, folder, log), moment, look_every, log)
     assert not (models / "dpo-1").exists()
-    process = start(folder, log)
+    process = start(program, folder, log)
     assert process.wait(timeout=LIMIT) == 0, log.read_text(errors="replace")[-3000:]
     return folder
 
@@ -120,6 +147,23 @@ def test_a_teacher_is_asked_where_one_is_named(
     assert artifact.manifest.rows == 8
     assert artifact.manifest.usage.requests == stub_llm.stats()["paths"]["/v1/chat/completions"]
     assert "sk-of-a-test" not in artifact.manifest.model_dump_json()
+
+
+@pytest.mark.slow
+@pytest.mark.all_cores  # not for its sake: so that the wheel is built once
+def test_what_runs_is_the_wheel_with_its_extras(program: Path, tmp_path: Path) -> None:
+    names = [*PACKAGES, "vllm", "trl", "uvicorn"]
+    code = f"from importlib.util import find_spec; print(*(find_spec(name).origin for name in {names}), sep='\\n')"
+    shown = subprocess.run(
+        [str(program.with_name("python")), "-c", code],
+        cwd=tmp_path,
+        env=own_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    inside = [Path(origin).is_relative_to(program.parent.parent) for origin in shown]
+    assert inside == [name in PACKAGES for name in names]
 
 
 @pytest.mark.slow
@@ -177,11 +221,11 @@ def test_the_summary_tells_each_stage(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.all_cores
 @pytest.mark.timeout(3600)
-def test_a_second_run_redoes_nothing_and_no_process_is_left(folder: Path) -> None:
+def test_a_second_run_redoes_nothing_and_no_process_is_left(program: Path, folder: Path) -> None:
     kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in {".parquet", ".safetensors"}}
     began = time.monotonic()
     log = folder.with_suffix(".again.log")
-    assert start(folder, log).wait(timeout=LIMIT) == 0, log.read_text(errors="replace")
+    assert start(program, folder, log).wait(timeout=LIMIT) == 0, log.read_text(errors="replace")
     print(f"second run: {time.monotonic() - began:.1f} s")  # noqa: T201
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert processes_of(folder) == []

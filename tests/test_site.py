@@ -78,7 +78,7 @@ def test_pages_fit_a_phone_and_a_desk_and_ask_no_other_server(width: int, addres
     page = new_page(viewport={"width": width, "height": 800})
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
-    for name in ("index", "recipe", "trees", "results", "architecture", "AGENTS"):
+    for name in ("index", "recipe", "trees", "results", "architecture", "AGENTS", "tutorial-1-data"):
         page.goto(f"{address}/{name}.html")
         assert page.evaluate("document.documentElement.scrollWidth") <= width, name
     assert [url for url in asked if not url.startswith(address)] == []

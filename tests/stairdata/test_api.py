@@ -24,6 +24,7 @@ NAMES = [
     "open_artifact",
     "pull",
     "push",
+    "save_trees",
     "search_tree",
     "validate",
 ]
