@@ -40,7 +40,9 @@ from typing import Any, NamedTuple
 from unittest import mock
 from urllib.parse import urlsplit
 
+# as the command sets them
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import openai
 from openai.resources.chat.completions import AsyncCompletions as ChatCompletions
