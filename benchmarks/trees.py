@@ -53,6 +53,7 @@ from stairdata.generators.trees import judges
 from stairdata.generators.trees.build import build_trees
 from stairdata.llm.client import LOOPBACK
 from stairdata.llm.vllm_server import ManagedServer, ServerOptions
+from stairdata.llm.wire.json_requests import JsonRequests
 from stairdata.recipe import Recipe
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.runner import collecting_new_objects
@@ -321,19 +322,29 @@ async def send_all(client: openai.AsyncOpenAI, requests: Sequence[Sent], at_a_ti
 
 @contextlib.contextmanager
 def recording(sent: list[Sent]) -> Iterator[None]:
-    """Note each request that the openai package sends and gets an answer to."""
-    request = openai.AsyncOpenAI.request
+    """Note each request that our client or the openai package sends and gets an answer to."""
+    ours, theirs = JsonRequests.post, openai.AsyncOpenAI.request
+
+    def note(body: dict[str, Any], began: float, usage: dict[str, int]) -> None:
+        sent.append(Sent(body, "messages" in body, began, time.monotonic(), usage["completion_tokens"]))
+
+    async def post_and_note(requests: JsonRequests, path: str, body: dict[str, Any]) -> Any:
+        began = time.monotonic()
+        answer = await ours(requests, path, body)
+        note(body, began, answer["usage"])
+        return answer
 
     async def request_and_note(client: openai.AsyncOpenAI, cast_to: Any, options: Any, **more: Any) -> Any:
         began = time.monotonic()
-        answer = await request(client, cast_to, options, **more)
+        answer = await theirs(client, cast_to, options, **more)
         if options.method == "post":
-            body = {**options.json_data, **(options.extra_json or {})}
-            usage = answer["usage"] if isinstance(answer, dict) else dict(answer.usage)
-            sent.append(Sent(body, "messages" in body, began, time.monotonic(), usage["completion_tokens"]))
+            note({**options.json_data, **(options.extra_json or {})}, began, dict(answer.usage))
         return answer
 
-    with mock.patch.object(openai.AsyncOpenAI, "request", request_and_note):
+    with (
+        mock.patch.object(JsonRequests, "post", post_and_note),
+        mock.patch.object(openai.AsyncOpenAI, "request", request_and_note),
+    ):
         yield
 
 

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import openai
-from openai import RequestOptions
 from openai.types.chat import ChatCompletionMessageParam
 
 from stairdata.llm.budget import Budget
@@ -36,12 +35,12 @@ from stairdata.llm.outcomes import (
 )
 from stairdata.llm.window import Window
 from stairdata.llm.wire.bounded_http import AnswerLimitError, BoundedHttpClient, body_limit, limit_for
-from stairdata.llm.wire.json_answers import as_json, known_part, part
+from stairdata.llm.wire.json_answers import known_part, part
+from stairdata.llm.wire.json_requests import JsonRequests
 from stairdata.llm.wire.token_limit import TokenLimitName
 from stairdata.llm.wrapping import split_thoughts
 from stairdata.recipe import Endpoint
 from stairdata_schemas.errors import ServerError, quote
-from stairdata_schemas.network.body_limits import BodyLimit
 from stairdata_schemas.secrets.redaction import hold, redact
 from stairdata_schemas.templating.control_tokens import find_quoted, neutralise
 
@@ -63,8 +62,6 @@ ANSWER_LIMIT = "max_completion_tokens"
 """What the limit on an answer is called in a body, until one knows that its server has another name for it."""
 THOUGHTS_FIELDS = ("reasoning_content", "reasoning")
 """Of a message: DeepSeek's and SGLang's, and that of OpenRouter, Ollama and vLLM."""
-BY_KEY: RequestOptions = {"security": {"bearer_auth": True}}
-"""A request of the openai package's that goes with the key, and no other of the environment's."""
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
@@ -198,14 +195,12 @@ class Client:
         self._takes_n: bool | None = None
         """Whether it gives several samples for one request; None until it was asked for some."""
         try:
+            # a proxy of the environment must not see what stays on this machine
+            http = BoundedHttpClient(trust_env=urlsplit(base_url).hostname not in LOOPBACK)
             self.openai = openai.AsyncOpenAI(
-                base_url=base_url,
-                api_key=api_key,
-                max_retries=0,
-                timeout=endpoint.timeout,
-                # a proxy of the environment must not see what stays on this machine
-                http_client=BoundedHttpClient(trust_env=urlsplit(base_url).hostname not in LOOPBACK),
+                base_url=base_url, api_key=api_key, max_retries=0, timeout=endpoint.timeout, http_client=http
             )
+            self._json = JsonRequests(self.openai, http, endpoint.timeout)
         except Exception as error:
             raise ServerError(f"base_url {quote(redact(base_url))} is not a valid URL: {redact(str(error))}") from error
 
@@ -276,7 +271,8 @@ class Client:
         limit = limit_for(samples=n, max_tokens=most.completion_tokens, logprobs=sampling.get("logprobs"))
 
         async def ask() -> Any:
-            return await self._post("/completions", body, limit)
+            with body_limit(limit):
+                return await self._json.post("/completions", body)
 
         most_of_all = most._replace(completion_tokens=n * most.completion_tokens)
 
@@ -340,20 +336,11 @@ class Client:
         limit = limit_for(samples=1, max_tokens=max_tokens, logprobs=logprobs)
 
         async def ask() -> Any:
-            return await self._post("/chat/completions", sent, limit)
+            with body_limit(limit):
+                return await self._json.post("/chat/completions", sent)
 
         generation, failures = await self.send(ask, lambda answer: read_chat(answer, most, is_whole=is_whole), most)
         return replace(generation, outcomes=(*failures, *generation.outcomes))
-
-    async def _post(self, path: str, body: dict[str, Any], limit: BodyLimit) -> Any:
-        """Send a body as it is, and return the answer's JSON as it is.
-
-        The package's own methods copy what they send part by part, by its type, and make an object of each part of an
-        answer: a third of the processor's time of a request (docs/performance.md).
-        """
-        with body_limit(limit):
-            answer = await self.openai.post(path, cast_to=object, body=body, options=BY_KEY)
-        return as_json(answer)
 
     async def models(self) -> list[str]:
         """List the server's models: the health check of a server that isn't ours.

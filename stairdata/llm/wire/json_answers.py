@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from pydantic import BaseModel
-
-
-def as_json(answer: Any) -> Any:
-    """Return the JSON of an answer that came without the content type of JSON; any other as it is."""
-    if not isinstance(answer, str):
-        return answer
-    try:
-        return json.loads(answer)
-    except (ValueError, RecursionError):
-        return answer
 
 
 def part(of: Any, name: str) -> Any:
