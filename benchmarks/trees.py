@@ -1,6 +1,7 @@
 """How fast trees grow, and how much of it is our own doing.
 
-    python benchmarks/trees.py instant                        against a server that answers at once: our own CPU time
+    python benchmarks/trees.py instant                        against a server that answers at once: our own CPU time,
+                                                              and its ratio to the bare openai client's
     python benchmarks/trees.py memory                         1,000 trees of 200 iterations: peak memory
     python benchmarks/trees.py server --model runs/sft        on a served model: share of its saturated throughput
     python benchmarks/trees.py server --base-url http://127.0.0.1:8000/v1 --name actor --tokenizer runs/sft
@@ -10,6 +11,10 @@ tokens a second. A request's tokens count evenly over its time in flight. The st
 `--steady` trees are unfinished; of the second run, while its window is full. A model that is served here gets a new
 server for the second run; a server that is named finds prompts of the first one in its prefix cache, so that the share
 errs to our disadvantage.
+
+`instant` grows trees, then has a bare `openai.AsyncOpenAI` send the very same requests, and so on in turns, in one
+process, so that both sides meet the same machine. What it compares is the processor's time of this process; the server
+has its own. The bare client does not look at what was there before it either (`collecting_new_objects`).
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import inspect
 import json
 import os
 import platform
@@ -25,15 +31,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 from unittest import mock
 from urllib.parse import urlsplit
 
+# as the command sets them
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import openai
 from openai.resources.chat.completions import AsyncCompletions as ChatCompletions
@@ -44,12 +53,16 @@ from stairdata.generators.trees import judges
 from stairdata.generators.trees.build import build_trees
 from stairdata.llm.client import LOOPBACK
 from stairdata.llm.vllm_server import ManagedServer, ServerOptions
+from stairdata.llm.wire.json_requests import JsonRequests
 from stairdata.recipe import Recipe
 from stairdata.runs.options import BuildOptions
+from stairdata.runs.runner import collecting_new_objects
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.grammar import OUTPUT_CLOSE
 
 HERE = Path(__file__).parent
+TEXT_OPTIONS = inspect.signature(TextCompletions.create).parameters
+CHAT_OPTIONS = inspect.signature(ChatCompletions.create).parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +114,8 @@ def main() -> None:
         command.add_argument(
             "--prompts", type=Path, nargs="*", default=[], help="JSONL with prompt and task, or question and type"
         )
+    commands.choices["instant"].add_argument("--repeats", type=int, default=3, help="turns of both sides")
+    commands.choices["instant"].add_argument("--in-flight", type=int, default=64, help="requests of the bare client")
     server = commands.choices["server"]
     server.add_argument("--model", type=Path, help="folder; served here")
     server.add_argument("--server-args", default="", help="more arguments for vLLM")
@@ -135,17 +150,55 @@ def print_machine() -> None:
     show(f"{os.cpu_count()} cores,{cpu.partition(':')[2]}, Python {platform.python_version()}, {said}")
 
 
+class Turn(NamedTuple):
+    """One build against the server that answers at once, and the same requests from a bare client."""
+
+    completions: int
+    requests: int
+    seconds: float
+    cpu: float
+    """Seconds that the build computed."""
+    bare: float
+    """Seconds that the bare client computed."""
+
+    @property
+    def ratio(self) -> float:
+        return self.cpu / self.bare
+
+
 def instant(options: argparse.Namespace) -> None:
-    """Measure our own CPU time for each completion: rule judge on safety prompts, m = 4."""
+    """Measure our own CPU time for each completion beside a bare client's: rule judge on safety prompts, m = 4."""
     with tempfile.TemporaryDirectory() as folder, instant_server() as url:
-        artifact, watch = grow(Path(folder), at_instant(options, url, Path(folder)), safety_prompts(options.trees))
-        completions = completions_of(artifact)
-        seconds, requests = watch.ended - watch.began, artifact.manifest.usage.requests
-        show(f"{completions} completions in {requests} requests, {artifact.manifest.details['evaluations']} iterations")
-        show(f"{completions / seconds:.0f} completions/s, {requests / seconds:.0f} requests/s, {seconds:.1f} s")
-        show(
-            f"{1000 * watch.cpu / completions:.2f} ms of CPU a completion, {1000 * watch.cpu / requests:.2f} a request"
-        )
+        recipe = at_instant(options, url, Path(folder))
+        turns = [take_turn(options, recipe, Path(folder) / f"turn-{number}") for number in range(options.repeats)]
+    for turn in turns:
+        rates = f"{turn.completions / turn.seconds:.0f} completions/s, {turn.requests / turn.seconds:.0f} requests/s"
+        show(f"{turn.completions} completions in {turn.requests} requests: {rates}, {turn.seconds:.1f} s")
+        each, bare = 1000 * turn.cpu / turn.requests, 1000 * turn.bare / turn.requests
+        show(f"{1000 * turn.cpu / turn.completions:.2f} ms of CPU a completion, {each:.2f} a request, {bare:.2f} bare")
+    ratios = [turn.ratio for turn in turns]
+    spread = f"({min(ratios):.2f} to {max(ratios):.2f})"
+    show(f"CPU of a request, ratio to the bare client, median of {len(turns)}: {median(ratios):.2f} {spread}")
+
+
+def take_turn(options: argparse.Namespace, recipe: Recipe, folder: Path) -> Turn:
+    """Grow trees, and send the same requests again from a bare client."""
+    folder.mkdir()
+    sent: list[Sent] = []
+    with recording(sent):
+        artifact, watch = grow(folder, recipe, safety_prompts(options.trees))
+    with collecting_new_objects():
+        bare = asyncio.run(bare_cpu(sent, recipe.actor.base_url or "", options.in_flight))
+    seconds, requests = watch.ended - watch.began, artifact.manifest.usage.requests
+    return Turn(completions_of(artifact), requests, seconds, watch.cpu, bare)
+
+
+async def bare_cpu(requests: Sequence[Sent], url: str, at_a_time: int) -> float:
+    """Return the seconds of CPU that a bare client takes for some requests, once its certificates are read."""
+    async with bare_client(url) as client:
+        began = time.process_time()
+        await send_all(client, requests, at_a_time)
+        return time.process_time() - began
 
 
 def memory(options: argparse.Namespace) -> None:
@@ -235,46 +288,64 @@ def speed(sent: Sequence[Sent], began: float, ended: float) -> float:
 
 async def saturate(requests: Sequence[Sent], url: str, at_a_time: int) -> list[Sent]:
     """Send requests again, a fixed number at a time; returned in the order they were sent."""
-    waiting = iter(requests)
     again: list[Sent] = []
+    with recording(again):
+        async with bare_client(url) as client:
+            await send_all(client, requests, at_a_time)
+    return sorted(again, key=lambda one: one.began)
+
+
+def bare_client(url: str) -> openai.AsyncOpenAI:
+    """Make a client of the openai package with nothing of ours."""
+    return openai.AsyncOpenAI(
+        base_url=url,
+        api_key=os.environ.get("BENCHMARK_KEY", "none"),
+        max_retries=0,
+        http_client=openai.DefaultAsyncHttpxClient(trust_env=urlsplit(url).hostname not in LOOPBACK),
+    )
+
+
+async def send_all(client: openai.AsyncOpenAI, requests: Sequence[Sent], at_a_time: int) -> None:
+    """Send requests again as the package's documentation says, a fixed number at a time."""
+    waiting = iter(requests)
 
     async def worker() -> None:
         for request in waiting:
-            create = client.chat.completions.create if request.is_chat else client.completions.create
-            await create(**request.body)
+            create: Any = client.chat.completions.create if request.is_chat else client.completions.create
+            known = CHAT_OPTIONS if request.is_chat else TEXT_OPTIONS
+            named = {name: value for name, value in request.body.items() if name in known}
+            extra = {name: value for name, value in request.body.items() if name not in known}
+            await create(**named, extra_body=extra)
 
-    with recording(again):
-        async with openai.AsyncOpenAI(
-            base_url=url,
-            api_key=os.environ.get("BENCHMARK_KEY", "none"),
-            max_retries=0,
-            http_client=openai.DefaultAsyncHttpxClient(trust_env=urlsplit(url).hostname not in LOOPBACK),
-        ) as client:
-            await asyncio.gather(*(worker() for _ in range(at_a_time)))
-    return sorted(again, key=lambda one: one.began)
+    await asyncio.gather(*(worker() for _ in range(at_a_time)))
 
 
 @contextlib.contextmanager
 def recording(sent: list[Sent]) -> Iterator[None]:
-    """Note each request that the openai package sends and gets an answer to."""
-    with (
-        mock.patch.object(TextCompletions, "create", recorded(TextCompletions.create, sent, is_chat=False)),
-        mock.patch.object(ChatCompletions, "create", recorded(ChatCompletions.create, sent, is_chat=True)),
-    ):
-        yield
+    """Note each request that our client or the openai package sends and gets an answer to."""
+    ours, theirs = JsonRequests.post, openai.AsyncOpenAI.request
 
+    def note(body: dict[str, Any], began: float, usage: dict[str, int]) -> None:
+        sent.append(Sent(body, "messages" in body, began, time.monotonic(), usage["completion_tokens"]))
 
-def recorded(create: Callable[..., Awaitable[Any]], sent: list[Sent], *, is_chat: bool) -> Callable[..., Any]:
-    """Wrap one of the package's methods so that its requests are noted."""
-
-    async def create_and_note(resource: object, **body: Any) -> Any:
+    async def post_and_note(requests: JsonRequests, path: str, body: dict[str, Any]) -> Any:
         began = time.monotonic()
-        answer = await create(resource, **body)
-        tokens = answer.usage.completion_tokens if answer.usage else 0
-        sent.append(Sent(body, is_chat, began, time.monotonic(), tokens))
+        answer = await ours(requests, path, body)
+        note(body, began, answer["usage"])
         return answer
 
-    return create_and_note
+    async def request_and_note(client: openai.AsyncOpenAI, cast_to: Any, options: Any, **more: Any) -> Any:
+        began = time.monotonic()
+        answer = await theirs(client, cast_to, options, **more)
+        if options.method == "post":
+            note({**options.json_data, **(options.extra_json or {})}, began, dict(answer.usage))
+        return answer
+
+    with (
+        mock.patch.object(JsonRequests, "post", post_and_note),
+        mock.patch.object(openai.AsyncOpenAI, "request", request_and_note),
+    ):
+        yield
 
 
 def grow(folder: Path, recipe: Recipe, prompts: list[dict[str, str]]) -> tuple[Artifact, Watch]:

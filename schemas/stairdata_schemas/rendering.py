@@ -230,7 +230,7 @@ class _Recent:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = weakref.ref(tokenizer)
         self.prompt = lru_cache(_PROMPTS_KEPT)(lambda prompt: _write(self.tokenizer, prompt))
-        self.part = lru_cache(_PARTS_KEPT)(lambda part: tuple(self._encode(part)))
+        self.part = lru_cache(_PARTS_KEPT)(lambda part: tuple(self.encode(part)))
         self.plain = lru_cache(_PROMPTS_KEPT)(lambda reader, written: tuple(reader.encode(written)))
 
     @property
@@ -253,8 +253,8 @@ class _Recent:
             return encode(self.tokenizer, text)
         return [number for part in _TAG.split(text) if part for number in self.part(part)]
 
-    def _encode(self, part: str) -> list[int]:
-        """Return the ids of a part as `encode` does, in less than half the time where the backend alone gives them."""
+    def encode(self, part: str) -> list[int]:
+        """Return the ids of a text as the function of this name, in half the time if the backend alone gives them."""
         backend = self._backend
         if backend is None or backend.truncation is not None or backend.padding is not None:
             return encode(self.tokenizer, part)
@@ -324,20 +324,17 @@ class TokenCounter:
     """Counts tokens of prompts and answers, each part between two tags once; whole texts where that is not the same."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._count = lru_cache(maxsize=COUNTS_KEPT)(self._count_part)
-        self._adds_up = _adds_up(tokenizer)
+        self._tokenizer = tokenizer  # what it has encoded last does not keep it alive
+        self._recent = _Recent(tokenizer)
+        self._count = lru_cache(maxsize=COUNTS_KEPT)(lambda part: len(self._recent.encode(part)))
 
     def __call__(self, text: str) -> int:
         """Return the number of tokens, nothing added around the text."""
-        return self._sum(text) if self._adds_up else len(encode(self._tokenizer, text))
+        return self._sum(text) if self._recent.reads_parts_alone else len(encode(self._tokenizer, text))
 
     def _sum(self, text: str) -> int:
         parts = _TAG.split(text)
         return len(parts) // 2 + sum(self._count(part) for part in parts[::2] if part)
-
-    def _count_part(self, part: str) -> int:
-        return len(encode(self._tokenizer, part))
 
 
 def encode_plain(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -19,9 +19,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import openai
-from openai.types import CompletionChoice
 from openai.types.chat import ChatCompletionMessageParam
-from openai.types.chat.chat_completion import Choice as ChatChoice
 
 from stairdata.llm.budget import Budget
 from stairdata.llm.outcomes import (
@@ -37,6 +35,8 @@ from stairdata.llm.outcomes import (
 )
 from stairdata.llm.window import Window
 from stairdata.llm.wire.bounded_http import AnswerLimitError, BoundedHttpClient, body_limit, limit_for
+from stairdata.llm.wire.json_answers import known_part, part
+from stairdata.llm.wire.json_requests import JsonRequests
 from stairdata.llm.wire.token_limit import TokenLimitName
 from stairdata.llm.wrapping import split_thoughts
 from stairdata.recipe import Endpoint
@@ -195,14 +195,12 @@ class Client:
         self._takes_n: bool | None = None
         """Whether it gives several samples for one request; None until it was asked for some."""
         try:
+            # a proxy of the environment must not see what stays on this machine
+            http = BoundedHttpClient(trust_env=urlsplit(base_url).hostname not in LOOPBACK)
             self.openai = openai.AsyncOpenAI(
-                base_url=base_url,
-                api_key=api_key,
-                max_retries=0,
-                timeout=endpoint.timeout,
-                # a proxy of the environment must not see what stays on this machine
-                http_client=BoundedHttpClient(trust_env=urlsplit(base_url).hostname not in LOOPBACK),
+                base_url=base_url, api_key=api_key, max_retries=0, timeout=endpoint.timeout, http_client=http
             )
+            self._json = JsonRequests(self.openai, http, endpoint.timeout)
         except Exception as error:
             raise ServerError(f"base_url {quote(redact(base_url))} is not a valid URL: {redact(str(error))}") from error
 
@@ -261,20 +259,20 @@ class Client:
             "add_special_tokens": False,  # the template wrote the BOS already
             "top_k": sampling.get("top_k", 0) or -1,
         }
-        plain = {key: value for key, value in sampling.items() if key != "top_k"}
-        limit = limit_for(samples=n, max_tokens=most.completion_tokens, logprobs=plain.get("logprobs"))
+        body = {
+            "model": self.model,
+            "n": n,
+            "max_tokens": most.completion_tokens,
+            "seed": seed,
+            **sampling,
+            **extra,
+            "prompt": prompt,
+        }
+        limit = limit_for(samples=n, max_tokens=most.completion_tokens, logprobs=sampling.get("logprobs"))
 
         async def ask() -> Any:
             with body_limit(limit):
-                return await self.openai.completions.create(
-                    model=self.model,
-                    prompt="",
-                    n=n,
-                    max_tokens=most.completion_tokens,
-                    seed=seed,
-                    extra_body={**extra, "prompt": prompt},  # sent as it is: the package looks at each token id
-                    **plain,
-                )
+                return await self._json.post("/completions", body)
 
         most_of_all = most._replace(completion_tokens=n * most.completion_tokens)
 
@@ -335,11 +333,11 @@ class Client:
         logprobs = body.get("top_logprobs", 0) if body.get("logprobs") else None
         sent = {limit_name if key == ANSWER_LIMIT else key: value for key, value in body.items()}
 
+        limit = limit_for(samples=1, max_tokens=max_tokens, logprobs=logprobs)
+
         async def ask() -> Any:
-            with body_limit(limit_for(samples=1, max_tokens=max_tokens, logprobs=logprobs)):
-                # what stands in the extra body is sent as it is; of messages the package makes a copy for each kind
-                # that one could be, which takes as long as sending them
-                return await self.openai.chat.completions.create(model=self.model, messages=[], extra_body=sent)
+            with body_limit(limit):
+                return await self._json.post("/chat/completions", sent)
 
         generation, failures = await self.send(ask, lambda answer: read_chat(answer, most, is_whole=is_whole), most)
         return replace(generation, outcomes=(*failures, *generation.outcomes))
@@ -455,8 +453,8 @@ class Client:
             self.budget.settle(ticket, self._endpoint.name, *(paid[0] if paid else RequestTokens(0, 0)))
 
     def _usage(self, answer: Any, most: RequestTokens) -> RequestTokens:
-        usage = getattr(answer, "usage", None)
-        has_work = any(isinstance(getattr(answer, name, None), list) for name in ("choices", "data"))
+        usage = part(answer, "usage")
+        has_work = any(isinstance(part(answer, name), list) for name in ("choices", "data"))
         if usage is None and has_work and self.budget.counts_tokens:
             raise ServerError(
                 f"the LLM server at {self.base_url} does not say how many tokens an answer took, so a limit on tokens "
@@ -585,9 +583,9 @@ def _generation(
     *,
     may_ignore_n: bool = False,
 ) -> Generation:
-    """Read an answer that may be anything: the openai package does not check what a server sends."""
+    """Read an answer that may be anything: nobody checks what a server sends."""
     check_answer(answer)
-    choices = getattr(answer, "choices", None)
+    choices = part(answer, "choices")
     if not isinstance(choices, list):
         shown = f": {quote(answer)}" if isinstance(answer, str) and answer else ""
         raise MalformedAnswerError(f"the answer has no choices{shown}")
@@ -600,10 +598,10 @@ def _generation(
     is_cut = any(sample.finish == "length" for sample in samples)
     outcome = Outcome.LENGTH if is_cut else Outcome.OK
     used, reasoned = RequestTokens(0, 0), 0
-    if getattr(answer, "usage", None) is not None:
+    if part(answer, "usage") is not None:
         believed = believed_usage(answer, most)
         used, outcome = (believed, outcome) if believed else (most or used, Outcome.UNBELIEVABLE_USAGE)
-        reasoned = min(_reasoning_tokens(answer.usage), used.completion_tokens)
+        reasoned = min(_reasoning_tokens(part(answer, "usage")), used.completion_tokens)
     return Generation(samples, *used, outcomes=(outcome,), reasoning_tokens=reasoned)
 
 
@@ -616,9 +614,9 @@ def believed_usage(answer: Any, most: RequestTokens | None) -> RequestTokens | N
             servers overlook the limit on an answer, so that several times as many are believed. Thoughts are among the
             completion tokens; servers that count them beside these, such as xAI's, are known by their total.
     """
-    usage = getattr(answer, "usage", None)
-    said: list[Any] = [getattr(usage, name, None) for name in RequestTokens._fields]
-    reasoned, total = _reasoning_tokens(usage), getattr(usage, "total_tokens", None)
+    usage = part(answer, "usage")
+    said: list[Any] = [part(usage, name) for name in RequestTokens._fields]
+    reasoned, total = _reasoning_tokens(usage), part(usage, "total_tokens")
     if reasoned and all(type(number) is int for number in said) and total == sum(said) + reasoned:
         said[1] += reasoned
     ceilings = [max(CREDIBLE_TOKENS, CREDIBLE_TIMES * number) for number in most] if most else [MOST_TOKENS] * 2
@@ -631,31 +629,33 @@ def believed_usage(answer: Any, most: RequestTokens | None) -> RequestTokens | N
 
 def _reasoning_tokens(usage: Any) -> int:
     """Return how many tokens went into thoughts; 0 where that can't be read, since nothing is charged by it alone."""
-    number = getattr(getattr(usage, "completion_tokens_details", None), "reasoning_tokens", None)
+    number = part(part(usage, "completion_tokens_details"), "reasoning_tokens")
     return number if type(number) is int and 0 < number <= MOST_TOKENS else 0
 
 
 def _has_text(answer: Any) -> bool:
-    choices = getattr(answer, "choices", None)
+    choices = part(answer, "choices")
     texts = [
-        getattr(choice, "text", None) or getattr(getattr(choice, "message", None), "content", None)
+        part(choice, "text") or part(part(choice, "message"), "content")
         for choice in (choices if isinstance(choices, list) else [])
     ]
     return any(texts)
 
 
 def _completion_sample(choice: Any) -> Sample:
-    if not isinstance(choice, CompletionChoice) or not isinstance(getattr(choice, "text", None), str):
+    text = part(choice, "text")
+    if not isinstance(text, str):
         raise MalformedAnswerError("a choice has no text")
-    given = choice.logprobs
+    given = part(choice, "logprobs")
     if given is None:
-        return _sample(choice.text, choice.finish_reason, ())
-    likely = given.top_logprobs or []
+        return _sample(text, part(choice, "finish_reason"), ())
+    tokens, values = known_part(given, "tokens"), known_part(given, "token_logprobs")
+    likely = known_part(given, "top_logprobs") or []
     logprobs = tuple(
         _logprob(token, value)._replace(others=_others(likely[index] if index < len(likely) else None))
-        for index, (token, value) in enumerate(zip(given.tokens or [], given.token_logprobs or [], strict=False))
+        for index, (token, value) in enumerate(zip(tokens or [], values or [], strict=False))
     )
-    return _sample(choice.text, choice.finish_reason, logprobs)
+    return _sample(text, part(choice, "finish_reason"), logprobs)
 
 
 def _others(likely: Any) -> dict[str, float]:
@@ -663,24 +663,29 @@ def _others(likely: Any) -> dict[str, float]:
 
 
 def _chat_sample(choice: Any) -> Sample:
-    message = getattr(choice, "message", None) if isinstance(choice, ChatChoice) else None
-    if message is None or not isinstance(message.content, str | None):
+    message = part(choice, "message")
+    content = None if message is None else known_part(message, "content")
+    if message is None or not isinstance(content, str | None):
         raise MalformedAnswerError("a choice has no message")
-    if message.refusal:
-        raise RequestFailedError([Outcome.REFUSAL], message.refusal)
-    given = choice.logprobs.content if choice.logprobs else None
+    if refusal := part(message, "refusal"):
+        raise RequestFailedError([Outcome.REFUSAL], refusal)
+    given = part(choice, "logprobs")
     logprobs = tuple(
-        _logprob(token.token, token.logprob)._replace(
-            others=dict(_logprob(other.token, other.logprob)[:2] for other in token.top_logprobs or [])
+        _chat_logprob(token)._replace(
+            others=dict(_chat_logprob(other)[:2] for other in known_part(token, "top_logprobs") or [])
         )
-        for token in given or []
+        for token in (known_part(given, "content") if given else None) or []
     )
-    return _sample(message.content or "", choice.finish_reason, logprobs, _thoughts(message))
+    return _sample(content or "", part(choice, "finish_reason"), logprobs, _thoughts(message))
+
+
+def _chat_logprob(token: Any) -> TokenLogprob:
+    return _logprob(known_part(token, "token"), known_part(token, "logprob"))
 
 
 def _thoughts(message: Any) -> str:
     """Return the thoughts that stand beside an answer; vLLM gives both fields with the same text."""
-    fields = (getattr(message, name, None) for name in THOUGHTS_FIELDS)
+    fields = (part(message, name) for name in THOUGHTS_FIELDS)
     return next((field.strip() for field in fields if isinstance(field, str) and field.strip()), "")
 
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import httpx2
 import openai
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
 from stairdata.llm.wire.bounded_http import AnswerLimitError, RedirectError
 from stairdata.llm.wire.error_bodies import ErrorBody, error_in
@@ -209,34 +208,23 @@ async def with_retries(
         ServerError: the server asks for a longer wait than `limits` allow, or refuses everything.
     """
     outcomes: list[Outcome] = []
-    first_failure: list[float] = []
-
-    async def classified() -> T:
+    first_failure = None
+    while True:
         try:
-            return await attempt()
+            return await attempt(), outcomes
         except (openai.OpenAIError, MalformedAnswerError, ValueError, RecursionError) as error:
             failure = classify(error)
-            outcomes.append(failure.outcome)
-            first_failure.append(time.monotonic())
-            on_failure(failure)
-            raise failure from error
-
-    def is_over(state: RetryCallState) -> bool:
-        is_late = time.monotonic() - first_failure[0] + state.upcoming_sleep >= limits.seconds
-        return is_late or state.attempt_number > limits.retries
-
-    retrying = AsyncRetrying(
-        retry=retry_if_exception(lambda error: isinstance(error, AttemptFailedError) and error.outcome in RETRIED),
-        stop=is_over,
-        wait=_wait,
-        sleep=sleep,
-        reraise=True,
-    )
-    try:
-        return await retrying(classified), outcomes
-    except AttemptFailedError as failure:
-        _check_wait(failure, limits)
-        raise RequestFailedError(outcomes, failure.detail) from failure
+            failure.__cause__ = error
+        outcomes.append(failure.outcome)
+        now = time.monotonic()
+        first_failure = now if first_failure is None else first_failure
+        on_failure(failure)
+        wait = _wait(failure, len(outcomes))
+        is_over = len(outcomes) > limits.retries or now - first_failure + wait >= limits.seconds
+        if is_over or failure.outcome not in RETRIED:
+            _check_wait(failure, limits)
+            raise RequestFailedError(outcomes, failure.detail) from failure
+        await sleep(wait)
 
 
 def _check_wait(failure: AttemptFailedError, limits: RetryLimits) -> None:
@@ -251,12 +239,10 @@ def _wait_in_words(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < LONGEST_SAID else f"more than {LONGEST_SAID} s"
 
 
-def _wait(state: RetryCallState) -> float:
+def _wait(failure: AttemptFailedError, attempts: int) -> float:
     """Back off exponentially with full jitter, on top of what the server asked for."""
-    error = state.outcome.exception() if state.outcome else None
-    asked = error.retry_after if isinstance(error, AttemptFailedError) else None
-    ceiling = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (state.attempt_number - 1))
-    return (asked or 0.0) + random.uniform(0, ceiling)  # noqa: S311
+    ceiling = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempts - 1))
+    return (failure.retry_after or 0.0) + random.uniform(0, ceiling)  # noqa: S311
 
 
 def classify(error: Exception) -> AttemptFailedError:

@@ -79,7 +79,7 @@ def test_metaspace_marks_no_step_as_the_start_of_a_text() -> None:
 
 def test_prompt_and_steps_of_a_tree_are_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[str] = []
-    plain = rendering._Recent._encode
+    plain = rendering._Recent.encode
 
     def watched(recent: Any, text: str) -> list[int]:
         encoded.append(text)
@@ -88,7 +88,7 @@ def test_prompt_and_steps_of_a_tree_are_encoded_once(monkeypatch: pytest.MonkeyP
     prompt = "Asked by no other test"
     assert reads_parts_alone(FAMILIES["chatml"])  # which is tried out at the first need
     expected = [whole_ids(render_prompt(FAMILIES["chatml"], prompt), prefix) for prefix in (STEP, STEP + NEXT)]
-    monkeypatch.setattr(rendering._Recent, "_encode", watched)
+    monkeypatch.setattr(rendering._Recent, "encode", watched)
     for prefix, ids in zip((STEP, STEP + NEXT), expected, strict=True):
         said = render_prompt(FAMILIES["chatml"], prompt).plus(prefix)
         assert said.pieces(NEXT, OUTPUT).so_far == ids

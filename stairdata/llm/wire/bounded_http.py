@@ -7,8 +7,8 @@ up; and the body that the openai package then reads is plain, in memory and with
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
+from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, TypeVar
@@ -99,19 +99,22 @@ class BoundedHttpClient(openai.DefaultAsyncHttpxClient):
         """
         clock = _Clock(request)
         options["follow_redirects"] = False
+        if not stream:
+            return await clock.run(self._send_whole(request, options))
         response = await clock.run(super().send(request, stream=True, **options))
         try:
-            if 300 <= response.status_code < 400:
-                where = quote(response.headers.get("location", ""))
-                message = f"the server redirects to {where}, and a prompt goes nowhere but to base_url"
-                raise RedirectError(message, request=request)
-            body = _Body(response, clock, request, is_file=stream)
-            if stream:
-                return _plain(response, request, stream=body)
-            return _plain(response, request, content=await self._whole(body, clock))
+            _refuse_redirect(response, request)
         except BaseException:
             await response.aclose()
             raise
+        return _plain(response, request, stream=_Body(response, request, clock))
+
+    async def _send_whole(self, request: httpx2.Request, options: dict[str, Any]) -> httpx2.Response:
+        response = await super().send(request, stream=True, **options)
+        async with aclosing(response):
+            _refuse_redirect(response, request)
+            whole = await self._whole(_Body(response, request))
+        return _plain(response, request, content=whole)
 
     # httpx2 offers no other way to replace its pools and still take the environment's proxies
     def _init_transport(self, *_: Any, **options: Any) -> httpx2.AsyncBaseTransport:
@@ -121,17 +124,22 @@ class BoundedHttpClient(openai.DefaultAsyncHttpxClient):
     def _init_proxy_transport(self, *proxy: Any, **options: Any) -> httpx2.AsyncBaseTransport:
         return ConnectionStack(proxy=proxy[0], **options)
 
-    async def _whole(self, body: _Body, clock: _Clock) -> bytes:
-        whole = bytearray()
-        is_large = False
-        async with AsyncExitStack() as stack:
-            async for piece in body:
-                whole += piece
-                if len(whole) > LARGE and not is_large:
-                    is_large = True
-                    await clock.run(stack.enter_async_context(self._large))
-        await body.aclose()
+    async def _whole(self, body: _Body) -> bytes:
+        whole, pieces = bytearray(), aiter(body)
+        async for piece in pieces:
+            whole += piece
+            if len(whole) > LARGE:
+                async with self._large:
+                    async for rest in pieces:
+                        whole += rest
         return bytes(whole)
+
+
+def _refuse_redirect(response: httpx2.Response, request: httpx2.Request) -> None:
+    if 300 <= response.status_code < 400:
+        where = quote(response.headers.get("location", ""))
+        message = f"the server redirects to {where}, and a prompt goes nowhere but to base_url"
+        raise RedirectError(message, request=request)
 
 
 class _Clock:
@@ -166,26 +174,34 @@ class _Clock:
 
 
 class _Body(httpx2.AsyncByteStream):
-    """A body as it arrives, decompressed in pieces, counted and timed."""
+    """A body as it arrives, decompressed in pieces and counted; timed, too, where a clock is given.
 
-    def __init__(self, response: httpx2.Response, clock: _Clock, request: httpx2.Request, *, is_file: bool) -> None:
+    What is read to its end under one time limit needs no clock; a file, which others read, does.
+    """
+
+    def __init__(self, response: httpx2.Response, request: httpx2.Request, clock: _Clock | None = None) -> None:
         self._response = response
         self._request = request
         self._clock = clock
         self._meter = BodyMeter(_with_echo(_limit.get(), request))
-        self._is_file = is_file
 
     async def __aiter__(self) -> AsyncGenerator[bytes]:
-        pieces = self._response.aiter_bytes()
-        # each piece by itself: a generator must not hold a time limit while others run
-        while (piece := await self._clock.run(anext(pieces, None))) is not None:
+        async for piece in self._timed(self._response.aiter_bytes()):
             try:
                 self._meter.count(piece)
             except BodyLimitError as error:
                 raise AnswerLimitError(str(error), request=self._request) from error
-            if self._is_file:
-                self._clock.extend(len(piece))
             yield piece
+
+    async def _timed(self, pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+        if self._clock is None:
+            async for piece in pieces:
+                yield piece
+            return
+        # each piece by itself: a generator must not hold a time limit while others run
+        while (following := await self._clock.run(anext(pieces, None))) is not None:
+            self._clock.extend(len(following))
+            yield following
 
     async def aclose(self) -> None:
         await self._response.aclose()

@@ -24,6 +24,7 @@ from stairdata.llm.client import Client, Generation
 from stairdata.llm.outcomes import Outcome, RequestFailedError
 from stairdata.llm.vllm_server import _get
 from stairdata.llm.wire.bounded_http import LARGE, MOST_BYTES, BoundedHttpClient, limit_for
+from stairdata.llm.wire.json_requests import JsonRequests
 from stairdata.recipe import Endpoint
 from stairdata_schemas.errors import ServerError
 from stairdata_schemas.network.body_limits import BodyLimit
@@ -212,7 +213,7 @@ def ask_for() -> Iterator[Callable[[str], Generation]]:
     head = {"content-type": "application/json"}
     transport = httpx2.MockTransport(lambda _: httpx2.Response(200, text=answers.pop(), headers=head))
     client = Client(Endpoint(retries=0), "http://127.0.0.1:1/v1", "m", "key")
-    client.openai._client = BoundedHttpClient(transport=transport)
+    client._json = JsonRequests(client.openai, BoundedHttpClient(transport=transport), 60.0)
     with asyncio.Runner() as runner:
 
         def ask(text: str) -> Generation:
