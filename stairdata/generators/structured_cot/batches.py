@@ -15,9 +15,9 @@ from pathlib import Path
 from stairdata.generators.structured_cot.candidates import TeacherWorkload
 from stairdata.generators.structured_cot.plan import BATCHES, TeacherJob, under_way_elsewhere
 from stairdata.generators.structured_cot.requests import TeacherPrompt, make_request
-from stairdata.llm.batch_ledger import BatchLimits, BatchRequest
-from stairdata.llm.batch_queue import BatchQueue
-from stairdata.llm.batch_states import ENDED, BatchState
+from stairdata.llm.batches.ledger import BatchLimits, BatchRequest
+from stairdata.llm.batches.queue import BatchQueue
+from stairdata.llm.batches.states import ENDED, BatchState
 from stairdata.llm.budget import Budget
 from stairdata.llm.client import Generation, chat_body, without_control_tokens
 from stairdata.llm.outcomes import ControlTokensError, RequestFailedError

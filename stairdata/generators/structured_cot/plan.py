@@ -235,7 +235,7 @@ def _under_way(folder: Path) -> int:
     batches = folder / WORK / BATCHES
     if not batches.is_dir():
         return 0
-    from stairdata.llm.batch_ledger import Ledger
+    from stairdata.llm.batches.ledger import Ledger
 
     return len(Ledger(batches).pending())
 

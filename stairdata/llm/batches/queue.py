@@ -3,7 +3,7 @@
 The invariant: a request is in at most one open batch. Whatever is about to happen is in the ledger before it happens,
 and whatever has happened is in the ledger before the next thing is tried, so that a run that is killed at any moment
 leaves the next one enough to go on: nothing is submitted twice, and nothing that was answered is lost. How a batch can
-stand is in `batch_states`, its files are in `batch_ledger` and `batch_answers`, the talking in `batch_api`.
+stand is in `states`, its files are in `ledger` and `answers`, the talking in `api`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import chain
 from pathlib import Path
 
-from stairdata.llm.batch_answers import BatchResults, known_ids, shared_refusal, tokens_used
-from stairdata.llm.batch_api import BatchApi, answers_limit
-from stairdata.llm.batch_ledger import BatchJob, BatchLimits, BatchRequest, Ledger
-from stairdata.llm.batch_states import ANSWERED, ENDED, BatchEvent, BatchState
+from stairdata.llm.batches.answers import BatchResults, known_ids, shared_refusal, tokens_used
+from stairdata.llm.batches.api import BatchApi, answers_limit
+from stairdata.llm.batches.ledger import BatchJob, BatchLimits, BatchRequest, Ledger
+from stairdata.llm.batches.states import ANSWERED, ENDED, BatchEvent, BatchState
 from stairdata.llm.budget import Budget, Expense
 from stairdata.llm.client import ANSWER_LIMIT, most_read
 from stairdata.llm.session import open_client

@@ -18,8 +18,8 @@ import httpx2
 import openai
 from openai.types import Batch
 
-from stairdata.llm.batch_ledger import ENDPOINT, BatchJob, BatchReport, Ledger
-from stairdata.llm.batch_states import OURS, BatchState
+from stairdata.llm.batches.ledger import ENDPOINT, BatchJob, BatchReport, Ledger
+from stairdata.llm.batches.states import OURS, BatchState
 from stairdata.llm.client import Client
 from stairdata.llm.outcomes import MalformedAnswerError, RequestFailedError, check_answer, with_retries
 from stairdata.llm.wire.bounded_http import MEBIBYTE, body_limit

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from stairdata.llm.batch_states import ANSWERED, QUEUED, BatchEvent, BatchStanding, BatchState
+from stairdata.llm.batches.states import ANSWERED, QUEUED, BatchEvent, BatchStanding, BatchState
 from stairdata.llm.budget import Expense
 from stairdata_schemas.errors import ArtifactError
 from stairdata_schemas.files import sync_file, write_atomic

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from openai.types.chat import ChatCompletion
 
-from stairdata.llm.batch_ledger import BatchJob, Ledger
-from stairdata.llm.batch_states import BatchState
+from stairdata.llm.batches.ledger import BatchJob, Ledger
+from stairdata.llm.batches.states import BatchState
 from stairdata.llm.client import Generation, RequestTokens, believed_usage, read_chat
 from stairdata.llm.outcomes import (
     FORBIDDEN,
