@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from stairdata.cli.build.batching import BatchOption
 from stairdata.cli.build.shared import SharedOptions, takes_shared_options
 
 
@@ -16,6 +17,7 @@ def build(
         bool,
         typer.Option("--exclude-seen", help="Leave out prompts that a tested model has seen in training."),
     ] = False,
+    batch: BatchOption = None,
 ) -> None:
     """Build judged answers to benchmarks: of models that are asked now, or of responses artifacts."""
     from stairdata.stages import build_evaluations, forecast_evaluations
@@ -27,4 +29,5 @@ def build(
     shared.run(
         lambda options: forecast_evaluations(recipe, options),
         lambda options: build_evaluations(recipe, options),
+        batch=batch,
     )

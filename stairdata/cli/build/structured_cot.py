@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
+from stairdata.cli.build.batching import BatchOption
 from stairdata.cli.build.shared import ShardOption, SharedOptions, comma_separated, takes_shared_options
-
-
-class BatchAction(StrEnum):
-    """What `--batch` does."""
-
-    SUBMIT = "submit"
-    STATUS = "status"
-    COLLECT = "collect"
-    CANCEL = "cancel"
-
-
-def with_batch_action(args: list[str]) -> Iterator[str]:
-    """Yield the arguments with the action that `--batch` alone means."""
-    for index, this in enumerate(args):
-        yield this
-        if this == "--batch" and args[index + 1 : index + 2] not in [[action.value] for action in BatchAction]:
-            yield BatchAction.SUBMIT.value
 
 
 @takes_shared_options
@@ -37,12 +19,7 @@ def build(
             "--teachers", metavar="A,B", help="Ask each of these teachers; the judge keeps the better answer."
         ),
     ] = None,
-    batch: Annotated[
-        BatchAction | None,
-        typer.Option(
-            "--batch", metavar="[ACTION]", help="Use the Batch API: submit (default), status, collect or cancel."
-        ),
-    ] = None,
+    batch: BatchOption = None,
     retry_quarantined: Annotated[
         bool,
         typer.Option("--retry-quarantined", help="Ask again where an answer was refused, and say why to the teacher."),

@@ -13,16 +13,17 @@ from functools import partial
 from pathlib import Path
 
 from stairdata.generators.structured_cot.candidates import TeacherWorkload
-from stairdata.generators.structured_cot.plan import BATCHES, TeacherJob, under_way_elsewhere
+from stairdata.generators.structured_cot.plan import RETRYING, TeacherJob
 from stairdata.generators.structured_cot.requests import TeacherPrompt, make_request
 from stairdata.llm.batches.ledger import BatchLimits, BatchRequest
 from stairdata.llm.batches.queue import BatchQueue
-from stairdata.llm.batches.states import ENDED, BatchState
 from stairdata.llm.budget import Budget
 from stairdata.llm.client import Generation, chat_body, without_control_tokens
 from stairdata.llm.outcomes import ControlTokensError, RequestFailedError
 from stairdata.llm.tokens import token_count
 from stairdata.runs.answer_journal import kept_names
+from stairdata.runs.batching.options import BATCHES, under_way_elsewhere
+from stairdata.runs.batching.table import batch_table
 from stairdata.runs.executors.executor import make_executor
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.progress import report_waiting
@@ -49,7 +50,8 @@ def run_batches(build: Build, job: TeacherJob, action: str, options: BuildOption
     batches = TeacherBatches(build.work, job, budget)
     if action != "submit" and not batches.queue.jobs:
         raise UsageError(
-            f"no batch was submitted for this build{under_way_elsewhere(build.folder)}; `--batch` alone submits one"
+            f"no batch was submitted for this build{under_way_elsewhere(build.folder, RETRYING)}; `--batch` alone "
+            "submits one"
         )
     try:
         asyncio.run(batches.act(action))
@@ -179,33 +181,14 @@ class TeacherBatches:
 
     def table(self) -> str:
         """Return the batches and what is left, for the user."""
-        lines = [f"  {'batch':<40}  {'status':<12}  {'answered':>9}  {'failed':>7}  {'of':>7}"]
-        for job in self.queue.jobs:
-            is_collected = job.is_closed and job.state in {BatchState.COMPLETED, BatchState.EXPIRED}
-            status = "collected" if is_collected else job.state
-            name = job.batch_id or f"(no id yet) {job.key}"
-            lines.append(f"  {name:<40}  {status:<12}  {job.completed:>9,}  {job.failed:>7,}  {job.requests:>7,}")
         pending = self.queue.pending
         asked = [id_ for unit in self._units for id_ in self._ids(unit)]
         missing = sum(1 for id_ in asked if id_ not in pending and not self.is_over(id_))
-        lines.append(
-            f"  {len(self._rows):,} rows made, {len(self.decided()):,} prompts answered and not yet rows, "
+        counts = (
+            f"{len(self._rows):,} rows made, {len(self.decided()):,} prompts answered and not yet rows, "
             f"{len(pending):,} requests in progress, {missing:,} missing"
         )
-        failures = self.queue.results.failures
-        if failures:
-            last = next(reversed(failures.values()))
-            lines.append(
-                f"  {len(failures):,} requests failed in batches, the last one by {last.outcomes[-1]}: "
-                f"{quote(last.detail)}"
-            )
-        if self._is_waiting:
-            lines.append("  the rest waits for room in the queue (max_enqueued_tokens): run `--batch` again later")
-        elif missing:
-            lines.append("  `--batch` submits the missing ones")
-        if any(not job.is_closed and job.state in ENDED for job in self.queue.jobs):
-            lines.append("  `--batch collect` makes rows from the batches that have ended")
-        return "\n".join(["batches:", *lines])
+        return batch_table(self.queue, counts, missing=missing > 0, is_waiting=self._is_waiting)
 
 
 def _request_id(prompt_id: str, teacher: str, ask: str) -> str:

@@ -14,15 +14,14 @@ from stairdata.generators.structured_cot.from_hub import build_published
 from stairdata.generators.structured_cot.from_trees import build_from_trees
 from stairdata.generators.structured_cot.plan import (
     ASK_ONE,
-    BATCHES,
     KIND,
+    RETRYING,
     TeacherJob,
     TeacherOptions,
     TeacherPanel,
     begin,
     make_panel,
     source_of,
-    under_way_elsewhere,
 )
 from stairdata.generators.structured_cot.requests import TeacherPrompt, make_request
 from stairdata.generators.structured_cot.retries import find_retries, make_prompts
@@ -30,6 +29,7 @@ from stairdata.llm.budget import Budget
 from stairdata.llm.client import Client, Generation
 from stairdata.llm.outcomes import Outcome, RequestFailedError, has_no_format
 from stairdata.recipe import Recipe
+from stairdata.runs.batching.options import BATCHES, under_way_elsewhere
 from stairdata.runs.executors.executor import make_executor
 from stairdata.runs.inputs import Inputs
 from stairdata.runs.options import BuildOptions
@@ -91,7 +91,7 @@ def build_from_teachers(
     start = begin(panel, options, retry=asking.retry_quarantined)
     if isinstance(start.build, Artifact):
         if asking.batch is not None:
-            options.tell(f"{start.build.reference} is finished{under_way_elsewhere(start.build.folder)}")
+            options.tell(f"{start.build.reference} is finished{under_way_elsewhere(start.build.folder, RETRYING)}")
         return start.build
     with start.build as build:
         retries = find_retries(start, options.tell, retry=asking.retry_quarantined)

@@ -11,11 +11,12 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
-from stairdata.llm.batches.ledger import BatchJob, Ledger
+from stairdata.llm.batches.ledger import CHATS, BatchJob, Ledger, RequestForm
 from stairdata.llm.batches.states import BatchState
-from stairdata.llm.client import Generation, RequestTokens, believed_usage, read_chat
+from stairdata.llm.client import Generation, RequestTokens, believed_usage, read_chat, read_samples
 from stairdata.llm.outcomes import (
     FORBIDDEN,
     RETRIED,
@@ -81,12 +82,17 @@ class BatchResults:
         Raises:
             RequestFailedError: the model refused, or a filter withheld the answer.
         """
+        body = self.body(id_)
+        return read_answer(body, RequestForm()) if body is not None else None
+
+    def body(self, id_: str) -> Any:
+        """Return the body of the answer to a request as the server wrote it; None if it is not here."""
         place = self._places.get(id_)
         if place is None:
             return None
         with place.path.open("rb") as file:
             file.seek(place.begin)
-            return _generation(_body(_record(file.readline())))
+            return _body(_record(file.readline()))
 
     def is_over(self, id_: str) -> bool:
         """Return whether a request is answered or has failed for good."""
@@ -108,7 +114,7 @@ class BatchResults:
 
     def _found(self, job: BatchJob) -> dict[str, AnswerPlace | RequestFailedError]:
         paths = self._ledger.answer_files(job)
-        found = find_answers(paths, known_ids(self._ledger, job))
+        found = find_answers(paths, known_ids(self._ledger, job), job.form)
         is_short = job.state is BatchState.COMPLETED and len(found) < job.requests
         if is_short and shared_refusal(paths) is None:
             # what a completed batch leaves out counts as tried: it would be submitted without end
@@ -127,13 +133,14 @@ def known_ids(ledger: Ledger, job: BatchJob) -> Container[str] | None:
 
 
 def find_answers(
-    paths: Iterable[Path], ids: Container[str] | None = None
+    paths: Iterable[Path], ids: Container[str] | None = None, form: RequestForm | None = None
 ) -> dict[str, AnswerPlace | RequestFailedError]:
     """Return where the answer to each request is, or how the request failed; those that were not tried are absent.
 
     Args:
         paths: the files of a batch.
         ids: of its requests; other lines are nobody's. None: every line is somebody's.
+        form: of its requests; default: chats with one answer.
     """
     found: dict[str, AnswerPlace | RequestFailedError] = {}
     for path in paths:
@@ -145,7 +152,7 @@ def find_answers(
                 continue
             if ids is not None and id_ not in ids:
                 continue
-            failure = _failure(record, status, code, message)
+            failure = _failure(record, form or RequestForm(), status, code, message)
             found[id_] = failure or AnswerPlace(path, begin)
     return found
 
@@ -211,11 +218,13 @@ def _body(record: dict[str, Any]) -> Any:
     return response.get("body") if isinstance(response, dict) else None
 
 
-def _failure(record: dict[str, Any], status: int, code: str | None, message: str) -> RequestFailedError | None:
+def _failure(
+    record: dict[str, Any], form: RequestForm, status: int, code: str | None, message: str
+) -> RequestFailedError | None:
     if status != 200:
         return RequestFailedError([outcome_of_status(status, code)], message)
     try:
-        _generation(_body(record))
+        read_answer(_body(record), form)
     except MalformedAnswerError as error:
         return RequestFailedError([Outcome.MALFORMED], str(error))
     except RequestFailedError:
@@ -242,19 +251,43 @@ def _is_for_all(status: int | None, code: str | None, message: str) -> bool:
     return is_final_for_all(status, code) or status == FORBIDDEN or (status == 400 and has_no_format(message))
 
 
-def _generation(body: Any) -> Generation:
+def read_answer(
+    body: Any, form: RequestForm, most: RequestTokens | None = None, *, is_whole: bool = False
+) -> Generation:
+    """Read the body of an answer as a live one is read.
+
+    Args:
+        body: as the server wrote it.
+        form: of the request.
+        most: the most tokens that the request can take, where known.
+        is_whole: of a chat: leave thoughts in the text where it holds some.
+
+    Raises:
+        MalformedAnswerError: it is no answer.
+        RequestFailedError: the model refused, or a filter withheld it.
+    """
     if not isinstance(body, dict):
         raise MalformedAnswerError("the answer is not a chat completion")
-    return read_chat(_completion(body))
+    if form.route == CHATS:
+        return read_chat(_completion(body), most, is_whole=is_whole)
+    return read_samples(_completion(body), form.samples, most)
 
 
-def _completion(body: dict[str, Any]) -> ChatCompletion:
+def _completion(body: dict[str, Any]) -> ChatCompletion | Completion:
     """Make of a body, unchecked, what the openai package makes of live answers.
 
     Raises:
         MalformedAnswerError: its keys are none that the package can take.
     """
     try:
-        return ChatCompletion.construct(**body)
+        made: ChatCompletion | Completion = (Completion if _has_texts(body) else ChatCompletion).construct(**body)
+        return made
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise MalformedAnswerError(f"the answer is not a chat completion: {error}") from error
+
+
+def _has_texts(body: dict[str, Any]) -> bool:
+    """Tell the answer of a completion from that of a chat, whose choices hold messages."""
+    choices = body.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return isinstance(first, dict) and "text" in first and "message" not in first

@@ -18,7 +18,7 @@ import httpx2
 import openai
 from openai.types import Batch
 
-from stairdata.llm.batches.ledger import ENDPOINT, BatchJob, BatchReport, Ledger
+from stairdata.llm.batches.ledger import BatchJob, BatchReport, Ledger
 from stairdata.llm.batches.states import OURS, BatchState
 from stairdata.llm.client import Client
 from stairdata.llm.outcomes import MalformedAnswerError, RequestFailedError, check_answer, with_retries
@@ -86,7 +86,7 @@ class BatchApi:
             ledger.save()  # before the request: a kill while it is under way must not hide that it was sent
             try:
                 made = await self._openai.batches.create(
-                    input_file_id=file_id, endpoint=ENDPOINT, completion_window="24h", metadata={KEY: job.key}
+                    input_file_id=file_id, endpoint=job.route, completion_window="24h", metadata={KEY: job.key}
                 )
             except openai.APIStatusError as error:
                 if error.status_code in SURELY_NOT_MADE:

@@ -23,8 +23,19 @@ from stairdata_schemas.errors import ArtifactError
 from stairdata_schemas.files import sync_file, write_atomic
 from stairdata_schemas.formats.unique_keys import KeyTwiceError, loads
 
-ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
+Route = Literal["/v1/chat/completions", "/v1/completions"]
+CHATS: Route = "/v1/chat/completions"
+COMPLETIONS: Route = "/v1/completions"
 LEDGER = "ledger.json"
+LATER = {"route": CHATS, "samples": 1}
+"""What ledgers of the first release have not, and what it was then."""
+
+
+class RequestForm(NamedTuple):
+    """What requests that may be in one batch have in common, and how their answers are read."""
+
+    route: Route = CHATS
+    samples: int = 1
 
 
 class BatchRequest(NamedTuple):
@@ -33,9 +44,10 @@ class BatchRequest(NamedTuple):
     id: str
     """Unique among the requests of all of the build's batches that may be answered; comes back with the answer."""
     body: dict[str, Any]
-    """Of a chat completion, as `client.chat_body` makes it."""
+    """As `client.chat_body` or `client.completion_body` makes it."""
     prompt_tokens: int
     """As the account's queue counts them."""
+    form: RequestForm = RequestForm()
 
 
 class BatchLimits(NamedTuple):
@@ -72,6 +84,9 @@ class BatchJob(BaseModel):
     """Ours; the server keeps it beside the batch, which is found by it."""
     endpoint: int = Field(alias="teacher")
     """The number of the server that it is for."""
+    route: Route = CHATS
+    samples: int = 1
+    """That each of its requests asks for."""
     requests: int
     prompt_tokens: int
     most_tokens: int
@@ -95,6 +110,10 @@ class BatchJob(BaseModel):
     spent_tokens: int = 0
     """That its answers took, once they are here."""
     spent_cost: float = 0.0
+
+    @property
+    def form(self) -> RequestForm:
+        return RequestForm(self.route, self.samples)
 
     @property
     def is_open(self) -> bool:
@@ -148,7 +167,7 @@ class Ledger:
     def save(self) -> None:
         """Write it to disk, so that it survives SIGKILL and a power cut."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        data = {"token": self._token, "jobs": [job.model_dump(mode="json", by_alias=True) for job in self.jobs]}
+        data = {"token": self._token, "jobs": list(map(_written, self.jobs))}
         write_atomic(self.folder / LEDGER, json.dumps(data, indent=1))
 
     def apply(self, job: BatchJob, event: BatchEvent) -> None:
@@ -243,6 +262,8 @@ class Ledger:
         with path.open("wb") as file:
             for request, most in requests:
                 line = _line(request)
+                if not job.requests:
+                    job.route, job.samples = request.form
                 if job.requests and not _fits(job, size + len(line), request, limits):
                     left = (request, most)
                     break
@@ -275,14 +296,21 @@ class Ledger:
         return self.folder / f"{job.key}.ids"
 
 
+def _written(job: BatchJob) -> dict[str, Any]:
+    """Return a batch as it stands in the ledger; chats with one answer as they stood there before there were others."""
+    data = job.model_dump(mode="json", by_alias=True)
+    return {key: value for key, value in data.items() if key not in LATER or value != LATER[key]}
+
+
 def _fits(job: BatchJob, size: int, request: BatchRequest, limits: BatchLimits) -> bool:
     return (
-        job.requests < limits.requests
+        job.form == request.form
+        and job.requests < limits.requests
         and size <= limits.bytes
         and (limits.prompt_tokens is None or job.prompt_tokens + request.prompt_tokens <= limits.prompt_tokens)
     )
 
 
 def _line(request: BatchRequest) -> bytes:
-    record = {"custom_id": request.id, "method": "POST", "url": ENDPOINT, "body": request.body}
+    record = {"custom_id": request.id, "method": "POST", "url": request.form.route, "body": request.body}
     return json.dumps(record, separators=(",", ":")).encode() + b"\n"

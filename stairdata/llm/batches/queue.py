@@ -18,7 +18,7 @@ from stairdata.llm.batches.api import BatchApi, answers_limit
 from stairdata.llm.batches.ledger import BatchJob, BatchLimits, BatchRequest, Ledger
 from stairdata.llm.batches.states import ANSWERED, ENDED, BatchEvent, BatchState
 from stairdata.llm.budget import Budget, Expense
-from stairdata.llm.client import ANSWER_LIMIT, most_read
+from stairdata.llm.client import most_taken
 from stairdata.llm.session import open_client
 from stairdata.recipe import Endpoint
 from stairdata_schemas.errors import BudgetError, RecipeError, ServerError, quote
@@ -258,7 +258,7 @@ class BatchQueue:
         return full._replace(cost=full.cost * (price.batch if price else 1))
 
     def _most(self, endpoint: int, request: BatchRequest) -> Expense:
-        return self._price(endpoint, most_read(request.body), request.body[ANSWER_LIMIT])
+        return self._price(endpoint, *most_taken(request.body))
 
     def _room(self, endpoint: int, request: BatchRequest) -> int | None:
         """Return how many prompt tokens the account's queue still takes; None is no limit."""

@@ -26,7 +26,7 @@ OWN = {
     "trees": {"--pilot", "--endpoints", "--executor", "--address", "--rejudge", "--shard"},
     "preference-pairs": {"--reviews"},
     "prm-pairs": set(),
-    "responses": {"--shard"},
+    "responses": {"--batch", "--shard"},
 }
 SHARED = {
     "--recipe", "--set", "--input", "--root", "--version", "--limit", "--fresh", "--dry-run", "--max-total-tokens",
