@@ -18,6 +18,8 @@ class BatchOptions:
 
     action: str = "submit"
     """submit, status, collect or cancel."""
+    files: Path | None = None
+    """Folder in which batches are files for `vllm run-batch`; None: they go to the servers' Batch API."""
 
 
 @dataclass(frozen=True, slots=True)

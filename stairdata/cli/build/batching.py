@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,4 +30,13 @@ def with_batch_action(args: list[str]) -> Iterator[str]:
 BatchOption = Annotated[
     BatchAction | None,
     typer.Option("--batch", metavar="[ACTION]", help="Use the Batch API: submit (default), status, collect or cancel."),
+]
+BatchFilesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--batch-files",
+        metavar="FOLDER",
+        help="Write batches as files for `vllm run-batch` into this folder, and collect their answers from it.",
+        show_default=False,
+    ),
 ]

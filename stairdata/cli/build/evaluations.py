@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from stairdata.cli.build.batching import BatchOption
+from stairdata.cli.build.batching import BatchFilesOption, BatchOption
 from stairdata.cli.build.shared import SharedOptions, takes_shared_options
 
 
@@ -18,6 +18,7 @@ def build(
         typer.Option("--exclude-seen", help="Leave out prompts that a tested model has seen in training."),
     ] = False,
     batch: BatchOption = None,
+    batch_files: BatchFilesOption = None,
 ) -> None:
     """Build judged answers to benchmarks: of models that are asked now, or of responses artifacts."""
     from stairdata.stages import build_evaluations, forecast_evaluations
@@ -30,4 +31,5 @@ def build(
         lambda options: forecast_evaluations(recipe, options),
         lambda options: build_evaluations(recipe, options),
         batch=batch,
+        batch_files=batch_files,
     )

@@ -25,6 +25,8 @@ from stairdata.cli.options import (
 from stairdata.cli.results import print_artifact
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from stairdata.cli.build.batching import BatchAction
     from stairdata.runs.forecast import Forecast
     from stairdata.runs.options import BuildOptions
@@ -115,6 +117,7 @@ class SharedOptions:
         generate: Callable[[BuildOptions], Artifact | None],
         shard: str | None = None,
         batch: BatchAction | None = None,
+        batch_files: Path | None = None,
     ) -> None:
         """Build, or print the forecast where that is asked for.
 
@@ -123,6 +126,7 @@ class SharedOptions:
             generate: builds.
             shard: I/N, which part of the input is worked on; default: all.
             batch: ask in batches; default: live.
+            batch_files: folder in which these are files.
         """
         from stairdata.runs.options import BatchOptions
         from stairdata.runs.shards.shard import Shard
@@ -132,7 +136,9 @@ class SharedOptions:
         if part is not None and self.dry_run:
             raise UsageError("--dry-run forecasts the whole build, and --shard builds a part of it; leave one out")
         with self.build_options() as whole:
-            asking = BatchOptions(batch.value) if batch is not None else None
+            action = batch.value if batch is not None else "submit"
+            is_batched = batch is not None or batch_files is not None
+            asking = BatchOptions(action, batch_files) if is_batched else None
             options = replace(whole, shard=part, batch=asking)
             if self.dry_run:
                 emit(forecast(options).shown(json_=self.json_))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from stairdata.cli.build.batching import BatchOption
+from stairdata.cli.build.batching import BatchFilesOption, BatchOption
 from stairdata.cli.build.shared import ShardOption, SharedOptions, comma_separated, takes_shared_options
 
 
@@ -20,6 +20,7 @@ def build(
         ),
     ] = None,
     batch: BatchOption = None,
+    batch_files: BatchFilesOption = None,
     retry_quarantined: Annotated[
         bool,
         typer.Option("--retry-quarantined", help="Ask again where an answer was refused, and say why to the teacher."),
@@ -32,7 +33,8 @@ def build(
     from stairdata.generators.structured_cot.plan import TeacherOptions
 
     recipe = shared.read_recipe()
-    asking = TeacherOptions(comma_separated(teachers), batch.value if batch else None, retry_quarantined)
+    action = batch.value if batch else "submit" if batch_files else None
+    asking = TeacherOptions(comma_separated(teachers), action, batch_files, retry_quarantined)
     shared.run(
         lambda options: forecast_structured_cot(recipe, options, asking),
         lambda options: build_structured_cot(recipe, options, asking),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from stairdata.generators.evaluations.executor import JUDGE, server_name
 from stairdata.generators.evaluations.plan import EvaluationJob
 from stairdata.recipe import Endpoint
-from stairdata.runs.batching.options import check_batch
+from stairdata.runs.batching.options import check_batch, check_places
 from stairdata.runs.batching.rounds import BatchedParts
 from stairdata.runs.options import BuildOptions
-from stairdata_schemas.errors import RecipeError, quote
+from stairdata_schemas.errors import RecipeError
 
 
 def batched_parts(job: EvaluationJob) -> BatchedParts:
@@ -38,10 +38,4 @@ def check_batched(job: EvaluationJob, parts: BatchedParts, options: BuildOptions
             "--batch goes with answers that no process reward model scores; leave responses.prm out, or give a "
             "responses artifact as --input"
         )
-    for part in parts.batched:
-        endpoint = parts.endpoints[part]
-        if endpoint.base_url is None:
-            raise RecipeError(
-                f"--batch needs the base_url of {quote(endpoint.name)}, a server with a Batch API; a model folder is "
-                "served here and asked live"
-            )
+    check_places([parts.endpoints[part] for part in parts.batched], options)

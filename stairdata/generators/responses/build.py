@@ -9,7 +9,7 @@ from stairdata.generators.responses.workload import ACTOR, OpenScorer, ResponseW
 from stairdata.llm.budget import Budget
 from stairdata.llm.session import Connect, identify, served_model
 from stairdata.recipe import PrmEndpoint, Recipe
-from stairdata.runs.batching.options import check_batch
+from stairdata.runs.batching.options import check_batch, check_places
 from stairdata.runs.batching.rounds import BatchedParts, build_asking, run_live_or_batched
 from stairdata.runs.executors.executor import Executor, make_executor
 from stairdata.runs.inputs import Inputs, input_rows
@@ -98,11 +98,7 @@ def _check_batched(recipe: Recipe, options: BuildOptions) -> None:
             f"{' with a prm' if recipe.responses.prm is not None else ''}; set it to sample and leave responses.prm "
             "out, or leave --batch out"
         )
-    if recipe.actor.base_url is None:
-        raise RecipeError(
-            "--batch needs actor.base_url, the URL of a server with a Batch API; a model folder is served here and "
-            "asked live: leave --batch out"
-        )
+    check_places([recipe.actor], options)
 
 
 def plan_responses(

@@ -25,7 +25,7 @@ from stairdata.runs.answer_journal import kept_names
 from stairdata.runs.batching.options import BATCHES, under_way_elsewhere
 from stairdata.runs.batching.table import batch_table
 from stairdata.runs.executors.executor import make_executor
-from stairdata.runs.options import BuildOptions
+from stairdata.runs.options import BatchOptions, BuildOptions
 from stairdata.runs.progress import report_waiting
 from stairdata.runs.row_journal import JOURNAL
 from stairdata.runs.runner import RunResult, run_units
@@ -35,7 +35,9 @@ from stairdata_schemas.errors import ServerError, UsageError, quote
 from stairdata_schemas.files import read_journal
 
 
-def run_batches(build: Build, job: TeacherJob, action: str, options: BuildOptions, budget: Budget) -> RunResult | None:
+def run_batches(
+    build: Build, job: TeacherJob, asking: BatchOptions, options: BuildOptions, budget: Budget
+) -> RunResult | None:
     """Do what `--batch` says.
 
     Returns:
@@ -47,7 +49,8 @@ def run_batches(build: Build, job: TeacherJob, action: str, options: BuildOption
         ServerError: the Batch API can't be reached or refuses; what was submitted is known and kept.
         BudgetError: a limit keeps requests from being submitted.
     """
-    batches = TeacherBatches(build.work, job, budget)
+    action = asking.action
+    batches = TeacherBatches(build.work, job, budget, asking.files)
     if action != "submit" and not batches.queue.jobs:
         raise UsageError(
             f"no batch was submitted for this build{under_way_elsewhere(build.folder, RETRYING)}; `--batch` alone "
@@ -65,12 +68,12 @@ def run_batches(build: Build, job: TeacherJob, action: str, options: BuildOption
 class TeacherBatches:
     """What teachers were asked in batches, what they answered, and what is still to be asked."""
 
-    def __init__(self, work: Path, job: TeacherJob, budget: Budget) -> None:
+    def __init__(self, work: Path, job: TeacherJob, budget: Budget, files: Path | None = None) -> None:
         self._job = job
         self._panel = job.panel
         section = job.panel.recipe.structured_cot.batch
         limits = BatchLimits(section.max_requests, section.max_bytes, section.max_enqueued_tokens)
-        self.queue = BatchQueue(work / BATCHES, job.panel.teachers, limits, "structured_cot.batch", budget)
+        self.queue = BatchQueue(work / BATCHES, job.panel.teachers, limits, "structured_cot.batch", budget, files)
         self._is_waiting = False
         self._rows = {record["key"] for record in read_journal(work / JOURNAL)}
         self._answered_live = {
@@ -153,7 +156,7 @@ class TeacherBatches:
         for prompt in self.unasked(teacher, [self._job.prompts[unit.key] for unit in self._units]):
             request = make_request(prompt, who, panel.templates, panel.recipe.seed)
             body = chat_body(
-                who.model or "",
+                who.name,
                 without_control_tokens(request.messages, who),
                 who,
                 max_tokens=request.max_tokens,

@@ -32,7 +32,7 @@ from stairdata.recipe import Recipe
 from stairdata.runs.batching.options import BATCHES, under_way_elsewhere
 from stairdata.runs.executors.executor import make_executor
 from stairdata.runs.inputs import Inputs
-from stairdata.runs.options import BuildOptions
+from stairdata.runs.options import BatchOptions, BuildOptions
 from stairdata.runs.progress import report_waiting
 from stairdata.runs.runner import RunResult, open_budget, run_units, table_of_outcomes, usage_of
 from stairdata_schemas.artifacts import Artifact, iterate_frames, with_later_columns
@@ -101,7 +101,8 @@ def build_from_teachers(
         if asking.batch is not None:
             from stairdata.generators.structured_cot.batches import run_batches
 
-            result = run_batches(build, job, asking.batch, options, budget)
+            how = BatchOptions(asking.batch, asking.batch_files)
+            result = run_batches(build, job, how, options, budget)
             if result is None:
                 return None
         else:

@@ -76,6 +76,8 @@ class TeacherOptions:
     """Names of teachers, in place of the recipe's one."""
     batch: str | None = None
     """submit, status, collect or cancel: ask through the Batch API. None asks live."""
+    batch_files: Path | None = None
+    """With `batch`: folder in which batches are files for `vllm run-batch`."""
     retry_quarantined: bool = False
     """Ask again about what was refused, and say why."""
 
@@ -143,7 +145,7 @@ def make_panel(recipe: Recipe, prompts: Artifact, options: BuildOptions, asking:
     """
     teachers = choose_teachers(recipe, asking.teachers)
     if asking.batch is not None:
-        _check_batch(asking.batch, options, teachers)
+        _check_batch(asking, options, teachers)
     models = [identify(teacher, "teacher", needs_tokenizer=False) for teacher in teachers]
     if recipe.structured_cot.judge is not None:
         models.append(identify(recipe.structured_cot.judge, "judge", needs_tokenizer=False))
@@ -155,9 +157,9 @@ def make_panel(recipe: Recipe, prompts: Artifact, options: BuildOptions, asking:
     return TeacherPanel(recipe, tuple(teachers), names, tuple(models), templates, prompts, asking.teachers)
 
 
-def _check_batch(action: str, options: BuildOptions, teachers: list[Teacher]) -> None:
-    check_batch(options, BatchOptions(action))
-    if any(teacher.base_url is None for teacher in teachers):
+def _check_batch(asking: TeacherOptions, options: BuildOptions, teachers: list[Teacher]) -> None:
+    check_batch(options, BatchOptions(asking.batch or "submit"))
+    if asking.batch_files is None and any(teacher.base_url is None for teacher in teachers):
         raise RecipeError("--batch needs structured_cot.teacher.base_url, such as https://api.openai.com/v1")
 
 

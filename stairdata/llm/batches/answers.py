@@ -32,6 +32,7 @@ from stairdata.llm.wire.error_bodies import error_in
 from stairdata_schemas.errors import ArtifactError
 from stairdata_schemas.network.body_limits import BodyLimit, BodyLimitError, BodyMeter
 
+NOT_FOUND = 404
 LINE = BodyLimit(MOST_BYTES, LISTING.values)
 """The most that the line of an answer may hold; the file as a whole is limited where it is fetched."""
 
@@ -150,11 +151,18 @@ def find_answers(
             # without a status it never came to its turn (expired, cancelled); refused to all, nobody's would have
             if not isinstance(id_, str) or status is None or _is_for_all(status, code, message):
                 continue
-            if ids is not None and id_ not in ids:
-                continue
+            if (ids is not None and id_ not in ids) or isinstance(found.get(id_), AnswerPlace):
+                continue  # of several lines about one, the first answer counts
             failure = _failure(record, form or RequestForm(), status, code, message)
             found[id_] = failure or AnswerPlace(path, begin)
     return found
+
+
+def lines_of(path: Path) -> Iterator[str | None]:
+    """Yield the id of each line of a file of answers; None for a line that can't be read."""
+    for _, record in _records(path):
+        id_ = record.get("custom_id")
+        yield id_ if isinstance(id_, str) else None
 
 
 def shared_refusal(paths: Iterable[Path]) -> str | None:
@@ -241,6 +249,8 @@ def _refusal(record: dict[str, Any]) -> tuple[int | None, str | None, str]:
     if hidden is not None and hidden.status is not None:
         return hidden
     error = record.get("error") or (body.get("error") if isinstance(body, dict) else None)
+    if isinstance(error, dict) and isinstance(error.get("error"), dict):
+        error = error["error"]  # as vLLM's run-batch writes it
     error = error if isinstance(error, dict) else {"message": error}
     code = error.get("code")
     words = str(error.get("message") or code)
@@ -248,7 +258,10 @@ def _refusal(record: dict[str, Any]) -> tuple[int | None, str | None, str]:
 
 
 def _is_for_all(status: int | None, code: str | None, message: str) -> bool:
-    return is_final_for_all(status, code) or status == FORBIDDEN or (status == 400 and has_no_format(message))
+    # in a batch, nothing but the model or the route can be what is not found
+    return (
+        is_final_for_all(status, code) or status in {FORBIDDEN, NOT_FOUND} or (status == 400 and has_no_format(message))
+    )
 
 
 def read_answer(

@@ -102,7 +102,9 @@ class BatchClient(Client):
         self, prompt: str | list[int], n: int, most: RequestTokens, seed: int, sampling: dict[str, Any]
     ) -> Generation:
         limit = most.completion_tokens
-        body = completion_body(self.model, prompt, self._endpoint, n=n, max_tokens=limit, seed=seed, **sampling)
+        body = completion_body(
+            self._endpoint.name, prompt, self._endpoint, n=n, max_tokens=limit, seed=seed, **sampling
+        )
         form = RequestForm(COMPLETIONS, n)
         request = BatchRequest(request_id(self._number, form, body), body, most.prompt_tokens, form)
         most_of_all = most._replace(completion_tokens=n * limit)
@@ -110,7 +112,7 @@ class BatchClient(Client):
         return await self._answer(request, lambda found: read_answer(found, form, most_of_all), live)
 
     async def _chat(self, body: dict[str, Any], limit_name: str, *, is_whole: bool) -> Generation:
-        sent = self.chat_request(body, limit_name)
+        sent = self.chat_request(body, limit_name) | {"model": self._endpoint.name}
         form = RequestForm(CHATS)
         text = "".join(str(message.get("content")) for message in body["messages"])
         request = BatchRequest(request_id(self._number, form, sent), sent, self._count(text), form)

@@ -27,7 +27,7 @@ Route = Literal["/v1/chat/completions", "/v1/completions"]
 CHATS: Route = "/v1/chat/completions"
 COMPLETIONS: Route = "/v1/completions"
 LEDGER = "ledger.json"
-LATER = {"route": CHATS, "samples": 1}
+LATER = {"place": None, "route": CHATS, "samples": 1}
 """What ledgers of the first release have not, and what it was then."""
 
 
@@ -84,6 +84,8 @@ class BatchJob(BaseModel):
     """Ours; the server keeps it beside the batch, which is found by it."""
     endpoint: int = Field(alias="teacher")
     """The number of the server that it is for."""
+    place: str | None = None
+    """Folder of a batch that is run from a file; None: the server's Batch API."""
     route: Route = CHATS
     samples: int = 1
     """That each of its requests asks for."""
@@ -239,7 +241,11 @@ class Ledger:
         return self.folder / f"{job.key}.output.jsonl", self.folder / f"{job.key}.errors.jsonl"
 
     def prepare(
-        self, endpoint: int, requests: Iterable[tuple[BatchRequest, Expense]], limits: BatchLimits
+        self,
+        endpoint: int,
+        requests: Iterable[tuple[BatchRequest, Expense]],
+        limits: BatchLimits,
+        place: str | None = None,
     ) -> tuple[BatchJob | None, tuple[BatchRequest, Expense] | None]:
         """Write as many requests as one batch may hold, then the batch into the ledger.
 
@@ -249,13 +255,21 @@ class Ledger:
             endpoint: the number of the server.
             requests: each with the most that it can cost.
             limits: of this batch.
+            place: its folder, where it is to be run from a file.
 
         Returns:
             The batch, if there was a request, and the first request that found no room in it.
         """
         key = f"{self._token}-{len(self.jobs):05d}"
         job = BatchJob(
-            key=key, endpoint=endpoint, requests=0, prompt_tokens=0, most_tokens=0, most_cost=0, prepared_at=0
+            key=key,
+            endpoint=endpoint,
+            place=place,
+            requests=0,
+            prompt_tokens=0,
+            most_tokens=0,
+            most_cost=0,
+            prepared_at=0,
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         path, ids, size, left = self.requests_file(job), [], 0, None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from stairdata.llm.batches.ledger import Ledger
+from stairdata.recipe import Endpoint
 from stairdata.runs.options import BatchOptions, BuildOptions
 from stairdata_schemas.building import WORK, BuildPlan, find_unfinished
-from stairdata_schemas.errors import ArtifactError, UsageError, quote
+from stairdata_schemas.errors import ArtifactError, RecipeError, UsageError, quote
 
 BATCHES = "batches"
 """Folder of a build's batches, in its folder of work."""
@@ -34,6 +36,23 @@ def check_batch(options: BuildOptions, batch: BatchOptions | None = None) -> Non
         raise UsageError(f"--fresh starts over: it leaves nothing for --batch {batch.action}")
     if options.shard is not None:
         raise UsageError("--shard cuts what is asked live, and --batch splits its requests itself; leave one out")
+
+
+def check_places(endpoints: Iterable[Endpoint], options: BuildOptions) -> None:
+    """Check that models can be asked in batches where they are.
+
+    Raises:
+        RecipeError: a model folder, and batches go to servers.
+    """
+    if options.batch is not None and options.batch.files is not None:
+        return
+    for endpoint in endpoints:
+        if endpoint.base_url is None:
+            raise RecipeError(
+                f"--batch needs the base_url of {quote(endpoint.name)}, a server with a Batch API; a model folder is "
+                "served here and asked live: leave --batch out, or write files for `vllm run-batch`: --batch-files "
+                "FOLDER"
+            )
 
 
 def check_nothing_under_way(plan: BuildPlan, options: BuildOptions) -> None:

@@ -160,7 +160,8 @@ class BatchedRun:
         self._options = options
         limits = BatchLimits(parts.limits.max_requests, parts.limits.max_bytes, parts.limits.max_enqueued_tokens)
         endpoints = list(parts.endpoints.values())
-        self.queue = BatchQueue(build.work / BATCHES, endpoints, limits, parts.section, budget)
+        files = options.batch.files if options.batch is not None else None
+        self.queue = BatchQueue(build.work / BATCHES, endpoints, limits, parts.section, budget, files)
         self.requests = BatchedRequests(self.queue)
         self._is_waiting = False
 
@@ -175,7 +176,8 @@ class BatchedRun:
             if action in {"submit", "collect"} and (refusals := await self.queue.collect()):
                 raise ServerError(
                     f"the server rejected requests of a batch for a reason that affects all ({quote(refusals[0])}); "
-                    "they count as missing: fix the key or the account; then `--batch` submits them again"
+                    "they count as missing: fix the key, the account or the model's name; then `--batch` submits them "
+                    "again"
                 )
             self.queue.check_failed()
 

@@ -8,6 +8,9 @@ from stairdata.llm.batches.queue import BatchQueue
 from stairdata.llm.batches.states import ENDED, BatchState
 from stairdata_schemas.errors import quote
 
+REMARKED = {BatchState.IN_PROGRESS, BatchState.COMPLETED, BatchState.EXPIRED, BatchState.CANCELLED}
+"""States in which what a server says beside them is no reason of a failure."""
+
 
 def batch_table(queue: BatchQueue, counts: str, *, missing: bool, is_waiting: bool) -> str:
     """Return the batches of a build and what is left, as lines.
@@ -23,6 +26,7 @@ def batch_table(queue: BatchQueue, counts: str, *, missing: bool, is_waiting: bo
         *_rows(queue),
         f"  {counts}",
     ]
+    lines += [f"  {job.batch_id}: {quote(job.error)}" for job in queue.jobs if job.error and job.state in REMARKED]
     failures = queue.results.failures
     if failures:
         last = next(reversed(failures.values()))
@@ -35,6 +39,8 @@ def batch_table(queue: BatchQueue, counts: str, *, missing: bool, is_waiting: bo
         lines.append("  `--batch` submits the missing ones")
     if any(not job.is_closed and job.state in ENDED for job in queue.jobs):
         lines.append("  `--batch collect` makes rows from the batches that have ended")
+    if commands := queue.commands():
+        lines += ["  run these where vLLM and the model are, then the same command again:", *commands]
     return "\n".join(["batches:", *lines])
 
 

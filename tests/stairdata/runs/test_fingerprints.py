@@ -66,8 +66,8 @@ MARKED = {
         "ModelServer.port", "ModelServer.retries", "ModelServer.retry_seconds", "ModelServer.timeout",
         "BenchmarkSection.license", "EvaluationsSection.batch", "EvaluationsSection.concurrency",
         "PrmEndpoint.serve", "PromptSource.license", "PromptsSection.concurrency", "Recipe.prices",
-        "ResponsesSection.batch", "ResponsesSection.concurrency", "StructuredCotSection.batch", "StructuredCotSection.concurrency",
-        "StructuredCotSection.license", "TreesSection.concurrency",
+        "ResponsesSection.batch", "ResponsesSection.concurrency", "StructuredCotSection.batch",
+        "StructuredCotSection.concurrency", "StructuredCotSection.license", "TreesSection.concurrency",
     },
     Mark.COUNTS_AS_MODEL: {
         "FromTreesSection.tokenizer", "ModelServer.model", "ModelServer.path", "ModelServer.tokenizer",

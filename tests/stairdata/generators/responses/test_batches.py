@@ -147,7 +147,7 @@ def test_a_limit_on_tokens_stops_before_the_request_that_would_break_it(build: B
 
 
 def test_what_can_not_be_asked_in_batches(build: Build, stub_llm: StubServer) -> None:
-    with pytest.raises(RecipeError, match="--batch needs actor.base_url"):
+    with pytest.raises(RecipeError, match="--batch needs the base_url of 'sft'"):
         build(1, "submit", actor={"base_url": None, "model": None, "path": "runs/sft"})
     scored = {"prm": {"base_url": stub_llm.base_url, "model": "prm", "tokenizer": "t"}, "method": "best_of_n"}
     with pytest.raises(RecipeError, match=r"takes answers that nobody scores.*best_of_n with a prm"):
