@@ -17,6 +17,8 @@ class BatchSection(Section):
     max_enqueued_tokens: int | None = Field(None, ge=1)
     """Maximum prompt tokens of all batches in progress: the account's batch queue limit for the model. Requests that
     exceed it wait for the next `--batch`."""
+    completion_window: str = "24h"
+    """The time in which the server is to answer, in its own words; OpenAI's knows no other."""
 
 
 class EvaluationBatchSection(BatchSection):

@@ -22,7 +22,7 @@ from stairdata.llm.client import Generation, chat_body, without_control_tokens
 from stairdata.llm.outcomes import ControlTokensError, RequestFailedError
 from stairdata.llm.tokens import token_count
 from stairdata.runs.answer_journal import kept_names
-from stairdata.runs.batching.options import BATCHES, under_way_elsewhere
+from stairdata.runs.batching.options import BATCHES, LIMITS, under_way_elsewhere
 from stairdata.runs.batching.table import batch_table
 from stairdata.runs.executors.executor import make_executor
 from stairdata.runs.options import BatchOptions, BuildOptions
@@ -72,7 +72,7 @@ class TeacherBatches:
         self._job = job
         self._panel = job.panel
         section = job.panel.recipe.structured_cot.batch
-        limits = BatchLimits(section.max_requests, section.max_bytes, section.max_enqueued_tokens)
+        limits = BatchLimits(*(getattr(section, name) for name in LIMITS))
         self.queue = BatchQueue(work / BATCHES, job.panel.teachers, limits, "structured_cot.batch", budget, files)
         self._is_waiting = False
         self._rows = {record["key"] for record in read_journal(work / JOURNAL)}

@@ -33,6 +33,7 @@ from stairdata_schemas.errors import ArtifactError
 from stairdata_schemas.network.body_limits import BodyLimit, BodyLimitError, BodyMeter
 
 NOT_FOUND = 404
+STATUS_DIGITS = 3
 LINE = BodyLimit(MOST_BYTES, LISTING.values)
 """The most that the line of an answer may hold; the file as a whole is limited where it is fetched."""
 
@@ -223,7 +224,9 @@ def _record(line: bytes) -> dict[str, Any]:
 
 def _body(record: dict[str, Any]) -> Any:
     response = record.get("response")
-    return response.get("body") if isinstance(response, dict) else None
+    if not isinstance(response, dict):
+        return None
+    return response if "choices" in response and "body" not in response else response.get("body")  # not every server
 
 
 def _failure(
@@ -244,7 +247,11 @@ def _refusal(record: dict[str, Any]) -> tuple[int | None, str | None, str]:
     """Return status, code and message of an answer; without a status the request was not tried."""
     response = record.get("response")
     response = response if isinstance(response, dict) else {}
-    status, body = response.get("status_code"), response.get("body")
+    status, body = response.get("status_code"), _body(record)
+    if isinstance(status, str) and status.isascii() and status.isdigit() and len(status) == STATUS_DIGITS:
+        status = int(status)
+    if status is None and isinstance(body, dict) and isinstance(body.get("choices"), list):
+        status = 200  # it was answered, and has to be paid, whether the server says so or not
     hidden = error_in(body) if status == 200 else None
     if hidden is not None and hidden.status is not None:
         return hidden

@@ -59,6 +59,8 @@ class BatchLimits(NamedTuple):
     """Of the file of one batch."""
     prompt_tokens: int | None
     """Of all batches in the account's queue; None is no limit."""
+    window: str = "24h"
+    """In which the server is to answer."""
 
 
 class BatchReport(NamedTuple):

@@ -121,7 +121,7 @@ class BatchQueue:
                     self._apis[number, place] = self._files(number, place)
                     continue
                 opening = open_client(self._endpoints[number], log, budget=self._budget)
-                self._apis[number, None] = BatchApi(await stack.enter_async_context(opening))
+                self._apis[number, None] = BatchApi(await stack.enter_async_context(opening), self._limits.window)
             yield
 
     async def refresh(self) -> None:

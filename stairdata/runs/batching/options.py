@@ -14,6 +14,8 @@ from stairdata_schemas.errors import ArtifactError, RecipeError, UsageError, quo
 
 BATCHES = "batches"
 """Folder of a build's batches, in its folder of work."""
+LIMITS = ("max_requests", "max_bytes", "max_enqueued_tokens", "completion_window")
+"""The keys of a recipe that say how large batches may be, in the order of `BatchLimits`."""
 BATCH_ACTIONS = ("submit", "status", "collect", "cancel")
 
 

@@ -18,7 +18,7 @@ from stairdata.llm.budget import Budget
 from stairdata.llm.client import Client
 from stairdata.llm.session import Connect, open_client, open_unconnected
 from stairdata.recipe import BatchSection, Endpoint
-from stairdata.runs.batching.options import BATCHES, check_nothing_under_way, under_way_elsewhere
+from stairdata.runs.batching.options import BATCHES, LIMITS, check_nothing_under_way, under_way_elsewhere
 from stairdata.runs.batching.table import batch_table
 from stairdata.runs.build import build_in_rounds
 from stairdata.runs.executors.executor import Executor
@@ -158,7 +158,7 @@ class BatchedRun:
         self._parts = parts
         self._budget = budget
         self._options = options
-        limits = BatchLimits(parts.limits.max_requests, parts.limits.max_bytes, parts.limits.max_enqueued_tokens)
+        limits = BatchLimits(*(getattr(parts.limits, name) for name in LIMITS))
         endpoints = list(parts.endpoints.values())
         files = options.batch.files if options.batch is not None else None
         self.queue = BatchQueue(build.work / BATCHES, endpoints, limits, parts.section, budget, files)

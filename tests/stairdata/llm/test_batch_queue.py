@@ -23,7 +23,14 @@ from starlette.routing import Route
 from stairdata.llm.batches.answers import find_answers, shared_refusal
 from stairdata.llm.batches.ledger import BatchLimits, BatchRequest, Ledger
 from stairdata.llm.batches.queue import BatchQueue
-from stairdata.llm.batches.states import REPORTED, BatchEvent, BatchStanding, BatchState, BatchTransitionError
+from stairdata.llm.batches.states import (
+    REPORTED,
+    BatchEvent,
+    BatchStanding,
+    BatchState,
+    BatchTransitionError,
+    is_known,
+)
 from stairdata.llm.budget import Budget, BudgetLimits, Expense
 from stairdata.llm.client import chat_body
 from stairdata.llm.outcomes import Outcome, RequestFailedError
@@ -527,3 +534,15 @@ def test_a_limit_on_tokens_holds_whatever_the_answers_take(provider: Provider, t
     again = Budget()
     make_queue(tmp_path, budget=again)
     assert again.elsewhere.tokens == 16, "the next run counts what earlier ones have spent"
+
+
+@pytest.mark.parametrize(
+    ("word", "state"),
+    [
+        ("COMPLETED", "completed"), ("succeeded", "completed"), ("Canceled", "cancelled"), ("timed-out", "expired"),
+        ("queued", "validating"), ("running", "in_progress"), ("error", "failed"), ("archived", "in_progress"),
+    ],
+)  # fmt: skip
+def test_words_for_states(word: str, state: str) -> None:
+    assert BatchState(word) == state
+    assert is_known(word) == (word != "archived")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from stairdata.generators.forecast import forecast_responses
 from stairdata.generators.responses.build import build_responses_in_rounds
 from stairdata.llm.budget import BudgetLimits
 from stairdata.recipe import Recipe
@@ -144,6 +146,58 @@ def test_a_limit_on_tokens_stops_before_the_request_that_would_break_it(build: B
     artifact = build(9, "submit", section=section) or build(9, "submit", section=section)
     assert len(rows_of(artifact)) == 9
     assert set(stub_llm.stats()["sent_in_batches"].values()) == {1}
+
+
+def test_a_forecast_has_the_price_of_batches_and_what_they_have(
+    stub_llm: StubServer, build: Build, actor_section: dict[str, Any], make_prompts: Callable[[int], Artifact],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    prices = {"actor": {"input": 1.0, "output": 10.0, "batch": 0.25}}
+    stub_llm.control(batches={"ends": "in_progress"})
+    build(4, "submit", recipe={"prices": prices})
+    recipe = Recipe.model_validate({"actor": {"retries": 2, **actor_section}, "prices": prices})
+    live = BuildOptions(root=tmp_path / "answers", inputs=(str(make_prompts(4).folder),))
+    batched = forecast_responses(recipe, replace(live, batch=BatchOptions()))
+    (before,), (after,) = forecast_responses(recipe, live).models, batched.models
+    assert before.cost is not None
+    assert after.cost == pytest.approx(before.cost / 4)
+    assert "4 requests are answered or in progress in batches" in batched.words
+
+
+def test_a_server_with_a_dialect_of_its_own(build: Build, stub_llm: StubServer) -> None:
+    """It refuses metadata, loses an answer, and says everything in other words: nothing is sent or lost twice."""
+    section = {"batch": {"completion_window": "7d"}}
+    stub_llm.control(lose={"POST /v1/batches": ["", "drop"]}, batches={"dialect": True, "ends": "in_progress"})
+    build(6, "submit", section=section)
+    (batch,) = stub_llm.stats()["batches"]
+    assert (batch["completion_window"], batch["metadata"]) == ("7d", None)
+    stub_llm.control(batches={"dialect": True}, script=[{"status": 400}])
+    artifact = build(6, "collect", section=section)
+    assert artifact is not None
+    assert artifact.manifest.outcomes == {"invalid_request": 1, "ok": 5}
+    assert set(stub_llm.stats()["sent_in_batches"].values()) == {1}
+
+
+def test_a_batch_that_may_have_been_made_is_not_made_again_without_a_list(build: Build, stub_llm: StubServer) -> None:
+    stub_llm.control(lose={"POST /v1/batches": ["drop"], "GET /v1/batches": ["gone"] * 9})
+    for _ in range(2):
+        with pytest.raises(ServerError, match=r"its answer was lost, and it has no list of batches; look for it"):
+            build(3, "submit")
+    assert len(stub_llm.stats()["batches"]) == 1
+    assert build(3, "cancel") is None
+    assert build(3, "submit") is None
+    assert len(stub_llm.stats()["batches"]) == 2, "once the user has let go of it"
+
+
+def test_what_a_failed_batch_has_answered_counts(build: Build, stub_llm: StubServer) -> None:
+    stub_llm.control(batches={"ends": "broken", "share": 0.5})
+    build(4, "submit")
+    said: list[str] = []
+    assert build(4, "collect", tell=said.append) is None
+    assert "2 rows made, 0 requests in progress, 2 missing" in said[-1]
+    stub_llm.control(batches={})
+    assert len(rows_of(build(4, "submit") or build(4, "collect"))) == 4
+    assert set(stub_llm.stats()["answered_in_batches"].values()) == {1}
 
 
 def test_what_can_not_be_asked_in_batches(build: Build, stub_llm: StubServer) -> None:
