@@ -117,6 +117,7 @@ def run(options: argparse.Namespace) -> None:
         with show_progress() as progress:
             building = BuildOptions(options.root, max_quarantine=options.max_quarantine, progress=progress, tell=show)
             artifact = build_evaluations(parse_full_recipe(part.recipe), building)
+        assert artifact is not None, "only a batch leaves a build unfinished"
         show(f"{part.name}: {artifact.reference}, {artifact.manifest.rows} rows")
         made.append(MeasuredPart(part.model, part.method, artifact, options.models[part.model]))
     write_tables(made, options.attacks, options.folder)

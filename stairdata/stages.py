@@ -113,16 +113,16 @@ def _generator(kind: str) -> Callable[..., Artifact | None]:
     return build_preference_pairs if kind == "preference_pairs" else build_prm_pairs
 
 
-def build_responses(recipe: FullRecipe, options: BuildOptions) -> Artifact:
+def build_responses(recipe: FullRecipe, options: BuildOptions) -> Artifact | None:
     """Build responses with the recipe's process reward model: generators don't know the training package."""
-    from stairdata.generators.responses.build import build_responses as build
+    from stairdata.generators.responses.build import build_responses_in_rounds as build
 
     return build(recipe, options, *_scoring(recipe))
 
 
-def build_evaluations(recipe: FullRecipe, options: BuildOptions) -> Artifact:
+def build_evaluations(recipe: FullRecipe, options: BuildOptions) -> Artifact | None:
     """Build evaluations, where `responses` has a process reward model with that."""
-    from stairdata.generators.evaluations.build import build_evaluations as build
+    from stairdata.generators.evaluations.build import build_evaluations_in_rounds as build
 
     return build(recipe, options, *_scoring(recipe))
 

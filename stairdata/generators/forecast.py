@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from stairdata.generators.prompts.build import questions_of
 from stairdata.generators.prompts.task_labels import template
+from stairdata.generators.responses.build import plan_responses
 from stairdata.generators.responses.cost_estimate import (
     PRM,
     SIMULATED,
@@ -27,6 +28,7 @@ from stairdata.generators.trees.rejudging import plan_rejudging
 from stairdata.generators.trees.tree_runner import search_config
 from stairdata.llm.budget import Budget, unpriced
 from stairdata.recipe import Recipe
+from stairdata.runs.batching.cost import in_batches
 from stairdata.runs.executors.executor import HERE, Execution
 from stairdata.runs.forecast import Forecast, ModelLoad
 from stairdata.runs.inputs import Inputs, input_rows
@@ -138,7 +140,11 @@ def forecast_responses(recipe: Recipe, options: BuildOptions) -> Forecast:
     loads = [("generation", recipe.actor.name, one.writing.times(count))]
     if section.prm is not None:
         loads.append((PRM, prm_name(section.prm), one.scoring.times(count)))
-    return _forecast("responses", head, recipe, loads)
+    live = _forecast("responses", head, recipe, loads)
+    if options.batch is None:
+        return live
+    there = find_before("responses", lambda: plan_responses(recipe, parent, options), options)
+    return in_batches(live, {"generation"}, recipe.prices, there)
 
 
 def forecast_prompts(recipe: Recipe, options: BuildOptions) -> Forecast:

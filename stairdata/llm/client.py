@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import openai
-from openai.types.chat import ChatCompletionMessageParam
+from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
 
 from stairdata.llm.budget import Budget
 from stairdata.llm.outcomes import (
@@ -252,23 +252,9 @@ class Client:
     async def _complete(
         self, prompt: str | list[int], n: int, most: RequestTokens, seed: int, sampling: dict[str, Any]
     ) -> Generation:
-        extra = {
-            **self._endpoint.extra_body,
-            "skip_special_tokens": False,  # the tags are special tokens
-            "include_stop_str_in_output": True,
-            "add_special_tokens": False,  # the template wrote the BOS already
-            "top_k": sampling.get("top_k", 0) or -1,
-        }
-        body = {
-            "model": self.model,
-            "n": n,
-            "max_tokens": most.completion_tokens,
-            "seed": seed,
-            **sampling,
-            **extra,
-            "prompt": prompt,
-        }
-        limit = limit_for(samples=n, max_tokens=most.completion_tokens, logprobs=sampling.get("logprobs"))
+        max_tokens = most.completion_tokens
+        body = completion_body(self.model, prompt, self._endpoint, n=n, max_tokens=max_tokens, seed=seed, **sampling)
+        limit = limit_for(samples=n, max_tokens=max_tokens, logprobs=sampling.get("logprobs"))
 
         async def ask() -> Any:
             with body_limit(limit):
@@ -331,7 +317,7 @@ class Client:
         max_tokens = body[ANSWER_LIMIT]
         most = RequestTokens(most_read(body), max_tokens)
         logprobs = body.get("top_logprobs", 0) if body.get("logprobs") else None
-        sent = {limit_name if key == ANSWER_LIMIT else key: value for key, value in body.items()}
+        sent = self.chat_request(body, limit_name)
 
         limit = limit_for(samples=1, max_tokens=max_tokens, logprobs=logprobs)
 
@@ -341,6 +327,11 @@ class Client:
 
         generation, failures = await self.send(ask, lambda answer: read_chat(answer, most, is_whole=is_whole), most)
         return replace(generation, outcomes=(*failures, *generation.outcomes))
+
+    @staticmethod
+    def chat_request(body: dict[str, Any], limit_name: str) -> dict[str, Any]:
+        """Return the body of a chat as it is sent, with the limit under the name that the server takes."""
+        return {limit_name if key == ANSWER_LIMIT else key: value for key, value in body.items()}
 
     async def models(self) -> list[str]:
         """List the server's models: the health check of a server that isn't ours.
@@ -510,6 +501,32 @@ def without_control_tokens(
     return list(plain)
 
 
+def completion_body(
+    model: str,
+    prompt: str | list[int],
+    endpoint: Endpoint,
+    *,
+    n: int,
+    max_tokens: int,
+    seed: int,
+    **sampling: Any,
+) -> dict[str, Any]:
+    """Return the body of a request to continue a rendered prompt, live or in a batch."""
+    ours = {
+        "model": model,
+        "prompt": prompt,
+        "n": n,
+        "max_tokens": max_tokens,
+        "seed": seed,
+        **sampling,
+        "skip_special_tokens": False,  # the tags are special tokens
+        "include_stop_str_in_output": True,
+        "add_special_tokens": False,  # the template wrote the BOS already
+        "top_k": sampling.get("top_k", 0) or -1,
+    }
+    return {**endpoint.extra_body, **ours}
+
+
 def chat_body(
     model: str,
     messages: list[ChatCompletionMessageParam],
@@ -525,8 +542,16 @@ def chat_body(
     return {**endpoint.extra_body, **ours}
 
 
+def most_taken(body: dict[str, Any]) -> RequestTokens:
+    """Return the most tokens that a request can take, by what it asks for."""
+    limit: int = body.get(ANSWER_LIMIT) or body["max_tokens"]
+    return RequestTokens(most_read(body), limit * body.get("n", 1))
+
+
 def most_read(body: dict[str, Any]) -> int:
-    """Return how many prompt tokens a chat request can have at most: its texts' bytes."""
+    """Return how many prompt tokens a request can have at most: its texts' bytes."""
+    if "prompt" in body:
+        return len(body["prompt"].encode() if isinstance(body["prompt"], str) else body["prompt"])
     schema = len(json.dumps(body["response_format"])) if "response_format" in body else 0
     return schema + sum(len(str(message.get("content")).encode()) + TEMPLATE_TOKENS for message in body["messages"])
 
@@ -546,6 +571,22 @@ def read_chat(answer: Any, most: RequestTokens | None = None, *, is_whole: bool 
     generation = _generation(answer, 1, _chat_sample, most)
     apart = thoughts_apart(generation)
     return replace(generation, outcomes=apart.outcomes) if is_whole else apart
+
+
+def read_samples(answer: Any, n: int, most: RequestTokens | None = None) -> Generation:
+    """Read the samples of one request as they are; one where the server has overlooked n.
+
+    Args:
+        answer: what the openai package made of it: of a completion, or of a chat that stands for one.
+        n: how many were asked for.
+        most: the most tokens that the request can take, where known.
+
+    Raises:
+        MalformedAnswerError: it is no such answer.
+        RequestFailedError: the model refused, or a filter withheld it.
+    """
+    read = _chat_sample if isinstance(answer, ChatCompletion) else _completion_sample
+    return _generation(answer, n, read, most, may_ignore_n=True)
 
 
 def thoughts_apart(generation: Generation) -> Generation:

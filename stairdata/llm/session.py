@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 
 _KEPT: ContextVar[list[ManagedServer] | None] = ContextVar("kept", default=None)
 """Servers that `keeping_servers` will end; None where each is ended by who opened it."""
+MakeClient = Callable[..., Client]
+"""What has the arguments of `Client`."""
+Connect = Callable[[Endpoint, str], AbstractAsyncContextManager[Client]]
+"""From an endpoint and the name of its part in a build to its client."""
+NOWHERE = "http://127.0.0.1:9/v1"
 NAMES = 20  # models of a server that a message shows
 _log = logging.getLogger("stairdata")
 
@@ -81,6 +86,7 @@ async def open_client(
     log: Path,
     on_progress: WaitProgress | None = None,
     budget: Budget | None = None,
+    make_client: MakeClient = Client,
     **options: Any,
 ) -> AsyncIterator[Client]:
     """Connect to an endpoint, starting its server if it names a model.
@@ -90,6 +96,7 @@ async def open_client(
         log: of a server that is started.
         on_progress: told while it starts.
         budget: admits each request.
+        make_client: makes the client.
         options: more fields of `ServerOptions`.
 
     Raises:
@@ -98,7 +105,8 @@ async def open_client(
     if endpoint.base_url is not None:
         key = os.environ.get(endpoint.api_key_env, "none")
         tokens = partial(_control_tokens, endpoint.tokenizer)
-        client = Client(endpoint, endpoint.base_url, endpoint.model or "", key, budget=budget, control_tokens=tokens)
+        model = endpoint.model or ""
+        client = make_client(endpoint, endpoint.base_url, model, key, budget=budget, control_tokens=tokens)
         try:
             await _check_model(client)
             yield client
@@ -125,7 +133,7 @@ async def open_client(
             if kept is not None:
                 kept.append(server)
         tokens = partial(_control_tokens, endpoint.tokenizer or endpoint.path)
-        client = Client(
+        client = make_client(
             endpoint, server.base_url, server.served_name, server.api_key, server.check, budget, control_tokens=tokens
         )
         try:
@@ -135,6 +143,19 @@ async def open_client(
     finally:
         if server not in (kept or ()):
             server.stop()
+
+
+@asynccontextmanager
+async def open_unconnected(endpoint: Endpoint, make_client: MakeClient, budget: Budget) -> AsyncIterator[Client]:
+    """Make the client of an endpoint without looking for its server: of one that answers from what is known."""
+    key = os.environ.get(endpoint.api_key_env, "none")
+    tokens = partial(_control_tokens, endpoint.tokenizer or endpoint.path)
+    url = endpoint.base_url or NOWHERE
+    client = make_client(endpoint, url, endpoint.name, key, budget=budget, control_tokens=tokens)
+    try:
+        yield client
+    finally:
+        await client.close()
 
 
 def _is_same(server: ManagedServer, options: ServerOptions) -> bool:

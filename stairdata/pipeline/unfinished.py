@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stairdata.llm.batch_ledger import LEDGER, Ledger
+from stairdata.llm.batches.ledger import LEDGER, Ledger
 from stairdata.pipeline.run import STARTED
 from stairdata_schemas.aliases import Json
 from stairdata_schemas.artifacts import list_folders

@@ -5,6 +5,7 @@ to these. Nothing here reads the environment or touches the network.
 """
 
 from stairdata.recipe.attacks import Attacker, AttacksSection, PairSection, PapSection
+from stairdata.recipe.batches import BatchSection
 from stairdata.recipe.benchmarks import BenchmarkColumn, BenchmarkSection
 from stairdata.recipe.endpoint import ControlTokens, Endpoint, ModelServer
 from stairdata.recipe.evaluations import EvaluatedModel, EvaluationsSection
@@ -26,7 +27,6 @@ from stairdata.recipe.responses import BEAM_KEYS, PrmEndpoint, ResponsesSection
 from stairdata.recipe.rounds import MEASURES, Measure, RoundsSection, SearchSettings
 from stairdata.recipe.section import MOST, Sampling, Section, Share, Task
 from stairdata.recipe.structured_cot import (
-    BatchSection,
     CotJudge,
     FromTreesSection,
     GateSection,

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import model_validator
 
 from stairdata.recipe.attacks import AttacksSection
+from stairdata.recipe.batches import EvaluationBatchSection
 from stairdata.recipe.benchmarks import BenchmarkSection
 from stairdata.recipe.endpoint import Endpoint
 from stairdata.recipe.judges import EvaluationJudge
@@ -57,6 +58,8 @@ class EvaluationsSection(Section):
     exclude_seen: bool = False
     """Leave out prompts that are also in the training data of a tested model, or in what that was made from; either way
     the manifest counts and names them. Known of model folders on this machine."""
+    batch: Annotated[EvaluationBatchSection, Mark.CANNOT_CHANGE_RESULT] = EvaluationBatchSection()
+    """How `--batch` splits requests, and who is asked in batches."""
     concurrency: Annotated[Concurrency, Mark.CANNOT_CHANGE_RESULT] = "auto"
     """Answers in flight at most, of those being judged, too; auto: one is begun whenever the server could take one more
     request."""

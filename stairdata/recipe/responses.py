@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from stairdata.recipe.batches import BatchSection
 from stairdata.recipe.endpoint import ModelServer
 from stairdata.recipe.section import UNNAMED, Concurrency, Sampling
 from stairdata_schemas.fingerprints import Mark
@@ -68,6 +69,8 @@ class ResponsesSection(Sampling):
     model, tokenizer, api_key_env}`; or `{path, serve: true}`, which is served for the duration of the build."""
     max_tokens: int = Field(2048, ge=1)
     """Tokens of one answer."""
+    batch: Annotated[BatchSection, Mark.CANNOT_CHANGE_RESULT] = BatchSection()
+    """How `--batch` splits requests."""
     concurrency: Annotated[Concurrency, Mark.CANNOT_CHANGE_RESULT] = "auto"
     """Prompts in flight at most; auto: one is begun whenever the server could take one more request."""
 

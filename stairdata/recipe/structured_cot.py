@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from stairdata.recipe.batches import BatchSection
 from stairdata.recipe.endpoint import Endpoint
 from stairdata.recipe.section import Concurrency, Section, Task
 from stairdata_schemas.fingerprints import Mark
@@ -68,18 +69,6 @@ class TemplatesSection(Section):
     """What a teacher is asked on safety prompts."""
     helpfulness: Annotated[Path | None, Mark.COUNTS_AS_INPUT] = None
     """What a teacher is asked on helpfulness prompts."""
-
-
-class BatchSection(Section):
-    """How `--batch` splits requests; the defaults are the limits of OpenAI's Batch API."""
-
-    max_requests: int = Field(50_000, ge=1)
-    """Maximum number of requests in a batch."""
-    max_bytes: int = Field(200_000_000, ge=1000)
-    """Maximum bytes of a batch's file."""
-    max_enqueued_tokens: int | None = Field(None, ge=1)
-    """Maximum prompt tokens of all batches in progress: the account's batch queue limit for the model. Requests that
-    exceed it wait for the next `--batch`."""
 
 
 class FromTreesSection(Section):

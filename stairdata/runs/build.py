@@ -7,7 +7,7 @@ from collections.abc import Callable
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.shards.shard import with_shard
 from stairdata_schemas.artifacts import Artifact
-from stairdata_schemas.building import Build, BuildContent, BuildPlan, build_artifact, find_finished
+from stairdata_schemas.building import Build, BuildContent, BuildPlan, begin_build, find_finished
 from stairdata_schemas.errors import BuildError
 
 
@@ -27,8 +27,15 @@ def finished_or_error(plan: BuildPlan, options: BuildOptions) -> Artifact:
     return found
 
 
-def build_as_told(plan: BuildPlan, make_content: Callable[[Build], BuildContent], options: BuildOptions) -> Artifact:
-    """Build the artifact of a plan; one that is finished already is returned as it is.
+def build_in_rounds(
+    plan: BuildPlan, make_content: Callable[[Build], BuildContent | None], options: BuildOptions
+) -> Artifact | None:
+    """Build the artifact of a plan in as many runs as it takes; one that is finished already is returned as it is.
+
+    Args:
+        plan: what is to be built.
+        make_content: makes the rows; None where they are not all there, which leaves the build unfinished.
+        options: where, and whether to start over.
 
     Raises:
         NotBuiltError: it is not finished, and nothing is to be built.
@@ -37,11 +44,23 @@ def build_as_told(plan: BuildPlan, make_content: Callable[[Build], BuildContent]
     plan = with_shard(plan, options.shard)
     if options.only_finished:
         return finished_or_error(plan, options)
-    return build_artifact(
-        plan,
-        make_content,
-        options.root,
-        options.version,
-        fresh=options.fresh,
-        max_quarantine=options.max_quarantine,
-    )
+    build = begin_build(plan, options.root, options.version, fresh=options.fresh)
+    if isinstance(build, Artifact):
+        return build
+    with build:
+        content = make_content(build)
+        if content is None:
+            return None
+        return build.finish(content.frames, content.refused, content.report, options.max_quarantine, content.by_design)
+
+
+def build_as_told(plan: BuildPlan, make_content: Callable[[Build], BuildContent], options: BuildOptions) -> Artifact:
+    """Build the artifact of a plan; one that is finished already is returned as it is.
+
+    Raises:
+        NotBuiltError: it is not finished, and nothing is to be built.
+        StairDataError: as `build_artifact` says.
+    """
+    found = build_in_rounds(plan, make_content, options)
+    assert found is not None, "its rows are all there"
+    return found

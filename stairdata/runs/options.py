@@ -13,6 +13,16 @@ from stairdata.runs.shards.shard import Shard
 
 
 @dataclass(frozen=True, slots=True)
+class BatchOptions:
+    """What a build is told about asking in batches."""
+
+    action: str = "submit"
+    """submit, status, collect or cancel."""
+    files: Path | None = None
+    """Folder in which batches are files for `vllm run-batch`; None: they go to the servers' Batch API."""
+
+
+@dataclass(frozen=True, slots=True)
 class BuildOptions:
     """Where to build, from what, how much, and at what cost."""
 
@@ -27,6 +37,8 @@ class BuildOptions:
     """Of trees: grow them from this part of the prompts alone; default: from all."""
     shard: Shard | None = None
     """Of builds that ask models: work on this part of the input alone."""
+    batch: BatchOptions | None = None
+    """Of responses and evaluations: ask in batches; None asks live."""
     only_finished: bool = False
     """Return what is finished, and build nothing (`NotBuiltError`)."""
     fresh: bool = False

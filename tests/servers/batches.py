@@ -26,7 +26,8 @@ class Plan:
     """How batches go."""
 
     ends: str = "completed"
-    """What becomes of a batch: completed, expired, failed, queue_full, or in_progress for one that does not end."""
+    """What becomes of a batch: completed, expired, failed, queue_full, or in_progress for one that does not end; broken
+    for one that is failed once a share of it is answered."""
     share: float = 1.0
     """The part of its requests that is answered."""
     silent: bool = False
@@ -35,6 +36,9 @@ class Plan:
     """Refuse batches once more bytes than that are enqueued, as an account's queue does with tokens."""
     lists: bool = True
     """Show batches in the list."""
+    dialect: bool = False
+    """Be another vendor's: metadata is refused, and states, times, counts and lines of answers have forms of their
+    own, with errors among the answers."""
     lag: int = 0
     """So many looks at the list don't show the newest batch yet."""
 
@@ -85,15 +89,20 @@ class Account:
         body = await request.json()
         if body["input_file_id"] not in self.files:
             return _error(400, "no such file")
+        if self.plan.dialect and "metadata" in body:
+            return _error(400, "unknown field: metadata")
         lines = self.files[body["input_file_id"]][1].splitlines()
         self.made.update(json.loads(line)["custom_id"] for line in lines)
         id_ = f"batch_{len(self.batches):04d}"
         self.batches[id_] = {
             "id": id_, "object": "batch", "endpoint": body["endpoint"], "errors": None, "status": "validating",
-            "input_file_id": body["input_file_id"], "completion_window": "24h", "created_at": 2_000_000_000,
+            "input_file_id": body["input_file_id"], "completion_window": body["completion_window"],
+            "created_at": 2_000_000_000,
             "metadata": body.get("metadata"), "output_file_id": None, "error_file_id": None,
             "request_counts": {"total": len(lines), "completed": 0, "failed": 0},
         }  # fmt: skip
+        if self.plan.dialect:
+            self.batches[id_] |= {"status": "QUEUED", "created_at": "today", "request_counts": None}
         return JSONResponse(self.batches[id_])
 
     async def list(self, request: Request) -> Response:
@@ -110,7 +119,11 @@ class Account:
 
     def run(self, batch: dict[str, Any], answer: Answer) -> None:
         """Let a batch go as the plan says."""
-        if batch["status"] in RAN | {"failed"}:
+        if batch["status"] in RAN | {"failed", "SUCCEEDED"}:
+            return
+        if self.plan.ends == "broken":
+            self.finish(batch, answer)
+            batch["status"] = "failed"
             return
         if self.plan.ends in {"failed", "queue_full"}:
             code = "token_limit_exceeded" if self.plan.ends == "queue_full" else "invalid_json_line"
@@ -122,6 +135,8 @@ class Account:
         batch["status"] = "cancelled" if batch["status"] == "cancelling" else self.plan.ends
         if batch["status"] in RAN:
             self.finish(batch, answer)
+            if self.plan.dialect:
+                batch |= {"status": "SUCCEEDED", "request_counts": None}
 
     def finish(self, batch: dict[str, Any], answer: Answer) -> None:
         """Answer the requests that it comes to, and say of the others why not."""
@@ -139,6 +154,12 @@ class Account:
                 status, body = answer(line["body"])
                 self.answered[line["custom_id"]] += 1
                 record["response"] = {"status_code": status, "request_id": "r", "body": body}
+            if self.plan.dialect:
+                answered = record["response"]
+                is_good = answered and answered["status_code"] == 200
+                record["response"] = answered["body"] if is_good else answered | {"status_code": "400"}
+                good.append(record)
+                continue
             (good if record["response"] and record["response"]["status_code"] == 200 else bad).append(record)
         good.reverse()  # the order of answers is nobody's promise
         for name, records in (("output_file_id", good), ("error_file_id", bad)):

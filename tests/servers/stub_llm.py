@@ -270,7 +270,7 @@ def _batched(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         STATE.faults[fault] += 1
     if fault in {"error", "rate_limit"}:
         return {"error": 500, "rate_limit": 429}[fault], {"error": {"message": "the dice rolled off", "code": None}}
-    return 200, _chat(body, fault)
+    return 200, (_completion if "prompt" in body else _chat)(body, fault)
 
 
 async def _serve(request: Request, answer: Any) -> Response:

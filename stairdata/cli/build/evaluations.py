@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from stairdata.cli.build.batching import BatchFilesOption, BatchOption
 from stairdata.cli.build.shared import ShardOption, SharedOptions, takes_shared_options
 
 
@@ -17,6 +18,8 @@ def build(
         typer.Option("--exclude-seen", help="Leave out prompts that a tested model has seen in training."),
     ] = False,
     shard: ShardOption = None,
+    batch: BatchOption = None,
+    batch_files: BatchFilesOption = None,
 ) -> None:
     """Build judged answers to benchmarks: of models that are asked now, or of responses artifacts."""
     from stairdata.stages import build_evaluations, forecast_evaluations
@@ -29,4 +32,6 @@ def build(
         lambda options: forecast_evaluations(recipe, options),
         lambda options: build_evaluations(recipe, options),
         shard,
+        batch=batch,
+        batch_files=batch_files,
     )

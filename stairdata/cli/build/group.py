@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperGroup
 
-from stairdata.cli.build import evaluations, pairs, prompts, responses, structured_cot, trees
+from stairdata.cli.build import batching, evaluations, pairs, prompts, responses, structured_cot, trees
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +26,7 @@ class BuildGroup(TyperGroup):
         Raises:
             UsageError: there is no such kind.
         """
-        args = list(structured_cot.with_batch_action(args))
+        args = list(batching.with_batch_action(args))
         position = next(self._positions(args), None)
         if position is None:
             return args

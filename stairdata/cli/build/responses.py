@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from stairdata.cli.build.batching import BatchFilesOption, BatchOption
 from stairdata.cli.build.shared import ShardOption, SharedOptions, takes_shared_options
 
 
 @takes_shared_options
-def build(shared: SharedOptions, shard: ShardOption = None) -> None:
+def build(
+    shared: SharedOptions, batch: BatchOption = None, batch_files: BatchFilesOption = None, shard: ShardOption = None
+) -> None:
     """Build answers of the actor to prompts: one, or the best of n by a process reward model."""
     from stairdata.generators.forecast import forecast_responses
     from stairdata.stages import build_responses
@@ -16,4 +19,6 @@ def build(shared: SharedOptions, shard: ShardOption = None) -> None:
         lambda options: forecast_responses(recipe, options),
         lambda options: build_responses(recipe, options),
         shard,
+        batch,
+        batch_files,
     )

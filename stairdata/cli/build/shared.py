@@ -25,6 +25,9 @@ from stairdata.cli.options import (
 from stairdata.cli.results import print_artifact
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from stairdata.cli.build.batching import BatchAction
     from stairdata.runs.forecast import Forecast
     from stairdata.runs.options import BuildOptions
     from stairdata.runs.progress import Progress
@@ -113,6 +116,8 @@ class SharedOptions:
         forecast: Callable[[BuildOptions], Forecast],
         generate: Callable[[BuildOptions], Artifact | None],
         shard: str | None = None,
+        batch: BatchAction | None = None,
+        batch_files: Path | None = None,
     ) -> None:
         """Build, or print the forecast where that is asked for.
 
@@ -120,7 +125,10 @@ class SharedOptions:
             forecast: says what would be asked of the models.
             generate: builds.
             shard: I/N, which part of the input is worked on; default: all.
+            batch: ask in batches; default: live.
+            batch_files: folder in which these are files.
         """
+        from stairdata.runs.options import BatchOptions
         from stairdata.runs.shards.shard import Shard
         from stairdata_schemas.errors import UsageError
 
@@ -128,7 +136,10 @@ class SharedOptions:
         if part is not None and self.dry_run:
             raise UsageError("--dry-run forecasts the whole build, and --shard builds a part of it; leave one out")
         with self.build_options() as whole:
-            options = replace(whole, shard=part)
+            action = batch.value if batch is not None else "submit"
+            is_batched = batch is not None or batch_files is not None
+            asking = BatchOptions(action, batch_files) if is_batched else None
+            options = replace(whole, shard=part, batch=asking)
             if self.dry_run:
                 emit(forecast(options).shown(json_=self.json_))
                 return

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
+from stairdata.generators.evaluations.batches import batched_parts, check_batched
 from stairdata.generators.evaluations.executor import EvaluationExecutor
 from stairdata.generators.evaluations.judging.answer_judge import RULE
 from stairdata.generators.evaluations.plan import EvaluationJob, make_job
 from stairdata.generators.responses.workload import OpenScorer
 from stairdata.llm.budget import Budget
+from stairdata.llm.session import Connect
 from stairdata.recipe import Recipe
-from stairdata.runs.build import build_as_told
+from stairdata.runs.batching.rounds import build_asking, run_live_or_batched
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.progress import report_waiting
-from stairdata.runs.runner import RunResult, open_budget, run_units, table_of_outcomes, usage_of
+from stairdata.runs.runner import RunResult, open_budget, table_of_outcomes, usage_of
 from stairdata.runs.shards.shard import own_refused
 from stairdata.search.refusal import refusal_rule_note
 from stairdata_schemas.aliases import Row
@@ -31,13 +34,31 @@ def build_evaluations(
     prm: ModelIdentity | None = None,
     open_scorer: OpenScorer | None = None,
 ) -> Artifact:
-    """Judge answers: those of responses artifacts, or of models that are asked now.
+    """Judge answers: those of responses artifacts, or of models that are asked now, live.
+
+    Args and errors are those of `build_evaluations_in_rounds`.
+    """
+    artifact = build_evaluations_in_rounds(recipe, replace(options, batch=None), prm, open_scorer)
+    assert artifact is not None, "only a batch leaves a build unfinished"
+    return artifact
+
+
+def build_evaluations_in_rounds(
+    recipe: Recipe,
+    options: BuildOptions,
+    prm: ModelIdentity | None = None,
+    open_scorer: OpenScorer | None = None,
+) -> Artifact | None:
+    """Judge answers: those of responses artifacts, or of models that are asked now, live or in batches.
 
     Args:
         recipe: sections `actor`, `responses` and `evaluations`.
         options: where and from what.
         prm: which process reward model scores the answers of `responses`; None where nothing is scored.
         open_scorer: opens it; given by the command line, since generators don't know the training package.
+
+    Returns:
+        The artifact; None where batches leave it unfinished.
 
     Raises:
         RecipeError: nothing to test, or a model that can't be put through what is asked for.
@@ -49,17 +70,26 @@ def build_evaluations(
     """
     job = make_job(recipe, options, prm)
 
-    def content(build: Build) -> BuildContent:
+    parts = batched_parts(job)
+    if options.batch is not None:
+        check_batched(job, parts, options)
+
+    def content(build: Build) -> BuildContent | None:
         budget = open_budget(build, recipe, options)
-        executor = EvaluationExecutor(build, job, budget, report_waiting(options.progress), open_scorer)
-        result = run_units(build, job.as_units(), executor, budget, options.progress)
+
+        def executor(connect: Connect | None) -> EvaluationExecutor:
+            return EvaluationExecutor(build, job, budget, report_waiting(options.progress), open_scorer, connect)
+
+        result = run_live_or_batched(build, job.as_units(), executor, parts, budget, options)
+        if result is None:
+            return None
         options.tell(table_of_outcomes(result))
         report = _report(job, result, budget)
         options.tell("\n".join(report.notes))
         refused = [*own_refused(build, job.refused), *result.refused]
         return BuildContent(result.frames(), refused, report, BY_DESIGN)
 
-    return build_as_told(job.plan, content, options)
+    return build_asking(job.plan, content, options)
 
 
 def _report(job: EvaluationJob, result: RunResult, budget: Budget) -> Report:
@@ -83,7 +113,7 @@ def _report(job: EvaluationJob, result: RunResult, budget: Budget) -> Report:
     details: dict[str, Any] = {
         **counts,
         "requests": result.requests,
-        "tokens_of_all_runs": budget.spent.tokens,
+        "tokens_of_all_runs": budget.spent.tokens + budget.elsewhere.tokens,
         "unread": unread,
         "seen_in_training": job.contamination,
     }

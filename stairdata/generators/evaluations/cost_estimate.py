@@ -18,6 +18,7 @@ from stairdata.generators.responses.cost_estimate import (
 )
 from stairdata.llm.budget import unpriced
 from stairdata.recipe import Recipe
+from stairdata.runs.batching.cost import in_batches
 from stairdata.runs.forecast import Forecast, ModelLoad
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.unfinished import find_before, rows_in, words_on
@@ -53,7 +54,11 @@ def forecast_evaluations(recipe: Recipe, options: BuildOptions, prm: ModelIdenti
         tokens = f"{load.prompt_tokens:,} prompt and {load.completion_tokens:,} completion tokens"
         cost = f", cost {load.cost:,.2f}" if load.cost is not None else f"; {unpriced(load.name)}"
         words.append(f"  {load.role} {load.name}: {load.requests:,} requests, {tokens}{cost}")
-    return Forecast(KIND, "\n".join(words), tuple(loads))
+    live = Forecast(KIND, "\n".join(words), tuple(loads))
+    if options.batch is None:
+        return live
+    tested = {model.identity.role for model in job.models} if job.recipe.evaluations.batch.answers else set()
+    return in_batches(live, {"judge", *tested}, recipe.prices, there)
 
 
 def _answering(job: EvaluationJob, units: Sequence[EvaluationUnit]) -> list[ModelLoad]:

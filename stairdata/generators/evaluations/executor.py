@@ -19,7 +19,7 @@ from stairdata.generators.evaluations.reply_journal import ReplyJournal
 from stairdata.generators.responses.workload import OpenScorer
 from stairdata.llm.budget import Budget
 from stairdata.llm.client import Client
-from stairdata.llm.session import make_actor, open_client
+from stairdata.llm.session import Connect, make_actor, open_client
 from stairdata.recipe import Endpoint
 from stairdata.recipe.attacks import Attacker
 from stairdata.runs.executors.local import LocalExecutor
@@ -32,6 +32,15 @@ if TYPE_CHECKING:
     from stairdata.runs.units import UnitFailure
 
 
+JUDGE = "judge"
+"""Name of the judge's part in a build, and of its server's log."""
+
+
+def server_name(number: int) -> str:
+    """Return the name of a tested model's part in a build, and of its server's log."""
+    return f"server-{number}"
+
+
 class EvaluationExecutor:
     """Works on units in this process, in the order of the tested models.
 
@@ -41,6 +50,7 @@ class EvaluationExecutor:
         budget: charged by all servers.
         waiting: told when the start of a server takes its time.
         open_scorer: opens the process reward model, where there is one.
+        connect: connects to servers in place of `open_client`.
     """
 
     def __init__(
@@ -50,12 +60,14 @@ class EvaluationExecutor:
         budget: Budget,
         waiting: WaitProgress,
         open_scorer: OpenScorer | None = None,
+        connect: Connect | None = None,
     ) -> None:
         self._build = build
         self._job = job
         self._budget = budget
         self._waiting = waiting
         self._open_scorer = open_scorer
+        self._connect = connect
         self._current: LocalExecutor | None = None
 
     @property
@@ -75,7 +87,7 @@ class EvaluationExecutor:
             stack.callback(replies.close)
             judge_client = None
             if any(self._job.words.asks(unit.payload["score"]) for unit in units):
-                judge_client = await stack.enter_async_context(self._client(section.judge, "judge"))
+                judge_client = await stack.enter_async_context(self._client(section.judge, JUDGE))
             judge = AnswerJudge(self._job.words, judge_client, self._job.recipe.seed, replies)
             attacker = await self._attacker(units, stack)
             scorer = None
@@ -111,8 +123,8 @@ class EvaluationExecutor:
             if model is None:  # the judge alone works
                 yield WorkContext(evaluator(None).work, room_of(shared[:1]), list(shared))
                 return
-            log = f"server-{self._job.models.index(model)}"
-            async with self._client(self._job.recipe.beside_prm(model.endpoint), log) as client:
+            name = server_name(self._job.models.index(model))
+            async with self._client(self._job.recipe.beside_prm(model.endpoint), name) as client:
                 section = self._job.recipe.responses
                 seed = self._job.recipe.seed
                 if model.is_chat:
@@ -135,4 +147,6 @@ class EvaluationExecutor:
         return section, await stack.enter_async_context(self._client(section, "attacker"))
 
     def _client(self, endpoint: Endpoint, name: str) -> contextlib.AbstractAsyncContextManager[Client]:
+        if self._connect is not None:
+            return self._connect(endpoint, name)
         return open_client(endpoint, self._build.work / f"{name}.log", self._waiting, self._budget)

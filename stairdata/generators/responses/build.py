@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from stairdata.generators.responses.answering import resolved_settings
-from stairdata.generators.responses.workload import OpenScorer, ResponseWorkload
+from stairdata.generators.responses.workload import ACTOR, OpenScorer, ResponseWorkload
 from stairdata.llm.budget import Budget
-from stairdata.llm.session import identify, served_model
+from stairdata.llm.session import Connect, identify, served_model
 from stairdata.recipe import PrmEndpoint, Recipe
-from stairdata.runs.build import build_as_told
-from stairdata.runs.executors.executor import make_executor
+from stairdata.runs.batching.options import check_batch, check_places
+from stairdata.runs.batching.rounds import BatchedParts, build_asking, run_live_or_batched
+from stairdata.runs.executors.executor import Executor, make_executor
 from stairdata.runs.inputs import Inputs, input_rows
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.progress import report_waiting
-from stairdata.runs.runner import RunResult, open_budget, run_units, table_of_outcomes, usage_of
+from stairdata.runs.runner import RunResult, open_budget, table_of_outcomes, usage_of
 from stairdata.runs.units import Unit
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
@@ -29,7 +32,22 @@ def build_responses(
     prm: ModelIdentity | None = None,
     open_scorer: OpenScorer | None = None,
 ) -> Artifact:
-    """Let the actor answer each prompt, by the recipe's method.
+    """Let the actor answer each prompt, by the recipe's method, live.
+
+    Args and errors are those of `build_responses_in_rounds`.
+    """
+    artifact = build_responses_in_rounds(recipe, replace(options, batch=None), prm, open_scorer)
+    assert artifact is not None, "only a batch leaves a build unfinished"
+    return artifact
+
+
+def build_responses_in_rounds(
+    recipe: Recipe,
+    options: BuildOptions,
+    prm: ModelIdentity | None = None,
+    open_scorer: OpenScorer | None = None,
+) -> Artifact | None:
+    """Let the actor answer each prompt, by the recipe's method, live or in batches.
 
     Args:
         recipe: sections `actor` and `responses`.
@@ -37,28 +55,50 @@ def build_responses(
         prm: which process reward model scores; None where nothing is scored.
         open_scorer: opens it; given by the command line, since generators don't know the training package.
 
+    Returns:
+        The artifact; None where batches leave it unfinished.
+
     Raises:
-        RecipeError: the recipe names a PRM and none is given.
+        RecipeError: the recipe names a PRM and none is given, or what can't be asked in batches.
         ServerError: a server can't be started or has gone; what is finished is kept.
         QuarantineError: too many prompts were refused.
     """
+    if options.batch is not None:
+        _check_batched(recipe, options)
     if recipe.responses.prm is not None and open_scorer is None:
         raise RecipeError("responses.prm is named, and nothing here can score: build with the command line")
     parent = Inputs(options.inputs, options.root).of("prompts")
     plan = plan_responses(recipe, parent, options, prm)
+    parts = BatchedParts("responses.batch", recipe.responses.batch, {ACTOR: recipe.actor}, {ACTOR})
 
-    def content(build: Build) -> BuildContent:
+    def content(build: Build) -> BuildContent | None:
         prompts = {row["prompt_id"]: row for row in input_rows(parent, ["prompt_id", "prompt", "task"], options.limit)}
         units = [Unit(key, number, row["prompt"], row) for number, (key, row) in enumerate(prompts.items())]
         budget = open_budget(build, recipe, options, [plan.models[0].name])
         actor = served_model(recipe.actor, plan.models[0])
-        workload = ResponseWorkload(recipe, build.work, actor, prm, open_scorer)
-        executor = make_executor(workload, budget, recipe.responses.concurrency, report_waiting(options.progress))
-        result = run_units(build, units, executor, budget, options.progress)
+
+        def executor(connect: Connect | None) -> Executor:
+            workload = ResponseWorkload(recipe, build.work, actor, prm, open_scorer, connect)
+            return make_executor(workload, budget, recipe.responses.concurrency, report_waiting(options.progress))
+
+        result = run_live_or_batched(build, units, executor, parts, budget, options)
+        if result is None:
+            return None
         options.tell(table_of_outcomes(result))
         return BuildContent(result.frames(), result.refused, _report(build, result, budget))
 
-    return build_as_told(plan, content, options)
+    return build_asking(plan, content, options)
+
+
+def _check_batched(recipe: Recipe, options: BuildOptions) -> None:
+    check_batch(options)
+    if recipe.responses.method != "sample" or recipe.responses.prm is not None:
+        raise RecipeError(
+            f"--batch takes answers that nobody scores, and responses.method is {recipe.responses.method}"
+            f"{' with a prm' if recipe.responses.prm is not None else ''}; set it to sample and leave responses.prm "
+            "out, or leave --batch out"
+        )
+    check_places([recipe.actor], options)
 
 
 def plan_responses(

@@ -10,7 +10,7 @@ from pathlib import Path
 from stairdata.generators.responses.answering import Answer, Answerer, resolved_settings
 from stairdata.generators.responses.journal import SearchJournal
 from stairdata.llm.budget import Budget
-from stairdata.llm.session import make_actor, open_client
+from stairdata.llm.session import Connect, make_actor, open_client
 from stairdata.recipe import Recipe
 from stairdata.runs.units import Unit, UnitResult, WorkContext, Workload
 from stairdata.search.scoring import Scorer
@@ -18,6 +18,8 @@ from stairdata_schemas import identity
 from stairdata_schemas.aliases import Row, WaitProgress
 from stairdata_schemas.manifest import ModelIdentity
 
+ACTOR = "server"
+"""Name of the actor's part in a build, and of its server's log."""
 OpenScorer = Callable[[Path, Budget, WaitProgress], AbstractAsyncContextManager[Scorer]]
 """Opens a process reward model. Its arguments are the folder of logs, what may be spent, and who is told when a start
 takes its time. It can be pickled, as the workload that holds it."""
@@ -31,6 +33,8 @@ class ResponseWorkload(Workload):
     prm: ModelIdentity | None = None
     open_scorer: OpenScorer | None = None
     """Given where there is a PRM."""
+    connect: Connect | None = None
+    """Connects to the actor in place of `open_client`."""
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -44,8 +48,11 @@ class ResponseWorkload(Workload):
     @asynccontextmanager
     async def open(self, budget: Budget, waiting: WaitProgress) -> AsyncIterator[WorkContext]:
         async with AsyncExitStack() as stack:
-            log = self.folder / "server.log"
-            opening = open_client(self.recipe.beside_prm(self.recipe.actor), log, waiting, budget)
+            endpoint = self.recipe.beside_prm(self.recipe.actor)
+            if self.connect is not None:
+                opening = self.connect(endpoint, ACTOR)
+            else:
+                opening = open_client(endpoint, self.folder / f"{ACTOR}.log", waiting, budget)
             client = await stack.enter_async_context(opening)
             scorer = None
             if self.open_scorer is not None:

@@ -13,18 +13,19 @@ from functools import partial
 from pathlib import Path
 
 from stairdata.generators.structured_cot.candidates import TeacherWorkload
-from stairdata.generators.structured_cot.plan import BATCHES, TeacherJob, under_way_elsewhere
+from stairdata.generators.structured_cot.plan import RETRYING, TeacherJob
 from stairdata.generators.structured_cot.requests import TeacherPrompt, make_request
-from stairdata.llm.batch_ledger import BatchLimits, BatchRequest
-from stairdata.llm.batch_queue import BatchQueue
-from stairdata.llm.batch_states import ENDED, BatchState
+from stairdata.llm.batches.ledger import BatchLimits, BatchRequest
+from stairdata.llm.batches.queue import BatchQueue
 from stairdata.llm.budget import Budget
 from stairdata.llm.client import Generation, chat_body, without_control_tokens
 from stairdata.llm.outcomes import ControlTokensError, RequestFailedError
 from stairdata.llm.tokens import token_count
 from stairdata.runs.answer_journal import kept_names
+from stairdata.runs.batching.options import BATCHES, LIMITS, under_way_elsewhere
+from stairdata.runs.batching.table import batch_table
 from stairdata.runs.executors.executor import make_executor
-from stairdata.runs.options import BuildOptions
+from stairdata.runs.options import BatchOptions, BuildOptions
 from stairdata.runs.progress import report_waiting
 from stairdata.runs.row_journal import JOURNAL
 from stairdata.runs.runner import RunResult, run_units
@@ -34,7 +35,9 @@ from stairdata_schemas.errors import ServerError, UsageError, quote
 from stairdata_schemas.files import read_journal
 
 
-def run_batches(build: Build, job: TeacherJob, action: str, options: BuildOptions, budget: Budget) -> RunResult | None:
+def run_batches(
+    build: Build, job: TeacherJob, asking: BatchOptions, options: BuildOptions, budget: Budget
+) -> RunResult | None:
     """Do what `--batch` says.
 
     Returns:
@@ -46,10 +49,12 @@ def run_batches(build: Build, job: TeacherJob, action: str, options: BuildOption
         ServerError: the Batch API can't be reached or refuses; what was submitted is known and kept.
         BudgetError: a limit keeps requests from being submitted.
     """
-    batches = TeacherBatches(build.work, job, budget)
+    action = asking.action
+    batches = TeacherBatches(build.work, job, budget, asking.files)
     if action != "submit" and not batches.queue.jobs:
         raise UsageError(
-            f"no batch was submitted for this build{under_way_elsewhere(build.folder)}; `--batch` alone submits one"
+            f"no batch was submitted for this build{under_way_elsewhere(build.folder, RETRYING)}; `--batch` alone "
+            "submits one"
         )
     try:
         asyncio.run(batches.act(action))
@@ -63,12 +68,12 @@ def run_batches(build: Build, job: TeacherJob, action: str, options: BuildOption
 class TeacherBatches:
     """What teachers were asked in batches, what they answered, and what is still to be asked."""
 
-    def __init__(self, work: Path, job: TeacherJob, budget: Budget) -> None:
+    def __init__(self, work: Path, job: TeacherJob, budget: Budget, files: Path | None = None) -> None:
         self._job = job
         self._panel = job.panel
         section = job.panel.recipe.structured_cot.batch
-        limits = BatchLimits(section.max_requests, section.max_bytes, section.max_enqueued_tokens)
-        self.queue = BatchQueue(work / BATCHES, job.panel.teachers, limits, "structured_cot.batch", budget)
+        limits = BatchLimits(*(getattr(section, name) for name in LIMITS))
+        self.queue = BatchQueue(work / BATCHES, job.panel.teachers, limits, "structured_cot.batch", budget, files)
         self._is_waiting = False
         self._rows = {record["key"] for record in read_journal(work / JOURNAL)}
         self._answered_live = {
@@ -151,7 +156,7 @@ class TeacherBatches:
         for prompt in self.unasked(teacher, [self._job.prompts[unit.key] for unit in self._units]):
             request = make_request(prompt, who, panel.templates, panel.recipe.seed)
             body = chat_body(
-                who.model or "",
+                who.name,
                 without_control_tokens(request.messages, who),
                 who,
                 max_tokens=request.max_tokens,
@@ -179,33 +184,14 @@ class TeacherBatches:
 
     def table(self) -> str:
         """Return the batches and what is left, for the user."""
-        lines = [f"  {'batch':<40}  {'status':<12}  {'answered':>9}  {'failed':>7}  {'of':>7}"]
-        for job in self.queue.jobs:
-            is_collected = job.is_closed and job.state in {BatchState.COMPLETED, BatchState.EXPIRED}
-            status = "collected" if is_collected else job.state
-            name = job.batch_id or f"(no id yet) {job.key}"
-            lines.append(f"  {name:<40}  {status:<12}  {job.completed:>9,}  {job.failed:>7,}  {job.requests:>7,}")
         pending = self.queue.pending
         asked = [id_ for unit in self._units for id_ in self._ids(unit)]
         missing = sum(1 for id_ in asked if id_ not in pending and not self.is_over(id_))
-        lines.append(
-            f"  {len(self._rows):,} rows made, {len(self.decided()):,} prompts answered and not yet rows, "
+        counts = (
+            f"{len(self._rows):,} rows made, {len(self.decided()):,} prompts answered and not yet rows, "
             f"{len(pending):,} requests in progress, {missing:,} missing"
         )
-        failures = self.queue.results.failures
-        if failures:
-            last = next(reversed(failures.values()))
-            lines.append(
-                f"  {len(failures):,} requests failed in batches, the last one by {last.outcomes[-1]}: "
-                f"{quote(last.detail)}"
-            )
-        if self._is_waiting:
-            lines.append("  the rest waits for room in the queue (max_enqueued_tokens): run `--batch` again later")
-        elif missing:
-            lines.append("  `--batch` submits the missing ones")
-        if any(not job.is_closed and job.state in ENDED for job in self.queue.jobs):
-            lines.append("  `--batch collect` makes rows from the batches that have ended")
-        return "\n".join(["batches:", *lines])
+        return batch_table(self.queue, counts, missing=missing > 0, is_waiting=self._is_waiting)
 
 
 def _request_id(prompt_id: str, teacher: str, ask: str) -> str:

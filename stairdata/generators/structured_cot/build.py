@@ -14,15 +14,14 @@ from stairdata.generators.structured_cot.from_hub import build_published
 from stairdata.generators.structured_cot.from_trees import build_from_trees
 from stairdata.generators.structured_cot.plan import (
     ASK_ONE,
-    BATCHES,
     KIND,
+    RETRYING,
     TeacherJob,
     TeacherOptions,
     TeacherPanel,
     begin,
     make_panel,
     source_of,
-    under_way_elsewhere,
 )
 from stairdata.generators.structured_cot.requests import TeacherPrompt, make_request
 from stairdata.generators.structured_cot.retries import find_retries, make_prompts
@@ -30,9 +29,10 @@ from stairdata.llm.budget import Budget
 from stairdata.llm.client import Client, Generation
 from stairdata.llm.outcomes import Outcome, RequestFailedError, has_no_format
 from stairdata.recipe import Recipe
+from stairdata.runs.batching.options import BATCHES, under_way_elsewhere
 from stairdata.runs.executors.executor import make_executor
 from stairdata.runs.inputs import Inputs
-from stairdata.runs.options import BuildOptions
+from stairdata.runs.options import BatchOptions, BuildOptions
 from stairdata.runs.progress import report_waiting
 from stairdata.runs.runner import RunResult, open_budget, run_units, table_of_outcomes, usage_of
 from stairdata_schemas.artifacts import Artifact, iterate_frames, with_later_columns
@@ -91,7 +91,7 @@ def build_from_teachers(
     start = begin(panel, options, retry=asking.retry_quarantined)
     if isinstance(start.build, Artifact):
         if asking.batch is not None:
-            options.tell(f"{start.build.reference} is finished{under_way_elsewhere(start.build.folder)}")
+            options.tell(f"{start.build.reference} is finished{under_way_elsewhere(start.build.folder, RETRYING)}")
         return start.build
     with start.build as build:
         retries = find_retries(start, options.tell, retry=asking.retry_quarantined)
@@ -101,7 +101,8 @@ def build_from_teachers(
         if asking.batch is not None:
             from stairdata.generators.structured_cot.batches import run_batches
 
-            result = run_batches(build, job, asking.batch, options, budget)
+            how = BatchOptions(asking.batch, asking.batch_files)
+            result = run_batches(build, job, how, options, budget)
             if result is None:
                 return None
         else:

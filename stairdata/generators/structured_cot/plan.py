@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,22 +15,24 @@ from stairdata.generators.structured_cot.preference_judge import TEMPLATE_VERSIO
 from stairdata.generators.structured_cot.requests import TeacherPrompt, TeacherTemplates, check_policies
 from stairdata.llm.session import identify
 from stairdata.recipe import Recipe, Teacher
+from stairdata.runs.batching.options import check_batch, check_nothing_under_way
 from stairdata.runs.build import finished_or_error
 from stairdata.runs.inputs import Inputs
-from stairdata.runs.options import BuildOptions
+from stairdata.runs.options import BatchOptions, BuildOptions
 from stairdata.runs.shards.shard import with_shard
 from stairdata.runs.unfinished import find_before
 from stairdata.runs.units import Unit
 from stairdata_schemas.artifacts import Artifact, scan_files
-from stairdata_schemas.building import WORK, Build, BuildPlan, begin_build, find_finished, find_unfinished
-from stairdata_schemas.errors import ArtifactError, RecipeError, UsageError, quote
+from stairdata_schemas.building import Build, BuildPlan, begin_build, find_finished
+from stairdata_schemas.errors import RecipeError, UsageError, quote
 from stairdata_schemas.fingerprints import counted_settings
 from stairdata_schemas.manifest import ModelIdentity
 from stairdata_schemas.quarantine import quarantine_files
 
 KIND = "structured_cot"
 GENERATOR = "structured_cot/3"
-BATCHES = "batches"
+RETRYING = ", or with --retry-quarantined"
+"""How else a build may differ from one that has batches."""
 
 
 def source_of(recipe: Recipe, inputs: Inputs) -> Literal["trees", "hub", "file", "teachers"]:
@@ -67,9 +68,6 @@ def choose_teachers(recipe: Recipe, names: Sequence[str]) -> list[Teacher]:
     return [section.teachers.get(name) or section.teacher.model_copy(update={"model": name}) for name in names]
 
 
-BATCH_ACTIONS = ("submit", "status", "collect", "cancel")
-
-
 @dataclass(frozen=True, slots=True)
 class TeacherOptions:
     """What `build structured-cot` is told about asking teachers."""
@@ -77,7 +75,9 @@ class TeacherOptions:
     teachers: tuple[str, ...] = ()
     """Names of teachers, in place of the recipe's one."""
     batch: str | None = None
-    """One of `BATCH_ACTIONS`: ask through the Batch API. None asks live."""
+    """submit, status, collect or cancel: ask through the Batch API. None asks live."""
+    batch_files: Path | None = None
+    """With `batch`: folder in which batches are files for `vllm run-batch`."""
     retry_quarantined: bool = False
     """Ask again about what was refused, and say why."""
 
@@ -145,7 +145,7 @@ def make_panel(recipe: Recipe, prompts: Artifact, options: BuildOptions, asking:
     """
     teachers = choose_teachers(recipe, asking.teachers)
     if asking.batch is not None:
-        _check_batch(asking.batch, options, teachers)
+        _check_batch(asking, options, teachers)
     models = [identify(teacher, "teacher", needs_tokenizer=False) for teacher in teachers]
     if recipe.structured_cot.judge is not None:
         models.append(identify(recipe.structured_cot.judge, "judge", needs_tokenizer=False))
@@ -157,15 +157,10 @@ def make_panel(recipe: Recipe, prompts: Artifact, options: BuildOptions, asking:
     return TeacherPanel(recipe, tuple(teachers), names, tuple(models), templates, prompts, asking.teachers)
 
 
-def _check_batch(action: str, options: BuildOptions, teachers: list[Teacher]) -> None:
-    if action not in BATCH_ACTIONS:
-        raise UsageError(f"--batch {quote(action)}: known are {', '.join(BATCH_ACTIONS)}")
-    if any(teacher.base_url is None for teacher in teachers):
+def _check_batch(asking: TeacherOptions, options: BuildOptions, teachers: list[Teacher]) -> None:
+    check_batch(options, BatchOptions(asking.batch or "submit"))
+    if asking.batch_files is None and any(teacher.base_url is None for teacher in teachers):
         raise RecipeError("--batch needs structured_cot.teacher.base_url, such as https://api.openai.com/v1")
-    if options.limits.seconds is not None:
-        raise UsageError("--max-seconds goes with asking live; a batch takes as long as it takes")
-    if options.fresh and action != "submit":
-        raise UsageError(f"--fresh starts over: it leaves nothing for --batch {action}")
 
 
 class BuildStart(NamedTuple):
@@ -189,7 +184,7 @@ def begin(panel: TeacherPanel, options: BuildOptions, *, retry: bool) -> BuildSt
     if options.only_finished:
         return BuildStart(finished_or_error(plan, options), earlier, len(chain))
     if options.fresh:
-        _check_nothing_under_way(plan, options)
+        check_nothing_under_way(plan, options)
     return BuildStart(begin_build(plan, options.root, options.version, fresh=options.fresh), earlier, len(chain))
 
 
@@ -217,39 +212,6 @@ def _finished_before(panel: TeacherPanel, options: BuildOptions) -> list[Artifac
     while (found := find_finished(_plan(panel, options, chain[-1] if chain else None), options.root)) is not None:
         chain.append(found)
     return chain
-
-
-def _check_nothing_under_way(plan: BuildPlan, options: BuildOptions) -> None:
-    named = options.root / KIND / options.version if options.version else None
-    begun = named or find_unfinished(plan, options.root)
-    requests = _under_way(begun) if begun else 0
-    if begun and requests:
-        raise UsageError(
-            f"--fresh would forget {requests} requests that {KIND}@{begun.name} has in progress in batches; run "
-            "`--batch cancel` first, then `--batch collect`"
-        )
-
-
-def _under_way(folder: Path) -> int:
-    """Return how many requests a build has in batches."""
-    batches = folder / WORK / BATCHES
-    if not batches.is_dir():
-        return 0
-    from stairdata.llm.batch_ledger import Ledger
-
-    return len(Ledger(batches).pending())
-
-
-def under_way_elsewhere(own: Path) -> str:
-    """Name builds in other folders that have requests under way: perhaps one of them is meant."""
-    others = []
-    for folder in sorted(own.parent.glob("*")):
-        with contextlib.suppress(ArtifactError):  # a damaged ledger of another build is told where that is built
-            if folder != own and (requests := _under_way(folder)):
-                others.append(f"{KIND}@{folder.name} has {requests} requests in progress")
-    if not others:
-        return ""
-    return f" (but {', '.join(others)}: with another --limit, recipe, template or input, or with --retry-quarantined)"
 
 
 def _plan(panel: TeacherPanel, options: BuildOptions, earlier: Artifact | None = None) -> BuildPlan:

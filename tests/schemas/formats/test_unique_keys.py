@@ -8,7 +8,7 @@ import pytest
 
 from stairdata.generators.prompts.files import read_rows
 from stairdata.generators.structured_cot.answer import parse_answer
-from stairdata.llm.batch_ledger import Ledger
+from stairdata.llm.batches.ledger import Ledger
 from stairdata.runs.units import UnitFailedError
 from stairdata_review.tables.cells import read_rows as read_table
 from stairdata_schemas.errors import ArtifactError, InputError

@@ -14,10 +14,10 @@ from typing import Any
 import httpx2
 from hypothesis import strategies as st
 
-from stairdata.llm.batch_answers import BatchResults, shared_refusal, tokens_used
-from stairdata.llm.batch_api import BatchApi
-from stairdata.llm.batch_ledger import BatchJob, BatchLimits, BatchReport, BatchRequest, Ledger
-from stairdata.llm.batch_states import BatchEvent, BatchState
+from stairdata.llm.batches.answers import BatchResults, shared_refusal, tokens_used
+from stairdata.llm.batches.api import BatchApi
+from stairdata.llm.batches.ledger import BatchJob, BatchLimits, BatchReport, BatchRequest, Ledger
+from stairdata.llm.batches.states import BatchEvent, BatchState
 from stairdata.llm.budget import Budget, Expense
 from stairdata.llm.client import Client, Tally
 from stairdata.llm.outcomes import RequestFailedError

@@ -22,12 +22,12 @@ Run = Callable[..., "Ended"]
 KINDS = ["prompts", "structured-cot", "trees", "preference-pairs", "prm-pairs", "responses", "evaluations"]
 OWN = {
     "prompts": {"--decontaminate"},
-    "structured-cot": {"--teachers", "--batch", "--retry-quarantined", "--shard"},
+    "structured-cot": {"--teachers", "--batch", "--batch-files", "--retry-quarantined", "--shard"},
     "trees": {"--pilot", "--endpoints", "--executor", "--address", "--rejudge", "--shard"},
     "preference-pairs": {"--reviews"},
     "prm-pairs": set(),
-    "responses": {"--shard"},
-    "evaluations": {"--exclude-seen", "--shard"},
+    "responses": {"--batch", "--batch-files", "--shard"},
+    "evaluations": {"--batch", "--batch-files", "--exclude-seen", "--shard"},
 }
 SHARED = {
     "--recipe", "--set", "--input", "--root", "--version", "--limit", "--fresh", "--dry-run", "--max-total-tokens",

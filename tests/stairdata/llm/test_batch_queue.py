@@ -20,10 +20,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from stairdata.llm.batch_answers import find_answers, shared_refusal
-from stairdata.llm.batch_ledger import BatchLimits, BatchRequest, Ledger
-from stairdata.llm.batch_queue import BatchQueue
-from stairdata.llm.batch_states import REPORTED, BatchEvent, BatchStanding, BatchState, BatchTransitionError
+from stairdata.llm.batches.answers import find_answers, shared_refusal
+from stairdata.llm.batches.ledger import BatchLimits, BatchRequest, Ledger
+from stairdata.llm.batches.queue import BatchQueue
+from stairdata.llm.batches.states import (
+    REPORTED,
+    BatchEvent,
+    BatchStanding,
+    BatchState,
+    BatchTransitionError,
+    is_known,
+)
 from stairdata.llm.budget import Budget, BudgetLimits, Expense
 from stairdata.llm.client import chat_body
 from stairdata.llm.outcomes import Outcome, RequestFailedError
@@ -210,8 +217,8 @@ def provider(monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> Provider:
         return stepped
 
     monkeypatch.setattr("os.fsync", lambda _: None)  # a kill takes nothing from the page cache, and the disk is slow
-    monkeypatch.setattr("stairdata.llm.batch_ledger.write_atomic", stepping(write_atomic))
-    monkeypatch.setattr("stairdata.llm.batch_api.sync_file", stepping(sync_file))
+    monkeypatch.setattr("stairdata.llm.batches.ledger.write_atomic", stepping(write_atomic))
+    monkeypatch.setattr("stairdata.llm.batches.api.sync_file", stepping(sync_file))
     return made
 
 
@@ -527,3 +534,15 @@ def test_a_limit_on_tokens_holds_whatever_the_answers_take(provider: Provider, t
     again = Budget()
     make_queue(tmp_path, budget=again)
     assert again.elsewhere.tokens == 16, "the next run counts what earlier ones have spent"
+
+
+@pytest.mark.parametrize(
+    ("word", "state"),
+    [
+        ("COMPLETED", "completed"), ("succeeded", "completed"), ("Canceled", "cancelled"), ("timed-out", "expired"),
+        ("queued", "validating"), ("running", "in_progress"), ("error", "failed"), ("archived", "in_progress"),
+    ],
+)  # fmt: skip
+def test_words_for_states(word: str, state: str) -> None:
+    assert BatchState(word) == state
+    assert is_known(word) == (word != "archived")

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stairdata.llm.batch_answers import find_answers, tokens_used
-from stairdata.llm.batch_api import BatchApi
+from stairdata.llm.batches.answers import find_answers, tokens_used
+from stairdata.llm.batches.api import BatchApi
 from stairdata.llm.budget import Budget, BudgetLimits
 from stairdata.llm.client import Client, Generation
 from stairdata.llm.outcomes import Outcome, RequestFailedError

@@ -66,10 +66,10 @@ MARKED = {
         "Endpoint.enforce_eager",
         "ModelServer.api_key_env", "ModelServer.base_url", "ModelServer.concurrency", "ModelServer.gpu_memory",
         "ModelServer.port", "ModelServer.retries", "ModelServer.retry_seconds", "ModelServer.timeout",
-        "BenchmarkSection.license", "EvaluationsSection.concurrency",
+        "BenchmarkSection.license", "EvaluationsSection.batch", "EvaluationsSection.concurrency",
         "PrmEndpoint.serve", "PromptSource.license", "PromptsSection.concurrency", "Recipe.prices",
-        "ResponsesSection.concurrency", "StructuredCotSection.batch", "StructuredCotSection.concurrency",
-        "StructuredCotSection.license", "TreesSection.concurrency",
+        "ResponsesSection.batch", "ResponsesSection.concurrency", "StructuredCotSection.batch",
+        "StructuredCotSection.concurrency", "StructuredCotSection.license", "TreesSection.concurrency",
     },
     Mark.COUNTS_AS_MODEL: {
         "FromTreesSection.tokenizer", "ModelServer.model", "ModelServer.path", "ModelServer.tokenizer",

@@ -29,7 +29,10 @@ def build(
 ) -> Callable[..., Artifact]:
     def make(prm: Any, name: str, **section: Any) -> Artifact:
         recipe = parse_full_recipe({"actor": actor_section | {"retries": 1}, "responses": {"prm": prm, **section}})
-        return build_responses(recipe, BuildOptions(root=tmp_path / name, inputs=(str(make_prompts(5).folder),)))
+        options = BuildOptions(root=tmp_path / name, inputs=(str(make_prompts(5).folder),))
+        artifact = build_responses(recipe, options)
+        assert artifact is not None
+        return artifact
 
     return make
 

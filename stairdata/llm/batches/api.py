@@ -12,14 +12,14 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx2
 import openai
 from openai.types import Batch
 
-from stairdata.llm.batch_ledger import ENDPOINT, BatchJob, BatchReport, Ledger
-from stairdata.llm.batch_states import OURS, BatchState
+from stairdata.llm.batches.ledger import BatchJob, BatchReport, Ledger
+from stairdata.llm.batches.states import OURS, BatchState, is_known
 from stairdata.llm.client import Client
 from stairdata.llm.outcomes import MalformedAnswerError, RequestFailedError, check_answer, with_retries
 from stairdata.llm.wire.bounded_http import MEBIBYTE, body_limit
@@ -46,19 +46,28 @@ TOKEN_BYTES = 64
 LONGEST_ID = 500
 MOST_WORDS = 10_000
 MOST_COUNTED = 1_000_000_000
-SURELY_NOT_MADE = {400, 401, 403, 404, 429}
+WITHOUT_LIST = {404, 405, 501}
+"""Statuses of a server that has no list of batches."""
+SURELY_NOT_MADE = {400, 401, 403, 404, 422, 429}
 """The server read the request and refused it. Other errors may come from something in between, after it has acted."""
 
 
 class BatchApi:
     """Uploads, batches and downloads, with the retries of the client; each method raises ServerError if they fail.
 
+    Servers of other vendors are read leniently where that costs nothing: a batch is known by the file that we uploaded
+    for it where the server keeps no metadata, and states in other words are taken for ours. What could be paid for
+    twice is not guessed at.
+
     Args:
         client: the server.
+        window: the time in which it is to answer, in its words.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, window: str = "24h") -> None:
         self._client = client
+        self._window: Any = window
+        self._takes_metadata = True
         self._openai = client.openai
 
     async def upload(self, path: Path) -> str:
@@ -79,15 +88,13 @@ class BatchApi:
         assert file_id is not None
 
         async def created() -> Batch:
-            found = await self._search(job)
+            found = await self._search(job, is_certain=True)
             if found is not None:
                 return found
             job.asked_at = time.time()
             ledger.save()  # before the request: a kill while it is under way must not hide that it was sent
             try:
-                made = await self._openai.batches.create(
-                    input_file_id=file_id, endpoint=ENDPOINT, completion_window="24h", metadata={KEY: job.key}
-                )
+                made = await self._made(file_id, job)
             except openai.APIStatusError as error:
                 if error.status_code in SURELY_NOT_MADE:
                     job.asked_at = 0.0  # spares the next try the search and its wait
@@ -96,6 +103,21 @@ class BatchApi:
             return _checked(made)
 
         return self._report(await self._retried(created))
+
+    async def _made(self, file_id: str, job: BatchJob) -> Batch:
+        create = partial(
+            self._openai.batches.create,
+            input_file_id=file_id,
+            endpoint=job.route,
+            completion_window=self._window,
+        )
+        try:
+            return await (create(metadata={KEY: job.key}) if self._takes_metadata else create())
+        except openai.APIStatusError as error:
+            if not self._takes_metadata or error.status_code not in {400, 422} or "metadata" not in str(error):
+                raise
+        self._takes_metadata = False  # it was not made; without a key, the batch is known by its file
+        return await create()
 
     async def retrieve(self, batch_id: str) -> BatchReport | None:
         """Ask how a batch stands; None where the server no longer knows it."""
@@ -157,18 +179,22 @@ class BatchApi:
     async def _retrieved(self, batch_id: str) -> Batch:
         return _checked(await self._openai.batches.retrieve(batch_id))
 
-    async def _search(self, job: BatchJob) -> Batch | None:
-        """Look for a batch that may have been made, until it would have to be in the list."""
+    async def _search(self, job: BatchJob, *, is_certain: bool = False) -> Batch | None:
+        """Look for a batch that may have been made, until it would have to be in the list.
+
+        Raises:
+            ServerError: `is_certain`, and the server has no list: it may have the batch, or not.
+        """
         if not job.asked_at:
             return None
-        found = await self._listed(job)
+        found = await self._listed(job, is_needed=is_certain)
         wait = min(LIST_LAG, job.asked_at + LIST_LAG - time.time())  # no longer than that if the clock was set back
         if found is not None or wait <= 0:
             return found
         await self._client.budget.sleep(wait)
         return await self._listed(job)
 
-    async def _listed(self, job: BatchJob) -> Batch | None:
+    async def _listed(self, job: BatchJob, *, is_needed: bool = False) -> Batch | None:
         """Look for a batch among the account's, newest first; a server without a list has none."""
         try:
             page = await self._openai.batches.list(limit=100)
@@ -180,12 +206,20 @@ class BatchApi:
                 if listed > MOST_LISTED or pages > MOST_PAGES:
                     raise MalformedAnswerError(f"the list of batches has more than {MOST_LISTED:,}, or very many pages")
                 for batch in part.data or []:
-                    if (batch.metadata or {}).get(KEY) == job.key:
+                    if _is_of(batch, job):
                         return _checked(batch)
-                    if batch.created_at < job.prepared_at - CLOCK_SKEW:
+                    made_at = getattr(batch, "created_at", None)
+                    if isinstance(made_at, int | float) and made_at < job.prepared_at - CLOCK_SKEW:
                         return None
-        except openai.NotFoundError:
-            pass
+        except openai.APIStatusError as error:
+            if error.status_code not in WITHOUT_LIST:
+                raise
+            if is_needed:
+                raise ServerError(
+                    f"the server at {self._client.base_url} may have made a batch of the file {quote(job.file_id)}: "
+                    "its answer was lost, and it has no list of batches; look for it in the account: where it is not "
+                    "there, or was cancelled there, `--batch cancel` lets go of it, and `--batch` submits its requests"
+                ) from error
         return None
 
     async def _retried(self, send: Callable[[], Awaitable[T]]) -> T:
@@ -211,6 +245,9 @@ class BatchApi:
             url, shown = self._client.base_url, quote(batch.id)
             raise ServerError(f"the Batch API at {url} says of batch {shown} what can't be read: {error}") from error
         state = BatchState(batch.status)
+        unknown = "" if is_known(batch.status) else f"the server's word for its state is {quote(batch.status)}"
+        if state is BatchState.FAILED and batch.output_file_id is not None:
+            state = BatchState.EXPIRED  # some was answered, and is paid for
         was_full = batch.status == "failed" and any(code == QUEUE_FULL for code, _ in errors)
         completed, failed = map(_count, counts or (None, None))
         return BatchReport(
@@ -220,8 +257,18 @@ class BatchApi:
             failed,
             batch.output_file_id,
             batch.error_file_id,
-            self._client.redact("; ".join(f"{code}: {message}" for code, message in errors[:3]))[:MOST_WORDS],
+            self._client.redact("; ".join(f"{code}: {message}" for code, message in errors[:3]) or unknown)[
+                :MOST_WORDS
+            ],
         )
+
+
+def _is_of(batch: Batch, job: BatchJob) -> bool:
+    """Tell a batch by our key, or by the file that was uploaded for it alone; not every server keeps metadata."""
+    metadata = batch.metadata
+    if isinstance(metadata, dict) and metadata.get(KEY) == job.key:
+        return True
+    return job.file_id is not None and getattr(batch, "input_file_id", None) == job.file_id
 
 
 def answers_limit(job: BatchJob) -> BodyLimit:

@@ -17,14 +17,25 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from stairdata.llm.batch_states import ANSWERED, QUEUED, BatchEvent, BatchStanding, BatchState
+from stairdata.llm.batches.states import ANSWERED, QUEUED, BatchEvent, BatchStanding, BatchState
 from stairdata.llm.budget import Expense
 from stairdata_schemas.errors import ArtifactError
 from stairdata_schemas.files import sync_file, write_atomic
 from stairdata_schemas.formats.unique_keys import KeyTwiceError, loads
 
-ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
+Route = Literal["/v1/chat/completions", "/v1/completions"]
+CHATS: Route = "/v1/chat/completions"
+COMPLETIONS: Route = "/v1/completions"
 LEDGER = "ledger.json"
+LATER = {"place": None, "route": CHATS, "samples": 1}
+"""What ledgers of the first release have not, and what it was then."""
+
+
+class RequestForm(NamedTuple):
+    """What requests that may be in one batch have in common, and how their answers are read."""
+
+    route: Route = CHATS
+    samples: int = 1
 
 
 class BatchRequest(NamedTuple):
@@ -33,9 +44,10 @@ class BatchRequest(NamedTuple):
     id: str
     """Unique among the requests of all of the build's batches that may be answered; comes back with the answer."""
     body: dict[str, Any]
-    """Of a chat completion, as `client.chat_body` makes it."""
+    """As `client.chat_body` or `client.completion_body` makes it."""
     prompt_tokens: int
     """As the account's queue counts them."""
+    form: RequestForm = RequestForm()
 
 
 class BatchLimits(NamedTuple):
@@ -47,6 +59,8 @@ class BatchLimits(NamedTuple):
     """Of the file of one batch."""
     prompt_tokens: int | None
     """Of all batches in the account's queue; None is no limit."""
+    window: str = "24h"
+    """In which the server is to answer."""
 
 
 class BatchReport(NamedTuple):
@@ -72,6 +86,11 @@ class BatchJob(BaseModel):
     """Ours; the server keeps it beside the batch, which is found by it."""
     endpoint: int = Field(alias="teacher")
     """The number of the server that it is for."""
+    place: str | None = None
+    """Folder of a batch that is run from a file; None: the server's Batch API."""
+    route: Route = CHATS
+    samples: int = 1
+    """That each of its requests asks for."""
     requests: int
     prompt_tokens: int
     most_tokens: int
@@ -95,6 +114,10 @@ class BatchJob(BaseModel):
     spent_tokens: int = 0
     """That its answers took, once they are here."""
     spent_cost: float = 0.0
+
+    @property
+    def form(self) -> RequestForm:
+        return RequestForm(self.route, self.samples)
 
     @property
     def is_open(self) -> bool:
@@ -148,7 +171,7 @@ class Ledger:
     def save(self) -> None:
         """Write it to disk, so that it survives SIGKILL and a power cut."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        data = {"token": self._token, "jobs": [job.model_dump(mode="json", by_alias=True) for job in self.jobs]}
+        data = {"token": self._token, "jobs": list(map(_written, self.jobs))}
         write_atomic(self.folder / LEDGER, json.dumps(data, indent=1))
 
     def apply(self, job: BatchJob, event: BatchEvent) -> None:
@@ -220,7 +243,11 @@ class Ledger:
         return self.folder / f"{job.key}.output.jsonl", self.folder / f"{job.key}.errors.jsonl"
 
     def prepare(
-        self, endpoint: int, requests: Iterable[tuple[BatchRequest, Expense]], limits: BatchLimits
+        self,
+        endpoint: int,
+        requests: Iterable[tuple[BatchRequest, Expense]],
+        limits: BatchLimits,
+        place: str | None = None,
     ) -> tuple[BatchJob | None, tuple[BatchRequest, Expense] | None]:
         """Write as many requests as one batch may hold, then the batch into the ledger.
 
@@ -230,19 +257,29 @@ class Ledger:
             endpoint: the number of the server.
             requests: each with the most that it can cost.
             limits: of this batch.
+            place: its folder, where it is to be run from a file.
 
         Returns:
             The batch, if there was a request, and the first request that found no room in it.
         """
         key = f"{self._token}-{len(self.jobs):05d}"
         job = BatchJob(
-            key=key, endpoint=endpoint, requests=0, prompt_tokens=0, most_tokens=0, most_cost=0, prepared_at=0
+            key=key,
+            endpoint=endpoint,
+            place=place,
+            requests=0,
+            prompt_tokens=0,
+            most_tokens=0,
+            most_cost=0,
+            prepared_at=0,
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         path, ids, size, left = self.requests_file(job), [], 0, None
         with path.open("wb") as file:
             for request, most in requests:
                 line = _line(request)
+                if not job.requests:
+                    job.route, job.samples = request.form
                 if job.requests and not _fits(job, size + len(line), request, limits):
                     left = (request, most)
                     break
@@ -275,14 +312,21 @@ class Ledger:
         return self.folder / f"{job.key}.ids"
 
 
+def _written(job: BatchJob) -> dict[str, Any]:
+    """Return a batch as it stands in the ledger; chats with one answer as they stood there before there were others."""
+    data = job.model_dump(mode="json", by_alias=True)
+    return {key: value for key, value in data.items() if key not in LATER or value != LATER[key]}
+
+
 def _fits(job: BatchJob, size: int, request: BatchRequest, limits: BatchLimits) -> bool:
     return (
-        job.requests < limits.requests
+        job.form == request.form
+        and job.requests < limits.requests
         and size <= limits.bytes
         and (limits.prompt_tokens is None or job.prompt_tokens + request.prompt_tokens <= limits.prompt_tokens)
     )
 
 
 def _line(request: BatchRequest) -> bytes:
-    record = {"custom_id": request.id, "method": "POST", "url": ENDPOINT, "body": request.body}
+    record = {"custom_id": request.id, "method": "POST", "url": request.form.route, "body": request.body}
     return json.dumps(record, separators=(",", ":")).encode() + b"\n"

@@ -11,11 +11,12 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
-from stairdata.llm.batch_ledger import BatchJob, Ledger
-from stairdata.llm.batch_states import BatchState
-from stairdata.llm.client import Generation, RequestTokens, believed_usage, read_chat
+from stairdata.llm.batches.ledger import CHATS, BatchJob, Ledger, RequestForm
+from stairdata.llm.batches.states import BatchState
+from stairdata.llm.client import Generation, RequestTokens, believed_usage, read_chat, read_samples
 from stairdata.llm.outcomes import (
     FORBIDDEN,
     RETRIED,
@@ -31,6 +32,8 @@ from stairdata.llm.wire.error_bodies import error_in
 from stairdata_schemas.errors import ArtifactError
 from stairdata_schemas.network.body_limits import BodyLimit, BodyLimitError, BodyMeter
 
+NOT_FOUND = 404
+STATUS_DIGITS = 3
 LINE = BodyLimit(MOST_BYTES, LISTING.values)
 """The most that the line of an answer may hold; the file as a whole is limited where it is fetched."""
 
@@ -81,12 +84,17 @@ class BatchResults:
         Raises:
             RequestFailedError: the model refused, or a filter withheld the answer.
         """
+        body = self.body(id_)
+        return read_answer(body, RequestForm()) if body is not None else None
+
+    def body(self, id_: str) -> Any:
+        """Return the body of the answer to a request as the server wrote it; None if it is not here."""
         place = self._places.get(id_)
         if place is None:
             return None
         with place.path.open("rb") as file:
             file.seek(place.begin)
-            return _generation(_body(_record(file.readline())))
+            return _body(_record(file.readline()))
 
     def is_over(self, id_: str) -> bool:
         """Return whether a request is answered or has failed for good."""
@@ -108,7 +116,7 @@ class BatchResults:
 
     def _found(self, job: BatchJob) -> dict[str, AnswerPlace | RequestFailedError]:
         paths = self._ledger.answer_files(job)
-        found = find_answers(paths, known_ids(self._ledger, job))
+        found = find_answers(paths, known_ids(self._ledger, job), job.form)
         is_short = job.state is BatchState.COMPLETED and len(found) < job.requests
         if is_short and shared_refusal(paths) is None:
             # what a completed batch leaves out counts as tried: it would be submitted without end
@@ -127,13 +135,14 @@ def known_ids(ledger: Ledger, job: BatchJob) -> Container[str] | None:
 
 
 def find_answers(
-    paths: Iterable[Path], ids: Container[str] | None = None
+    paths: Iterable[Path], ids: Container[str] | None = None, form: RequestForm | None = None
 ) -> dict[str, AnswerPlace | RequestFailedError]:
     """Return where the answer to each request is, or how the request failed; those that were not tried are absent.
 
     Args:
         paths: the files of a batch.
         ids: of its requests; other lines are nobody's. None: every line is somebody's.
+        form: of its requests; default: chats with one answer.
     """
     found: dict[str, AnswerPlace | RequestFailedError] = {}
     for path in paths:
@@ -143,11 +152,18 @@ def find_answers(
             # without a status it never came to its turn (expired, cancelled); refused to all, nobody's would have
             if not isinstance(id_, str) or status is None or _is_for_all(status, code, message):
                 continue
-            if ids is not None and id_ not in ids:
-                continue
-            failure = _failure(record, status, code, message)
+            if (ids is not None and id_ not in ids) or isinstance(found.get(id_), AnswerPlace):
+                continue  # of several lines about one, the first answer counts
+            failure = _failure(record, form or RequestForm(), status, code, message)
             found[id_] = failure or AnswerPlace(path, begin)
     return found
+
+
+def lines_of(path: Path) -> Iterator[str | None]:
+    """Yield the id of each line of a file of answers; None for a line that can't be read."""
+    for _, record in _records(path):
+        id_ = record.get("custom_id")
+        yield id_ if isinstance(id_, str) else None
 
 
 def shared_refusal(paths: Iterable[Path]) -> str | None:
@@ -208,14 +224,18 @@ def _record(line: bytes) -> dict[str, Any]:
 
 def _body(record: dict[str, Any]) -> Any:
     response = record.get("response")
-    return response.get("body") if isinstance(response, dict) else None
+    if not isinstance(response, dict):
+        return None
+    return response if "choices" in response and "body" not in response else response.get("body")  # not every server
 
 
-def _failure(record: dict[str, Any], status: int, code: str | None, message: str) -> RequestFailedError | None:
+def _failure(
+    record: dict[str, Any], form: RequestForm, status: int, code: str | None, message: str
+) -> RequestFailedError | None:
     if status != 200:
         return RequestFailedError([outcome_of_status(status, code)], message)
     try:
-        _generation(_body(record))
+        read_answer(_body(record), form)
     except MalformedAnswerError as error:
         return RequestFailedError([Outcome.MALFORMED], str(error))
     except RequestFailedError:
@@ -227,11 +247,17 @@ def _refusal(record: dict[str, Any]) -> tuple[int | None, str | None, str]:
     """Return status, code and message of an answer; without a status the request was not tried."""
     response = record.get("response")
     response = response if isinstance(response, dict) else {}
-    status, body = response.get("status_code"), response.get("body")
+    status, body = response.get("status_code"), _body(record)
+    if isinstance(status, str) and status.isascii() and status.isdigit() and len(status) == STATUS_DIGITS:
+        status = int(status)
+    if status is None and isinstance(body, dict) and isinstance(body.get("choices"), list):
+        status = 200  # it was answered, and has to be paid, whether the server says so or not
     hidden = error_in(body) if status == 200 else None
     if hidden is not None and hidden.status is not None:
         return hidden
     error = record.get("error") or (body.get("error") if isinstance(body, dict) else None)
+    if isinstance(error, dict) and isinstance(error.get("error"), dict):
+        error = error["error"]  # as vLLM's run-batch writes it
     error = error if isinstance(error, dict) else {"message": error}
     code = error.get("code")
     words = str(error.get("message") or code)
@@ -239,22 +265,49 @@ def _refusal(record: dict[str, Any]) -> tuple[int | None, str | None, str]:
 
 
 def _is_for_all(status: int | None, code: str | None, message: str) -> bool:
-    return is_final_for_all(status, code) or status == FORBIDDEN or (status == 400 and has_no_format(message))
+    # in a batch, nothing but the model or the route can be what is not found
+    return (
+        is_final_for_all(status, code) or status in {FORBIDDEN, NOT_FOUND} or (status == 400 and has_no_format(message))
+    )
 
 
-def _generation(body: Any) -> Generation:
+def read_answer(
+    body: Any, form: RequestForm, most: RequestTokens | None = None, *, is_whole: bool = False
+) -> Generation:
+    """Read the body of an answer as a live one is read.
+
+    Args:
+        body: as the server wrote it.
+        form: of the request.
+        most: the most tokens that the request can take, where known.
+        is_whole: of a chat: leave thoughts in the text where it holds some.
+
+    Raises:
+        MalformedAnswerError: it is no answer.
+        RequestFailedError: the model refused, or a filter withheld it.
+    """
     if not isinstance(body, dict):
         raise MalformedAnswerError("the answer is not a chat completion")
-    return read_chat(_completion(body))
+    if form.route == CHATS:
+        return read_chat(_completion(body), most, is_whole=is_whole)
+    return read_samples(_completion(body), form.samples, most)
 
 
-def _completion(body: dict[str, Any]) -> ChatCompletion:
+def _completion(body: dict[str, Any]) -> ChatCompletion | Completion:
     """Make of a body, unchecked, what the openai package makes of live answers.
 
     Raises:
         MalformedAnswerError: its keys are none that the package can take.
     """
     try:
-        return ChatCompletion.construct(**body)
+        made: ChatCompletion | Completion = (Completion if _has_texts(body) else ChatCompletion).construct(**body)
+        return made
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise MalformedAnswerError(f"the answer is not a chat completion: {error}") from error
+
+
+def _has_texts(body: dict[str, Any]) -> bool:
+    """Tell the answer of a completion from that of a chat, whose choices hold messages."""
+    choices = body.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return isinstance(first, dict) and "text" in first and "message" not in first

@@ -35,9 +35,35 @@ class BatchState(StrEnum):
     """Ours: the server no longer knows it, or no longer has its answers."""
 
     @classmethod
-    def _missing_(cls, value: object) -> BatchState:  # noqa: ARG003 - whatever the word is
-        """Take a word that OpenAI does not use, of another vendor's server, for a batch that is under way."""
-        return cls.IN_PROGRESS
+    def _missing_(cls, value: object) -> BatchState:
+        """Take a word of another vendor's server for ours; one that nobody knows is of a batch that is under way."""
+        ours = _ours(str(value))
+        return cls(ours) if ours in SAID else cls.IN_PROGRESS
+
+
+SYNONYMS = {
+    "queued": "validating", "pending": "validating", "created": "validating", "submitted": "validating",
+    "running": "in_progress", "processing": "in_progress", "started": "in_progress",
+    "canceling": "cancelling", "cancel_requested": "cancelling", "cancellation_requested": "cancelling",
+    "succeeded": "completed", "success": "completed", "complete": "completed", "finished": "completed",
+    "done": "completed", "ended": "completed",
+    "canceled": "cancelled", "timeout": "expired", "timed_out": "expired", "timeout_exceeded": "expired",
+    "error": "failed", "errored": "failed",
+}  # fmt: skip
+"""What servers that have OpenAI's dialect may say in place of its words."""
+SAID = frozenset(
+    {"validating", "in_progress", "finalizing", "cancelling", "completed", "expired", "cancelled", "failed"}
+)
+
+
+def is_known(word: object) -> bool:
+    """Return whether a server's word for a state can be read."""
+    return isinstance(word, str) and _ours(word) in SAID
+
+
+def _ours(word: str) -> str:
+    plain = word.strip().lower().replace("-", "_").replace(" ", "_")
+    return SYNONYMS.get(plain, plain)
 
 
 class BatchEvent(StrEnum):

@@ -3,7 +3,7 @@
 The invariant: a request is in at most one open batch. Whatever is about to happen is in the ledger before it happens,
 and whatever has happened is in the ledger before the next thing is tried, so that a run that is killed at any moment
 leaves the next one enough to go on: nothing is submitted twice, and nothing that was answered is lost. How a batch can
-stand is in `batch_states`, its files are in `batch_ledger` and `batch_answers`, the talking in `batch_api`.
+stand is in `states`, its files are in `ledger` and `answers`, the talking in `api`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import chain
 from pathlib import Path
 
-from stairdata.llm.batch_answers import BatchResults, known_ids, shared_refusal, tokens_used
-from stairdata.llm.batch_api import BatchApi, answers_limit
-from stairdata.llm.batch_ledger import BatchJob, BatchLimits, BatchRequest, Ledger
-from stairdata.llm.batch_states import ANSWERED, ENDED, BatchEvent, BatchState
+from stairdata.llm.batches.answers import BatchResults, known_ids, shared_refusal, tokens_used
+from stairdata.llm.batches.api import BatchApi, answers_limit
+from stairdata.llm.batches.files import BatchFiles
+from stairdata.llm.batches.ledger import BatchJob, BatchLimits, BatchRequest, Ledger
+from stairdata.llm.batches.states import ANSWERED, ENDED, BatchEvent, BatchState
 from stairdata.llm.budget import Budget, Expense
-from stairdata.llm.client import ANSWER_LIMIT, most_read
+from stairdata.llm.client import most_taken
 from stairdata.llm.session import open_client
 from stairdata.recipe import Endpoint
 from stairdata_schemas.errors import BudgetError, RecipeError, ServerError, quote
@@ -36,20 +37,30 @@ class BatchQueue:
         limits: how large batches may be.
         section: where a recipe sets the limits, for messages.
         budget: what open batches can cost, and closed ones have cost, counts as spent elsewhere.
+        files: folder in which new batches are files that somebody runs; default: they go to the servers.
 
     Raises:
         ArtifactError: the ledger can't be read.
     """
 
     def __init__(
-        self, folder: Path, endpoints: Sequence[Endpoint], limits: BatchLimits, section: str, budget: Budget
+        self,
+        folder: Path,
+        endpoints: Sequence[Endpoint],
+        limits: BatchLimits,
+        section: str,
+        budget: Budget,
+        files: Path | None = None,
     ) -> None:
         self._ledger = Ledger(folder)
+        self._place = str(files.resolve()) if files is not None else None
+        if self._place is not None:
+            self._move(self._place)
         self._endpoints = endpoints
         self._limits = limits
         self._section = section
         self._budget = budget
-        self._apis: dict[int, BatchApi] = {}
+        self._apis: dict[tuple[int, str | None], BatchApi | BatchFiles] = {}
         self.results = BatchResults(self._ledger, [endpoint.retries for endpoint in endpoints])
         budget.elsewhere = self._ledger.spent()
 
@@ -75,6 +86,22 @@ class BatchQueue:
             if job.is_open and job.file_id is None:
                 self._ledger.apply(job, BatchEvent.WITHDRAWN)
 
+    def commands(self) -> list[str]:
+        """Return what somebody has to run for the batches in files that are not answered."""
+        waiting = [job for job in self.jobs if job.place is not None and job.is_open and job.batch_id is not None]
+        return [self._files(job.endpoint, str(job.place)).command(job) for job in waiting if job.state not in ENDED]
+
+    def _move(self, place: str) -> None:
+        """Follow batches in files to another folder; those of a server that never left this machine are made anew."""
+        for job in self.jobs:
+            if job.is_open and job.place is not None:
+                job.place = place
+            elif job.is_open and job.file_id is None:
+                self._ledger.apply(job, BatchEvent.WITHDRAWN)
+
+    def _files(self, endpoint: int, place: str) -> BatchFiles:
+        return BatchFiles(Path(place), self._endpoints[endpoint], self._ledger)
+
     # -- talking to the servers ----------------------------------------------------------------------------------
 
     @asynccontextmanager
@@ -84,13 +111,17 @@ class BatchQueue:
         Raises:
             ServerError: one of them can't be reached, or does not serve the model.
         """
-        numbers = {job.endpoint for job in self.jobs if job.is_open}.union(endpoints)
+        places = {(job.endpoint, job.place) for job in self.jobs if job.is_open}
+        places |= {(number, self._place) for number in endpoints}
         log = self._ledger.folder / "server.log"  # never written: only endpoints with a URL have batches
         async with AsyncExitStack() as stack:
             stack.callback(self._apis.clear)
-            for number in sorted(numbers):
+            for number, place in sorted(places, key=str):
+                if place is not None:
+                    self._apis[number, place] = self._files(number, place)
+                    continue
                 opening = open_client(self._endpoints[number], log, budget=self._budget)
-                self._apis[number] = BatchApi(await stack.enter_async_context(opening))
+                self._apis[number, None] = BatchApi(await stack.enter_async_context(opening), self._limits.window)
             yield
 
     async def refresh(self) -> None:
@@ -176,7 +207,7 @@ class BatchQueue:
             if room is not None and first[0].prompt_tokens > room:
                 return False
             allowed, broken = self._within_budget(chain([first], waiting))
-            job, left = self._ledger.prepare(endpoint, allowed, self._limits._replace(prompt_tokens=room))
+            job, left = self._ledger.prepare(endpoint, allowed, self._limits._replace(prompt_tokens=room), self._place)
             if job is not None:
                 self._budget.elsewhere = self._ledger.spent()
                 await self._send(job)
@@ -208,14 +239,14 @@ class BatchQueue:
 
     async def _send(self, job: BatchJob) -> None:
         """Upload a prepared batch's requests and make the batch, or go on where an earlier run was stopped."""
-        api = self._apis[job.endpoint]
+        api = self._apis[job.endpoint, job.place]
         if job.file_id is None:
             job.file_id = await api.upload(self._ledger.requests_file(job))
             self._ledger.save()
         self._ledger.note(job, await api.create(job, self._ledger))
 
     async def _refresh(self, job: BatchJob) -> None:
-        api = self._apis[job.endpoint]
+        api = self._apis[job.endpoint, job.place]
         if job.batch_id is not None:
             report = await api.retrieve(job.batch_id)
             if report is None:
@@ -226,7 +257,7 @@ class BatchQueue:
             self._ledger.note(job, report)
 
     async def _cancel(self, job: BatchJob) -> None:
-        api = self._apis[job.endpoint]
+        api = self._apis[job.endpoint, job.place]
         if job.batch_id is None:
             found = await api.search(job)
             if found is None:
@@ -237,7 +268,7 @@ class BatchQueue:
             self._ledger.note(job, await api.cancel(job.batch_id))
 
     async def _collect(self, job: BatchJob) -> None:
-        api, paths = self._apis[job.endpoint], self._ledger.answer_files(job)
+        api, paths = self._apis[job.endpoint, job.place], self._ledger.answer_files(job)
         is_gone = False
         for file_id, path in zip((job.output_file_id, job.error_file_id), paths, strict=True):
             if file_id is not None and not await api.fetch(file_id, path, answers_limit(job)):
@@ -258,7 +289,7 @@ class BatchQueue:
         return full._replace(cost=full.cost * (price.batch if price else 1))
 
     def _most(self, endpoint: int, request: BatchRequest) -> Expense:
-        return self._price(endpoint, most_read(request.body), request.body[ANSWER_LIMIT])
+        return self._price(endpoint, *most_taken(request.body))
 
     def _room(self, endpoint: int, request: BatchRequest) -> int | None:
         """Return how many prompt tokens the account's queue still takes; None is no limit."""

@@ -1,0 +1,1 @@
+"""Builds whose requests go through batches: submit and leave, look, collect, cancel."""
