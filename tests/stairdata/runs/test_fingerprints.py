@@ -402,7 +402,7 @@ def plan_of(home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Case, Full
         pair_id = pairs.scan().select("pair_id").collect().item()
         build_reviews([review(pair_id, "ann", "chosen")], pairs, Source("dataset", "pairs", "pairs/1"), root)
         _answer_of(root)
-    for module in ("stairdata_schemas.building", "stairdata.generators.structured_cot.plan"):
+    for module in ("stairdata.runs.build", "stairdata.generators.structured_cot.plan"):
         monkeypatch.setattr(f"{module}.begin_build", begin)
     for name in ("load_tokenizer", "tokenizer_hash"):  # they are read hundreds of times
         monkeypatch.setattr(rendering, name, functools.cache(getattr(rendering, name)))

@@ -48,7 +48,7 @@ BUILDS: dict[str, tuple[Builder, Forecaster | None]] = {
     "preference_pairs": (build_preference_pairs, None),
     "prm_pairs": (build_prm_pairs, None),
 }
-BEGINS = ["stairdata_schemas.building.begin_build", "stairdata.generators.structured_cot.plan.begin_build"]
+BEGINS = ["stairdata.runs.build.begin_build", "stairdata.generators.structured_cot.plan.begin_build"]
 
 
 @pytest.fixture
