@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from importlib.util import find_spec
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from stairdata.pipeline.model_folders import owner
 from stairdata.pipeline.steps import RunOptions
+from stairdata.runs.event_loop import run_to_end
 from stairdata_schemas.errors import StairDataError
 from stairdata_schemas.manifest import sha256_of_json
 
@@ -39,7 +39,7 @@ def ask_or_find(recipe: FullRecipe, options: RunOptions) -> dict[str, Any] | Non
     found = _kept(options.folder / "summary.json", key)
     if found is None:
         options.progress("ask the served search one question", 0, 0)
-        found = {"key": key, **asyncio.run(_ask(recipe, options))}
+        found = {"key": key, **run_to_end(_ask(recipe, options))}
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -70,7 +71,9 @@ class Meter:
         parts = [
             f"{iterations / seconds:.1f} iterations/s" if iterations else "",
             f"{tokens / seconds:.0f} tokens/s",
-            f"{in_flight} of {window} requests in flight",
+            f"{in_flight} of {window} requests in flight"
+            if window < sys.maxsize
+            else f"waiting for {in_flight} requests",
             self._describe_cost(),
             self._describe_rest(seconds),
         ]

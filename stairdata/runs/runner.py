@@ -24,6 +24,7 @@ import polars as pl
 from stairdata.llm.budget import Budget, Expense, StoppedError
 from stairdata.llm.outcomes import THINKS_TOO_LONG, Outcome
 from stairdata.recipe import Recipe
+from stairdata.runs.event_loop import run_to_end
 from stairdata.runs.executors.executor import Executor
 from stairdata.runs.interrupts import interruptible
 from stairdata.runs.options import BuildOptions
@@ -95,7 +96,7 @@ def run_units(
     try:
         if missing:
             with collecting_new_objects():
-                asyncio.run(run.collect(executor, missing))
+                run_to_end(run.collect(executor, missing))
     except BaseExceptionGroup as errors:
         raise _first(errors) from errors
     finally:

@@ -7,7 +7,6 @@ nothing else is.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from stairdata.llm.tokens import token_count
 from stairdata.runs.answer_journal import kept_names
 from stairdata.runs.batching.options import BATCHES, LIMITS, under_way_elsewhere
 from stairdata.runs.batching.table import batch_table
+from stairdata.runs.event_loop import run_to_end
 from stairdata.runs.executors.executor import make_executor
 from stairdata.runs.options import BatchOptions, BuildOptions
 from stairdata.runs.progress import report_waiting
@@ -57,7 +57,7 @@ def run_batches(
             "submits one"
         )
     try:
-        asyncio.run(batches.act(action))
+        run_to_end(batches.act(action))
     finally:
         options.tell(batches.table())
     if action in {"status", "cancel"}:

@@ -6,7 +6,6 @@ What a unit asks after an answer (a judge about it, or once more) is submitted b
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from stairdata.recipe import BatchSection, Endpoint
 from stairdata.runs.batching.options import BATCHES, LIMITS, check_nothing_under_way, under_way_elsewhere
 from stairdata.runs.batching.table import batch_table
 from stairdata.runs.build import build_in_rounds
+from stairdata.runs.event_loop import run_to_end
 from stairdata.runs.executors.executor import Executor
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.progress import report_waiting
@@ -80,14 +80,14 @@ def run_in_batches(
             f"no batch was submitted for this build{under_way_elsewhere(build.folder)}; `--batch` alone submits one"
         )
     try:
-        asyncio.run(run.exchange(action))
+        run_to_end(run.exchange(action))
         if action in {"status", "cancel"}:
             return None
         result = run.make_rows(units, make_executor, live="later")
         if action == "submit":
             if run.requests.needs_live:
                 result = run.make_rows(units, make_executor, live="live")
-            asyncio.run(run.submit())
+            run_to_end(run.submit())
         return result if run.requests.is_complete else None
     finally:
         options.tell(run.table())

@@ -76,7 +76,7 @@ def shard_of(plan: BuildPlan) -> Shard | None:
     return Shard.parse(text) if text is not None else None
 
 
-class UnitRun(NamedTuple):
+class GroupRun(NamedTuple):
     """Units of one group that follow each other."""
 
     group: int
@@ -134,14 +134,14 @@ class ShardNote(BaseModel):
         """Units of the whole build."""
         return sum(size * times for size, times, *_ in self.units)
 
-    def runs(self) -> Iterator[UnitRun]:
+    def runs(self) -> Iterator[GroupRun]:
         """Yield the runs of the whole build's units in their order."""
         following = 0
         for size, times, *earlier in self.units:
             if earlier:
-                yield UnitRun(earlier[0], size)
+                yield GroupRun(earlier[0], size)
                 continue
-            yield from (UnitRun(number, size) for number in range(following, following + times))
+            yield from (GroupRun(number, size) for number in range(following, following + times))
             following += times
 
 

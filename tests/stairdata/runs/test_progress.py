@@ -58,6 +58,16 @@ def test_what_is_not_known_is_left_out(clock: list[float]) -> None:
     assert meter.describe() == "500 tokens/s, 3 of 8 requests in flight"
 
 
+def test_a_run_that_is_stopped_waits_for_its_requests(clock: list[float]) -> None:
+    budget = Budget()
+    meter = Meter(0, 10, budget)
+    client = a_client(budget)
+    meter.watch(WorkContext(cast("Any", None), cast("Any", None), [client]))
+    client.window.open()
+    clock[0] += 1
+    assert meter.describe() == "500 tokens/s, waiting for 3 requests"
+
+
 @pytest.mark.parametrize(("seconds", "words"), [(89, "89 s"), (90, "2 min"), (5399, "90 min"), (7200, "2.0 h")])
 def test_durations(seconds: float, words: str) -> None:
     assert progress._duration(seconds) == words
