@@ -27,8 +27,19 @@ def finished_or_error(plan: BuildPlan, options: BuildOptions) -> Artifact:
     return found
 
 
-def build_as_told(plan: BuildPlan, make_content: Callable[[Build], BuildContent], options: BuildOptions) -> Artifact:
+def build_as_told(
+    plan: BuildPlan,
+    make_content: Callable[[Build], BuildContent],
+    options: BuildOptions,
+    check: Callable[[], None] = lambda: None,
+) -> Artifact:
     """Build the artifact of a plan; one that is finished already is returned as it is.
+
+    Args:
+        plan: what is built.
+        make_content: makes its rows.
+        options: where, and how much.
+        check: called before anything is written, where something is left to do.
 
     Raises:
         NotBuiltError: it is not finished, and nothing is to be built.
@@ -37,6 +48,8 @@ def build_as_told(plan: BuildPlan, make_content: Callable[[Build], BuildContent]
     plan = with_shard(plan, options.shard)
     if options.only_finished:
         return finished_or_error(plan, options)
+    if not _is_finished(plan, options):
+        check()
     return build_artifact(
         plan,
         make_content,
@@ -45,3 +58,8 @@ def build_as_told(plan: BuildPlan, make_content: Callable[[Build], BuildContent]
         fresh=options.fresh,
         max_quarantine=options.max_quarantine,
     )
+
+
+def _is_finished(plan: BuildPlan, options: BuildOptions) -> bool:
+    found = None if options.fresh else find_finished(plan, options.root)
+    return found is not None and options.version in (None, found.folder.name)

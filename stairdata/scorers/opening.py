@@ -75,7 +75,7 @@ async def open_scorer(
         return
     tokenizer = _load_tokenizer(prm.tokenizer or prm.path or "")
     endpoint = served_endpoint(recipe, prm)
-    options = {"runner": "pooling", "served_name": NAME} if prm.path is not None else {}
+    options: dict[str, Any] = {"runner": "pooling", "served_name": NAME} if prm.path is not None else {}
     async with open_client(endpoint, folder / LOG, waiting, budget, **options) as client:
         server = PrmClient(client)
         context = await server.check(tokenizer)

@@ -19,6 +19,7 @@ from stairdata.generators.evaluations.reply_journal import ReplyJournal
 from stairdata.generators.responses.workload import OpenScorer
 from stairdata.llm.budget import Budget
 from stairdata.llm.client import Client
+from stairdata.llm.endpoint_pool import EndpointUse, sum_uses
 from stairdata.llm.session import make_actor, open_client
 from stairdata.recipe import Endpoint
 from stairdata.recipe.attacks import Attacker
@@ -57,11 +58,17 @@ class EvaluationExecutor:
         self._waiting = waiting
         self._open_scorer = open_scorer
         self._current: LocalExecutor | None = None
+        self._uses: dict[str, EndpointUse] = {}
 
     @property
     def context(self) -> WorkContext | None:
         """What works now."""
         return self._current.context if self._current else None
+
+    @property
+    def uses(self) -> dict[str, EndpointUse]:
+        """What each server of the tested models did so far, by URL."""
+        return sum_uses([self._uses, *([self._current.uses] if self._current else [])])
 
     async def run(self, units: Sequence[Unit]) -> AsyncGenerator[tuple[Unit, UnitResult | UnitFailure]]:
         """Work on units; servers are started only for what is to be done.
@@ -94,6 +101,7 @@ class EvaluationExecutor:
                     return Evaluator(self._job.recipe, self._job.attacks, judge, replies, answering, attacker)
 
                 opened = self._opened(model, evaluator, shared, scorer)
+                self._uses = self.uses
                 self._current = LocalExecutor(opened, self._budget, section.concurrency)
                 async with aclosing(self._current.run(mine)) as ended:
                     async for end in ended:

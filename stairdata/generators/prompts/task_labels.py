@@ -6,18 +6,18 @@ import re
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jinja2
 
 from stairdata.llm.actor import RequestUsage
 from stairdata.llm.budget import Budget
-from stairdata.llm.client import Client
+from stairdata.llm.endpoint_pool import EndpointPool
 from stairdata.llm.outcomes import unreadable
-from stairdata.llm.session import open_client
+from stairdata.llm.session import open_pool
 from stairdata.llm.wrapping import without_thoughts
 from stairdata.recipe import Recipe, TaskJudge
-from stairdata.runs.executors.executor import make_executor
+from stairdata.runs.executors.executor import HERE, Execution, make_executor
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.progress import report_waiting
 from stairdata.runs.runner import RunResult, open_budget, run_units, usage_of
@@ -34,7 +34,9 @@ _LABELLED = re.compile(rf"\btask\b[\W_]*+(?<=\W)({'|'.join(TASKS)})\b", re.IGNOR
 _WORD = re.compile(rf"\b({'|'.join(TASKS)})\b", re.IGNORECASE)
 
 
-def label_tasks(build: Build, rows: Sequence[Row], recipe: Recipe, options: BuildOptions) -> tuple[RunResult, Report]:
+def label_tasks(
+    build: Build, rows: Sequence[Row], recipe: Recipe, options: BuildOptions, execution: Execution = HERE
+) -> tuple[RunResult, Report]:
     """Label rows; what is finished is journaled, and the next run of the build goes on from there.
 
     Args:
@@ -42,6 +44,7 @@ def label_tasks(build: Build, rows: Sequence[Row], recipe: Recipe, options: Buil
         rows: rows of ours without a task.
         recipe: section `prompts.task_judge`.
         options: limits and progress.
+        execution: where the judge's servers are.
 
     Returns:
         The run, whose frames hold the labelled rows, and what the manifest says about it.
@@ -54,7 +57,8 @@ def label_tasks(build: Build, rows: Sequence[Row], recipe: Recipe, options: Buil
     units = [Unit(key, number, row["prompt"], row) for number, (key, row) in enumerate(prompts.items())]
     budget = open_budget(build, recipe, options)
     workload = LabelWorkload(recipe, build.work)
-    executor = make_executor(workload, budget, recipe.prompts.concurrency, report_waiting(options.progress))
+    waiting = report_waiting(options.progress)
+    executor = make_executor(workload, budget, recipe.prompts.concurrency, waiting, execution)
     result = run_units(build, units, executor, budget, options.progress)
     usage = usage_of(result, budget, [build.plan.models[0].name])
     return result, Report(result.outcomes, usage, details={"requests": result.requests})
@@ -65,36 +69,28 @@ class LabelWorkload(Workload):
     """Labels the row of each unit."""
 
     @property
-    def _judge(self) -> TaskJudge:
+    def asked(self) -> TaskJudge:
         assert self.recipe.prompts.task_judge is not None
         return self.recipe.prompts.task_judge
 
-    @property
-    def urls(self) -> tuple[str, ...]:
-        return (self._judge.base_url,) if self._judge.base_url else ()
-
-    def at(self, urls: tuple[str, ...]) -> LabelWorkload:
-        judge = self._judge.model_copy(update={"base_url": urls[0]})
-        prompts = self.recipe.prompts.model_copy(update={"task_judge": judge})
-        return replace(self, recipe=self.recipe.model_copy(update={"prompts": prompts}))
-
     @asynccontextmanager
     async def open(self, budget: Budget, waiting: WaitProgress) -> AsyncIterator[WorkContext]:
-        async with open_client(self._judge, self.folder / "server.log", waiting, budget) as client:
+        log = self.folder / "server.log"
+        async with open_pool(self.asked, self.endpoints, log, waiting, budget, is_spread=self.is_spread) as pool:
 
             async def work(unit: Unit) -> UnitResult:
-                return await _label(client, self._judge, self.recipe.seed, unit.payload)
+                return await _label(pool, self.asked, self.recipe.seed, unit.payload)
 
-            yield WorkContext(work, client.window.room, [client])
+            yield WorkContext(pool.keeping(work), pool.room, pool.clients, pools=[pool])
 
 
-async def _label(client: Client, judge: TaskJudge, seed: int, row: Row) -> UnitResult:
+async def _label(pool: EndpointPool, judge: TaskJudge, seed: int, row: Row) -> UnitResult:
     question = template().render(prompt=row["prompt"])
     outcomes: Counter[str] = Counter()
     used: Counter[str] = Counter()
     said = ""
     for ask in range(judge.reasks + 1):
-        generation = await client.chat(
+        generation = await pool.chat(
             [{"role": "user", "content": question}],
             max_tokens=judge.max_tokens,
             seed=identity.request_seed(seed, row["prompt_id"], 0, ask),

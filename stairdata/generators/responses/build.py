@@ -8,7 +8,8 @@ from stairdata.llm.budget import Budget
 from stairdata.llm.session import identify, served_model
 from stairdata.recipe import PrmEndpoint, Recipe
 from stairdata.runs.build import build_as_told
-from stairdata.runs.executors.executor import make_executor
+from stairdata.runs.executors.checks import at_endpoints, check_execution
+from stairdata.runs.executors.executor import HERE, Execution, make_executor
 from stairdata.runs.inputs import Inputs, input_rows
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.progress import report_waiting
@@ -28,6 +29,7 @@ def build_responses(
     options: BuildOptions,
     prm: ModelIdentity | None = None,
     open_scorer: OpenScorer | None = None,
+    execution: Execution = HERE,
 ) -> Artifact:
     """Let the actor answer each prompt, by the recipe's method.
 
@@ -36,6 +38,7 @@ def build_responses(
         options: where and from what.
         prm: which process reward model scores; None where nothing is scored.
         open_scorer: opens it; given by the command line, since generators don't know the training package.
+        execution: where the prompts are answered.
 
     Raises:
         RecipeError: the recipe names a PRM and none is given.
@@ -45,6 +48,7 @@ def build_responses(
     if recipe.responses.prm is not None and open_scorer is None:
         raise RecipeError("responses.prm is named, and nothing here can score: build with the command line")
     parent = Inputs(options.inputs, options.root).of("prompts")
+    recipe = recipe.model_copy(update={"actor": at_endpoints(recipe.actor, execution, "actor")})
     plan = plan_responses(recipe, parent, options, prm)
 
     def content(build: Build) -> BuildContent:
@@ -53,12 +57,13 @@ def build_responses(
         budget = open_budget(build, recipe, options, [plan.models[0].name])
         actor = served_model(recipe.actor, plan.models[0])
         workload = ResponseWorkload(recipe, build.work, actor, prm, open_scorer)
-        executor = make_executor(workload, budget, recipe.responses.concurrency, report_waiting(options.progress))
+        waiting = report_waiting(options.progress)
+        executor = make_executor(workload, budget, recipe.responses.concurrency, waiting, execution)
         result = run_units(build, units, executor, budget, options.progress)
         options.tell(table_of_outcomes(result))
         return BuildContent(result.frames(), result.refused, _report(build, result, budget))
 
-    return build_as_told(plan, content, options)
+    return build_as_told(plan, content, options, lambda: check_execution([recipe.actor], execution))
 
 
 def plan_responses(

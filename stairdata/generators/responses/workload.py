@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from stairdata.generators.responses.answering import Answer, Answerer, resolved_settings
 from stairdata.generators.responses.journal import SearchJournal
 from stairdata.llm.budget import Budget
-from stairdata.llm.session import make_actor, open_client
-from stairdata.recipe import Recipe
+from stairdata.llm.session import make_actor, open_pool
+from stairdata.recipe import Endpoint, Recipe
 from stairdata.runs.units import Unit, UnitResult, WorkContext, Workload
 from stairdata.search.scoring import Scorer
 from stairdata_schemas import identity
@@ -33,25 +33,20 @@ class ResponseWorkload(Workload):
     """Given where there is a PRM."""
 
     @property
-    def urls(self) -> tuple[str, ...]:
-        url = self.recipe.actor.base_url
-        return (url,) if url else ()
-
-    def at(self, urls: tuple[str, ...]) -> ResponseWorkload:
-        actor = self.recipe.actor.model_copy(update={"base_url": urls[0]})
-        return replace(self, recipe=self.recipe.model_copy(update={"actor": actor}))
+    def asked(self) -> Endpoint:
+        return self.recipe.beside_prm(self.recipe.actor)
 
     @asynccontextmanager
     async def open(self, budget: Budget, waiting: WaitProgress) -> AsyncIterator[WorkContext]:
         async with AsyncExitStack() as stack:
             log = self.folder / "server.log"
-            opening = open_client(self.recipe.beside_prm(self.recipe.actor), log, waiting, budget)
-            client = await stack.enter_async_context(opening)
+            opening = open_pool(self.asked, self.endpoints, log, waiting, budget, is_spread=self.is_spread)
+            pool = await stack.enter_async_context(opening)
             scorer = None
             if self.open_scorer is not None:
                 scorer = await stack.enter_async_context(self.open_scorer(self.folder, budget, waiting))
             section = self.recipe.responses
-            answerer = Answerer(make_actor(client, self.recipe.actor, section), section, scorer)
+            answerer = Answerer(make_actor(pool, self.recipe.actor, section), section, scorer)
 
             async def work(unit: Unit) -> UnitResult:
                 # Without a scorer an answer is one request, and its row all that is to be kept.
@@ -60,7 +55,7 @@ class ResponseWorkload(Workload):
                 row = response_row(unit.payload, answer, self.recipe, self.actor, self.prm)
                 return UnitResult(row, answer.counts, answer.usage.outcomes(), journal.path if journal else None)
 
-            yield WorkContext(work, client.window.room, [client])
+            yield WorkContext(pool.keeping(work), pool.room, pool.clients, pools=[pool])
 
     def _journal(self, unit: Unit) -> closing[SearchJournal]:
         return closing(SearchJournal(self.folder / "running" / f"{unit.key}.jsonl"))

@@ -27,7 +27,8 @@ from stairdata.generators.structured_cot.plan import (
 from stairdata.generators.structured_cot.requests import TeacherPrompt, make_request
 from stairdata.generators.structured_cot.retries import find_retries, make_prompts
 from stairdata.llm.budget import Budget
-from stairdata.llm.client import Client, Generation
+from stairdata.llm.client import Generation
+from stairdata.llm.endpoint_pool import EndpointPool
 from stairdata.llm.outcomes import Outcome, RequestFailedError, has_no_format
 from stairdata.recipe import Recipe
 from stairdata.runs.executors.executor import make_executor
@@ -164,8 +165,8 @@ def batch_answers(build: Build, job: TeacherJob, budget: Budget) -> BatchAnswer:
 def _ask_live(build: Build, job: TeacherJob, options: BuildOptions, budget: Budget) -> RunResult:
     batched = batch_answers(build, job, budget)
 
-    def ask_with(client: Client, number: int) -> Ask:
-        return partial(_ask, client, job.panel, number, batched)
+    def ask_with(pool: EndpointPool, number: int) -> Ask:
+        return partial(_ask, pool, job.panel, number, batched)
 
     recipe = job.panel.recipe
     workload = TeacherWorkload(recipe, build.work, build, job, ask_with)
@@ -174,7 +175,7 @@ def _ask_live(build: Build, job: TeacherJob, options: BuildOptions, budget: Budg
 
 
 async def _ask(
-    client: Client, panel: TeacherPanel, number: int, batched: BatchAnswer, prompt: TeacherPrompt
+    pool: EndpointPool, panel: TeacherPanel, number: int, batched: BatchAnswer, prompt: TeacherPrompt
 ) -> Generation:
     earlier = batched(number, prompt)
     if earlier is not None:
@@ -182,7 +183,7 @@ async def _ask(
     teacher = panel.teachers[number]
     request = make_request(prompt, teacher, panel.templates, panel.recipe.seed)
     try:
-        return await client.chat(request.messages, max_tokens=request.max_tokens, seed=request.seed, **request.options)
+        return await pool.chat(request.messages, max_tokens=request.max_tokens, seed=request.seed, **request.options)
     except RequestFailedError as error:
         if error.outcomes[-1] is Outcome.INVALID_REQUEST and has_no_format(error.detail):
             raise ServerError(

@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 
 Run = Callable[..., "Ended"]
 KINDS = ["prompts", "structured-cot", "trees", "preference-pairs", "prm-pairs", "responses"]
+SERVERS = {"--endpoints", "--executor", "--address"}
 OWN = {
     "prompts": {"--decontaminate"},
     "structured-cot": {"--teachers", "--batch", "--retry-quarantined", "--shard"},
-    "trees": {"--pilot", "--endpoints", "--executor", "--address", "--rejudge", "--shard"},
+    "trees": {"--pilot", "--rejudge", "--shard"} | SERVERS,
     "preference-pairs": {"--reviews"},
     "prm-pairs": set(),
-    "responses": {"--shard"},
+    "responses": {"--shard"} | SERVERS,
 }
 SHARED = {
     "--recipe", "--set", "--input", "--root", "--version", "--limit", "--fresh", "--dry-run", "--max-total-tokens",
