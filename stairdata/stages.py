@@ -122,18 +122,19 @@ def build_responses(recipe: FullRecipe, options: BuildOptions, execution: Execut
     return build(recipe, options, *_scoring(recipe), execution or HERE)
 
 
-def build_evaluations(recipe: FullRecipe, options: BuildOptions) -> Artifact:
+def build_evaluations(recipe: FullRecipe, options: BuildOptions, execution: Execution | None = None) -> Artifact:
     """Build evaluations, where `responses` has a process reward model with that."""
     from stairdata.generators.evaluations.build import build_evaluations as build
+    from stairdata.runs.executors.executor import HERE
 
-    return build(recipe, options, *_scoring(recipe))
+    return build(recipe, options, *_scoring(recipe), execution or HERE)
 
 
-def forecast_evaluations(recipe: FullRecipe, options: BuildOptions) -> Forecast:
+def forecast_evaluations(recipe: FullRecipe, options: BuildOptions, execution: Execution) -> Forecast:
     """Forecast a build of evaluations."""
     from stairdata.generators.evaluations.cost_estimate import forecast_evaluations as forecast
 
-    return forecast(recipe, options, _scoring(recipe)[0])
+    return forecast(recipe, options, _scoring(recipe)[0], execution)
 
 
 def _scoring(recipe: FullRecipe) -> tuple[ModelIdentity | None, OpenScorer | None]:

@@ -111,6 +111,10 @@ class Workload(ABC):
         """Return the same work with other servers."""
         return replace(self, endpoints=urls, is_spread=is_spread)
 
+    def for_replicas(self) -> Self:
+        """Return the same work without what belongs to this process alone."""
+        return self
+
     @abstractmethod
     def open(self, budget: Budget, waiting: WaitProgress) -> AbstractAsyncContextManager[WorkContext]:
         """Connect to the servers, starting those that the recipe has served here.

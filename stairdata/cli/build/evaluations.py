@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
-from stairdata.cli.build.shared import SharedOptions, takes_shared_options
+from stairdata.cli.build.shared import ExecutionOptions, SharedOptions, takes_shared_options
 
 
 @takes_shared_options
 def build(
     shared: SharedOptions,
+    servers: ExecutionOptions,
     exclude_seen: Annotated[
         bool,
         typer.Option("--exclude-seen", help="Leave out prompts that a tested model has seen in training."),
@@ -20,11 +21,11 @@ def build(
     """Build judged answers to benchmarks: of models that are asked now, or of responses artifacts."""
     from stairdata.stages import build_evaluations, forecast_evaluations
 
-    recipe = shared.read_recipe()
+    recipe, execution = shared.read_recipe(), servers.execution()
     if exclude_seen:
         section = recipe.evaluations.model_copy(update={"exclude_seen": True})
         recipe = recipe.model_copy(update={"evaluations": section})
     shared.run(
-        lambda options: forecast_evaluations(recipe, options),
-        lambda options: build_evaluations(recipe, options),
+        lambda options: forecast_evaluations(recipe, options, execution),
+        lambda options: build_evaluations(recipe, options, execution),
     )

@@ -88,6 +88,10 @@ class ExecutionOptions:
         ),
     ] = None
 
+    @property
+    def are_given(self) -> bool:
+        return self != ExecutionOptions()
+
     def execution(self) -> Execution:
         """Return where the units are worked on.
 

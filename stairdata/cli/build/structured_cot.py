@@ -8,7 +8,13 @@ from typing import Annotated
 
 import typer
 
-from stairdata.cli.build.shared import ShardOption, SharedOptions, comma_separated, takes_shared_options
+from stairdata.cli.build.shared import (
+    ExecutionOptions,
+    ShardOption,
+    SharedOptions,
+    comma_separated,
+    takes_shared_options,
+)
 
 
 class BatchAction(StrEnum):
@@ -31,6 +37,7 @@ def with_batch_action(args: list[str]) -> Iterator[str]:
 @takes_shared_options
 def build(
     shared: SharedOptions,
+    servers: ExecutionOptions,
     teachers: Annotated[
         str | None,
         typer.Option(
@@ -54,10 +61,10 @@ def build(
     from stairdata.generators.structured_cot.cost_estimate import forecast_structured_cot
     from stairdata.generators.structured_cot.plan import TeacherOptions
 
-    recipe = shared.read_recipe()
+    recipe, execution = shared.read_recipe(), servers.execution()
     asking = TeacherOptions(comma_separated(teachers), batch.value if batch else None, retry_quarantined)
     shared.run(
         lambda options: forecast_structured_cot(recipe, options, asking),
-        lambda options: build_structured_cot(recipe, options, asking),
+        lambda options: build_structured_cot(recipe, options, asking, execution),
         shard,
     )

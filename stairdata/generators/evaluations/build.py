@@ -12,6 +12,8 @@ from stairdata.generators.responses.workload import OpenScorer
 from stairdata.llm.budget import Budget
 from stairdata.recipe import Recipe
 from stairdata.runs.build import build_as_told
+from stairdata.runs.executors.checks import check_execution
+from stairdata.runs.executors.executor import HERE, Execution
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.progress import report_waiting
 from stairdata.runs.runner import RunResult, open_budget, run_units, table_of_outcomes, usage_of
@@ -29,6 +31,7 @@ def build_evaluations(
     options: BuildOptions,
     prm: ModelIdentity | None = None,
     open_scorer: OpenScorer | None = None,
+    execution: Execution = HERE,
 ) -> Artifact:
     """Judge answers: those of responses artifacts, or of models that are asked now.
 
@@ -37,6 +40,7 @@ def build_evaluations(
         options: where and from what.
         prm: which process reward model scores the answers of `responses`; None where nothing is scored.
         open_scorer: opens it; given by the command line, since generators don't know the training package.
+        execution: where the servers of the tested model are.
 
     Raises:
         RecipeError: nothing to test, or a model that can't be put through what is asked for.
@@ -46,11 +50,13 @@ def build_evaluations(
         BudgetError: a limit is reached; what is finished is kept.
         QuarantineError: too many rows could not be answered or judged.
     """
-    job = make_job(recipe, options, prm)
+    job = make_job(recipe, options, prm, execution)
+    tested = [model.endpoint for model in job.models]
 
     def content(build: Build) -> BuildContent:
         budget = open_budget(build, recipe, options)
-        executor = EvaluationExecutor(build, job, budget, report_waiting(options.progress), open_scorer)
+        waiting = report_waiting(options.progress)
+        executor = EvaluationExecutor(build, job, budget, waiting, open_scorer, execution.endpoints)
         result = run_units(build, job.as_units(), executor, budget, options.progress)
         options.tell(table_of_outcomes(result))
         report = _report(job, result, budget)
@@ -58,7 +64,7 @@ def build_evaluations(
         refused = [*job.refused, *result.refused]
         return BuildContent(result.frames(), refused, report, BY_DESIGN)
 
-    return build_as_told(job.plan, content, options)
+    return build_as_told(job.plan, content, options, lambda: check_execution(tested, execution))
 
 
 def _report(job: EvaluationJob, result: RunResult, budget: Budget) -> Report:

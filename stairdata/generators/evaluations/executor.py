@@ -20,7 +20,7 @@ from stairdata.generators.responses.workload import OpenScorer
 from stairdata.llm.budget import Budget
 from stairdata.llm.client import Client
 from stairdata.llm.endpoint_pool import EndpointUse, sum_uses
-from stairdata.llm.session import make_actor, open_client
+from stairdata.llm.session import make_actor, open_client, open_pool
 from stairdata.recipe import Endpoint
 from stairdata.recipe.attacks import Attacker
 from stairdata.runs.executors.local import LocalExecutor
@@ -42,6 +42,7 @@ class EvaluationExecutor:
         budget: charged by all servers.
         waiting: told when the start of a server takes its time.
         open_scorer: opens the process reward model, where there is one.
+        endpoints: URLs of the servers of the tested model, in place of the recipe's one.
     """
 
     def __init__(
@@ -51,12 +52,14 @@ class EvaluationExecutor:
         budget: Budget,
         waiting: WaitProgress,
         open_scorer: OpenScorer | None = None,
+        endpoints: Sequence[str] = (),
     ) -> None:
         self._build = build
         self._job = job
         self._budget = budget
         self._waiting = waiting
         self._open_scorer = open_scorer
+        self._endpoints = endpoints
         self._current: LocalExecutor | None = None
         self._uses: dict[str, EndpointUse] = {}
 
@@ -119,18 +122,20 @@ class EvaluationExecutor:
             if model is None:  # the judge alone works
                 yield WorkContext(evaluator(None).work, room_of(shared[:1]), list(shared))
                 return
-            log = f"server-{self._job.models.index(model)}"
-            async with self._client(self._job.recipe.beside_prm(model.endpoint), log) as client:
+            log = self._build.work / f"server-{self._job.models.index(model)}.log"
+            endpoint = self._job.recipe.beside_prm(model.endpoint)
+            async with open_pool(endpoint, self._endpoints, log, self._waiting, self._budget) as pool:
                 section = self._job.recipe.responses
                 seed = self._job.recipe.seed
                 if model.is_chat:
-                    answering: AnsweringModel = ChatModel(client, section, seed)
+                    answering: AnsweringModel = ChatModel(pool, section, seed)
                 else:
-                    actor = make_actor(client, model.endpoint, section)
+                    actor = make_actor(pool, model.endpoint, section)
                     answering = CompletionsModel(actor, section, scorer, seed, self._build.work / "running")
                 # as many are begun as the tested model can take; where the judge is slower, they wait for it with their
                 # answers, and both are busy
-                yield WorkContext(evaluator(answering).work, client.window.room, [client, *shared])
+                work = pool.keeping(evaluator(answering).work)
+                yield WorkContext(work, pool.room, [*pool.clients, *shared], pools=[pool])
 
         return opened
 

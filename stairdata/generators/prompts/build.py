@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
@@ -20,12 +20,15 @@ from stairdata.runs.row_sampling import BottomSample
 from stairdata_schemas.aliases import Row
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
-from stairdata_schemas.errors import RecipeError
+from stairdata_schemas.errors import RecipeError, UsageError
 from stairdata_schemas.fingerprints import counted_settings
 from stairdata_schemas.kinds import polars_schema
 from stairdata_schemas.licenses import strictest
 from stairdata_schemas.manifest import ModelIdentity
 from stairdata_schemas.quarantine import QuarantineRow
+
+if TYPE_CHECKING:  # it takes half a second to import, and prompts that have their tasks need no model
+    from stairdata.runs.executors.executor import Execution
 
 GENERATOR = "prompts/3"
 
@@ -48,33 +51,62 @@ class PromptSelection(NamedTuple):
     """What was left out of rows or folders, for the manifest."""
 
 
-def build_prompts(recipe: Recipe, options: BuildOptions) -> Artifact:
+def build_prompts(recipe: Recipe, options: BuildOptions, execution: Execution | None = None) -> Artifact:
     """Build a prompts artifact from the recipe's sources.
+
+    Args:
+        recipe: section `prompts`.
+        options: where and how much.
+        execution: where the judge of tasks is asked; default: in this process, at the recipe's URL.
 
     Raises:
         RecipeError: no source, or one that is named wrongly.
         InputError: a source that can't be read, or lacks a column.
         ServerError: the judge of tasks can't be reached.
+        UsageError: `execution` for a recipe without a judge of tasks.
     """
+    if execution is not None:
+        recipe = _with_judge_at(recipe, execution)
     given = _given(recipe, options)
 
     def content(build: Build) -> BuildContent:
         chosen = _choose(given, recipe, options)
         report = Report()
         if any(row["task"] is None for row in chosen.rows):
-            chosen, report = _labelled(build, chosen, recipe, options)
+            chosen, report = _labelled(build, chosen, recipe, options, execution)
         report.notes += [*chosen.notes, *_notes(given, chosen, options.limit)]
         report.details |= _details(given, chosen)
         frame = pl.DataFrame(chosen.rows, schema=polars_schema("prompts"))
         return BuildContent([frame], chosen.refused, report, BY_DESIGN)
 
-    return build_as_told(_plan(given, recipe, options.limit), content, options)
+    def check() -> None:
+        if execution is not None and recipe.prompts.task_judge is not None:
+            from stairdata.runs.executors.checks import check_execution
+
+            check_execution([recipe.prompts.task_judge], execution)
+
+    return build_as_told(_plan(given, recipe, options.limit), content, options, check)
 
 
 def rows_without_task(recipe: Recipe, options: BuildOptions) -> list[str]:
     """Return the prompts that a build would ask the judge of tasks about; nothing is written."""
     rows = _choose(_given(recipe, options), recipe, options).rows
     return [row["prompt"] for row in rows if row["task"] is None]
+
+
+def _with_judge_at(recipe: Recipe, execution: Execution) -> Recipe:
+    from stairdata.runs.executors.checks import at_endpoints
+    from stairdata.runs.executors.executor import HERE
+
+    if execution == HERE:
+        return recipe
+    section = recipe.prompts
+    if section.task_judge is None:
+        raise UsageError(
+            "--endpoints, --executor and --address go with a judge of tasks; give prompts.task_judge, or leave them out"
+        )
+    judge = at_endpoints(section.task_judge, execution, "prompts.task_judge", needs_tokenizer=False)
+    return recipe.model_copy(update={"prompts": section.model_copy(update={"task_judge": judge})})
 
 
 def _given(recipe: Recipe, options: BuildOptions) -> PromptInputs:
@@ -251,13 +283,15 @@ def _left_out_files(pinned: PinnedSource) -> list[str]:
 
 
 def _labelled(
-    build: Build, chosen: PromptSelection, recipe: Recipe, options: BuildOptions
+    build: Build, chosen: PromptSelection, recipe: Recipe, options: BuildOptions, execution: Execution | None
 ) -> tuple[PromptSelection, Report]:
     """Have the rows without a task labelled; those that get none are refused."""
     from stairdata.generators.prompts.task_labels import label_tasks
+    from stairdata.runs.executors.executor import HERE
     from stairdata.runs.runner import table_of_outcomes
 
-    result, report = label_tasks(build, [row for row in chosen.rows if row["task"] is None], recipe, options)
+    unlabelled = [row for row in chosen.rows if row["task"] is None]
+    result, report = label_tasks(build, unlabelled, recipe, options, execution or HERE)
     options.tell(table_of_outcomes(result))
     tasks = {row["prompt_id"]: row["task"] for frame in result.frames() for row in frame.iter_rows(named=True)}
     rows = [row | {"task": row["task"] or tasks.get(row["prompt_id"])} for row in chosen.rows]

@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar, cast
 
 from stairdata.generators.structured_cot.answer import read_row
@@ -165,7 +165,9 @@ class TeacherWorkload(Workload):
     batches.
     """
 
-    build: Build
+    build: Build | None
+    """Where answers are kept until their row is made; None in other processes, which share no journal: what one of them
+    was answered is lost with it."""
     job: TeacherJob
     ask_with: AskWith | None
     asks: Sequence[Ask] = ()
@@ -174,12 +176,15 @@ class TeacherWorkload(Workload):
     def asked(self) -> Teacher:
         return self.job.panel.teachers[0]
 
+    def for_replicas(self) -> TeacherWorkload:
+        return replace(self, build=None, job=replace(self.job, prompts={}))  # each unit brings its prompt
+
     @asynccontextmanager
     async def open(self, budget: Budget, waiting: WaitProgress) -> AsyncIterator[WorkContext]:
         """Connect to the teachers, unless `asks` answer for them, and to the judge."""
         panel, asks = self.job.panel, self.asks
         section = panel.recipe.structured_cot
-        answers = AnswerJournal(self.build, is_kept=panel.takes_several_requests, is_final=self.ask_with is None)
+        answers = AnswerJournal(self.build if panel.takes_several_requests else None, is_final=self.ask_with is None)
         pools: list[EndpointPool] = []
         clients: list[Client] = []
         async with AsyncExitStack() as stack:

@@ -179,7 +179,9 @@ class RayExecutor:
     def __init__(self, workload: Workload, budget: Budget, concurrency: Concurrency, address: str | None) -> None:
         # Replicas may lack the training package, whose sections the whole recipe has.
         sections = workload.recipe.model_dump(mode="json", include=set(Recipe.model_fields))
-        self._workload = replace(workload, recipe=Recipe.model_validate(sections), folder=workload.folder.resolve())
+        self._workload = replace(
+            workload.for_replicas(), recipe=Recipe.model_validate(sections), folder=workload.folder.resolve()
+        )
         self._budget = budget
         self._in_flight = UNITS_IN_FLIGHT if concurrency == "auto" else concurrency
         self._address = address

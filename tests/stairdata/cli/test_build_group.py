@@ -22,8 +22,8 @@ Run = Callable[..., "Ended"]
 KINDS = ["prompts", "structured-cot", "trees", "preference-pairs", "prm-pairs", "responses"]
 SERVERS = {"--endpoints", "--executor", "--address"}
 OWN = {
-    "prompts": {"--decontaminate"},
-    "structured-cot": {"--teachers", "--batch", "--retry-quarantined", "--shard"},
+    "prompts": {"--decontaminate"} | SERVERS,
+    "structured-cot": {"--teachers", "--batch", "--retry-quarantined", "--shard"} | SERVERS,
     "trees": {"--pilot", "--rejudge", "--shard"} | SERVERS,
     "preference-pairs": {"--reviews"},
     "prm-pairs": set(),

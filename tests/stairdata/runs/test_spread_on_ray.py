@@ -19,13 +19,13 @@ from stairdata.runs.options import BuildOptions
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.errors import ServerError, UsageError
 from stairdata_schemas.manifest import ModelIdentity
-from tests.stairdata.runs.test_spread import Build, build, rows_of
+from tests.stairdata.runs.test_spread import Build, build, prepare, rows_of
 
 if TYPE_CHECKING:
     from tests.conftest import StubServer
 
 pytestmark = pytest.mark.slow
-ON_RAY = ["responses"]
+ON_RAY = ["responses", "structured_cot", "prompts"]
 __all__ = ["build"]
 
 
@@ -44,10 +44,10 @@ def _cluster() -> Any:
 def test_two_replicas_of_which_one_loses_its_server_give_the_rows_of_one_server(
     kind: str, build: Build, stubs: list[StubServer]
 ) -> None:
+    prepare(kind, stubs)
     one = build(kind, "one")
     stays, dies = stubs[:2]
-    for stub in (stays, dies):
-        stub.reset()
+    prepare(kind, stubs)
     dies.control(die_after=3)
     stays.control(hold=1000)  # else it might have done all before the other replica has started
     threading.Thread(target=_release, args=(stays, dies), daemon=True).start()
