@@ -48,7 +48,7 @@ def build_as_told(
     plan = with_shard(plan, options.shard)
     if options.only_finished:
         return finished_or_error(plan, options)
-    if not _is_finished(plan, options):
+    if not is_finished(plan, options):
         check()
     return build_artifact(
         plan,
@@ -60,6 +60,7 @@ def build_as_told(
     )
 
 
-def _is_finished(plan: BuildPlan, options: BuildOptions) -> bool:
+def is_finished(plan: BuildPlan, options: BuildOptions) -> bool:
+    """Tell whether building a plan would return what is there already."""
     found = None if options.fresh else find_finished(plan, options.root)
     return found is not None and options.version in (None, found.folder.name)

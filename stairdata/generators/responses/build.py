@@ -47,8 +47,8 @@ def build_responses(
     """
     if recipe.responses.prm is not None and open_scorer is None:
         raise RecipeError("responses.prm is named, and nothing here can score: build with the command line")
-    parent = Inputs(options.inputs, options.root).of("prompts")
     recipe = recipe.model_copy(update={"actor": at_endpoints(recipe.actor, execution, "actor")})
+    parent = Inputs(options.inputs, options.root).of("prompts")
     plan = plan_responses(recipe, parent, options, prm)
 
     def content(build: Build) -> BuildContent:

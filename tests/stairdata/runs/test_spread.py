@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tests.conftest import StubServer
 
 KINDS = ["responses", "structured_cot", "prompts", "evaluations"]
+ROWS = 12
 STUB = {"prompts": {"judge_text": "Task: safety"}}
 """Options of the stub for a kind."""
 ENDPOINTS = Execution(endpoints=("http://127.0.0.1:1/v1",))
@@ -46,7 +47,7 @@ def build(
         recipe = recipe_of(kind, actor_section, tmp_path)
         given = BuildOptions(
             root=tmp_path / root,
-            inputs=() if kind in {"prompts", "evaluations"} else (str(make_prompts(24).folder),),
+            inputs=() if kind in {"prompts", "evaluations"} else (str(make_prompts(ROWS).folder),),
             max_quarantine=1.0,
             **options,
         )
@@ -60,7 +61,7 @@ def build(
 def recipe_of(kind: str, actor: dict[str, Any], folder: Path) -> FullRecipe:
     """Return a recipe in which the stub does the work of a kind."""
     source = folder / "without-task.jsonl"
-    source.write_text("".join(json.dumps({"prompt": f"Question {number}?"}) + "\n" for number in range(24)))
+    source.write_text("".join(json.dumps({"prompt": f"Question {number}?"}) + "\n" for number in range(ROWS)))
     asked = actor | {"retries": 1, "concurrency": 4}
     sections: dict[str, dict[str, Any]] = {
         "responses": {"actor": asked, "responses": {"n": 2, "concurrency": 3}},
@@ -114,7 +115,7 @@ def test_one_server_three_and_two_that_are_left_give_the_same(
     assert [f"{url} " in table for url in urls] == [True] * 3
     assert "what each endpoint did:" in table
     prepare(kind, stubs)
-    stubs[1].control(die_after=3)
+    stubs[1].control(die_after=1)
     two = build(kind, "two", urls)
     assert rows_of(two).equals(rows_of(one))
     assert f"{urls[1]} no longer answers" in caplog.text
@@ -126,13 +127,13 @@ def test_a_server_that_is_slow_keeps_what_it_has_and_gets_no_more(build: Build, 
     slow.control(hold=1000)
 
     def release() -> None:
-        fast.stats(requests=20)  # answered once so many were sent there
+        fast.stats(requests=ROWS - 4)  # answered once so many were sent there
         slow.control(hold=0)
 
     threading.Thread(target=release, daemon=True).start()
     build("responses", "pulled", (slow.base_url, fast.base_url))
     shares = [stub.stats()["requests"] for stub in (slow, fast)]
-    assert sum(shares) == 24
+    assert sum(shares) == ROWS
     assert shares[0] <= 4
 
 
