@@ -130,11 +130,12 @@ def build_evaluations(recipe: FullRecipe, options: BuildOptions, execution: Exec
     return build(recipe, options, *_scoring(recipe), execution or HERE)
 
 
-def forecast_evaluations(recipe: FullRecipe, options: BuildOptions, execution: Execution) -> Forecast:
+def forecast_evaluations(recipe: FullRecipe, options: BuildOptions, execution: Execution | None = None) -> Forecast:
     """Forecast a build of evaluations."""
     from stairdata.generators.evaluations.cost_estimate import forecast_evaluations as forecast
+    from stairdata.runs.executors.executor import HERE
 
-    return forecast(recipe, options, _scoring(recipe)[0], execution)
+    return forecast(recipe, options, _scoring(recipe)[0], execution or HERE)
 
 
 def _scoring(recipe: FullRecipe) -> tuple[ModelIdentity | None, OpenScorer | None]:
