@@ -17,6 +17,7 @@ from stairdata_training.config import DpoConfig, PrmConfig, SftConfig
 
 if TYPE_CHECKING:
     from stairdata.generators.responses.workload import OpenScorer
+    from stairdata.runs.executors.executor import Execution
     from stairdata.runs.forecast import Forecast
     from stairdata.runs.options import BuildOptions
     from stairdata.runs.progress import Progress
@@ -72,8 +73,8 @@ def build_kind(kind: str, recipe: FullRecipe, options: BuildOptions, **own: Any)
         kind: one of `BUILT_KINDS`.
         recipe: all sections.
         options: where, from what, how much.
-        own: what this kind alone takes: `execution` and `rejudge` of trees, `asking` of structured_cot, `reviews` of
-            preference_pairs.
+        own: what not all kinds take: `execution` of those that ask models, `rejudge` of trees, `asking` of
+            structured_cot, `reviews` of preference_pairs.
 
     Returns:
         The artifact; None where a batch leaves it unfinished.
@@ -113,25 +114,28 @@ def _generator(kind: str) -> Callable[..., Artifact | None]:
     return build_preference_pairs if kind == "preference_pairs" else build_prm_pairs
 
 
-def build_responses(recipe: FullRecipe, options: BuildOptions) -> Artifact | None:
+def build_responses(recipe: FullRecipe, options: BuildOptions, execution: Execution | None = None) -> Artifact | None:
     """Build responses with the recipe's process reward model: generators don't know the training package."""
     from stairdata.generators.responses.build import build_responses_in_rounds as build
+    from stairdata.runs.executors.executor import HERE
 
-    return build(recipe, options, *_scoring(recipe))
+    return build(recipe, options, *_scoring(recipe), execution or HERE)
 
 
-def build_evaluations(recipe: FullRecipe, options: BuildOptions) -> Artifact | None:
+def build_evaluations(recipe: FullRecipe, options: BuildOptions, execution: Execution | None = None) -> Artifact | None:
     """Build evaluations, where `responses` has a process reward model with that."""
     from stairdata.generators.evaluations.build import build_evaluations_in_rounds as build
+    from stairdata.runs.executors.executor import HERE
 
-    return build(recipe, options, *_scoring(recipe))
+    return build(recipe, options, *_scoring(recipe), execution or HERE)
 
 
-def forecast_evaluations(recipe: FullRecipe, options: BuildOptions) -> Forecast:
+def forecast_evaluations(recipe: FullRecipe, options: BuildOptions, execution: Execution | None = None) -> Forecast:
     """Forecast a build of evaluations."""
     from stairdata.generators.evaluations.cost_estimate import forecast_evaluations as forecast
+    from stairdata.runs.executors.executor import HERE
 
-    return forecast(recipe, options, _scoring(recipe)[0])
+    return forecast(recipe, options, _scoring(recipe)[0], execution or HERE)
 
 
 def _scoring(recipe: FullRecipe) -> tuple[ModelIdentity | None, OpenScorer | None]:

@@ -29,6 +29,8 @@ from stairdata.generators.trees.tree_runner import search_config
 from stairdata.llm.budget import Budget, unpriced
 from stairdata.recipe import Recipe
 from stairdata.runs.batching.cost import in_batches
+from stairdata.runs.build import is_finished
+from stairdata.runs.executors.checks import check_execution
 from stairdata.runs.executors.executor import HERE, Execution
 from stairdata.runs.forecast import Forecast, ModelLoad
 from stairdata.runs.inputs import Inputs, input_rows
@@ -217,6 +219,8 @@ def _ratings_of(recipe: Recipe, task: str) -> int:
 
 def _measured(recipe: Recipe, prompts: Artifact, options: BuildOptions, execution: Execution, pilot: int) -> Forecast:
     plan = plan_trees(recipe, prompts, options, execution)
+    if not is_finished(plan, options):
+        check_execution([recipe.actor], execution)
     build = begin_build(plan, options.root, options.version, fresh=options.fresh)
     if isinstance(build, Artifact):
         return Forecast("trees", finished=build.reference)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from stairdata.llm.client import Client, Generation, Sample, TokenLogprob, thoughts_apart
+from stairdata.llm.endpoint_pool import EndpointPool
 from stairdata.llm.outcomes import ControlTokensError, Outcome, RequestFailedError
 from stairdata.recipe import ControlTokens, Sampling
 from stairdata_schemas import rendering
@@ -93,7 +94,7 @@ class Actor:
 
     def __init__(
         self,
-        client: Client,
+        client: Client | EndpointPool,
         tokenizer: rendering.Tokenizer,
         sampling: Sampling,
         context: int = 4096,

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import openai
+from openai.types import Model as OpenAIModel
 from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
 
 from stairdata.llm.budget import Budget
@@ -34,7 +35,7 @@ from stairdata.llm.outcomes import (
     with_retries,
 )
 from stairdata.llm.window import Window
-from stairdata.llm.wire.bounded_http import AnswerLimitError, BoundedHttpClient, body_limit, limit_for
+from stairdata.llm.wire.bounded_http import LISTING, AnswerLimitError, BoundedHttpClient, body_limit, limit_for
 from stairdata.llm.wire.json_answers import known_part, part
 from stairdata.llm.wire.json_requests import JsonRequests
 from stairdata.llm.wire.token_limit import TokenLimitName
@@ -51,6 +52,8 @@ PROBE_SECONDS = 10.0
 """Listing models takes no computing; a server that can't do it in that time does not answer anybody."""
 START_SECONDS = 60.0
 """The same before the first request: the server may have to wake up."""
+NAMES = 20
+"""Models of a server that a message shows."""
 TEMPLATE_TOKENS = 64
 """What a chat template may add to a message."""
 CREDIBLE_TIMES = 10
@@ -339,15 +342,49 @@ class Client:
         Raises:
             ServerError: it can't be reached, or refuses the key.
         """
+        return [model.id for model in await self._listed()]
+
+    async def _listed(self) -> list[OpenAIModel]:
         try:
             page = await self.openai.models.list(timeout=min(self._endpoint.timeout, START_SECONDS))
             check_answer(page)
-            return [model.id async for model in page]
+            return [model async for model in page]
         except Exception as error:
             raise ServerError(
                 f"the LLM server at {self.base_url} can't be used: {quote(self.redact(error.__cause__ or error))}; "
                 f"check base_url, that the server runs, and its key in the environment variable {self._key_name}"
             ) from error
+
+    async def check_model(self) -> str | None:
+        """Check that the server is there and has the model.
+
+        Returns:
+            What the server made the model of, a folder or Hub id, where it says so, as vLLM does.
+
+        Raises:
+            ServerError: it can't be reached, refuses the key, or serves other models.
+        """
+        listed = await self._listed()
+        served = [model.id for model in listed]
+        if self.model not in served:
+            names = ", ".join(map(quote, served[:NAMES])) or "nothing"
+            names += f" and {len(served) - NAMES:,} more" if len(served) > NAMES else ""
+            raise ServerError(f"the server at {self.base_url} does not serve {quote(self.model)}; it serves {names}")
+        root = getattr(listed[served.index(self.model)], "root", None)
+        return root if isinstance(root, str) else None
+
+    async def tokens_of(self, text: str) -> dict[str, Any] | None:
+        """Return what vLLM's /tokenize says of a text, `tokens` above all; None where it has no such route."""
+        root = self.base_url.rstrip("/").removesuffix("/v1")
+        body = {"model": self.model, "prompt": text, "add_special_tokens": False}
+        try:
+            with body_limit(LISTING):
+                said: Any = await self.openai.post(
+                    f"{root}/tokenize", cast_to=object, body=body, options={"timeout": START_SECONDS}
+                )
+        except (openai.OpenAIError, ValueError, RecursionError):
+            return None
+        return said if isinstance(said, dict) and isinstance(said.get("tokens"), list) else None
 
     def check_server(self) -> None:
         """Raise if the server is known to be dead, as one that was started here is once it has ended.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from stairdata.llm.actor import Actor
 from stairdata.llm.budget import Budget
 from stairdata.llm.client import Client
+from stairdata.llm.endpoint_pool import EndpointPool
 from stairdata.recipe import Endpoint, ModelServer, Sampling
 from stairdata_schemas import rendering
 from stairdata_schemas.aliases import WaitProgress
-from stairdata_schemas.errors import ModelError, RecipeError, ServerError, quote
+from stairdata_schemas.errors import ModelError, RecipeError, quote
 from stairdata_schemas.manifest import ModelIdentity
 from stairdata_schemas.templating.control_tokens import control_tokens
 
@@ -33,7 +34,6 @@ MakeClient = Callable[..., Client]
 Connect = Callable[[Endpoint, str], AbstractAsyncContextManager[Client]]
 """From an endpoint and the name of its part in a build to its client."""
 NOWHERE = "http://127.0.0.1:9/v1"
-NAMES = 20  # models of a server that a message shows
 _log = logging.getLogger("stairdata")
 
 
@@ -87,6 +87,8 @@ async def open_client(
     on_progress: WaitProgress | None = None,
     budget: Budget | None = None,
     make_client: MakeClient = Client,
+    *,
+    is_checked: bool = True,
     **options: Any,
 ) -> AsyncIterator[Client]:
     """Connect to an endpoint, starting its server if it names a model.
@@ -97,6 +99,7 @@ async def open_client(
         on_progress: told while it starts.
         budget: admits each request.
         make_client: makes the client.
+        is_checked: False connects to a URL without asking whether the model is there.
         options: more fields of `ServerOptions`.
 
     Raises:
@@ -108,7 +111,8 @@ async def open_client(
         model = endpoint.model or ""
         client = make_client(endpoint, endpoint.base_url, model, key, budget=budget, control_tokens=tokens)
         try:
-            await _check_model(client)
+            if is_checked:
+                await client.check_model()
             yield client
         finally:
             await client.close()
@@ -158,6 +162,46 @@ async def open_unconnected(endpoint: Endpoint, make_client: MakeClient, budget: 
         await client.close()
 
 
+@asynccontextmanager
+async def open_pool(
+    endpoint: Endpoint,
+    urls: Sequence[str],
+    log: Path,
+    on_progress: WaitProgress | None = None,
+    budget: Budget | None = None,
+    *,
+    is_spread: bool = True,
+) -> AsyncIterator[EndpointPool]:
+    """Connect to all servers of a model, or start the one that the recipe has served here.
+
+    Args:
+        endpoint: the recipe's words on the model and its servers.
+        urls: of the servers, in place of the recipe's one; those that don't answer are looked at again later.
+        log: of a server that is started.
+        on_progress: told while it starts.
+        budget: admits each request.
+        is_spread: as for `EndpointPool`.
+
+    Raises:
+        ServerError: no server can be started or reached, or serves the model.
+    """
+    async with AsyncExitStack() as stack:
+        clients = []
+        for each in endpoints_of(endpoint, urls):
+            opening = open_client(each, log, on_progress, budget, is_checked=not urls)
+            clients.append(await stack.enter_async_context(opening))
+        pool = EndpointPool(clients, is_spread=is_spread)
+        stack.callback(pool.close)
+        if urls:
+            await pool.look()
+        yield pool
+
+
+def endpoints_of(endpoint: Endpoint, urls: Sequence[str]) -> list[Endpoint]:
+    """Return an endpoint once for each URL, or as it is."""
+    return [endpoint.model_copy(update={"base_url": url}) for url in urls] or [endpoint]
+
+
 def _is_same(server: ManagedServer, options: ServerOptions) -> bool:
     """Tell whether a server that runs is what the options would start; its log and its memory don't matter."""
     return server.is_alive() and replace(server.options, log=options.log, gpu_memory=options.gpu_memory) == options
@@ -192,7 +236,7 @@ def end_servers(but: str | None = None) -> None:
             server.stop()
 
 
-def make_actor(client: Client, endpoint: Endpoint, sampling: Sampling) -> Actor:
+def make_actor(client: Client | EndpointPool, endpoint: Endpoint, sampling: Sampling) -> Actor:
     """Make the actor of an endpoint, with the tokenizer that its prompts are rendered with."""
     tokenizer = rendering.load_tokenizer(endpoint.tokenizer or endpoint.path or "")
     missing = rendering.missing_tags(tokenizer)
@@ -209,11 +253,3 @@ def make_actor(client: Client, endpoint: Endpoint, sampling: Sampling) -> Actor:
 @lru_cache
 def _control_tokens(tokenizer: str | None) -> tuple[str, ...]:
     return control_tokens(rendering.load_tokenizer(tokenizer)) if tokenizer is not None else ()
-
-
-async def _check_model(client: Client) -> None:
-    served = await client.models()
-    if client.model not in served:
-        names = ", ".join(map(quote, served[:NAMES])) or "nothing"
-        names += f" and {len(served) - NAMES:,} more" if len(served) > NAMES else ""
-        raise ServerError(f"the server at {client.base_url} does not serve {quote(client.model)}; it serves {names}")

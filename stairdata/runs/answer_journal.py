@@ -24,16 +24,15 @@ class AnswerJournal:
     """The answers of units that have no row yet.
 
     Args:
-        build: in whose folder they are kept.
-        is_kept: False where a unit is a single request: its row is its answer.
+        build: in whose folder they are kept; None keeps none: where a unit is a single request, its row is its answer.
         is_final: also what a refused unit was answered is kept for the next run, which is to refuse it again.
     """
 
-    def __init__(self, build: Build, *, is_kept: bool, is_final: bool = False) -> None:
+    def __init__(self, build: Build | None, *, is_final: bool = False) -> None:
         self._is_final = is_final
         self._known: dict[str, dict[str, Generation]] = defaultdict(dict)
         self._journal: Journal | None = None
-        if not is_kept:
+        if build is None:
             return
         self._journal = build.journal(JOURNAL)
         decided = {record["key"] for record in read_journal(build.work / ROWS)}

@@ -28,14 +28,18 @@ def finished_or_error(plan: BuildPlan, options: BuildOptions) -> Artifact:
 
 
 def build_in_rounds(
-    plan: BuildPlan, make_content: Callable[[Build], BuildContent | None], options: BuildOptions
+    plan: BuildPlan,
+    make_content: Callable[[Build], BuildContent | None],
+    options: BuildOptions,
+    check: Callable[[], None] = lambda: None,
 ) -> Artifact | None:
     """Build the artifact of a plan in as many runs as it takes; one that is finished already is returned as it is.
 
     Args:
         plan: what is to be built.
         make_content: makes the rows; None where they are not all there, which leaves the build unfinished.
-        options: where, and whether to start over.
+        options: where, how much, and whether to start over.
+        check: called before anything is written, where something is left to do.
 
     Raises:
         NotBuiltError: it is not finished, and nothing is to be built.
@@ -44,6 +48,8 @@ def build_in_rounds(
     plan = with_shard(plan, options.shard)
     if options.only_finished:
         return finished_or_error(plan, options)
+    if not is_finished(plan, options):
+        check()
     build = begin_build(plan, options.root, options.version, fresh=options.fresh)
     if isinstance(build, Artifact):
         return build
@@ -54,13 +60,30 @@ def build_in_rounds(
         return build.finish(content.frames, content.refused, content.report, options.max_quarantine, content.by_design)
 
 
-def build_as_told(plan: BuildPlan, make_content: Callable[[Build], BuildContent], options: BuildOptions) -> Artifact:
+def build_as_told(
+    plan: BuildPlan,
+    make_content: Callable[[Build], BuildContent],
+    options: BuildOptions,
+    check: Callable[[], None] = lambda: None,
+) -> Artifact:
     """Build the artifact of a plan; one that is finished already is returned as it is.
+
+    Args:
+        plan: what is to be built.
+        make_content: makes its rows.
+        options: where, and how much.
+        check: called before anything is written, where something is left to do.
 
     Raises:
         NotBuiltError: it is not finished, and nothing is to be built.
         StairDataError: as `build_artifact` says.
     """
-    found = build_in_rounds(plan, make_content, options)
+    found = build_in_rounds(plan, make_content, options, check)
     assert found is not None, "its rows are all there"
     return found
+
+
+def is_finished(plan: BuildPlan, options: BuildOptions) -> bool:
+    """Tell whether building a plan would return what is there already."""
+    found = None if options.fresh else find_finished(plan, options.root)
+    return found is not None and options.version in (None, found.folder.name)

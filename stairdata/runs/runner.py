@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import polars as pl
 
 from stairdata.llm.budget import Budget, Expense, StoppedError
+from stairdata.llm.endpoint_pool import EndpointUse, sum_uses, table_of_endpoints
 from stairdata.llm.outcomes import THINKS_TOO_LONG, Outcome
 from stairdata.recipe import Recipe
 from stairdata.runs.event_loop import run_to_end
@@ -58,6 +59,8 @@ class RunResult(NamedTuple):
     usage: BuildUsage
     frames: Callable[[], Iterator[pl.DataFrame]]
     """The rows in the units' order, in frames of bounded size."""
+    uses: dict[str, EndpointUse]
+    """What each server of the asked model did in this run, by URL."""
 
 
 def run_units(
@@ -103,7 +106,7 @@ def run_units(
         journal.close()
     if budget.reason is not None:
         raise budget.reason
-    result = run.result(units)
+    result = run.result(units, executor.uses)
     note_refused(build, every, result.refused)
     return result
 
@@ -117,6 +120,7 @@ def join_results(results: Sequence[RunResult]) -> RunResult:
         _summed(each.counts for each in results),
         BuildUsage(**_summed(each.usage.model_dump(exclude={"cost"}) for each in results)),
         lambda: (frame for each in results for frame in each.frames()),
+        sum_uses(each.uses for each in results),
     )
 
 
@@ -229,7 +233,7 @@ class UnitRun:
         finally:
             os.close(descriptor)
 
-    def result(self, units: Sequence[Unit]) -> RunResult:
+    def result(self, units: Sequence[Unit], uses: dict[str, EndpointUse]) -> RunResult:
         """Sum up this run and those before it."""
         journal, refused = self._journal, sorted(self._refused, key=lambda refusal: refusal.row)
         requests = journal.requests + _outcomes_of(refused)
@@ -241,11 +245,15 @@ class UnitRun:
             dict(journal.counts),
             BuildUsage(**journal.usage),
             lambda: journal.frames(units),
+            uses,
         )
 
 
 def table_of_outcomes(result: RunResult) -> str:
-    """Return a table of how requests ended, and units where one was refused; empty where nothing is to be told."""
+    """Return a table of how requests ended, of units where one was refused, and of what each of several servers did.
+
+    It is empty where nothing is to be told.
+    """
     rows = list(result.requests.items())
     if set(result.outcomes) - {"ok"}:
         rows += [(f"refused: {rule}", count) for rule, count in result.outcomes.items() if rule != "ok"]
@@ -253,7 +261,8 @@ def table_of_outcomes(result: RunResult) -> str:
     lines = [f"  {name:<{width}}  {count:>9,}" for name, count in rows]
     if Outcome.ONLY_REASONING in {*result.requests, *result.outcomes}:
         lines.append(f"  {Outcome.ONLY_REASONING}: {THINKS_TOO_LONG}")
-    return "\n".join(["how requests ended:", *lines]) if rows else ""
+    tables = ["\n".join(["how requests ended:", *lines]) if rows else "", table_of_endpoints(result.uses)]
+    return "\n".join(filter(None, tables))
 
 
 def _outcomes_of(refused: Sequence[QuarantineRow]) -> Counter[str]:

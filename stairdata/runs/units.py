@@ -5,16 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
-from stairdata.recipe import Recipe
+from stairdata.recipe import ModelServer, Recipe
 from stairdata_schemas.aliases import Row, WaitProgress
 
 if TYPE_CHECKING:
     from stairdata.llm.budget import Budget
     from stairdata.llm.client import Client
+    from stairdata.llm.endpoint_pool import EndpointPool
     from stairdata.llm.outcomes import RequestFailedError
 
 
@@ -77,6 +78,8 @@ class WorkContext:
     clients: Sequence[Client]
     iterations: Callable[[], int] | None = None
     """How many iterations of a search were made so far, where the work is a search."""
+    pools: Sequence[EndpointPool] = ()
+    """The servers that `--endpoints` may name, for what each of them did."""
 
 
 def room_of(clients: Sequence[Client]) -> Callable[[], Awaitable[None]]:
@@ -96,15 +99,29 @@ class Workload(ABC):
     recipe: Recipe
     folder: Path
     """The build's work folder: logs, and journals of what is under way."""
+    endpoints: tuple[str, ...] = field(default=(), kw_only=True)
+    """URLs of the model's servers, in place of the recipe's one."""
+    is_spread: bool = field(default=True, kw_only=True)
+    """False asks the first of them that answers."""
 
     @property
     @abstractmethod
+    def asked(self) -> ModelServer:
+        """The model that may have several servers."""
+
+    @property
     def urls(self) -> tuple[str, ...]:
         """Servers that run already; none where the work serves its model itself."""
+        own = self.asked.base_url
+        return self.endpoints or ((own,) if own else ())
 
-    @abstractmethod
-    def at(self, urls: tuple[str, ...]) -> Workload:
+    def at(self, urls: tuple[str, ...], *, is_spread: bool = True) -> Self:
         """Return the same work with other servers."""
+        return replace(self, endpoints=urls, is_spread=is_spread)
+
+    def for_replicas(self) -> Self:
+        """Return the same work without what belongs to this process alone."""
+        return self
 
     @abstractmethod
     def open(self, budget: Budget, waiting: WaitProgress) -> AbstractAsyncContextManager[WorkContext]:

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import openai
 from openai import BaseModel
 
-from stairdata.llm.client import START_SECONDS, Client, RequestTokens, believed_usage
+from stairdata.llm.client import Client, RequestTokens, believed_usage
 from stairdata.llm.outcomes import MalformedAnswerError, Outcome, RequestFailedError, check_answer
-from stairdata.llm.wire.bounded_http import LISTING, body_limit, limit_for
+from stairdata.llm.wire.bounded_http import body_limit, limit_for
 from stairdata.scorers.joining import BatchJoiner
 from stairdata.scorers.reading import unscored_ids
 from stairdata.search.scoring import ScoreItem, StepScores
@@ -115,22 +115,15 @@ class PrmClient:
         return context
 
     async def _check_tokenizer(self, text: str, ids: list[int]) -> int | None:
-        body = {"model": self.client.model, "prompt": text, "add_special_tokens": False}
-        try:
-            with body_limit(LISTING):
-                said: Any = await self.client.openai.post(
-                    f"{self._root}/tokenize", cast_to=object, body=body, options={"timeout": START_SECONDS}
-                )
-        except (openai.OpenAIError, ValueError, RecursionError):
-            said = None
-        tokens = said.get("tokens") if isinstance(said, dict) else None
-        if not isinstance(tokens, list):
+        said = await self.client.tokens_of(text)
+        if said is None:
             _log.warning(
                 "note: the server at %s does not say how it cuts text into tokens (/tokenize), so that the tokenizer "
                 "of the process reward model can't be checked",
                 self.client.base_url,
             )
             return None
+        tokens = said["tokens"]
         if tokens != ids:
             raise ModelError(
                 f"the process reward model {quote(self.client.model)} at {self.client.base_url} has another tokenizer "

@@ -159,7 +159,7 @@ CASES: dict[str, Case] = {
     ),
     "trees_by_pucb": _trees({"score": "pucb", "prior": "geometric", "trees_per_prompt": 2, "round": 2}, "--limit 2"),
     "trees_parallel": _trees({"parallel": 2, "virtual_loss": 0.5}, "--limit 3"),
-    "trees_on_two_servers": _trees({}, "--limit 4 --endpoints $URL,$URL"),
+    "trees_on_two_servers": _trees({}, "--limit 4 --endpoints $URL,http://localhost:$PORT/v1"),
     "trees_of_a_served_model": Case(
         [build_command("trees", "--input @prompts")],
         {"actor": {"path": "$MODEL", "port": "$PORT", "max_model_len": 2048}, "trees": TREES},

@@ -50,6 +50,8 @@ class Options:
 
     model: str = "actor"
     also: list[str] = field(default_factory=list)  # other names that it serves
+    root: str | None = None
+    """What it says that its models are made of."""
     key: str | None = None
     """Answer 401 to any other key, and say the wrong one aloud, as some servers do."""
     knows_stop_option: bool = True
@@ -189,6 +191,8 @@ async def control(request: Request) -> Response:
             return JSONResponse({"unknown": name}, 400)
         setattr(STATE.options, name, value)
     STATE.account.plan = Plan(**STATE.options.batches)
+    async with CHANGED:
+        CHANGED.notify_all()
     return JSONResponse({})
 
 
@@ -635,7 +639,8 @@ def _dice(*parts: object) -> random.Random:
 
 
 def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "dice"}
+    made_of = {"root": STATE.options.root} if STATE.options.root else {}
+    return {"id": name, "object": "model", "created": 0, "owned_by": "dice", **made_of}
 
 
 def application() -> Starlette:

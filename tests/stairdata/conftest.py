@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,25 @@ def prompts_of(tmp_path: Path) -> Callable[[list[str]], Artifact]:
         return build_prompts(recipe, BuildOptions(root=tmp_path / "artifacts"))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def _further_stubs(stub_process: StubServer) -> Iterator[list[StubServer]]:
+    servers = [type(stub_process)(), type(stub_process)()]
+    for server in servers:
+        server.tokenizer = stub_process.tokenizer
+    yield servers
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def stubs(stub_llm: StubServer, _further_stubs: list[StubServer]) -> list[StubServer]:
+    """The stub, and two further servers of its model."""
+    for server in _further_stubs:
+        server.start()
+        server.reset()
+    return [stub_llm, *_further_stubs]
 
 
 @pytest.fixture

@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
-from stairdata.cli.build.shared import SharedOptions, takes_shared_options
+from stairdata.cli.build.shared import ExecutionOptions, SharedOptions, takes_shared_options
 
 
 @takes_shared_options
 def build(
     shared: SharedOptions,
+    servers: ExecutionOptions,
     decontaminate: Annotated[
         list[str] | None,
         typer.Option(
@@ -31,5 +32,5 @@ def build(
     recipe = recipe.model_copy(update={"prompts": section.model_copy(update={"decontaminate": both})})
     shared.run(
         lambda options: forecast_prompts(recipe, options),
-        lambda options: build_prompts(recipe, options),
+        lambda options: build_prompts(recipe, options, servers.execution() if servers.are_given else None),
     )

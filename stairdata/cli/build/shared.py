@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -19,6 +20,7 @@ from stairdata.cli.options import (
     RootOption,
     SetOption,
     VersionOption,
+    check_url,
     read_recipe,
     root_folder,
 )
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from stairdata.cli.build.batching import BatchAction
+    from stairdata.runs.executors.executor import Execution
     from stairdata.runs.forecast import Forecast
     from stairdata.runs.options import BuildOptions
     from stairdata.runs.progress import Progress
@@ -46,7 +49,65 @@ ShardOption = Annotated[
 MaxQuarantineOption = Annotated[
     float, typer.Option("--max-quarantine", min=0, max=1, help="Fail if a larger share of the rows is refused.")
 ]
-COSTS = "Costs and limits"  # heading of the help
+COSTS = "Costs and limits"  # headings of the help
+SERVERS = "Servers and clusters"
+
+
+class ExecutorName(StrEnum):
+    """Where units are worked on."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionOptions:
+    """The options of kinds that ask a model; the fields are the command line's parameters."""
+
+    endpoints: Annotated[
+        str | None,
+        typer.Option(
+            "--endpoints",
+            metavar="URL,URL",
+            help="Spread the work over several servers of the model, in place of its base_url.",
+            rich_help_panel=SERVERS,
+        ),
+    ] = None
+    executor: Annotated[
+        ExecutorName,
+        typer.Option(
+            "--executor",
+            help="Where the work is done: in this process, or by replicas on a Ray cluster.",
+            rich_help_panel=SERVERS,
+        ),
+    ] = ExecutorName.LOCAL
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            help="Ray cluster; default: one on this machine.",
+            show_default=False,
+            rich_help_panel=SERVERS,
+        ),
+    ] = None
+
+    @property
+    def are_given(self) -> bool:
+        return self != ExecutionOptions()
+
+    def execution(self) -> Execution:
+        """Return where the units are worked on.
+
+        Raises:
+            UsageError: a URL with a password in it, an endpoint given twice, or an address without Ray.
+        """
+        from stairdata.runs.executors.executor import Execution
+
+        urls = comma_separated(self.endpoints)
+        for url in urls:
+            check_url(url, "--endpoints", "set the key as the variable that api_key_env of the recipe names")
+        check_url(self.address or "", "--address", "let Ray take it from its own environment")
+        return Execution(self.executor.value, self.address, urls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,23 +211,31 @@ class SharedOptions:
 
 
 def takes_shared_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of `SharedOptions` besides its own; it gets them as its first argument."""
-    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
-    hints = get_type_hints(SharedOptions, include_extras=True)
-    shared = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[name])
-        for name, field in SharedOptions.__dataclass_fields__.items()
-    ]
+    """Give a command one option for each field of its parameters that are a group of options, beside its own."""
+    given = inspect.signature(command, eval_str=True).parameters.values()
+    groups: dict[str, Any] = {each.name: each.annotation for each in given if is_dataclass(each.annotation)}
+    options = {name: _options_of(group) for name, group in groups.items()}
 
     def with_shared(**values: Any) -> None:
-        given = SharedOptions(**{each.name: values.pop(each.name) for each in shared})
-        command(given, **values)
+        made = {name: groups[name](**{each.name: values.pop(each.name) for each in options[name]}) for name in groups}
+        command(**made, **values)
 
-    parameters = [*shared, *(each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own)]
+    own = (each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in given if each.name not in groups)
+    parameters = [*(option for each in options.values() for option in each), *own]
     with_shared.__doc__ = command.__doc__
     with_shared.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     with_shared.__annotations__ = {each.name: each.annotation for each in parameters}
     return with_shared
+
+
+def _options_of(group: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(group)
+    ]
 
 
 def comma_separated(text: str | None) -> tuple[str, ...]:

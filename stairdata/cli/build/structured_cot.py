@@ -7,12 +7,19 @@ from typing import Annotated
 import typer
 
 from stairdata.cli.build.batching import BatchFilesOption, BatchOption
-from stairdata.cli.build.shared import ShardOption, SharedOptions, comma_separated, takes_shared_options
+from stairdata.cli.build.shared import (
+    ExecutionOptions,
+    ShardOption,
+    SharedOptions,
+    comma_separated,
+    takes_shared_options,
+)
 
 
 @takes_shared_options
 def build(
     shared: SharedOptions,
+    servers: ExecutionOptions,
     teachers: Annotated[
         str | None,
         typer.Option(
@@ -32,11 +39,11 @@ def build(
     from stairdata.generators.structured_cot.cost_estimate import forecast_structured_cot
     from stairdata.generators.structured_cot.plan import TeacherOptions
 
-    recipe = shared.read_recipe()
+    recipe, execution = shared.read_recipe(), servers.execution()
     action = batch.value if batch else "submit" if batch_files else None
     asking = TeacherOptions(comma_separated(teachers), action, batch_files, retry_quarantined)
     shared.run(
         lambda options: forecast_structured_cot(recipe, options, asking),
-        lambda options: build_structured_cot(recipe, options, asking),
+        lambda options: build_structured_cot(recipe, options, asking, execution),
         shard,
     )

@@ -12,7 +12,7 @@ from stairdata.generators.evaluations.reply_journal import ModelReply
 from stairdata.generators.responses.answering import Answerer
 from stairdata.generators.responses.journal import SearchJournal
 from stairdata.llm.actor import Actor, RequestUsage
-from stairdata.llm.client import Client
+from stairdata.llm.endpoint_pool import EndpointPool
 from stairdata.llm.outcomes import Outcome, RequestFailedError
 from stairdata.llm.wire.gathering import gather_all
 from stairdata.recipe import ResponsesSection
@@ -102,13 +102,13 @@ class ChatModel:
     """A model whose server applies the chat template, as outside models' do.
 
     Args:
-        client: the server.
+        pool: the servers.
         section: n, max_tokens, temperature and top_p; servers by chat alone take no top_k.
         seed: the recipe's.
     """
 
-    def __init__(self, client: Client, section: ResponsesSection, seed: int) -> None:
-        self._client = client
+    def __init__(self, pool: EndpointPool, section: ResponsesSection, seed: int) -> None:
+        self._pool = pool
         self._section = section
         self._seed = seed
 
@@ -129,7 +129,7 @@ class ChatModel:
         messages: Any = [{"role": "user", "content": attacked.prompt}]
         sampling = {"temperature": self._section.temperature, "top_p": self._section.top_p}
         try:
-            generation = await self._client.chat(
+            generation = await self._pool.chat(
                 messages, max_tokens=max_tokens, seed=seed, as_is=attacked.forges_turn, is_whole=True, **sampling
             )
         except RequestFailedError as error:

@@ -15,6 +15,8 @@ from stairdata.llm.budget import Budget
 from stairdata.llm.session import Connect
 from stairdata.recipe import Recipe
 from stairdata.runs.batching.rounds import build_asking, run_live_or_batched
+from stairdata.runs.executors.checks import check_execution
+from stairdata.runs.executors.executor import HERE, Execution, check_unbatched
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.progress import report_waiting
 from stairdata.runs.runner import RunResult, open_budget, table_of_outcomes, usage_of
@@ -33,12 +35,13 @@ def build_evaluations(
     options: BuildOptions,
     prm: ModelIdentity | None = None,
     open_scorer: OpenScorer | None = None,
+    execution: Execution = HERE,
 ) -> Artifact:
     """Judge answers: those of responses artifacts, or of models that are asked now, live.
 
     Args and errors are those of `build_evaluations_in_rounds`.
     """
-    artifact = build_evaluations_in_rounds(recipe, replace(options, batch=None), prm, open_scorer)
+    artifact = build_evaluations_in_rounds(recipe, replace(options, batch=None), prm, open_scorer, execution)
     assert artifact is not None, "only a batch leaves a build unfinished"
     return artifact
 
@@ -48,6 +51,7 @@ def build_evaluations_in_rounds(
     options: BuildOptions,
     prm: ModelIdentity | None = None,
     open_scorer: OpenScorer | None = None,
+    execution: Execution = HERE,
 ) -> Artifact | None:
     """Judge answers: those of responses artifacts, or of models that are asked now, live or in batches.
 
@@ -56,6 +60,7 @@ def build_evaluations_in_rounds(
         options: where and from what.
         prm: which process reward model scores the answers of `responses`; None where nothing is scored.
         open_scorer: opens it; given by the command line, since generators don't know the training package.
+        execution: where the servers of the tested model are.
 
     Returns:
         The artifact; None where batches leave it unfinished.
@@ -68,17 +73,24 @@ def build_evaluations_in_rounds(
         BudgetError: a limit is reached; what is finished is kept.
         QuarantineError: too many rows could not be answered or judged.
     """
-    job = make_job(recipe, options, prm)
+    job = make_job(recipe, options, prm, execution)
+    tested = [model.endpoint for model in job.models]
 
     parts = batched_parts(job)
     if options.batch is not None:
+        check_unbatched(execution)
         check_batched(job, parts, options)
 
     def content(build: Build) -> BuildContent | None:
         budget = open_budget(build, recipe, options)
 
         def executor(connect: Connect | None) -> EvaluationExecutor:
-            return EvaluationExecutor(build, job, budget, report_waiting(options.progress), open_scorer, connect)
+            if connect is not None:
+                check_unbatched(execution)
+            waiting = report_waiting(options.progress)
+            return EvaluationExecutor(
+                build, job, budget, waiting, open_scorer, connect=connect, endpoints=execution.endpoints
+            )
 
         result = run_live_or_batched(build, job.as_units(), executor, parts, budget, options)
         if result is None:
@@ -89,7 +101,7 @@ def build_evaluations_in_rounds(
         refused = [*own_refused(build, job.refused), *result.refused]
         return BuildContent(result.frames(), refused, report, BY_DESIGN)
 
-    return build_asking(job.plan, content, options)
+    return build_asking(job.plan, content, options, lambda: check_execution(tested, execution))
 
 
 def _report(job: EvaluationJob, result: RunResult, budget: Budget) -> Report:

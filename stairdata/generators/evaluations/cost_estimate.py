@@ -19,6 +19,7 @@ from stairdata.generators.responses.cost_estimate import (
 from stairdata.llm.budget import unpriced
 from stairdata.recipe import Recipe
 from stairdata.runs.batching.cost import in_batches
+from stairdata.runs.executors.executor import HERE, Execution
 from stairdata.runs.forecast import Forecast, ModelLoad
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.unfinished import find_before, rows_in, words_on
@@ -33,12 +34,14 @@ ATTACK_TOKENS = 150
 BYTES_PER_TOKEN = 4
 
 
-def forecast_evaluations(recipe: Recipe, options: BuildOptions, prm: ModelIdentity | None = None) -> Forecast:
+def forecast_evaluations(
+    recipe: Recipe, options: BuildOptions, prm: ModelIdentity | None = None, execution: Execution = HERE
+) -> Forecast:
     """Forecast what is asked; benchmarks are read, and nothing is asked and written.
 
     An attack `pair` is forecast at its most: all its rounds and streams.
     """
-    job = make_job(recipe, options, prm)
+    job = make_job(recipe, options, prm, execution)
     there = find_before(KIND, lambda: job.plan, options)
     if isinstance(there, Artifact):
         return Forecast(KIND, finished=there.reference)

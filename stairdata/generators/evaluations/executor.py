@@ -19,7 +19,8 @@ from stairdata.generators.evaluations.reply_journal import ReplyJournal
 from stairdata.generators.responses.workload import OpenScorer
 from stairdata.llm.budget import Budget
 from stairdata.llm.client import Client
-from stairdata.llm.session import Connect, make_actor, open_client
+from stairdata.llm.endpoint_pool import EndpointPool, EndpointUse, sum_uses
+from stairdata.llm.session import Connect, make_actor, open_client, open_pool
 from stairdata.recipe import Endpoint
 from stairdata.recipe.attacks import Attacker
 from stairdata.runs.executors.local import LocalExecutor
@@ -51,6 +52,7 @@ class EvaluationExecutor:
         waiting: told when the start of a server takes its time.
         open_scorer: opens the process reward model, where there is one.
         connect: connects to servers in place of `open_client`.
+        endpoints: URLs of the servers of the tested model, in place of the recipe's one.
     """
 
     def __init__(
@@ -60,7 +62,9 @@ class EvaluationExecutor:
         budget: Budget,
         waiting: WaitProgress,
         open_scorer: OpenScorer | None = None,
+        *,
         connect: Connect | None = None,
+        endpoints: Sequence[str] = (),
     ) -> None:
         self._build = build
         self._job = job
@@ -68,12 +72,19 @@ class EvaluationExecutor:
         self._waiting = waiting
         self._open_scorer = open_scorer
         self._connect = connect
+        self._endpoints = endpoints
         self._current: LocalExecutor | None = None
+        self._uses: dict[str, EndpointUse] = {}
 
     @property
     def context(self) -> WorkContext | None:
         """What works now."""
         return self._current.context if self._current else None
+
+    @property
+    def uses(self) -> dict[str, EndpointUse]:
+        """What each server of the tested models did so far, by URL."""
+        return sum_uses([self._uses, *([self._current.uses] if self._current else [])])
 
     async def run(self, units: Sequence[Unit]) -> AsyncGenerator[tuple[Unit, UnitResult | UnitFailure]]:
         """Work on units; servers are started only for what is to be done.
@@ -106,6 +117,7 @@ class EvaluationExecutor:
                     return Evaluator(self._job.recipe, self._job.attacks, judge, replies, answering, attacker)
 
                 opened = self._opened(model, evaluator, shared, scorer)
+                self._uses = self.uses
                 self._current = LocalExecutor(opened, self._budget, section.concurrency)
                 async with aclosing(self._current.run(mine)) as ended:
                     async for end in ended:
@@ -124,17 +136,19 @@ class EvaluationExecutor:
                 yield WorkContext(evaluator(None).work, room_of(shared[:1]), list(shared))
                 return
             name = server_name(self._job.models.index(model))
-            async with self._client(self._job.recipe.beside_prm(model.endpoint), name) as client:
+            endpoint = self._job.recipe.beside_prm(model.endpoint)
+            async with self._pool(endpoint, name) as pool:
                 section = self._job.recipe.responses
                 seed = self._job.recipe.seed
                 if model.is_chat:
-                    answering: AnsweringModel = ChatModel(client, section, seed)
+                    answering: AnsweringModel = ChatModel(pool, section, seed)
                 else:
-                    actor = make_actor(client, model.endpoint, section)
+                    actor = make_actor(pool, model.endpoint, section)
                     answering = CompletionsModel(actor, section, scorer, seed, self._build.work / "running")
                 # as many are begun as the tested model can take; where the judge is slower, they wait for it with their
                 # answers, and both are busy
-                yield WorkContext(evaluator(answering).work, client.window.room, [client, *shared])
+                work = pool.keeping(evaluator(answering).work)
+                yield WorkContext(work, pool.room, [*pool.clients, *shared], pools=[pool])
 
         return opened
 
@@ -145,6 +159,16 @@ class EvaluationExecutor:
         if section is None or not any(attacks[unit.payload["attack"]].asks_attacker for unit in units):
             return None
         return section, await stack.enter_async_context(self._client(section, "attacker"))
+
+    @asynccontextmanager
+    async def _pool(self, endpoint: Endpoint, name: str) -> AsyncIterator[EndpointPool]:
+        if self._connect is not None:
+            async with self._connect(endpoint, name) as client:
+                yield EndpointPool([client])
+            return
+        log = self._build.work / f"{name}.log"
+        async with open_pool(endpoint, self._endpoints, log, self._waiting, self._budget) as pool:
+            yield pool
 
     def _client(self, endpoint: Endpoint, name: str) -> contextlib.AbstractAsyncContextManager[Client]:
         if self._connect is not None:

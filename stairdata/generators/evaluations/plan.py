@@ -24,6 +24,8 @@ from stairdata.llm.session import identify, served_model
 from stairdata.recipe import Endpoint, Recipe
 from stairdata.recipe.benchmarks import BenchmarkScore
 from stairdata.recipe.evaluations import EvaluatedModel
+from stairdata.runs.executors.checks import at_endpoints
+from stairdata.runs.executors.executor import HERE, Execution
 from stairdata.runs.inputs import Inputs
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.units import Unit
@@ -93,18 +95,29 @@ def model_label(name: str, revision: str | None) -> str:
     return f"{name}@{revision[:HASH_DIGITS]}" if revision else name
 
 
-def make_job(recipe: Recipe, options: BuildOptions, prm: ModelIdentity | None = None) -> EvaluationJob:
+def make_job(
+    recipe: Recipe, options: BuildOptions, prm: ModelIdentity | None = None, execution: Execution = HERE
+) -> EvaluationJob:
     """Look all up that decides the rows: benchmarks, models, attacks, judge, or the artifacts with the answers.
+
+    Args:
+        recipe: sections `actor`, `responses` and `evaluations`.
+        options: where and from what.
+        prm: which process reward model scores answers.
+        execution: where the servers of the one tested model are.
 
     Raises:
         RecipeError: no benchmark, no model, two models that can't be told apart, or an attack that a model can't be put
             through.
-        UsageError: an attack or `exclude_seen`, and the answers are given; inputs that hold the same answer twice.
+        UsageError: an attack, `exclude_seen` or `execution`, and the answers are given; inputs that hold the same
+            answer twice; endpoints of several models, or Ray.
         InputError: a benchmark that can't be read.
     """
     section = recipe.evaluations
     attacks = {attack.name: attack for attack in plan_attacks(section.attacks)}
     given = _given_responses(options)
+    if execution != HERE:
+        recipe = _at_endpoints(recipe, execution, given)
     if not section.benchmarks and not given:
         raise RecipeError(
             "evaluations.benchmarks is empty; name at least one, such as {name: xstest, path: FILE}, or give a "
@@ -167,6 +180,30 @@ def make_job(recipe: Recipe, options: BuildOptions, prm: ModelIdentity | None = 
     )
     contamination = _contamination(seen, found_in)
     return EvaluationJob(recipe, models, attacks, words, plan, units, refused, contamination)
+
+
+def _at_endpoints(recipe: Recipe, execution: Execution, given: Sequence[Artifact]) -> Recipe:
+    """Return the recipe with its one tested model at the endpoints."""
+    if execution.executor == "ray":
+        raise UsageError(
+            "--executor ray: the rows of an evaluation share answers and judgements, each of which is asked for once, "
+            "by one process; leave --executor and --address out, --endpoints works in this process"
+        )
+    if given:
+        raise UsageError(
+            f"--endpoints are servers of the tested model, and the answers of {given[0].reference} are given; leave "
+            "--endpoints out: the judge's server is evaluations.judge.base_url"
+        )
+    section, actor = recipe.evaluations, recipe.actor
+    with_actor = section.with_actor and bool(actor.path or actor.base_url or actor.model)
+    tested = len(section.models) + with_actor
+    if tested > 1:
+        raise UsageError(f"--endpoints are servers of one model, and {tested} are tested; test one in each build")
+    if section.models:
+        model = section.models[0]
+        there = at_endpoints(model, execution, "evaluations.models", needs_tokenizer=not model.is_chat)
+        return recipe.model_copy(update={"evaluations": section.model_copy(update={"models": [there]})})
+    return recipe.model_copy(update={"actor": at_endpoints(actor, execution, "actor")})
 
 
 def tested_models(recipe: Recipe) -> list[ModelUnderTest]:

@@ -6,16 +6,17 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Self
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from stairdata.generators.prompts.filters import Rejection
 from stairdata.llm.actor import RequestUsage
 from stairdata.llm.budget import Budget
-from stairdata.llm.client import Client, Generation
-from stairdata.llm.session import open_client
-from stairdata.recipe import TaskJudge, TwinTeacher
-from stairdata.runs.executors.executor import make_executor
+from stairdata.llm.client import Generation
+from stairdata.llm.endpoint_pool import EndpointPool
+from stairdata.llm.session import open_pool
+from stairdata.recipe import Endpoint, TaskJudge, TwinTeacher
+from stairdata.runs.executors.executor import HERE, Execution, make_executor
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.progress import report_waiting
 from stairdata.runs.row_journal import JOURNAL
@@ -44,23 +45,21 @@ class PromptWorkload(Workload):
     model: TaskJudge | TwinTeacher
 
     @property
-    def urls(self) -> tuple[str, ...]:
-        return (self.model.base_url,) if self.model.base_url else ()
-
-    def at(self, urls: tuple[str, ...]) -> Self:
-        return replace(self, model=self.model.model_copy(update={"base_url": urls[0]}))
+    def asked(self) -> Endpoint:
+        return self.model
 
     @asynccontextmanager
     async def open(self, budget: Budget, waiting: WaitProgress) -> AsyncIterator[WorkContext]:
-        async with open_client(self.model, self.folder / "server.log", waiting, budget) as client:
+        log = self.folder / "server.log"
+        async with open_pool(self.asked, self.endpoints, log, waiting, budget, is_spread=self.is_spread) as pool:
 
             async def work(unit: Unit) -> UnitResult:
-                return await self.answer(client, unit.payload)
+                return await self.answer(pool, unit.payload)
 
-            yield WorkContext(work, client.window.room, [client])
+            yield WorkContext(pool.keeping(work), pool.room, pool.clients, pools=[pool])
 
     @abstractmethod
-    async def answer(self, client: Client, row: Row) -> UnitResult:
+    async def answer(self, pool: EndpointPool, row: Row) -> UnitResult:
         """Return the row that comes of asking about a row of ours.
 
         Raises:
@@ -68,12 +67,12 @@ class PromptWorkload(Workload):
         """
 
     async def ask(
-        self, client: Client, row: Row, call: int, question: str, read: Callable[[Generation], str | Rejection]
+        self, pool: EndpointPool, row: Row, call: int, question: str, read: Callable[[Generation], str | Rejection]
     ) -> PromptAnswer:
         """Ask until an answer can be read, at most as often as the recipe says.
 
         Args:
-            client: of the model.
+            pool: the model's servers.
             row: whom it is about.
             call: ordinal of the question among those about a prompt; each ask has a seed of its own.
             question: the message.
@@ -84,7 +83,7 @@ class PromptWorkload(Workload):
         found: str | Rejection = Rejection("", "")
         options: dict[str, Any] = {} if self.model.temperature is None else {"temperature": self.model.temperature}
         for ask in range(self.model.reasks + 1):
-            generation = await client.chat(
+            generation = await pool.chat(
                 [{"role": "user", "content": question}],
                 max_tokens=self.model.max_tokens,
                 seed=identity.request_seed(self.recipe.seed, row["prompt_id"], call, ask),
@@ -104,7 +103,9 @@ def ask_about(
     workload: PromptWorkload,
     options: BuildOptions,
     budget: Budget,
+    *,
     journal_name: str = JOURNAL,
+    execution: Execution = HERE,
 ) -> RunResult:
     """Ask a model about each prompt of some rows; the next run of the build goes on from what is finished.
 
@@ -115,6 +116,7 @@ def ask_about(
         options: progress.
         budget: of the build.
         journal_name: of a file that no other run of the build writes.
+        execution: where the model's servers are.
 
     Raises:
         ServerError: the model can't be reached; what is finished is kept.
@@ -123,5 +125,5 @@ def ask_about(
     prompts = {row["prompt_id"]: row for row in rows}
     units = [Unit(key, number, row["prompt"], row) for number, (key, row) in enumerate(prompts.items())]
     waiting = report_waiting(options.progress)
-    executor = make_executor(workload, budget, workload.recipe.prompts.concurrency, waiting)
+    executor = make_executor(workload, budget, workload.recipe.prompts.concurrency, waiting, execution)
     return run_units(build, units, executor, budget, options.progress, journal_name=journal_name)

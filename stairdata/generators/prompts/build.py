@@ -20,15 +20,16 @@ from stairdata.runs.row_sampling import BottomSample
 from stairdata_schemas.aliases import Row
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
-from stairdata_schemas.errors import RecipeError
+from stairdata_schemas.errors import RecipeError, UsageError
 from stairdata_schemas.fingerprints import counted_settings
 from stairdata_schemas.kinds import polars_schema
 from stairdata_schemas.licenses import strictest
 from stairdata_schemas.manifest import ModelIdentity
 from stairdata_schemas.quarantine import QuarantineRow
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what asks models takes half a second to import, and prompts that have their tasks need none
     from stairdata.llm.budget import Budget
+    from stairdata.runs.executors.executor import Execution
     from stairdata.runs.runner import RunResult
 
 GENERATOR = "prompts/3"
@@ -53,27 +54,41 @@ class PromptSelection(NamedTuple):
     """What was left out of rows or folders, for the manifest."""
 
 
-def build_prompts(recipe: Recipe, options: BuildOptions) -> Artifact:
+def build_prompts(recipe: Recipe, options: BuildOptions, execution: Execution | None = None) -> Artifact:
     """Build a prompts artifact from the recipe's sources.
+
+    Args:
+        recipe: section `prompts`.
+        options: where and how much.
+        execution: where the judge of tasks is asked; default: in this process, at the recipe's URL.
 
     Raises:
         RecipeError: no source, or one that is named wrongly.
         InputError: a source that can't be read, or lacks a column.
         ServerError: the judge of tasks or the teacher of twins can't be reached.
+        UsageError: `execution` for a recipe without a judge of tasks.
     """
+    if execution is not None:
+        recipe = _with_judge_at(recipe, execution)
     given = _given(recipe, options)
 
     def content(build: Build) -> BuildContent:
         selector = _select(given, recipe, options)
         chosen, report = selector.selection(options.limit), Report()
         if recipe.prompts.twins is not None or any(row["task"] is None for row in chosen.rows):
-            chosen, report = _after_asking(build, selector, recipe, options)
+            chosen, report = _after_asking(build, selector, recipe, options, execution)
         report.notes += [*chosen.notes, *_notes(given, chosen, options.limit)]
         report.details |= _details(given, chosen)
         frame = pl.DataFrame(chosen.rows, schema=polars_schema("prompts"))
         return BuildContent([frame], chosen.refused, report, BY_DESIGN)
 
-    return build_as_told(_plan(given, recipe, options.limit), content, options)
+    def check() -> None:
+        if execution is not None and recipe.prompts.task_judge is not None:
+            from stairdata.runs.executors.checks import check_execution
+
+            check_execution([recipe.prompts.task_judge], execution)
+
+    return build_as_told(_plan(given, recipe, options.limit), content, options, check)
 
 
 class TwinQuestion(NamedTuple):
@@ -104,6 +119,21 @@ def questions_of(recipe: Recipe, options: BuildOptions) -> PromptQuestions:
     rows = _select(_given(recipe, options), recipe, options).selection(options.limit).rows
     for_twins = [TwinQuestion(row["prompt"], ask_for_twin(source, row)) for row in rows_for_twins(rows, recipe)]
     return PromptQuestions([row["prompt"] for row in rows if row["task"] is None], for_twins)
+
+
+def _with_judge_at(recipe: Recipe, execution: Execution) -> Recipe:
+    from stairdata.runs.executors.checks import at_endpoints
+    from stairdata.runs.executors.executor import HERE
+
+    if execution == HERE:
+        return recipe
+    section = recipe.prompts
+    if section.task_judge is None:
+        raise UsageError(
+            "--endpoints, --executor and --address go with a judge of tasks; give prompts.task_judge, or leave them out"
+        )
+    judge = at_endpoints(section.task_judge, execution, "prompts.task_judge", needs_tokenizer=False)
+    return recipe.model_copy(update={"prompts": section.model_copy(update={"task_judge": judge})})
 
 
 def _given(recipe: Recipe, options: BuildOptions) -> PromptInputs:
@@ -321,7 +351,7 @@ def _left_out_files(pinned: PinnedSource) -> list[str]:
 
 
 def _after_asking(
-    build: Build, selector: _PromptSelector, recipe: Recipe, options: BuildOptions
+    build: Build, selector: _PromptSelector, recipe: Recipe, options: BuildOptions, execution: Execution | None
 ) -> tuple[PromptSelection, Report]:
     """Have models label rows without a task and write twins, within one budget."""
     from stairdata.runs.runner import join_results, open_budget, table_of_outcomes, usage_of
@@ -330,7 +360,7 @@ def _after_asking(
     details: dict[str, Any] = {}
     budget = open_budget(build, recipe, options)
     if any(row["task"] is None for row in chosen.rows):
-        chosen, run = _labelled(build, chosen, recipe, options, budget)
+        chosen, run = _labelled(build, chosen, recipe, options, budget, execution)
         runs.append(run)
     if recipe.prompts.twins is not None:
         chosen, run, details = _with_twins(build, chosen, selector, recipe, options, budget)
@@ -342,12 +372,19 @@ def _after_asking(
 
 
 def _labelled(
-    build: Build, chosen: PromptSelection, recipe: Recipe, options: BuildOptions, budget: Budget
+    build: Build,
+    chosen: PromptSelection,
+    recipe: Recipe,
+    options: BuildOptions,
+    budget: Budget,
+    execution: Execution | None,
 ) -> tuple[PromptSelection, RunResult]:
     """Have the rows without a task labelled; those that get none are refused."""
     from stairdata.generators.prompts.task_labels import label_tasks
+    from stairdata.runs.executors.executor import HERE
 
-    result = label_tasks(build, [row for row in chosen.rows if row["task"] is None], recipe, options, budget)
+    unlabelled = [row for row in chosen.rows if row["task"] is None]
+    result = label_tasks(build, unlabelled, recipe, options, budget, execution or HERE)
     tasks = {row["prompt_id"]: row["task"] for frame in result.frames() for row in frame.iter_rows(named=True)}
     rows = [row | {"task": row["task"] or tasks.get(row["prompt_id"])} for row in chosen.rows]
     sound = [row for row in rows if row["task"] is not None]

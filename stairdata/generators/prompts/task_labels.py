@@ -12,10 +12,12 @@ import jinja2
 from stairdata.generators.prompts.asking import PromptWorkload, ask_about
 from stairdata.generators.prompts.filters import Rejection
 from stairdata.llm.budget import Budget
-from stairdata.llm.client import Client, Generation
+from stairdata.llm.client import Generation
+from stairdata.llm.endpoint_pool import EndpointPool
 from stairdata.llm.outcomes import unreadable
 from stairdata.llm.wrapping import without_thoughts
 from stairdata.recipe import Recipe
+from stairdata.runs.executors.executor import HERE, Execution
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.runner import RunResult
 from stairdata.runs.templates import find_template
@@ -30,7 +32,14 @@ _LABELLED = re.compile(rf"\btask\b[\W_]*+(?<=\W)({'|'.join(TASKS)})\b", re.IGNOR
 _WORD = re.compile(rf"\b({'|'.join(TASKS)})\b", re.IGNORECASE)
 
 
-def label_tasks(build: Build, rows: Sequence[Row], recipe: Recipe, options: BuildOptions, budget: Budget) -> RunResult:
+def label_tasks(
+    build: Build,
+    rows: Sequence[Row],
+    recipe: Recipe,
+    options: BuildOptions,
+    budget: Budget,
+    execution: Execution = HERE,
+) -> RunResult:
     """Label rows; what is finished is journaled, and the next run of the build goes on from there.
 
     Args:
@@ -39,6 +48,7 @@ def label_tasks(build: Build, rows: Sequence[Row], recipe: Recipe, options: Buil
         recipe: section `prompts.task_judge`.
         options: progress.
         budget: of the build.
+        execution: where the judge's servers are.
 
     Returns:
         The run, whose frames hold the labelled rows.
@@ -49,15 +59,15 @@ def label_tasks(build: Build, rows: Sequence[Row], recipe: Recipe, options: Buil
     """
     judge = recipe.prompts.task_judge
     assert judge is not None
-    return ask_about(build, rows, LabelWorkload(recipe, build.work, judge), options, budget)
+    return ask_about(build, rows, LabelWorkload(recipe, build.work, judge), options, budget, execution=execution)
 
 
 @dataclass(frozen=True)
 class LabelWorkload(PromptWorkload):
     """Labels the row of each unit."""
 
-    async def answer(self, client: Client, row: Row) -> UnitResult:
-        answer = await self.ask(client, row, 0, template().render(prompt=row["prompt"]), _read)
+    async def answer(self, pool: EndpointPool, row: Row) -> UnitResult:
+        answer = await self.ask(pool, row, 0, template().render(prompt=row["prompt"]), _read)
         if isinstance(answer.found, Rejection):
             ended = [*Counter(answer.outcomes).elements()]
             raise unreadable(answer.found.detail, self.model.reasks + 1, ended)

@@ -15,7 +15,7 @@ from stairdata.generators.prompts.asking import PromptWorkload, ask_about
 from stairdata.generators.prompts.filters import Rejection
 from stairdata.generators.prompts.twin_rules import read_twin
 from stairdata.llm.budget import Budget
-from stairdata.llm.client import Client
+from stairdata.llm.endpoint_pool import EndpointPool
 from stairdata.llm.outcomes import Outcome, RequestFailedError
 from stairdata.recipe import Recipe, TwinsSection
 from stairdata.runs.options import BuildOptions
@@ -101,9 +101,9 @@ class TwinWorkload(PromptWorkload):
     section: TwinsSection
     template: str
 
-    async def answer(self, client: Client, row: Row) -> UnitResult:
+    async def answer(self, pool: EndpointPool, row: Row) -> UnitResult:
         answer = await self.ask(
-            client,
+            pool,
             row,
             CALL,
             ask_for_twin(self.template, row),
@@ -160,4 +160,4 @@ def write_twins(build: Build, rows: Sequence[Row], recipe: Recipe, options: Buil
     section = recipe.prompts.twins
     assert section is not None
     workload = TwinWorkload(recipe, build.work, section.teacher, section, TwinTemplate(section.template).source)
-    return ask_about(build, rows, workload, options, budget, JOURNAL)
+    return ask_about(build, rows, workload, options, budget, journal_name=JOURNAL)

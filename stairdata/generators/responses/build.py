@@ -11,7 +11,8 @@ from stairdata.llm.session import Connect, identify, served_model
 from stairdata.recipe import PrmEndpoint, Recipe
 from stairdata.runs.batching.options import check_batch, check_places
 from stairdata.runs.batching.rounds import BatchedParts, build_asking, run_live_or_batched
-from stairdata.runs.executors.executor import Executor, make_executor
+from stairdata.runs.executors.checks import at_endpoints, check_execution
+from stairdata.runs.executors.executor import HERE, Execution, Executor, check_unbatched, make_executor
 from stairdata.runs.inputs import Inputs, input_rows
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.progress import report_waiting
@@ -31,12 +32,13 @@ def build_responses(
     options: BuildOptions,
     prm: ModelIdentity | None = None,
     open_scorer: OpenScorer | None = None,
+    execution: Execution = HERE,
 ) -> Artifact:
     """Let the actor answer each prompt, by the recipe's method, live.
 
     Args and errors are those of `build_responses_in_rounds`.
     """
-    artifact = build_responses_in_rounds(recipe, replace(options, batch=None), prm, open_scorer)
+    artifact = build_responses_in_rounds(recipe, replace(options, batch=None), prm, open_scorer, execution)
     assert artifact is not None, "only a batch leaves a build unfinished"
     return artifact
 
@@ -46,6 +48,7 @@ def build_responses_in_rounds(
     options: BuildOptions,
     prm: ModelIdentity | None = None,
     open_scorer: OpenScorer | None = None,
+    execution: Execution = HERE,
 ) -> Artifact | None:
     """Let the actor answer each prompt, by the recipe's method, live or in batches.
 
@@ -54,6 +57,7 @@ def build_responses_in_rounds(
         options: where and from what.
         prm: which process reward model scores; None where nothing is scored.
         open_scorer: opens it; given by the command line, since generators don't know the training package.
+        execution: where the prompts are answered.
 
     Returns:
         The artifact; None where batches leave it unfinished.
@@ -64,9 +68,11 @@ def build_responses_in_rounds(
         QuarantineError: too many prompts were refused.
     """
     if options.batch is not None:
+        check_unbatched(execution)
         _check_batched(recipe, options)
     if recipe.responses.prm is not None and open_scorer is None:
         raise RecipeError("responses.prm is named, and nothing here can score: build with the command line")
+    recipe = recipe.model_copy(update={"actor": at_endpoints(recipe.actor, execution, "actor")})
     parent = Inputs(options.inputs, options.root).of("prompts")
     plan = plan_responses(recipe, parent, options, prm)
     parts = BatchedParts("responses.batch", recipe.responses.batch, {ACTOR: recipe.actor}, {ACTOR})
@@ -78,8 +84,11 @@ def build_responses_in_rounds(
         actor = served_model(recipe.actor, plan.models[0])
 
         def executor(connect: Connect | None) -> Executor:
+            if connect is not None:
+                check_unbatched(execution)
             workload = ResponseWorkload(recipe, build.work, actor, prm, open_scorer, connect)
-            return make_executor(workload, budget, recipe.responses.concurrency, report_waiting(options.progress))
+            waiting = report_waiting(options.progress)
+            return make_executor(workload, budget, recipe.responses.concurrency, waiting, execution)
 
         result = run_live_or_batched(build, units, executor, parts, budget, options)
         if result is None:
@@ -87,7 +96,7 @@ def build_responses_in_rounds(
         options.tell(table_of_outcomes(result))
         return BuildContent(result.frames(), result.refused, _report(build, result, budget))
 
-    return build_asking(plan, content, options)
+    return build_asking(plan, content, options, lambda: check_execution([recipe.actor], execution))
 
 
 def _check_batched(recipe: Recipe, options: BuildOptions) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from stairdata.generators.responses.answering import Answer, Answerer, resolved_settings
 from stairdata.generators.responses.journal import SearchJournal
 from stairdata.llm.budget import Budget
-from stairdata.llm.session import Connect, make_actor, open_client
-from stairdata.recipe import Recipe
+from stairdata.llm.endpoint_pool import EndpointPool
+from stairdata.llm.session import Connect, make_actor, open_pool
+from stairdata.recipe import Endpoint, Recipe
 from stairdata.runs.units import Unit, UnitResult, WorkContext, Workload
 from stairdata.search.scoring import Scorer
 from stairdata_schemas import identity
@@ -34,31 +35,21 @@ class ResponseWorkload(Workload):
     open_scorer: OpenScorer | None = None
     """Given where there is a PRM."""
     connect: Connect | None = None
-    """Connects to the actor in place of `open_client`."""
+    """Connects to the actor in place of `open_pool`."""
 
     @property
-    def urls(self) -> tuple[str, ...]:
-        url = self.recipe.actor.base_url
-        return (url,) if url else ()
-
-    def at(self, urls: tuple[str, ...]) -> ResponseWorkload:
-        actor = self.recipe.actor.model_copy(update={"base_url": urls[0]})
-        return replace(self, recipe=self.recipe.model_copy(update={"actor": actor}))
+    def asked(self) -> Endpoint:
+        return self.recipe.beside_prm(self.recipe.actor)
 
     @asynccontextmanager
     async def open(self, budget: Budget, waiting: WaitProgress) -> AsyncIterator[WorkContext]:
         async with AsyncExitStack() as stack:
-            endpoint = self.recipe.beside_prm(self.recipe.actor)
-            if self.connect is not None:
-                opening = self.connect(endpoint, ACTOR)
-            else:
-                opening = open_client(endpoint, self.folder / f"{ACTOR}.log", waiting, budget)
-            client = await stack.enter_async_context(opening)
+            pool = await stack.enter_async_context(self._pool(budget, waiting))
             scorer = None
             if self.open_scorer is not None:
                 scorer = await stack.enter_async_context(self.open_scorer(self.folder, budget, waiting))
             section = self.recipe.responses
-            answerer = Answerer(make_actor(client, self.recipe.actor, section), section, scorer)
+            answerer = Answerer(make_actor(pool, self.recipe.actor, section), section, scorer)
 
             async def work(unit: Unit) -> UnitResult:
                 # Without a scorer an answer is one request, and its row all that is to be kept.
@@ -67,7 +58,18 @@ class ResponseWorkload(Workload):
                 row = response_row(unit.payload, answer, self.recipe, self.actor, self.prm)
                 return UnitResult(row, answer.counts, answer.usage.outcomes(), journal.path if journal else None)
 
-            yield WorkContext(work, client.window.room, [client])
+            yield WorkContext(pool.keeping(work), pool.room, pool.clients, pools=[pool])
+
+    @asynccontextmanager
+    async def _pool(self, budget: Budget, waiting: WaitProgress) -> AsyncIterator[EndpointPool]:
+        if self.connect is not None:
+            async with self.connect(self.asked, ACTOR) as client:
+                yield EndpointPool([client])
+            return
+        log = self.folder / f"{ACTOR}.log"
+        opening = open_pool(self.asked, self.endpoints, log, waiting, budget, is_spread=self.is_spread)
+        async with opening as pool:
+            yield pool
 
     def _journal(self, unit: Unit) -> closing[SearchJournal]:
         return closing(SearchJournal(self.folder / "running" / f"{unit.key}.jsonl"))

@@ -20,17 +20,20 @@ from stairdata.generators.structured_cot.plan import (
     TeacherOptions,
     TeacherPanel,
     begin,
+    look_ahead,
     make_panel,
     source_of,
 )
 from stairdata.generators.structured_cot.requests import TeacherPrompt, make_request
 from stairdata.generators.structured_cot.retries import find_retries, make_prompts
 from stairdata.llm.budget import Budget
-from stairdata.llm.client import Client, Generation
+from stairdata.llm.client import Generation
+from stairdata.llm.endpoint_pool import EndpointPool
 from stairdata.llm.outcomes import Outcome, RequestFailedError, has_no_format
 from stairdata.recipe import Recipe
 from stairdata.runs.batching.options import BATCHES, under_way_elsewhere
-from stairdata.runs.executors.executor import make_executor
+from stairdata.runs.executors.checks import check_execution
+from stairdata.runs.executors.executor import HERE, Execution, make_executor
 from stairdata.runs.inputs import Inputs
 from stairdata.runs.options import BatchOptions, BuildOptions
 from stairdata.runs.progress import report_waiting
@@ -43,13 +46,16 @@ BatchAnswer = Callable[[int, TeacherPrompt], Generation | None]
 """From a teacher's number and a prompt to the answer that came in a batch."""
 
 
-def build_structured_cot(recipe: Recipe, options: BuildOptions, asking: TeacherOptions = ASK_ONE) -> Artifact | None:
+def build_structured_cot(
+    recipe: Recipe, options: BuildOptions, asking: TeacherOptions = ASK_ONE, execution: Execution = HERE
+) -> Artifact | None:
     """Build a structured_cot artifact out of trees, from a hand-written file, or by asking the recipe's teachers.
 
     Args:
         recipe: section `structured_cot`.
         options: where and from what.
         asking: which teachers, live or in batches; for recipes that ask teachers alone.
+        execution: where teachers are asked.
 
     Returns:
         The artifact; None where a batch leaves it unfinished.
@@ -57,7 +63,7 @@ def build_structured_cot(recipe: Recipe, options: BuildOptions, asking: TeacherO
     Raises:
         InputError: the file can't be read.
         ServerError: a teacher can't be reached.
-        UsageError: `asking` for a recipe that asks no teacher.
+        UsageError: `asking` or `execution` for a recipe that asks no teacher.
     """
     inputs = Inputs(options.inputs, options.root)
     source = source_of(recipe, inputs)
@@ -67,11 +73,12 @@ def build_structured_cot(recipe: Recipe, options: BuildOptions, asking: TeacherO
             "--retry-quarantined, and give structured_cot a teacher"
         )
     if source == "teachers":
-        return build_from_teachers(recipe, inputs.of("prompts"), options, asking)
-    if asking != ASK_ONE:
+        return build_from_teachers(recipe, inputs.of("prompts"), options, asking, execution)
+    if asking != ASK_ONE or execution != HERE:
         where = "trees" if source == "trees" else "a file or a dataset"
         raise UsageError(
-            f"--teachers, --batch and --retry-quarantined go with teachers; this recipe takes its rows out of {where}"
+            "--teachers, --batch, --retry-quarantined, --endpoints, --executor and --address go with teachers; this "
+            f"recipe takes its rows out of {where}"
         )
     if source == "trees":
         return build_from_trees(recipe, inputs.of("trees"), options)
@@ -79,7 +86,11 @@ def build_structured_cot(recipe: Recipe, options: BuildOptions, asking: TeacherO
 
 
 def build_from_teachers(
-    recipe: Recipe, prompts: Artifact, options: BuildOptions, asking: TeacherOptions
+    recipe: Recipe,
+    prompts: Artifact,
+    options: BuildOptions,
+    asking: TeacherOptions,
+    execution: Execution = HERE,
 ) -> Artifact | None:
     """Build a structured_cot artifact by asking teachers, live or in batches.
 
@@ -87,7 +98,11 @@ def build_from_teachers(
         RecipeError: no teacher, a template that can't be used, or two teachers without a judge.
         ServerError: a server can't be reached; what is finished is kept.
     """
-    panel = make_panel(recipe, prompts, options, asking)
+    panel = make_panel(recipe, prompts, options, asking, execution)
+    if execution != HERE:
+        there, _ = look_ahead(panel, options, retry=asking.retry_quarantined)
+        if not isinstance(there, Artifact):
+            check_execution(panel.teachers, execution)
     start = begin(panel, options, retry=asking.retry_quarantined)
     if isinstance(start.build, Artifact):
         if asking.batch is not None:
@@ -106,7 +121,7 @@ def build_from_teachers(
             if result is None:
                 return None
         else:
-            result = _ask_live(build, job, options, budget)
+            result = _ask_live(build, job, options, budget, execution)
         return _finish(build, panel, start.earlier, result, budget, options)
 
 
@@ -162,20 +177,20 @@ def batch_answers(build: Build, job: TeacherJob, budget: Budget) -> BatchAnswer:
     return batches.known
 
 
-def _ask_live(build: Build, job: TeacherJob, options: BuildOptions, budget: Budget) -> RunResult:
-    batched = batch_answers(build, job, budget)
+def _ask_live(build: Build, job: TeacherJob, options: BuildOptions, budget: Budget, execution: Execution) -> RunResult:
+    batched, panel = batch_answers(build, job, budget), job.panel
 
-    def ask_with(client: Client, number: int) -> Ask:
-        return partial(_ask, client, job.panel, number, batched)
+    def ask_with(pool: EndpointPool, number: int) -> Ask:
+        return partial(_ask, pool, panel, number, batched)
 
-    recipe = job.panel.recipe
-    workload = TeacherWorkload(recipe, build.work, build, job, ask_with)
-    executor = make_executor(workload, budget, recipe.structured_cot.concurrency, report_waiting(options.progress))
+    workload = TeacherWorkload(panel.recipe, build.work, build, job, ask_with)
+    waiting, concurrency = report_waiting(options.progress), panel.recipe.structured_cot.concurrency
+    executor = make_executor(workload, budget, concurrency, waiting, execution)
     return run_units(build, job.units(), executor, budget, options.progress)
 
 
 async def _ask(
-    client: Client, panel: TeacherPanel, number: int, batched: BatchAnswer, prompt: TeacherPrompt
+    pool: EndpointPool, panel: TeacherPanel, number: int, batched: BatchAnswer, prompt: TeacherPrompt
 ) -> Generation:
     earlier = batched(number, prompt)
     if earlier is not None:
@@ -183,7 +198,7 @@ async def _ask(
     teacher = panel.teachers[number]
     request = make_request(prompt, teacher, panel.templates, panel.recipe.seed)
     try:
-        return await client.chat(request.messages, max_tokens=request.max_tokens, seed=request.seed, **request.options)
+        return await pool.chat(request.messages, max_tokens=request.max_tokens, seed=request.seed, **request.options)
     except RequestFailedError as error:
         if error.outcomes[-1] is Outcome.INVALID_REQUEST and has_no_format(error.detail):
             raise ServerError(

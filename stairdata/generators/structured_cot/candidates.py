@@ -15,9 +15,10 @@ from stairdata.generators.structured_cot.preference_judge import PreferenceJudge
 from stairdata.generators.structured_cot.requests import TeacherPrompt
 from stairdata.llm.budget import Budget
 from stairdata.llm.client import Client, Generation
+from stairdata.llm.endpoint_pool import EndpointPool
 from stairdata.llm.outcomes import RequestFailedError
-from stairdata.llm.session import open_client
-from stairdata.recipe import Endpoint
+from stairdata.llm.session import open_client, open_pool
+from stairdata.recipe import Teacher
 from stairdata.runs.answer_journal import AnswerJournal
 from stairdata.runs.units import Unit, UnitFailedError, UnitResult, WorkContext, Workload
 from stairdata.search.refusal import is_refusal
@@ -152,8 +153,8 @@ async def _all(waiting: Iterable[Awaitable[T]]) -> list[T]:
     return cast("list[T]", results)
 
 
-AskWith = Callable[[Client, int], Ask]
-"""From the client of a teacher and its number to what asks it."""
+AskWith = Callable[[EndpointPool, int], Ask]
+"""From the servers of a teacher and its number to what asks it."""
 
 
 @dataclass(frozen=True)
@@ -164,47 +165,50 @@ class TeacherWorkload(Workload):
     batches.
     """
 
-    build: Build
+    build: Build | None
+    """Where answers are kept until their row is made; None in other processes, which share no journal: what one of them
+    was answered is lost with it."""
     job: TeacherJob
     ask_with: AskWith | None
     asks: Sequence[Ask] = ()
 
     @property
-    def urls(self) -> tuple[str, ...]:
-        url = self.job.panel.teachers[0].base_url
-        return (url,) if url else ()
+    def asked(self) -> Teacher:
+        return self.job.panel.teachers[0]
 
-    def at(self, urls: tuple[str, ...]) -> TeacherWorkload:
-        return replace(self, job=self.job.at(urls[0]))
+    def for_replicas(self) -> TeacherWorkload:
+        return replace(self, build=None, job=replace(self.job, prompts={}))  # each unit brings its prompt
 
     @asynccontextmanager
     async def open(self, budget: Budget, waiting: WaitProgress) -> AsyncIterator[WorkContext]:
         """Connect to the teachers, unless `asks` answer for them, and to the judge."""
         panel, asks = self.job.panel, self.asks
         section = panel.recipe.structured_cot
-        answers = AnswerJournal(self.build, is_kept=panel.takes_several_requests, is_final=self.ask_with is None)
+        answers = AnswerJournal(self.build if panel.takes_several_requests else None, is_final=self.ask_with is None)
+        pools: list[EndpointPool] = []
         clients: list[Client] = []
         async with AsyncExitStack() as stack:
             stack.callback(answers.close)
-
-            async def connect(endpoint: Endpoint, role: str) -> Client:
-                log = self.folder / f"server-{role}.log"
-                client = await stack.enter_async_context(open_client(endpoint, log, waiting, budget))
-                clients.append(client)
-                return client
-
             if self.ask_with is not None:
-                asks = [
-                    self.ask_with(await connect(teacher, f"teacher-{number}"), number)
-                    for number, teacher in enumerate(panel.teachers)
-                ]
+                for number, teacher in enumerate(panel.teachers):
+                    log = self.folder / f"server-teacher-{number}.log"
+                    opening = open_pool(teacher, self.endpoints, log, waiting, budget, is_spread=self.is_spread)
+                    pools.append(await stack.enter_async_context(opening))
+                asks = [self.ask_with(pool, number) for number, pool in enumerate(pools)]
             judge = None
             if section.judge is not None:
-                client = await connect(section.judge, "judge")
-                judge = PreferenceJudge(section.judge, client, panel.recipe.seed, answers)
+                opening_judge = open_client(section.judge, self.folder / "server-judge.log", waiting, budget)
+                clients.append(await stack.enter_async_context(opening_judge))
+                judge = PreferenceJudge(section.judge, clients[0], panel.recipe.seed, answers)
 
             async def room() -> None:
+                for each in pools:
+                    await each.room()
                 for client in clients:
                     await client.window.room()
 
-            yield WorkContext(CandidateSelector(self.job, asks, judge, answers).select, room, clients)
+            work: Callable[[Unit], Awaitable[UnitResult]] = CandidateSelector(self.job, asks, judge, answers).select
+            for pool in pools:
+                work = pool.keeping(work)
+                clients += pool.clients
+            yield WorkContext(work, room, clients, pools=pools)

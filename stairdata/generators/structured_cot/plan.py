@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +17,8 @@ from stairdata.llm.session import identify
 from stairdata.recipe import Recipe, Teacher
 from stairdata.runs.batching.options import check_batch, check_nothing_under_way
 from stairdata.runs.build import finished_or_error
+from stairdata.runs.executors.checks import at_endpoints
+from stairdata.runs.executors.executor import HERE, Execution, check_unbatched
 from stairdata.runs.inputs import Inputs
 from stairdata.runs.options import BatchOptions, BuildOptions
 from stairdata.runs.shards.shard import with_shard
@@ -130,21 +132,26 @@ class TeacherJob:
         )
         return [unit for unit in units if self.wanted is None or unit.number in self.wanted]
 
-    def at(self, url: str) -> TeacherJob:
-        """Return the same job with its teachers at another server."""
-        teachers = tuple(teacher.model_copy(update={"base_url": url}) for teacher in self.panel.teachers)
-        return replace(self, panel=replace(self.panel, teachers=teachers))
 
-
-def make_panel(recipe: Recipe, prompts: Artifact, options: BuildOptions, asking: TeacherOptions) -> TeacherPanel:
+def make_panel(
+    recipe: Recipe, prompts: Artifact, options: BuildOptions, asking: TeacherOptions, execution: Execution = HERE
+) -> TeacherPanel:
     """Find teachers and templates.
+
+    Args:
+        recipe: section `structured_cot`.
+        prompts: that the teachers are asked about.
+        options: where and from what.
+        asking: which teachers, live or in batches.
+        execution: where the teachers' servers are.
 
     Raises:
         RecipeError: no teacher, a template that can't be used, or two teachers without a judge.
         UsageError: options that can't be combined.
     """
-    teachers = choose_teachers(recipe, asking.teachers)
+    teachers = _at_endpoints(choose_teachers(recipe, asking.teachers), execution)
     if asking.batch is not None:
+        check_unbatched(execution)
         _check_batch(asking, options, teachers)
     models = [identify(teacher, "teacher", needs_tokenizer=False) for teacher in teachers]
     if recipe.structured_cot.judge is not None:
@@ -155,6 +162,16 @@ def make_panel(recipe: Recipe, prompts: Artifact, options: BuildOptions, asking:
     templates = TeacherTemplates(recipe.structured_cot.templates, recipe.structured_cot.policies)
     check_policies(recipe.structured_cot.policies, prompts)
     return TeacherPanel(recipe, tuple(teachers), names, tuple(models), templates, prompts, asking.teachers)
+
+
+def _at_endpoints(teachers: list[Teacher], execution: Execution) -> list[Teacher]:
+    if execution.endpoints and len({teacher.base_url for teacher in teachers}) > 1:
+        raise UsageError(
+            "--endpoints are servers of all teachers, and those of --teachers are at several; leave --endpoints out, "
+            "or name teachers of one base_url"
+        )
+    role = "structured_cot.teacher"
+    return [at_endpoints(teacher, execution, role, needs_tokenizer=False) for teacher in teachers]
 
 
 def _check_batch(asking: TeacherOptions, options: BuildOptions, teachers: list[Teacher]) -> None:

@@ -68,7 +68,17 @@ class TeacherTemplates:
             sources[part] = _own_source(part)
         texts = sources | {f"policy of {category}": text for category, text in self._policies.items()}
         self.hashes = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+        self._section = section
+        self._sources = sources
         self._templates = {name: _compile(source, name, section) for name, source in sources.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process makes these templates of; compiled ones can't be sent."""
+        return {name: value for name, value in self.__dict__.items() if name != "_templates"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._templates = {name: _compile(source, name, self._section) for name, source in self._sources.items()}
 
     def ask(self, prompt: TeacherPrompt, teacher: Teacher) -> str:
         """Return what a teacher is asked about a prompt."""

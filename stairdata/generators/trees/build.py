@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from itertools import islice
 
-from stairdata.generators.trees.actor_pool import open_actor_pool
-from stairdata.generators.trees.judge_servers import identify_judges, judge_settings
+from stairdata.generators.trees.judge_servers import identify_judges, judge_settings, make_judge, open_judge_servers
 from stairdata.generators.trees.rejudging import rejudge_trees
 from stairdata.generators.trees.rows import Prompt
+from stairdata.generators.trees.tree_runner import TreeRunner
 from stairdata.llm.budget import Budget
-from stairdata.llm.session import identify, served_model
-from stairdata.recipe import Recipe
+from stairdata.llm.session import identify, make_actor, open_pool, served_model
+from stairdata.recipe import Endpoint, Recipe
 from stairdata.runs.build import build_as_told
+from stairdata.runs.executors.checks import at_endpoints, check_execution
 from stairdata.runs.executors.executor import HERE, Execution, make_executor
 from stairdata.runs.inputs import Inputs, input_rows
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.progress import report_waiting
 from stairdata.runs.prompt_parts import ids_of
 from stairdata.runs.runner import RunResult, open_budget, run_units, table_of_outcomes, usage_of
-from stairdata.runs.units import Unit, WorkContext, Workload
+from stairdata.runs.units import Unit, UnitResult, WorkContext, Workload
 from stairdata_schemas import identity
 from stairdata_schemas.aliases import WaitProgress
 from stairdata_schemas.artifacts import Artifact
@@ -61,7 +62,7 @@ def build_trees(
         report = _report(build, recipe, result, budget)
         return BuildContent(result.frames(), result.refused, report)
 
-    return build_as_told(plan, content, options)
+    return build_as_told(plan, content, options, lambda: check_execution([recipe.actor], execution))
 
 
 def check_rejudged_here(execution: Execution) -> None:
@@ -80,11 +81,7 @@ def plan_trees(recipe: Recipe, prompts: Artifact, options: BuildOptions, executi
     Raises:
         UsageError: servers are given for an actor that is to be served here.
     """
-    if execution.endpoints:
-        if recipe.actor.path or recipe.actor.model is None or recipe.actor.tokenizer is None:
-            raise UsageError("--endpoints needs actor.model and actor.tokenizer in the recipe, and no actor.path")
-        actor = recipe.actor.model_copy(update={"base_url": execution.endpoints[0]})
-        recipe = recipe.model_copy(update={"actor": actor})
+    recipe = recipe.model_copy(update={"actor": at_endpoints(recipe.actor, execution, "actor")})
     models = [identify(recipe.actor, "actor"), *identify_judges(recipe.trees.judge)]
     return BuildPlan(
         "trees",
@@ -139,23 +136,28 @@ class TreeWorkload(Workload):
 
     name: str
     """The actor's, in the rows."""
-    endpoints: tuple[str, ...] = ()
 
     @property
-    def urls(self) -> tuple[str, ...]:
-        own = self.recipe.actor.base_url
-        return self.endpoints or ((own,) if own else ())
-
-    def at(self, urls: tuple[str, ...]) -> TreeWorkload:
-        return replace(self, endpoints=urls)
+    def asked(self) -> Endpoint:
+        return self.recipe.actor
 
     @asynccontextmanager
     async def open(self, budget: Budget, waiting: WaitProgress) -> AsyncIterator[WorkContext]:
-        opening = open_actor_pool(self.recipe, self.endpoints, budget, self.name, self.folder, waiting)
-        async with opening as (pool, clients):
-            yield WorkContext(
-                lambda unit: pool.run(unit.key, Prompt(**unit.payload)), pool.room, clients, pool.iterations
-            )
+        recipe, folder = self.recipe, self.folder
+        async with AsyncExitStack() as stack:
+            log = folder / "server.log"
+            opening = open_pool(self.asked, self.endpoints, log, waiting, budget, is_spread=self.is_spread)
+            pool = await stack.enter_async_context(opening)
+            judging = await stack.enter_async_context(open_judge_servers(recipe.trees.judge, folder, waiting, budget))
+            actor = make_actor(pool, recipe.actor, recipe.trees)
+            judge = make_judge(recipe.trees.judge, judging, actor)
+            runner = TreeRunner(recipe, actor, judge, self.name, folder / "running")
+
+            async def work(unit: Unit) -> UnitResult:
+                return await runner.run(unit.key, Prompt(**unit.payload))
+
+            clients = [*pool.clients, *judging.clients]
+            yield WorkContext(pool.keeping(work), pool.room, clients, lambda: runner.judged, [pool])
 
 
 def _report(build: Build, recipe: Recipe, result: RunResult, budget: Budget) -> Report:

@@ -112,8 +112,11 @@ def build_asking(
     plan: BuildPlan,
     make_content: Callable[[Build], BuildContent | None],
     options: BuildOptions,
+    check: Callable[[], None] = lambda: None,
 ) -> Artifact | None:
     """Build the artifact of a plan whose models may be asked in batches; None where these leave it unfinished.
+
+    Args are those of `build_in_rounds`.
 
     Raises:
         UsageError: starting over would forget what is under way in batches.
@@ -121,7 +124,7 @@ def build_asking(
     """
     if options.fresh:
         check_nothing_under_way(plan, options)
-    found = build_in_rounds(plan, make_content, options)
+    found = build_in_rounds(plan, make_content, options, check)
     if options.batch is not None and found is not None:
         options.tell(f"{found.reference} is finished{under_way_elsewhere(found.folder)}")
     return found

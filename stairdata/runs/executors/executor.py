@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from stairdata.llm.budget import Budget
+from stairdata.llm.endpoint_pool import EndpointUse
 from stairdata.recipe.section import Concurrency
 from stairdata.runs.executors.local import LocalExecutor
 from stairdata.runs.units import Unit, UnitResult, WorkContext, Workload
 from stairdata_schemas.aliases import WaitProgress
+from stairdata_schemas.errors import UsageError, quote
 
 if TYPE_CHECKING:
     from stairdata.runs.units import UnitFailure
@@ -25,10 +27,35 @@ class Execution:
     address: str | None = None
     """The Ray cluster's; default: one that is started here for the duration."""
     endpoints: tuple[str, ...] = ()
-    """URLs of the actor's servers, in place of the recipe's one."""
+    """URLs of the asked model's servers, in place of the recipe's one."""
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be meant.
+
+        Raises:
+            UsageError: an endpoint is given twice, or an address without Ray.
+        """
+        plain = [url.rstrip("/") for url in self.endpoints]
+        if twice := [url for url in plain if plain.count(url) > 1]:
+            raise UsageError(f"--endpoints: {quote(twice[0])} is given twice; give each server once")
+        if self.address is not None and self.executor != "ray":
+            raise UsageError(f"--address {quote(self.address)} names a Ray cluster; add --executor ray")
 
 
 HERE = Execution()
+
+
+def check_unbatched(execution: Execution) -> None:
+    """Refuse servers and clusters for what is asked in batches, or takes over what batches have answered.
+
+    Raises:
+        UsageError: there are some.
+    """
+    if execution != HERE:
+        raise UsageError(
+            "--batch asks the Batch API, and a build that has had batches goes on in one process with one server: "
+            "leave --endpoints, --executor and --address out"
+        )
 
 
 class Executor(Protocol):
@@ -42,6 +69,10 @@ class Executor(Protocol):
     @property
     def context(self) -> WorkContext | None:
         """What works in this process, for the progress report; None before it is open, or where it is elsewhere."""
+
+    @property
+    def uses(self) -> dict[str, EndpointUse]:
+        """What each server of the asked model did so far, by URL."""
 
     def run(self, units: Sequence[Unit]) -> AsyncGenerator[tuple[Unit, UnitResult | UnitFailure]]:
         """Work on units, begun in the order given; iterate under `contextlib.aclosing`.

@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
 from stairdata.llm.budget import Budget, StoppedError
+from stairdata.llm.endpoint_pool import EndpointUse, sum_uses
 from stairdata.llm.outcomes import RequestFailedError
 from stairdata.recipe.section import Concurrency
 from stairdata.runs.units import Unit, UnitFailedError, UnitResult, WorkContext
@@ -36,6 +37,11 @@ class LocalExecutor:
         self.context: WorkContext | None = None
         self._budget = budget
         self._concurrency = concurrency
+
+    @property
+    def uses(self) -> dict[str, EndpointUse]:
+        """What each server did so far, by URL."""
+        return sum_uses(pool.uses() for pool in (self.context.pools if self.context else ()))
 
     async def run(self, units: Sequence[Unit]) -> AsyncGenerator[tuple[Unit, UnitResult | UnitFailure]]:
         """Work on units, each in a task of its own."""

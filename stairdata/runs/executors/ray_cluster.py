@@ -29,10 +29,12 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Seque
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from stairdata.llm.budget import Budget, Expense, StoppedError
+from stairdata.llm.endpoint_pool import EndpointUse, sum_uses
 from stairdata.llm.outcomes import JudgeFailedError, Outcome, RequestFailedError
 from stairdata.recipe import Recipe
 from stairdata.recipe.section import Concurrency
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from stairdata.runs.units import UnitFailure
 
 T = TypeVar("T")
+PACKAGE = "stairdata"
 UNITS_IN_FLIGHT = 64  # of a replica where concurrency is auto: a window's first size
 HANDED_OUT = 2  # units handed to a replica, as a multiple of those it works on at a time: it never waits for Ray
 CPUS = 0.1  # a replica mostly waits for its server
@@ -104,9 +107,12 @@ class ReplicaWorker:
         self._workload = replace(workload, folder=folder)
         if workload.urls:
             number = ray.get(servers.take.remote(ray.get_runtime_context().get_actor_id()))
-            self._workload = self._workload.at((workload.urls[number % len(workload.urls)],))
+            home = number % len(workload.urls)
+            # the others' servers are there for when its own is gone
+            self._workload = self._workload.at(workload.urls[home:] + workload.urls[:home], is_spread=False)
         self._budget = Budget(prices=workload.recipe.prices)
         self._reported = Expense()
+        self._reported_uses: dict[str, EndpointUse] = {}
         self._stack = AsyncExitStack()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
@@ -124,7 +130,8 @@ class ReplicaWorker:
             item: `unit`, as JSON.
 
         Returns:
-            `key`, and `result` as JSON: the row, or why there is none, and what was spent since the last result.
+            `key`, and `result` as JSON: the row, or why there is none, and what was spent, and done by each server,
+            since the last result.
         """
         unit = Unit(*json.loads(item["unit"]))
         return {"key": unit.key, "result": json.dumps(self._wait_for(self._work(unit)))}
@@ -134,7 +141,7 @@ class ReplicaWorker:
 
     async def _work(self, unit: Unit) -> dict[str, Any]:
         if self._context is None:
-            return {"gone": self._failure, "spent": [0, 0.0]}
+            return {"gone": self._failure, "spent": [0, 0.0], "uses": {}}
         result: dict[str, Any]
         try:
             done = await self._context.work(unit)
@@ -148,7 +155,10 @@ class ReplicaWorker:
         spent = self._budget.spent
         tokens, cost = spent.tokens - self._reported.tokens, spent.cost - self._reported.cost
         self._reported = spent
-        return result | {"spent": [tokens, cost]}
+        uses = sum_uses(pool.uses() for pool in self._context.pools)
+        new = {url: use.minus(self._reported_uses.get(url, EndpointUse())) for url, use in uses.items()}
+        self._reported_uses = uses
+        return result | {"spent": [tokens, cost], "uses": new}
 
     def _wait_for(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
@@ -169,27 +179,33 @@ class RayExecutor:
     def __init__(self, workload: Workload, budget: Budget, concurrency: Concurrency, address: str | None) -> None:
         # Replicas may lack the training package, whose sections the whole recipe has.
         sections = workload.recipe.model_dump(mode="json", include=set(Recipe.model_fields))
-        self._workload = replace(workload, recipe=Recipe.model_validate(sections), folder=workload.folder.resolve())
+        self._workload = replace(
+            workload.for_replicas(), recipe=Recipe.model_validate(sections), folder=workload.folder.resolve()
+        )
         self._budget = budget
         self._in_flight = UNITS_IN_FLIGHT if concurrency == "auto" else concurrency
         self._address = address
+        self.uses: dict[str, EndpointUse] = {url: EndpointUse() for url in workload.urls}
 
     async def run(self, units: Sequence[Unit]) -> AsyncGenerator[tuple[Unit, UnitResult | UnitFailure]]:
         """Work on units.
 
         Raises:
-            UsageError: Ray isn't installed.
+            UsageError: Ray isn't installed, or the work can't be sent to other processes.
             ServerError: all servers are gone, or the cluster's head is.
         """
         by_key = {unit.key: unit for unit in units}
         gone: list[str] = []
         with _cluster(self._address):
+            self._check_sendable()
             replicas, gpus = self._size()
             results = _from_thread(lambda: self._stream(units, replicas, gpus), watch_head(_head_address()))
             with KeptJournals(HANDED_OUT * self._in_flight * replicas) as journals:
                 async with aclosing(results):
                     async for key, result in results:
                         self._budget.charge(Expense(*result["spent"]))
+                        new = {url: EndpointUse(*use) for url, use in result["uses"].items()}
+                        self.uses = sum_uses([self.uses, new])
                         if "gone" in result:
                             gone.append(result["gone"])
                         else:
@@ -209,6 +225,17 @@ class RayExecutor:
         except StoppedError:
             return True
         return self._budget.reason is not None
+
+    def _check_sendable(self) -> None:
+        import ray.cloudpickle
+
+        try:
+            ray.cloudpickle.dumps(self._workload)  # type: ignore[no-untyped-call]
+        except Exception as error:  # whatever the object raises that can't be copied
+            raise UsageError(
+                f"what this build works with can't be sent to replicas on Ray ({quote(str(error))}); leave --executor "
+                "and --address out, --endpoints works in this process"
+            ) from error
 
     def _size(self) -> tuple[int, int]:
         """Return the number of replicas, and the GPUs of each."""
@@ -279,6 +306,52 @@ async def watch_head(address: str, seconds: float = HEAD_SECONDS) -> NoReturn:
     )
 
 
+def check_cluster(address: str | None) -> None:
+    """Check that a cluster is there and that each of its machines has this package in this release.
+
+    Args:
+        address: as for `RayExecutor`; None needs nothing but Ray, since the cluster is this installation's own.
+
+    Raises:
+        UsageError: Ray isn't installed, or a machine of the cluster lacks the package or has another release.
+        ServerError: no cluster answers.
+    """
+    if address is None:
+        _import_ray()
+        return
+    with _cluster(address):
+        ours = version(PACKAGE)
+        for node, theirs in _installed().items():
+            if theirs != ours:
+                has = f"has {PACKAGE} {theirs}" if theirs else f"lacks {PACKAGE}"
+                raise UsageError(
+                    f"the machine {node} of the Ray cluster at {quote(address)} {has}, and this one has {ours}; "
+                    f"install it there, in the environment that `ray start` runs in: "
+                    f"pip install '{PACKAGE}[ray]=={ours}'"
+                )
+
+
+def _installed() -> dict[str, str | None]:
+    """Return the release of this package on each machine of the cluster, None where it is not installed."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    asked = {}
+    for node in ray.nodes():  # type: ignore[no-untyped-call]
+        if node["Alive"]:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            # a function of Python's own, since ours can't be read where they are not installed
+            look = ray.remote(version).options(num_cpus=0, scheduling_strategy=there)
+            asked[node["NodeManagerAddress"]] = look.remote(PACKAGE)
+    found: dict[str, str | None] = {}
+    for address, answer in asked.items():
+        try:
+            found[address] = ray.get(answer)
+        except PackageNotFoundError:
+            found[address] = None
+    return found
+
+
 def _check_reachable(address: str) -> None:
     """Refuse a `host:port` that nobody listens at, which Ray would try for minutes; it reads other addresses itself."""
     if re.fullmatch(r"[^/]+:\d+", address) and not _accepts(address, REACH_SECONDS):
@@ -337,18 +410,29 @@ async def _from_thread(make: Callable[[], Iterator[T]], watch: Coroutine[Any, An
         watching.cancel()
 
 
-@contextmanager
-def _cluster(address: str | None) -> Iterator[None]:
+def _import_ray() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
-        import ray.data
+        import ray.data  # noqa: F401
     except ImportError as error:
         raise UsageError("--executor ray needs Ray: pip install 'stairdata[ray]'") from error
+
+
+@contextmanager
+def _cluster(address: str | None) -> Iterator[None]:
+    _import_ray()
+    import ray
+    import ray.data
+
     started = not ray.is_initialized()
     if started:
         _check_reachable(address or "")
-        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+        try:
+            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            named = f"the Ray cluster at {quote(address)}" if address else "a Ray cluster on this machine"
+            raise ServerError(f"{named} can't be used: {quote(str(error))}; see `ray status` there") from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -20,14 +20,16 @@ if TYPE_CHECKING:
 
 Run = Callable[..., "Ended"]
 KINDS = ["prompts", "structured-cot", "trees", "preference-pairs", "prm-pairs", "responses", "evaluations"]
+SERVERS = {"--endpoints", "--executor", "--address"}
+BATCHES = {"--batch", "--batch-files"}
 OWN = {
-    "prompts": {"--decontaminate"},
-    "structured-cot": {"--teachers", "--batch", "--batch-files", "--retry-quarantined", "--shard"},
-    "trees": {"--pilot", "--endpoints", "--executor", "--address", "--rejudge", "--shard"},
+    "prompts": {"--decontaminate"} | SERVERS,
+    "structured-cot": {"--teachers", "--retry-quarantined", "--shard"} | SERVERS | BATCHES,
+    "trees": {"--pilot", "--rejudge", "--shard"} | SERVERS,
     "preference-pairs": {"--reviews"},
     "prm-pairs": set(),
-    "responses": {"--batch", "--batch-files", "--shard"},
-    "evaluations": {"--batch", "--batch-files", "--exclude-seen", "--shard"},
+    "responses": {"--shard"} | SERVERS | BATCHES,
+    "evaluations": {"--exclude-seen", "--shard", "--endpoints"} | BATCHES,
 }
 SHARED = {
     "--recipe", "--set", "--input", "--root", "--version", "--limit", "--fresh", "--dry-run", "--max-total-tokens",

@@ -47,12 +47,17 @@ def build(
         trees = {"iterations": 8, "samples": 3, "max_depth": 3, "concurrency": 4}
         actor = {**actor_section, "retries": 1, "concurrency": IN_FLIGHT}
         recipe = Recipe.model_validate({"actor": actor, "trees": trees})
-        endpoints = options.pop("endpoints", (stub_llm.base_url, stub_llm.base_url) if executor == "ray" else ())
+        endpoints = options.pop("endpoints", two_names(stub_llm) if executor == "ray" else ())
         prompts = str(make_prompts(count).folder)
         given = BuildOptions(root=tmp_path / executor, inputs=(prompts,), **options)
         return build_trees(recipe, given, Execution(executor, endpoints=endpoints))
 
     return grow
+
+
+def two_names(server: StubServer) -> tuple[str, str]:
+    """Return two URLs of one server."""
+    return server.base_url, server.base_url.replace("127.0.0.1", "localhost")
 
 
 def _rows(artifact: Artifact) -> Any:
