@@ -1,8 +1,8 @@
 """Requests for an answer, sent and read as plain JSON.
 
 The openai package copies what it sends part by part, by its type, builds address and headers anew for each request, and
-makes an object of each part of an answer: half of the processor's time of a request (docs/performance.md). The settings
-are the package's, and so are the errors; listings, files and batches go through it.
+makes an object of each part of an answer: half of the processor's time that it takes (docs/performance.md). Settings
+and errors are the package's; listings, files and batches go through it.
 """
 
 from __future__ import annotations
