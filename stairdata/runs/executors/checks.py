@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -97,4 +98,7 @@ async def _ask_about(endpoint: Endpoint) -> _Served:
 
 def _last_part(made_of: str) -> str:
     """Return what folders of one model on different machines have in common, and a Hub id with its copy on a disk."""
-    return made_of.rstrip("/").rpartition("/")[-1]
+    path = made_of.rstrip("/")
+    if cached := re.search(r"/models--[^/]+?--([^/]+)/snapshots/[^/]+$", path):  # the Hub's cache
+        return cached[1]
+    return path.rpartition("/")[-1]

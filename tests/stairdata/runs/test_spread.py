@@ -14,7 +14,7 @@ import pytest
 from stairdata.generators.structured_cot.build import build_structured_cot
 from stairdata.generators.structured_cot.plan import TeacherOptions
 from stairdata.recipe import Endpoint, Recipe
-from stairdata.runs.executors.checks import at_endpoints
+from stairdata.runs.executors.checks import _last_part, at_endpoints
 from stairdata.runs.executors.executor import HERE, Execution
 from stairdata.runs.options import BuildOptions
 from stairdata.stages import FullRecipe, build_kind
@@ -229,3 +229,23 @@ def test_endpoints_are_of_teachers_at_one_place(make_prompts: Callable[[int], Ar
     with pytest.raises(UsageError, match="--batch asks the Batch API: leave --endpoints"):
         build_structured_cot(recipe, given, TeacherOptions(batch="submit"), ENDPOINTS)
     assert not (tmp_path / "two").exists()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("/data/llama", "/mnt/models/llama/"),
+        ("org/llama", "/data/llama"),
+        ("HuggingFaceTB/SmolLM2-135M", "/hub/models--HuggingFaceTB--SmolLM2-135M/snapshots/0123"),
+        ("org/a--b", "/hub/models--org--a--b/snapshots/0123"),
+    ],
+)
+def test_places_of_one_model_are_taken_for_one(one: str, other: str) -> None:
+    assert _last_part(one) == _last_part(other)
+
+
+@pytest.mark.parametrize(
+    "other", ["org/llama-2", "/data/llama/snapshots/0123", "/hub/models--org--lama/snapshots/0123", ""]
+)
+def test_other_models_are_not(other: str) -> None:
+    assert _last_part("org/llama") != _last_part(other)
