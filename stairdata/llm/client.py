@@ -348,7 +348,10 @@ class Client:
         try:
             page = await self.openai.models.list(timeout=min(self._endpoint.timeout, START_SECONDS))
             check_answer(page)
-            return [model async for model in page]
+            listed = [model async for model in page]
+            if stranger := next((each for each in listed if not isinstance(each, OpenAIModel)), None):
+                raise MalformedAnswerError(f"{quote(stranger)} is listed, which is no model")
+            return listed
         except Exception as error:
             raise ServerError(
                 f"the LLM server at {self.base_url} can't be used: {quote(self.redact(error.__cause__ or error))}; "

@@ -29,7 +29,7 @@ OWN = {
     "preference-pairs": {"--reviews"},
     "prm-pairs": set(),
     "responses": {"--shard"} | SERVERS | BATCHES,
-    "evaluations": {"--exclude-seen", "--shard", "--endpoints"} | BATCHES,
+    "evaluations": {"--exclude-seen", "--shard"} | SERVERS | BATCHES,
 }
 SHARED = {
     "--recipe", "--set", "--input", "--root", "--version", "--limit", "--fresh", "--dry-run", "--max-total-tokens",

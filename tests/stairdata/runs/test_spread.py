@@ -226,7 +226,7 @@ def test_endpoints_are_of_teachers_at_one_place(make_prompts: Callable[[int], Ar
     given = BuildOptions(root=tmp_path / "two", inputs=(str(make_prompts(1).folder),))
     with pytest.raises(UsageError, match="those of --teachers are at several"):
         build_structured_cot(recipe, given, TeacherOptions(("a", "b")), ENDPOINTS)
-    with pytest.raises(UsageError, match="--batch asks the Batch API: leave --endpoints"):
+    with pytest.raises(UsageError, match="--batch asks the Batch API"):
         build_structured_cot(recipe, given, TeacherOptions(batch="submit"), ENDPOINTS)
     assert not (tmp_path / "two").exists()
 

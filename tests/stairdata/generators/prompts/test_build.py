@@ -73,7 +73,9 @@ def test_every_format_gives_the_same_rows(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"prompts{ending.lower()}"
     write(path, ROWS)
     artifact = build(tmp_path, {"path": str(path.rename(tmp_path / f"prompts{ending}")), "name": "given"})
-    expected = [{"prompt_id": identity.prompt_id(row["prompt"]), **row, "source": "given"} for row in ROWS]
+    expected = [
+        {"prompt_id": identity.prompt_id(row["prompt"]), **row, "source": "given", "twin_of": None} for row in ROWS
+    ]
     assert rows_of(artifact) == expected
     assert validate_artifact(artifact) == []
     assert artifact.manifest.quarantine == {}

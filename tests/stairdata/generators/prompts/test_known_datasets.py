@@ -71,6 +71,7 @@ def test_saferlhf_by_name(hub: HubServer, tmp_path: Path) -> None:
         "category": "Privacy Violation",
         "reference_answer": "Better not, 4.",
         "reference_is_safe": True,
+        "twin_of": None,
     }
     (refused,) = refused_of(artifact)
     assert (refused["rule"], refused["row"], refused["detail"]) == ("duplicate_prompt", 7, f"repeats {PKU} row 1")
