@@ -17,7 +17,7 @@ ASSISTANT = "<|im_start|>assistant\n"
 WORDS = [f"word{number}" for number in range(200)]
 DEPTH = 4
 STEP_TOKENS = 60
-SORRY = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
+_sorry_share = [1.0]
 
 
 class Server(asyncio.Protocol):
@@ -90,7 +90,7 @@ def _text(prompt: str, seed: int) -> tuple[str, int]:
     for number in range(begun.count("<|/Reasoning_step|>"), DEPTH):
         separator = "\n\n" if number else ""
         text += f"{separator}<|Reasoning_step|>\nTitle: Step {number}:\n{_words(rng)}\n<|/Reasoning_step|>"
-    begin = "I am sorry" if rng.random() < SORRY else "Well"
+    begin = "I am sorry" if rng.random() < _sorry_share[0] else "Well"
     text += f"\n\n<|Output|>\nFinal Answer:\n{begin}, {_words(rng)}.\n<|/Output|>"
     return text, text.count("Title") * STEP_TOKENS + STEP_TOKENS
 
@@ -101,6 +101,7 @@ def _words(rng: random.Random) -> str:
 
 async def main() -> None:
     """Serve."""
+    _sorry_share[:] = [float(share) for share in sys.argv[1:2]] or _sorry_share
     server = await asyncio.get_running_loop().create_server(Server, "127.0.0.1", 0, backlog=1024)
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
