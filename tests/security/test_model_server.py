@@ -128,7 +128,6 @@ ONE_AFTER_ANOTHER = {
     "600,000 empty lists": sends(values("[],")),
     "a number of a million digits": sends(b'{"choices": ' + b"9" * 1_000_000 + b"}"),
     "a code of 4,000 digits": sends(b'{"error": {"code": ' + b"9" * 4000 + b"}}"),
-    "names that Python uses": sends(chat_answer(_fields_set=5, __class__=6, model_config=7)),
     "a list": sends(b"[" + b"[]," * 1000 + b"1]"),
 }  # fmt: skip
 """Attacks that are all malformed answers, on one build."""
@@ -198,6 +197,12 @@ def test_one_attack_after_another_refuses_a_prompt_each(prompts: Path, tmp_path:
         ended = build(server, prompts, tmp_path, limit=count)
     check(ended, tmp_path, f"refused: malformed  {count:>9}")
     assert attacks == []
+
+
+def test_names_that_python_uses_are_fields_that_nobody_reads(prompts: Path, tmp_path: Path) -> None:
+    with HostileServer(sends(chat_answer(_fields_set=5, __class__=6, model_config=7))) as server:
+        ended = build(server, prompts, tmp_path, limit=1)
+    assert (ended.code, ended.stdout) == (0, "structured_cot@1.0.0\n"), ended.stderr
 
 
 @pytest.mark.slow
