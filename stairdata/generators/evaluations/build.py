@@ -114,7 +114,10 @@ def _report(job: EvaluationJob, result: RunResult, budget: Budget) -> Report:
     for model, seen in job.contamination.items():
         if prompts := seen["prompts"]:
             what = "left out" if job.recipe.evaluations.exclude_seen else "judged all the same"
-            notes.append(f"{len(prompts)} prompts are in the training data of {model} or its parents, and were {what}")
+            # the same in each shard: a note that began with the number would be added up by a join
+            notes.append(
+                f"the training data of {model} or its parents has {len(prompts)} of the prompts, which were {what}"
+            )
         if seen["missing"]:
             notes.append(f"not all that {model} was trained on could be looked at: {'; '.join(seen['missing'])}")
     unread = _unread(job, result)

@@ -207,7 +207,10 @@ def _report(shards: Sequence[_NotedShard]) -> Report:
 
 
 def _join_notes(notes: Sequence[str]) -> list[str]:
-    """Return each note once; of those that begin with a number, and are equal but for it, one with the sum."""
+    """Return each note once; of those that begin with a number, and are equal but for it, one with the sum.
+
+    So what a shard says of itself begins with its number, and what holds for the whole build does not.
+    """
     sums: dict[str, int | None] = {}
     for note in notes:
         number, _, words = note.partition(" ")
@@ -219,13 +222,18 @@ def _join_notes(notes: Sequence[str]) -> list[str]:
 
 
 def _merge(parts: Sequence[Any]) -> Any:
-    """Add up numbers, also inside of mappings; lists are put together unless they are equal."""
+    """Add up numbers, also inside of mappings; lists are put together unless they are equal and count no rows."""
     first = parts[0]
     if isinstance(first, dict):
         names = dict.fromkeys(name for part in parts for name in part)
         return {name: _merge([part[name] for part in parts if name in part]) for name in names}
     if isinstance(first, int | float) and not isinstance(first, bool):
         return sum(parts)
-    if isinstance(first, list) and any(part != first for part in parts):
+    if isinstance(first, list) and (any(part != first for part in parts) or _counts_rows(first)):
         return [item for part in parts for item in part]
     return first
+
+
+def _counts_rows(items: Sequence[Any]) -> bool:
+    """Tell whether these are counts of a shard's own rows, such as those without a judgement: equal ones add up."""
+    return any(isinstance(item, dict) and "rows" in item for item in items)

@@ -23,7 +23,7 @@ from stairdata.generators.trees.build import build_trees
 from stairdata.llm.budget import BudgetLimits
 from stairdata.recipe import Recipe
 from stairdata.runs.options import BuildOptions
-from stairdata.runs.shards.join import _join_notes, join_shards
+from stairdata.runs.shards.join import _join_notes, _merge, join_shards
 from stairdata.runs.shards.shard import Shard, ShardNote, own_units, owner_of, with_shard
 from stairdata.runs.units import Unit
 from stairdata_schemas.artifacts import Artifact, open_artifact, resolve, validate_artifact
@@ -299,8 +299,16 @@ def test_groups_that_come_up_again_stay_together(names: list[int], count: int, s
     [
         (["3 are cut", "4 are cut", "a", "a"], ["7 are cut", "a"]),
         (["a", "3 are cut", "b", "²3 are cut"], ["a", "3 are cut", "b", "²3 are cut"]),
+        (["the training data of m has 3 of the prompts"] * 2, ["the training data of m has 3 of the prompts"]),
         ([], []),
     ],
 )
 def test_notes_that_differ_by_a_number_are_added_up(notes: list[str], joined: list[str]) -> None:
     assert _join_notes(notes) == joined
+
+
+def test_equal_counts_of_rows_add_up_and_equal_lists_of_the_whole_do_not() -> None:
+    shard = {"unread": [{"model": "m", "rows": 1}], "seen": {"m": {"missing": ["a"]}}, "judged": 2}
+    joined = _merge([shard, shard])
+    assert joined["unread"] == [{"model": "m", "rows": 1}] * 2
+    assert (joined["seen"], joined["judged"]) == ({"m": {"missing": ["a"]}}, 4)
