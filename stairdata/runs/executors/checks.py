@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 
 from stairdata.llm.session import endpoints_of, open_client
 from stairdata.recipe import Endpoint
+from stairdata.runs.event_loop import run_to_end
 from stairdata.runs.executors.executor import Execution
 from stairdata_schemas.errors import ServerError, UsageError, quote
 from stairdata_schemas.grammar import OUTPUT_CLOSE, STEP_OPEN
@@ -64,7 +65,7 @@ def check_execution(models: Sequence[Endpoint], execution: Execution) -> None:
 
         check_cluster(execution.address)
     for model in models if execution.endpoints else ():
-        asyncio.run(_check_servers(model, execution.endpoints))
+        run_to_end(_check_servers(model, execution.endpoints))
 
 
 async def _check_servers(model: Endpoint, urls: Sequence[str]) -> None:
