@@ -6,9 +6,9 @@
 Every step is a command of the command line in a process of its own. Printed are its seconds, CPU seconds (ours, without
 the server's), peak memory, rows, files and bytes; of a step that asks a model also the seconds from its start until the
 first row is written, and from the last row until its end. While trees grow, the process is killed once at 90% of the
-rows, and the seconds until the next run writes a row are taken. The last steps publish the trees in 100 shards on a Hub
-of the tests, list, show, validate and compare. A step that is finished is not repeated: what was measured is in
-FOLDER/steps.json, and the builds go on where they were.
+rows (a line of its own; "trees" is what the next run took), and the seconds until the next run writes a row are taken.
+The last steps publish the trees in 100 shards on a Hub of the tests, list, show, validate and compare. A step that is
+finished is not repeated: what was measured is in FOLDER/steps.json, and the builds go on where they were.
 
 The paper has 200 iterations a tree. A tree's work, its row and its memory in flight grow with the iterations, and the
 number of rows does not: multiply the CPU seconds and bytes of trees, and of what reads them, by ten, and nothing else.
@@ -36,6 +36,8 @@ from trees import print_machine, show, small_tokenizer, stand_in
 ROOT = Path(__file__).parent.parent
 SHARDS = 100
 KILLED_AT = 0.9
+KILLED = "trees, killed"
+HEADS = ("seconds", "CPU s", "MiB", "rows", "files", "MB", "start s", "end s")
 POLL_SECONDS = 0.05
 COMMAND = (  # the command line with shards of another size, so that there are as many as on a larger machine
     "import sys, stairdata_schemas.writing as writing; writing.SHARD_BYTES = int(sys.argv.pop(1)); "
@@ -168,17 +170,18 @@ class Scale:
 
     def run(self, wanted: list[Step]) -> None:
         """Run them in order, and print a line for each."""
-        heads = ("seconds", "CPU s", "MiB", "rows", "files", "MB", "start s", "end s")
-        show(f"{'step':<18}" + "".join(f"{head:>10}" for head in heads))
+        show(f"{'step':<18}" + "".join(f"{head:>10}" for head in HEADS))
         for step in wanted:
-            if step.name == "trees" and "killed" not in self._measured:
-                self._kill(step)
+            if step.name == "trees":
+                if KILLED not in self._measured:
+                    self._kill(step)
+                show(_line(KILLED, self._measured[KILLED]))
             if step.name not in self._measured:
                 self._keep(step.name, self._measure(step))
             show(_line(step.name, self._measured[step.name]))
         start = self._measured["trees"].get("start")
         if start is not None:  # else it had ended before it could be killed
-            rows = self._measured["killed"]["rows"]
+            rows = self._measured[KILLED]["rows"]
             show(f"trees were killed at {rows:,} of {self._prompts:,} rows; the next run wrote one after {start:.1f} s")
 
     def _keep(self, name: str, found: dict[str, Any]) -> None:
@@ -187,11 +190,15 @@ class Scale:
 
     def _kill(self, step: Step) -> None:
         """Kill a build at a share of its rows."""
+        began = time.monotonic()
         watched = Watched(self._start(step), self._folder, step.kind)
         rows = watched.wait_until_rows(int(self._prompts * KILLED_AT))
         watched.process.send_signal(signal.SIGKILL)
-        watched.end()
-        self._keep("killed", {"rows": rows})
+        _, usage = watched.end()
+        found = _usage(began, usage) | {"rows": rows}
+        if watched.first:
+            found["start"] = watched.first - began
+        self._keep(KILLED, found)
 
     def _start(self, step: Step) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", COMMAND, str(self._shard_bytes), *step.arguments]
@@ -207,11 +214,7 @@ class Scale:
         ended = time.monotonic()
         if status:
             sys.exit(f"{step.name} failed:\n{watched.said[-3000:]}")
-        found: dict[str, Any] = {
-            "seconds": ended - began,
-            "cpu": usage.ru_utime + usage.ru_stime,
-            "peak_mib": usage.ru_maxrss / 1024,
-        }
+        found = _usage(began, usage)
         if step.kind:
             artifact = self._folder / "artifacts" / step.kind / "1.0.0"
             files = [path for path in artifact.rglob("*") if path.is_file()]
@@ -280,12 +283,25 @@ class Watched:
             before = max(before or 0, size)
 
 
+def _usage(began: float, usage: Any) -> dict[str, Any]:
+    """Return what a process took that began then and has ended now."""
+    return {
+        "seconds": time.monotonic() - began,
+        "cpu": usage.ru_utime + usage.ru_stime,
+        "peak_mib": usage.ru_maxrss / 1024,
+    }
+
+
 def _line(name: str, found: dict[str, Any]) -> str:
     cells = [f"{found['seconds']:.1f}", f"{found['cpu']:.1f}", f"{found['peak_mib']:,.0f}"]
     if "rows" in found:
-        cells += [f"{found['rows']:,}", f"{found['files']:,}", f"{found['bytes'] / 1e6:,.0f}"]
+        cells.append(f"{found['rows']:,}")
+    if "files" in found:
+        cells += [f"{found['files']:,}", f"{found['bytes'] / 1e6:,.0f}"]
     if "start" in found:
-        cells += [f"{found['start']:.1f}", f"{found['end']:.1f}"]
+        cells += [""] * (len(HEADS) - 2 - len(cells)) + [f"{found['start']:.1f}"]
+    if "end" in found:
+        cells.append(f"{found['end']:.1f}")
     return f"{name:<18}" + "".join(f"{cell:>10}" for cell in cells)
 
 

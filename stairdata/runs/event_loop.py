@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+def new_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return what makes an event loop: uvloop where it is installed, as vLLM's own server has it, else asyncio's own.
+
+    It takes a tenth less of the processor for each request (docs/performance.md).
+    """
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    with asyncio.Runner(loop_factory=new_loop()) as runner:
+        return runner.run(work)
 
 
 def run_to_end(work: Coroutine[Any, Any, T]) -> T:
@@ -21,7 +38,7 @@ def run_to_end(work: Coroutine[Any, Any, T]) -> T:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(work)
+        return _run(work)
     begun: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[T]]] = []
 
     async def begin() -> T:
@@ -30,7 +47,7 @@ def run_to_end(work: Coroutine[Any, Any, T]) -> T:
         return await task
 
     with ThreadPoolExecutor(1) as pool:
-        ending = pool.submit(asyncio.run, begin())
+        ending = pool.submit(_run, begin())
         try:
             return ending.result()
         except KeyboardInterrupt:

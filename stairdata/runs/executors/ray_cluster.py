@@ -38,6 +38,7 @@ from stairdata.llm.endpoint_pool import EndpointUse, sum_uses
 from stairdata.llm.outcomes import JudgeFailedError, Outcome, RequestFailedError
 from stairdata.recipe import Recipe
 from stairdata.recipe.section import Concurrency
+from stairdata.runs.event_loop import new_loop
 from stairdata.runs.units import Unit, UnitFailedError, UnitResult, WorkContext, Workload
 from stairdata_schemas.errors import ServerError, StairDataError, UsageError, quote
 
@@ -114,7 +115,7 @@ class ReplicaWorker:
         self._reported = Expense()
         self._reported_uses: dict[str, EndpointUse] = {}
         self._stack = AsyncExitStack()
-        self._loop = asyncio.new_event_loop()
+        self._loop = (new_loop() or asyncio.new_event_loop)()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self._context: WorkContext | None = None
         self._failure = ""

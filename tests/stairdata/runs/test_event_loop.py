@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from concurrent.futures import Future
+from types import SimpleNamespace
 
 import pytest
 
@@ -55,3 +57,16 @@ def test_an_interrupt_of_a_notebook_cancels_the_work(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Future, "result", interrupted)
     asyncio.run(cell())
     assert ended == ["cancelled"]
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_the_loop_is_uvloops_where_that_is_installed(is_there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def stand_in() -> asyncio.AbstractEventLoop:
+        made.append(asyncio.new_event_loop())
+        return made[-1]
+
+    monkeypatch.setitem(sys.modules, "uvloop", SimpleNamespace(new_event_loop=stand_in) if is_there else None)
+    run_to_end(thread_or_error(None))
+    assert len(made) == is_there
