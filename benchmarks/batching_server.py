@@ -112,7 +112,8 @@ class Connection(asyncio.Protocol):
         self._transport.write(answer + said)
 
     async def _complete(self, asked: dict[str, Any]) -> bytes:
-        texts = [_text(asked["prompt"], asked["seed"] + index, asked["stop"]) for index in range(asked.get("n") or 1)]
+        seed, stops = asked.get("seed") or 0, asked.get("stop") or []
+        texts = [_text(asked["prompt"], seed + index, stops) for index in range(asked.get("n") or 1)]
         lengths = [len(text.split()) * 2 for text in texts]
         await self._batch.write(lengths)
         choices: list[dict[str, object]] = [
