@@ -20,6 +20,7 @@ from stairdata_schemas import grammar, identity
 from stairdata_schemas.errors import ArtifactError, ArtifactNotFoundError, GrammarError, UsageError, nearest, quote
 from stairdata_schemas.formats.limits import TooLargeError
 from stairdata_schemas.formats.parquet import DamagedError, check_artifact_files, iterate_batches
+from stairdata_schemas.formats.repeated_rows import repeated_keys
 from stairdata_schemas.kinds import KINDS, LATER_COLUMNS, SCHEMA_VERSION, kind_name, polars_schema, row_schema
 from stairdata_schemas.manifest import (
     MANIFEST_NAME,
@@ -397,7 +398,7 @@ def _matches(completion: str, steps: list[dict[str, str]], output: str) -> bool:
 
 def _duplicate_keys(artifact: Artifact) -> list[Problem]:
     keys = row_schema(artifact.kind).primary_key()
-    repeated = artifact.scan().group_by(keys).len().filter(pl.col("len") > 1).collect(engine="streaming")
+    repeated = repeated_keys(artifact.scan(), keys)
     if repeated.is_empty():
         return []
     return [Problem("data", "primary_key", len(repeated), str(repeated[keys[0]][0]))]

@@ -30,6 +30,7 @@ from stairdata_schemas.artifacts import Artifact, Version, open_artifact, parse_
 from stairdata_schemas.cards.card import render_card
 from stairdata_schemas.errors import ArtifactError, BuildError, BuildLockedError, QuarantineError, UsageError, quote
 from stairdata_schemas.files import Journal, write_atomic
+from stairdata_schemas.formats.repeated_rows import repeated_keys
 from stairdata_schemas.kinds import SCHEMA_VERSION, row_schema
 from stairdata_schemas.licenses import strictest
 from stairdata_schemas.manifest import (
@@ -235,8 +236,7 @@ class Build:
     def _check_keys(self, data: Path) -> None:
         # the schema has seen one frame at a time, and a key may come back in another
         keys = row_schema(self.plan.kind).primary_key()
-        rows = scan_files([*data.glob("*.parquet")]).group_by(keys).len().filter(pl.col("len") > 1)
-        repeated = rows.collect(engine="streaming")
+        repeated = repeated_keys(scan_files([*data.glob("*.parquet")]), keys)
         if len(repeated):
             raise BuildError(
                 f"{self.reference}: {len(repeated)} keys occur in several rows, such as {repeated[keys[0]][0]!r}"
