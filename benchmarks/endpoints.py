@@ -129,7 +129,7 @@ def recipe_for(kind: str, url: str, folder: Path, units: int) -> Recipe:
     }
     if kind == "evaluations":
         benchmark = {"name": "asked", "path": str(source), "columns": {"prompt": "prompt"}, "score": "refusal"}
-        sections["evaluations"] = {"benchmarks": [benchmark], "models": [{"base_url": url, "model": "actor"}]}
+        sections["evaluations"] = {"benchmarks": [benchmark]}  # of the actor
     recipe = Recipe.model_validate(sections)
     build_prompts(recipe, BuildOptions(root=folder))
     return recipe

@@ -103,7 +103,7 @@ def main() -> None:
         url = stack.enter_context(stand_in("instant_server.py", "0.5"))
         hub = stack.enter_context(hub_server(folder / "hub"))
         recipe = write_inputs(folder, url, options)
-        shard_bytes = options.shard_bytes or max(1, options.prompts * options.iterations * 400 // SHARDS)
+        shard_bytes = options.shard_bytes or max(1, options.prompts * options.iterations * 300 // SHARDS)
         Scale(folder, hub, options.prompts, shard_bytes).run(steps(recipe))
 
 

@@ -337,7 +337,7 @@ def recording(sent: list[Sent]) -> Iterator[None]:
     async def request_and_note(client: openai.AsyncOpenAI, cast_to: Any, options: Any, **more: Any) -> Any:
         began = time.monotonic()
         answer = await theirs(client, cast_to, options, **more)
-        if options.method == "post":
+        if options.method == "post" and not isinstance(answer, dict):  # which /tokenize gives
             note({**options.json_data, **(options.extra_json or {})}, began, dict(answer.usage))
         return answer
 

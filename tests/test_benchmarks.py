@@ -54,11 +54,30 @@ def figure(output: str, pattern: str) -> float:
         (["teacher.py", "--prompts", "60"], "stairdata: 60 rows"),
         (["teacher.py", "--prompts", "600", "--kill"], "; then run again"),
         (["prompts.py", "--prompts", "300", "--stream", "1000", "--count", "50"], "50 out of 1,000"),
+        (
+            ["endpoints.py", "--kinds", "evaluations", "--units", "24", "--repeats", "1", "--pass-ms", "2"],
+            "evaluations: share of the sum of both rates",
+        ),
+        (["paper_costs.py", "--prompts", "60", "--iterations", "8"], "together"),
+        (["paper_scale.py", "--prompts", "12"], "\npull "),
         (["hub.py", "--gigabytes", "0.004"], "lfs pull:"),
         (["hub.py", "--gigabytes", "0.004", "--lane", "xet", "--repeats", "2"], "medians of 2:\nxet bare push:"),
         (["secret_scan.py", "texts.jsonl", "--megabytes", "1"], "2 different texts, 0.00 MB, taken for secrets: 1"),
     ],
-    ids=["instant", "memory", "pairs", "teacher", "teacher-killed", "prompts", "hub-lfs", "hub-xet", "secret-scan"],
+    ids=[
+        "instant",
+        "memory",
+        "pairs",
+        "teacher",
+        "teacher-killed",
+        "prompts",
+        "endpoints",
+        "paper-costs",
+        "paper-scale",
+        "hub-lfs",
+        "hub-xet",
+        "secret-scan",
+    ],  # fmt: skip
 )
 def test_a_benchmark_runs(arguments: list[str], words: str, tmp_path: Path) -> None:
     script, *rest = arguments
