@@ -77,7 +77,7 @@ def figure(output: str, pattern: str) -> float:
         "hub-lfs",
         "hub-xet",
         "secret-scan",
-    ],  # fmt: skip
+    ],
 )
 def test_a_benchmark_runs(arguments: list[str], words: str, tmp_path: Path) -> None:
     script, *rest = arguments
