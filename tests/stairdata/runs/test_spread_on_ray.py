@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.conftest import StubServer
 
 pytestmark = pytest.mark.slow
-ON_RAY = ["responses", "structured_cot", "prompts", "responses/prm"]
+ON_RAY = ["responses", "structured_cot", "prompts", "trees/judge"]
 __all__ = ["build"]
 
 
