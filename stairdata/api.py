@@ -13,6 +13,7 @@ from stairdata_schemas.artifacts import Artifact
 if TYPE_CHECKING:
     from stairdata.hub.lineage import Ancestor
     from stairdata.hub.push import PushResult
+    from stairdata.runs.executors.executor import Execution
     from stairdata.runs.progress import Progress
     from stairdata.search.mcts import Tree
     from stairdata.stages import FullRecipe
@@ -72,6 +73,7 @@ def build(
     max_quarantine: float = 0.05,
     shard: str | None = None,
     rejudge: str | Artifact | None = None,
+    endpoints: Sequence[str] | Mapping[str, Sequence[str]] = (),
     progress: Progress | None = None,
 ) -> Artifact:
     """Build an artifact, as `stairdata build` does: it resumes, and returns a finished one of the same recipe.
@@ -87,10 +89,12 @@ def build(
         max_quarantine: largest share of refused rows.
         shard: I/N, the I-th of N parts of the input alone; `join` makes one artifact of them.
         rejudge: trees, or their reference, whose answers are rated again by the recipe's judge; nothing is sampled.
+        endpoints: URLs of servers in place of the recipe's `base_url`: of the model that the build is about, or by the
+            roles of several, {"actor": [...], "judge": [...]} (docs/cluster.md).
         progress: called with what is being done, how much is done, how much there is (0: unknown), and details.
 
     Raises:
-        UsageError: `shard` or `rejudge` of a kind that knows no such thing.
+        UsageError: `shard`, `rejudge` or `endpoints` of a kind that knows no such thing.
         StairDataError: one of its kinds, with what went wrong and what to do next; finished work is kept.
     """
     from stairdata.runs.options import BuildOptions
@@ -114,10 +118,25 @@ def build(
         progress=progress or quiet,
         shard=Shard.parse(shard) if shard is not None else None,
     )
-    own = {"rejudge": _reference(rejudge)} if rejudge is not None else {}
+    own: dict[str, Any] = {"rejudge": _reference(rejudge)} if rejudge is not None else {}
+    if endpoints and stage in BUILT_KINDS:
+        own["execution"] = _execution(kind, endpoints)
     artifact = build_kind(kind, recipe if isinstance(recipe, FullRecipe) else load_recipe(recipe), options, **own)
     assert artifact is not None, "only a batch leaves a build unfinished"
     return artifact
+
+
+def _execution(kind: str, endpoints: Sequence[str] | Mapping[str, Sequence[str]]) -> Execution:
+    """Return where a build's models are asked."""
+    from stairdata.runs.executors.executor import Execution
+    from stairdata.runs.executors.roles import MAIN_ROLES, urls_by_role
+    from stairdata_schemas.errors import UsageError, quote
+
+    stage = kind.replace("-", "_")
+    if stage not in MAIN_ROLES:
+        raise UsageError(f"{quote(kind)} asks no models; leave endpoints out")
+    urls = urls_by_role(stage, endpoints.items() if isinstance(endpoints, Mapping) else [("", endpoints)])
+    return Execution(endpoints=urls.pop("", ()), role_endpoints=urls)
 
 
 def _reference(artifact: str | Artifact) -> str:

@@ -119,7 +119,7 @@ def build_responses(recipe: FullRecipe, options: BuildOptions, execution: Execut
     from stairdata.generators.responses.build import build_responses_in_rounds as build
     from stairdata.runs.executors.executor import HERE
 
-    return build(recipe, options, *_scoring(recipe), execution or HERE)
+    return build(recipe, options, *_scoring(recipe, execution or HERE), execution or HERE)
 
 
 def build_evaluations(recipe: FullRecipe, options: BuildOptions, execution: Execution | None = None) -> Artifact | None:
@@ -127,7 +127,7 @@ def build_evaluations(recipe: FullRecipe, options: BuildOptions, execution: Exec
     from stairdata.generators.evaluations.build import build_evaluations_in_rounds as build
     from stairdata.runs.executors.executor import HERE
 
-    return build(recipe, options, *_scoring(recipe), execution or HERE)
+    return build(recipe, options, *_scoring(recipe, execution or HERE), execution or HERE)
 
 
 def forecast_evaluations(recipe: FullRecipe, options: BuildOptions, execution: Execution | None = None) -> Forecast:
@@ -135,10 +135,10 @@ def forecast_evaluations(recipe: FullRecipe, options: BuildOptions, execution: E
     from stairdata.generators.evaluations.cost_estimate import forecast_evaluations as forecast
     from stairdata.runs.executors.executor import HERE
 
-    return forecast(recipe, options, _scoring(recipe)[0], execution or HERE)
+    return forecast(recipe, options, _scoring(recipe, execution or HERE)[0], execution or HERE)
 
 
-def _scoring(recipe: FullRecipe) -> tuple[ModelIdentity | None, OpenScorer | None]:
+def _scoring(recipe: FullRecipe, execution: Execution) -> tuple[ModelIdentity | None, OpenScorer | None]:
     """Say which process reward model the recipe names, and how it is opened."""
     named = recipe.responses.prm
     if named is None:
@@ -146,7 +146,8 @@ def _scoring(recipe: FullRecipe) -> tuple[ModelIdentity | None, OpenScorer | Non
     from stairdata.scorers.opening import identify_prm, open_scorer
     from stairdata_training.models import scoring_dtype
 
-    return identify_prm(named, scoring_dtype()), partial(open_scorer, recipe, _load_prm)
+    opening = partial(open_scorer, recipe, _load_prm, urls=execution.of_role("prm"))
+    return identify_prm(named, scoring_dtype()), opening
 
 
 def _load_prm(folder: str) -> PrmScorer:

@@ -23,7 +23,7 @@ from stairdata.generators.responses.cost_estimate import (
     made_up_result,
     prm_name,
 )
-from stairdata.generators.trees.build import check_rejudged_here, grow_trees, plan_trees, units_of
+from stairdata.generators.trees.build import grow_trees, plan_trees, units_of
 from stairdata.generators.trees.rejudging import plan_rejudging
 from stairdata.generators.trees.tree_runner import search_config
 from stairdata.llm.budget import Budget, unpriced
@@ -73,8 +73,7 @@ def forecast_trees(
         rejudge: reference of trees that are to be rated again.
     """
     if rejudge is not None:
-        check_rejudged_here(execution)
-        return _of_rejudging(recipe, options, rejudge)
+        return _of_rejudging(recipe, options, rejudge, execution)
     prompts = Inputs(options.inputs, options.root).of("prompts")
     if pilot is not None:
         return _measured(recipe, prompts, options, execution, pilot)
@@ -100,8 +99,8 @@ def forecast_trees(
     return _forecast("trees", head, recipe, loads)
 
 
-def _of_rejudging(recipe: Recipe, options: BuildOptions, reference: str) -> Forecast:
-    job = plan_rejudging(recipe, reference, options)
+def _of_rejudging(recipe: Recipe, options: BuildOptions, reference: str, execution: Execution) -> Forecast:
+    job = plan_rejudging(recipe, reference, options, execution)
     there = find_before("trees", lambda: job.plan, options)
     if isinstance(there, Artifact):
         return Forecast("trees", finished=there.reference)
@@ -220,7 +219,7 @@ def _ratings_of(recipe: Recipe, task: str) -> int:
 def _measured(recipe: Recipe, prompts: Artifact, options: BuildOptions, execution: Execution, pilot: int) -> Forecast:
     plan = plan_trees(recipe, prompts, options, execution)
     if not is_finished(plan, options):
-        check_execution([recipe.actor], execution)
+        check_execution([recipe.actor], execution, recipe, "trees")
     build = begin_build(plan, options.root, options.version, fresh=options.fresh)
     if isinstance(build, Artifact):
         return Forecast("trees", finished=build.reference)

@@ -21,6 +21,7 @@ from stairdata_schemas.errors import ServerError
 
 UnitT = TypeVar("UnitT")
 EndT = TypeVar("EndT")
+SaidT = TypeVar("SaidT")
 
 RETRY_SECONDS = 60.0
 """From when a server is gone until it is looked at again; loading a model takes about as long."""
@@ -57,10 +58,10 @@ class _Member:
     look: asyncio.Task[None] | None = None
 
     @property
-    def load(self) -> tuple[bool, float]:
-        """The smaller, the more room."""
+    def load(self) -> tuple[bool, float, int]:
+        """The smaller, the more room; of servers with the same room, who was asked less is next."""
         window = self.client.window
-        return not window.has_room, self.held / window.limit
+        return not window.has_room, self.held / window.limit, self.client.tally.requests
 
     def use(self) -> EndpointUse:
         tally = self.client.tally
@@ -91,15 +92,22 @@ class EndpointPool:
 
     Args:
         clients: one for each server.
+        role: the model's, as `--endpoints` calls it; empty for the model that a build is about.
         is_spread: False asks the first server that answers, in the order given: one is at home here, and the others are
             other processes'.
         clock: seconds, for tests.
     """
 
     def __init__(
-        self, clients: Sequence[Client], *, is_spread: bool = True, clock: Callable[[], float] = time.monotonic
+        self,
+        clients: Sequence[Client],
+        *,
+        role: str = "",
+        is_spread: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.clients = clients
+        self._role = role
         self._members = [_Member(client) for client in clients]
         self._is_spread = is_spread
         self._clock = clock
@@ -117,7 +125,7 @@ class EndpointPool:
             RequestFailedError, StoppedError: as `Client.complete` says.
             ServerError: all servers are gone.
         """
-        return await self._ask(lambda client: client.complete(prompt, **options))
+        return await self.ask(lambda client: client.complete(prompt, **options))
 
     async def chat(self, messages: list[Any], **options: Any) -> Generation:
         """Ask for one chat answer, as `Client.chat` does.
@@ -126,7 +134,29 @@ class EndpointPool:
             RequestFailedError, StoppedError: as `Client.chat` says.
             ServerError: all servers are gone.
         """
-        return await self._ask(lambda client: client.chat(messages, **options))
+        return await self.ask(lambda client: client.chat(messages, **options))
+
+    async def ask(self, send: Callable[[Client], Awaitable[SaidT]]) -> SaidT:
+        """Send a request of any kind to one server, and to another one where that is gone.
+
+        Raises:
+            RequestFailedError, StoppedError: as `send` does.
+            ServerError: all servers are gone.
+        """
+        failed: list[_Member] = []
+        with self._seated() as seat:
+            while True:
+                member = seat.member
+                try:
+                    return await send(member.client)
+                except ServerError as error:
+                    failed.append(member)
+                    self._lose(member, error)
+                    if seat.member in failed:  # else another request of the unit has moved it already
+                        left = await self._left(failed)
+                        if not left:
+                            raise
+                        seat.move(self._best(left))
 
     async def room(self) -> None:
         """Wait until one of the servers would send one more request right away."""
@@ -150,8 +180,11 @@ class EndpointPool:
         return kept
 
     def uses(self) -> dict[str, EndpointUse]:
-        """Return what each server did so far, by its URL."""
-        return {member.client.base_url: member.use() for member in self._members}
+        """Return what each server did so far, by what `--endpoints` calls it; nothing of the only one of a role."""
+        if self._role and len(self._members) == 1:
+            return {}
+        role = f"{self._role}=" if self._role else ""
+        return {role + member.client.base_url: member.use() for member in self._members}
 
     async def look(self) -> None:
         """Find out which servers answer and have the model; those that don't count as gone.
@@ -159,7 +192,19 @@ class EndpointPool:
         Raises:
             ServerError: none does; in the words of the first.
         """
-        results = await asyncio.gather(*(client.check_model() for client in self.clients), return_exceptions=True)
+        await self.check(lambda client: client.check_model())
+
+    async def check(self, check_one: Callable[[Client], Awaitable[SaidT]]) -> list[SaidT]:
+        """Check each server; those that don't answer count as gone.
+
+        Returns:
+            What was found at the others.
+
+        Raises:
+            ServerError: none answers; in the words of the first.
+            StairDataError: whatever else is wrong with one of them.
+        """
+        results = await asyncio.gather(*map(check_one, self.clients), return_exceptions=True)
         failures = [each for each in results if isinstance(each, BaseException)]
         for failure in failures:
             if len(failures) == len(results) or not isinstance(failure, ServerError):
@@ -167,6 +212,7 @@ class EndpointPool:
         for member, result in zip(self._members, results, strict=True):
             if isinstance(result, ServerError):
                 self._lose(member, result)
+        return [result for result in results if not isinstance(result, BaseException)]
 
     def close(self) -> None:
         """Stop looking at servers that are gone."""
@@ -188,22 +234,6 @@ class EndpointPool:
         finally:
             self._seat.reset(token)
             seat.leave()
-
-    async def _ask(self, send: Callable[[Client], Awaitable[Generation]]) -> Generation:
-        failed: list[_Member] = []
-        with self._seated() as seat:
-            while True:
-                member = seat.member
-                try:
-                    return await send(member.client)
-                except ServerError as error:
-                    failed.append(member)
-                    self._lose(member, error)
-                    if seat.member in failed:  # else another request of the unit has moved it already
-                        left = await self._left(failed)
-                        if not left:
-                            raise
-                        seat.move(self._best(left))
 
     def _lose(self, member: _Member, error: ServerError) -> None:
         is_news = member.retry_at is None
@@ -246,11 +276,11 @@ class EndpointPool:
 
 
 def sum_uses(uses: Iterable[dict[str, EndpointUse]]) -> dict[str, EndpointUse]:
-    """Add up what servers did, by URL, in the order in which they come."""
+    """Add up what servers did, by name, in the order in which they come."""
     total: dict[str, EndpointUse] = {}
     for each in uses:
-        for url, use in each.items():
-            total[url] = total.get(url, EndpointUse()).plus(use)
+        for name, use in each.items():
+            total[name] = total.get(name, EndpointUse()).plus(use)
     return total
 
 
@@ -260,8 +290,14 @@ def table_of_endpoints(uses: dict[str, EndpointUse]) -> str:
         return ""
     width = max(map(len, uses))
     rows = [
-        f"  {url:<{width}}  {use.units:>7,} units  {use.requests:>9,} requests  "
+        f"  {name:<{width}}  {_units(name, use)}  {use.requests:>9,} requests  "
         f"{use.prompt_tokens + use.completion_tokens:>12,} tokens"
-        for url, use in uses.items()
+        for name, use in uses.items()
     ]
     return "\n".join(["what each endpoint did:", *rows])
+
+
+def _units(name: str, use: EndpointUse) -> str:
+    """Say how many units ended at a server; of a judge, which is asked for each request apart, nothing."""
+    has_role = "=" in name.partition("://")[0]
+    return f"{use.units:>7,} units" if use.units or not has_role else " " * 13

@@ -170,7 +170,9 @@ async def open_pool(
     on_progress: WaitProgress | None = None,
     budget: Budget | None = None,
     *,
+    role: str = "",
     is_spread: bool = True,
+    **options: Any,
 ) -> AsyncIterator[EndpointPool]:
     """Connect to all servers of a model, or start the one that the recipe has served here.
 
@@ -180,7 +182,9 @@ async def open_pool(
         log: of a server that is started.
         on_progress: told while it starts.
         budget: admits each request.
+        role: as for `EndpointPool`.
         is_spread: as for `EndpointPool`.
+        options: more fields of `ServerOptions`.
 
     Raises:
         ServerError: no server can be started or reached, or serves the model.
@@ -188,9 +192,9 @@ async def open_pool(
     async with AsyncExitStack() as stack:
         clients = []
         for each in endpoints_of(endpoint, urls):
-            opening = open_client(each, log, on_progress, budget, is_checked=not urls)
+            opening = open_client(each, log, on_progress, budget, is_checked=not urls, **options)
             clients.append(await stack.enter_async_context(opening))
-        pool = EndpointPool(clients, is_spread=is_spread)
+        pool = EndpointPool(clients, role=role, is_spread=is_spread)
         stack.callback(pool.close)
         if urls:
             await pool.look()

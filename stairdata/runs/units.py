@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -82,12 +82,17 @@ class WorkContext:
     """The servers that `--endpoints` may name, for what each of them did."""
 
 
-def room_of(clients: Sequence[Client]) -> Callable[[], Awaitable[None]]:
-    """Return what waits until each of some servers would send one more request right away."""
+def clients_of(pools: Sequence[EndpointPool]) -> list[Client]:
+    """Return the clients of all servers of some models."""
+    return [client for pool in pools for client in pool.clients]
+
+
+def room_of(pools: Sequence[EndpointPool]) -> Callable[[], Awaitable[None]]:
+    """Return what waits until the servers of each of some models would take one more request right away."""
 
     async def room() -> None:
-        for client in clients:
-            await client.window.room()
+        for pool in pools:
+            await pool.room()
 
     return room
 
@@ -101,6 +106,8 @@ class Workload(ABC):
     """The build's work folder: logs, and journals of what is under way."""
     endpoints: tuple[str, ...] = field(default=(), kw_only=True)
     """URLs of the model's servers, in place of the recipe's one."""
+    role_endpoints: Mapping[str, tuple[str, ...]] = field(default_factory=dict, kw_only=True)
+    """Those of the other models that the work asks, by role."""
     is_spread: bool = field(default=True, kw_only=True)
     """False asks the first of them that answers."""
 

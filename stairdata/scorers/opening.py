@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from stairdata.llm.budget import Budget
-from stairdata.llm.session import identify, open_client
+from stairdata.llm.session import identify, open_pool
 from stairdata.recipe import Endpoint, ModelServer, PrmEndpoint, Recipe
 from stairdata.scorers.in_process import InProcessScorer, StepModel
 from stairdata.scorers.served import REQUESTS, PrmClient, ServedScorer
@@ -22,7 +22,7 @@ from stairdata_schemas.manifest import ModelIdentity
 LoadModel = Callable[[str], StepModel]
 LOG = "prm.log"
 NAME = "prm"
-"""What requests call a model that is served here."""
+"""What requests call a model that is served here, and `--endpoints` the role of any."""
 
 
 def identify_prm(prm: str | PrmEndpoint, dtype: str) -> ModelIdentity:
@@ -48,7 +48,13 @@ def identify_prm(prm: str | PrmEndpoint, dtype: str) -> ModelIdentity:
 
 @asynccontextmanager
 async def open_scorer(
-    recipe: Recipe, load: LoadModel, folder: Path, budget: Budget, waiting: WaitProgress
+    recipe: Recipe,
+    load: LoadModel,
+    folder: Path,
+    budget: Budget,
+    waiting: WaitProgress,
+    *,
+    urls: Sequence[str] = (),
 ) -> AsyncIterator[Scorer]:
     """Open the scorer that `responses.prm` describes, until the end of the block.
 
@@ -58,6 +64,7 @@ async def open_scorer(
         folder: for the log of a server that is started.
         budget: admits each request; once it is stopped, nothing more is scored.
         waiting: told while a model is loaded or its server starts.
+        urls: of its servers, in place of the recipe's one.
 
     Raises:
         ModelError: no model, or one that can't score.
@@ -76,11 +83,11 @@ async def open_scorer(
     tokenizer = _load_tokenizer(prm.tokenizer or prm.path or "")
     endpoint = served_endpoint(recipe, prm)
     options: dict[str, Any] = {"runner": "pooling", "served_name": NAME} if prm.path is not None else {}
-    async with open_client(endpoint, folder / LOG, waiting, budget, **options) as client:
-        server = PrmClient(client)
-        context = await server.check(tokenizer)
+    async with open_pool(endpoint, urls, folder / LOG, waiting, budget, role=NAME, **options) as pool:
+        contexts = await pool.check(lambda client: PrmClient(client).check(tokenizer))
+        context = min((each for each in contexts if each is not None), default=None)
         requests = REQUESTS if prm.concurrency == "auto" else prm.concurrency
-        served = ServedScorer(server, tokenizer, context, requests)
+        served = ServedScorer(pool, tokenizer, context, requests)
         try:
             yield served
         finally:

@@ -17,12 +17,13 @@ import openai
 from openai import BaseModel
 
 from stairdata.llm.client import Client, RequestTokens, believed_usage
+from stairdata.llm.endpoint_pool import EndpointPool
 from stairdata.llm.outcomes import MalformedAnswerError, Outcome, RequestFailedError, check_answer
 from stairdata.llm.wire.bounded_http import body_limit, limit_for
 from stairdata.scorers.joining import BatchJoiner
 from stairdata.scorers.reading import unscored_ids
-from stairdata.search.scoring import ScoreItem, StepScores
-from stairdata_schemas.errors import ModelError, ServerError, quote
+from stairdata.search.scoring import ScoreItem, Scorer, StepScores
+from stairdata_schemas.errors import ModelError, quote
 from stairdata_schemas.grammar import Step, render
 from stairdata_schemas.rendering import Tokenizer, render_prompt
 
@@ -100,15 +101,15 @@ class PrmClient:
             How many tokens the model reads at most, where the server says so.
 
         Raises:
-            ServerError: it does not answer /classify.
-            ModelError: the model has several labels, or another tokenizer.
+            ServerError: it does not answer.
+            ModelError: it does not answer /classify, or its model has several labels or another tokenizer.
         """
         probe = render_prompt(tokenizer, "Why?").plus(_PROBE)
         context = await self._check_tokenizer(probe.text, probe.ids)
         try:
             await self.scores([probe.ids])
         except RequestFailedError as error:
-            raise ServerError(
+            raise ModelError(
                 f"the server at {self.client.base_url} does not score by /classify: {quote(error.detail)}; "
                 "give a server of a process reward model, such as vLLM with --runner pooling"
             ) from error
@@ -164,22 +165,22 @@ def _no_number(place: int, entry: Any) -> float:
 
 
 class ServedScorer:
-    """Scores by a server; sequences of all searches in flight share its requests.
+    """Scores by the servers of a model; sequences of all searches in flight share their requests.
 
     Args:
-        client: asks the server.
+        pool: the servers.
         tokenizer: of the model.
         context: tokens that it reads at most, if known.
-        requests: in flight at most.
+        requests: in flight at most, at each server.
     """
 
     def __init__(
-        self, client: PrmClient, tokenizer: Tokenizer, context: int | None = None, requests: int = REQUESTS
+        self, pool: EndpointPool, tokenizer: Tokenizer, context: int | None = None, requests: int = REQUESTS
     ) -> None:
-        self._client = client
+        self.pool = pool
         self._tokenizer = tokenizer
         self._context = context
-        self._joiner = BatchJoiner(self._ask, size=BATCH, at_once=requests)
+        self._joiner = BatchJoiner(self._ask, size=BATCH, at_once=requests * len(pool.clients))
 
     async def score(self, items: Sequence[ScoreItem]) -> StepScores:
         """Score items.
@@ -201,7 +202,8 @@ class ServedScorer:
         Raises:
             ServerError: it is.
         """
-        self._client.client.check_server()
+        for client in self.pool.clients:
+            client.check_server()
 
     async def close(self) -> None:
         """Give up what is under way."""
@@ -210,7 +212,7 @@ class ServedScorer:
     async def _ask(self, sequences: list[list[int]]) -> list[float | Exception]:
         """Score a batch; where that fails because of a sequence, only those that ask for this one learn it."""
         try:
-            return [*await self._client.scores(sequences)]
+            return [*await self.pool.ask(lambda client: PrmClient(client).scores(sequences))]
         except RequestFailedError as error:
             if len(sequences) == 1:
                 return [math.nan if NOT_FINITE in error.detail else error]
@@ -218,3 +220,8 @@ class ServedScorer:
                 return [RequestFailedError([*error.outcomes], error.detail) for _ in sequences]
         parts = await asyncio.gather(*(self._ask([ids]) for ids in sequences))
         return [end for part in parts for end in part]
+
+
+def pools_of(scorer: Scorer | None) -> list[EndpointPool]:
+    """Return the servers that a scorer asks; none where it scores in this process."""
+    return [scorer.pool] if isinstance(scorer, ServedScorer) else []

@@ -135,6 +135,7 @@ def test_no_override_shows_its_credentials() -> None:
 
 OPTIONS = [
     ("build", "trees", "--endpoints", f"http://127.0.0.1:1/v1,{WITH_CREDENTIALS[0]}"),
+    ("build", "trees", "--endpoints", f"judge=http://127.0.0.1:1/v1,{WITH_CREDENTIALS[0]}"),
     ("build", "trees", "--executor", "ray", "--address", f"ray://me:{WORD}@head:10001"),
     ("quickstart", "--teacher-url", WITH_CREDENTIALS[4]),
     ("review", "serve", "--redis-url", f"redis://:{WORD}@127.0.0.1:6379/0"),

@@ -79,6 +79,12 @@ def test_artifacts_are_inputs(tmp_path: Path) -> None:
         stairdata.build("tree", {}, root=tmp_path)
     with pytest.raises(UsageError, match="rejudge rates trees again, and 'responses' is to be built"):
         stairdata.build("responses", {}, root=tmp_path, rejudge="trees")
+    with pytest.raises(UsageError, match="'prm-pairs' asks no models; leave endpoints out"):
+        stairdata.build("prm-pairs", {}, root=tmp_path, endpoints=["http://a/v1"])
+    with pytest.raises(UsageError, match="--endpoints teacher: build trees asks no model of that role"):
+        stairdata.build("trees", {}, root=tmp_path, endpoints={"actor": ["http://a/v1"], "teacher": ["http://b/v1"]})
+    with pytest.raises(UsageError, match="--endpoints: 'http://a/v1' is given twice"):
+        stairdata.build("trees", {}, root=tmp_path, endpoints=["http://a/v1", "http://a/v1"])
     with pytest.raises(UsageError, match="'prm-pairs' asks no models"):
         stairdata.build("prm-pairs", {}, root=tmp_path, shard="1/2")
     with pytest.raises(UsageError, match="no dataset on the Hub"):
@@ -103,3 +109,8 @@ def test_shards_are_built_joined_and_judged_again(
     by_rule = recipe | {"trees": recipe["trees"] | {"judge": {"kind": "reference"}}}
     judged = stairdata.build("trees", by_rule, root=tmp_path, rejudge=trees)
     assert judged.manifest.parents[0].content_hash == trees.manifest.content_hash
+    judge = {"kind": "endpoint", "endpoint": {"model": "actor"}}
+    servers = {"judge": [actor_section["base_url"]]}
+    by_model = recipe | {"trees": recipe["trees"] | {"judge": judge}}
+    judged = stairdata.build("trees", by_model, root=tmp_path, rejudge=trees, endpoints=servers)
+    assert judged.manifest.models[0].name == "actor"

@@ -25,7 +25,7 @@ def build(
     """Build judged answers to benchmarks: of models that are asked now, or of responses artifacts."""
     from stairdata.stages import build_evaluations, forecast_evaluations
 
-    recipe, execution = shared.read_recipe(), servers.execution()
+    recipe, execution = shared.read_recipe(), servers.execution("evaluations")
     if exclude_seen:
         section = recipe.evaluations.model_copy(update={"exclude_seen": True})
         recipe = recipe.model_copy(update={"evaluations": section})

@@ -32,5 +32,5 @@ def build(
     recipe = recipe.model_copy(update={"prompts": section.model_copy(update={"decontaminate": both})})
     shared.run(
         lambda options: forecast_prompts(recipe, options),
-        lambda options: build_prompts(recipe, options, servers.execution() if servers.are_given else None),
+        lambda options: build_prompts(recipe, options, servers.execution("prompts") if servers.are_given else None),
     )

@@ -18,7 +18,7 @@ def build(
     from stairdata.generators.forecast import forecast_responses
     from stairdata.stages import build_responses
 
-    recipe, execution = shared.read_recipe(), servers.execution()
+    recipe, execution = shared.read_recipe(), servers.execution("responses")
     shared.run(
         lambda options: forecast_responses(recipe, options),
         lambda options: build_responses(recipe, options, execution),

@@ -65,11 +65,12 @@ class ExecutionOptions:
     """The options of kinds that ask a model; the fields are the command line's parameters."""
 
     endpoints: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "--endpoints",
-            metavar="URL,URL",
-            help="Spread the work over several servers of the model, in place of its base_url.",
+            metavar="[ROLE=]URL,URL",
+            help="Spread the work over several servers of the model, in place of its base_url; with a role, such as "
+            "judge=URL,URL, of another model that is asked. Can be repeated.",
             rich_help_panel=SERVERS,
         ),
     ] = None
@@ -95,19 +96,19 @@ class ExecutionOptions:
     def are_given(self) -> bool:
         return self != ExecutionOptions()
 
-    def execution(self) -> Execution:
-        """Return where the units are worked on.
+    def execution(self, kind: str) -> Execution:
+        """Return where the units of a build are worked on.
 
         Raises:
-            UsageError: a URL with a password in it, an endpoint given twice, or an address without Ray.
+            UsageError: a role that the kind does not know, a URL with a password in it, what is given twice, or an
+                address without Ray.
         """
         from stairdata.runs.executors.executor import Execution
+        from stairdata.runs.executors.roles import urls_by_role
 
-        urls = comma_separated(self.endpoints)
-        for url in urls:
-            check_url(url, "--endpoints", "set the key as the variable that api_key_env of the recipe names")
+        urls = urls_by_role(kind, map(_role_and_urls, self.endpoints or ()))
         check_url(self.address or "", "--address", "let Ray take it from its own environment")
-        return Execution(self.executor.value, self.address, urls)
+        return Execution(self.executor.value, self.address, urls.pop("", ()), urls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +237,13 @@ def _options_of(group: Any) -> list[inspect.Parameter]:
         )
         for field in fields(group)
     ]
+
+
+def _role_and_urls(value: str) -> tuple[str, tuple[str, ...]]:
+    """Split a value of `--endpoints`; a URL has no "=" before the "://"."""
+    role, is_given, urls = value.partition("=")
+    has_role = bool(is_given) and role.strip().replace("-", "_").isidentifier()
+    return (role.strip().replace("-", "_"), comma_separated(urls)) if has_role else ("", comma_separated(value))
 
 
 def comma_separated(text: str | None) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ def build(
     from stairdata.generators.structured_cot.cost_estimate import forecast_structured_cot
     from stairdata.generators.structured_cot.plan import TeacherOptions
 
-    recipe, execution = shared.read_recipe(), servers.execution()
+    recipe, execution = shared.read_recipe(), servers.execution("structured_cot")
     action = batch.value if batch else "submit" if batch_files else None
     asking = TeacherOptions(comma_separated(teachers), action, batch_files, retry_quarantined)
     shared.run(

@@ -42,7 +42,7 @@ def build(
     if pilot and rejudge:
         raise UsageError("--rejudge grows no tree, so there is no pilot; --dry-run alone counts what would be rated")
     recipe = shared.read_recipe()
-    execution = servers.execution()
+    execution = servers.execution("trees")
     shared.run(
         lambda options: forecast_trees(recipe, options, execution, pilot, rejudge),
         lambda options: build_trees(recipe, options, execution, rejudge),

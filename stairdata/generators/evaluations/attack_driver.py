@@ -20,7 +20,7 @@ from stairdata.generators.evaluations.attacks.attack import (
 from stairdata.generators.evaluations.judging.judgement import Judgement
 from stairdata.generators.evaluations.reply_journal import ModelReply, ReplyJournal
 from stairdata.llm.actor import RequestUsage
-from stairdata.llm.client import Client
+from stairdata.llm.endpoint_pool import EndpointPool
 from stairdata.llm.outcomes import RequestFailedError
 from stairdata.llm.wire.gathering import gather_all
 from stairdata.recipe.attacks import Attacker
@@ -40,7 +40,7 @@ class AttackDriver:
         owner: key of the response that the attack is for.
         seed: the recipe's.
         model: under attack.
-        attacker: sampling of the model that writes attacks, and its server; None where no attack needs it.
+        attacker: sampling of the model that writes attacks, and its servers; None where no attack needs it.
         judge: of the answers of the model under attack.
         replies: keeps what was said.
     """
@@ -50,7 +50,7 @@ class AttackDriver:
         owner: str,
         seed: int,
         model: AnsweringModel,
-        attacker: tuple[Attacker, Client] | None,
+        attacker: tuple[Attacker, EndpointPool] | None,
         judge: JudgeText,
         replies: ReplyJournal,
     ) -> None:
@@ -95,12 +95,12 @@ class AttackDriver:
         if isinstance(request, AskTarget):
             return await self._model.reply(request.attacked, request.max_tokens, seed)
         assert self._attacker is not None  # a plan with such an attack has one
-        section, client = self._attacker
+        section, pool = self._attacker
         messages: Any = [turn._asdict() for turn in request.turns]
         options: dict[str, Any] = {} if section.temperature is None else {"temperature": section.temperature}
         if section.top_p < 1:
             options["top_p"] = section.top_p
-        generation = await client.chat(messages, max_tokens=section.max_tokens, seed=seed, **options)
+        generation = await pool.chat(messages, max_tokens=section.max_tokens, seed=seed, **options)
         return ModelReply(generation.samples[0].text, RequestUsage.of(generation))
 
     async def _score(self, request: ScoreAnswer) -> AttackScore:

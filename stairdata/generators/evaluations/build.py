@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from stairdata.generators.evaluations.batches import batched_parts, check_batched
@@ -60,7 +61,7 @@ def build_evaluations_in_rounds(
         options: where and from what.
         prm: which process reward model scores the answers of `responses`; None where nothing is scored.
         open_scorer: opens it; given by the command line, since generators don't know the training package.
-        execution: where the servers of the tested model are.
+        execution: where the servers of the tested model are, and of those who judge, attack and score.
 
     Returns:
         The artifact; None where batches leave it unfinished.
@@ -88,9 +89,7 @@ def build_evaluations_in_rounds(
             if connect is not None:
                 check_unbatched(execution)
             waiting = report_waiting(options.progress)
-            return EvaluationExecutor(
-                build, job, budget, waiting, open_scorer, connect=connect, endpoints=execution.endpoints
-            )
+            return EvaluationExecutor(build, job, budget, waiting, open_scorer, connect=connect, execution=execution)
 
         result = run_live_or_batched(build, job.as_units(), executor, parts, budget, options)
         if result is None:
@@ -101,7 +100,8 @@ def build_evaluations_in_rounds(
         refused = [*own_refused(build, job.refused), *result.refused]
         return BuildContent(result.frames(), refused, report, BY_DESIGN)
 
-    return build_asking(job.plan, content, options, lambda: check_execution(tested, execution))
+    check = partial(check_execution, tested, execution, recipe, "evaluations")
+    return build_asking(job.plan, content, options, check)
 
 
 def _report(job: EvaluationJob, result: RunResult, budget: Budget) -> Report:

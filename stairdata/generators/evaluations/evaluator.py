@@ -20,7 +20,7 @@ from stairdata.generators.evaluations.rows import (
     unjudged,
 )
 from stairdata.llm.actor import RequestUsage
-from stairdata.llm.client import Client
+from stairdata.llm.endpoint_pool import EndpointPool
 from stairdata.recipe import Recipe
 from stairdata.recipe.attacks import Attacker
 from stairdata.runs.units import Unit, UnitFailedError, UnitResult
@@ -55,7 +55,7 @@ class Evaluator:
         judge: AnswerJudge,
         replies: ReplyJournal,
         model: AnsweringModel | None = None,
-        attacker: tuple[Attacker, Client] | None = None,
+        attacker: tuple[Attacker, EndpointPool] | None = None,
     ) -> None:
         self._recipe = recipe
         self._attacks = attacks

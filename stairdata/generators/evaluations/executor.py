@@ -18,13 +18,14 @@ from stairdata.generators.evaluations.plan import EvaluationJob, ModelUnderTest
 from stairdata.generators.evaluations.reply_journal import ReplyJournal
 from stairdata.generators.responses.workload import OpenScorer
 from stairdata.llm.budget import Budget
-from stairdata.llm.client import Client
 from stairdata.llm.endpoint_pool import EndpointPool, EndpointUse, sum_uses
-from stairdata.llm.session import Connect, make_actor, open_client, open_pool
+from stairdata.llm.session import Connect, make_actor, open_pool
 from stairdata.recipe import Endpoint
 from stairdata.recipe.attacks import Attacker
+from stairdata.runs.executors.executor import HERE, Execution
 from stairdata.runs.executors.local import LocalExecutor
-from stairdata.runs.units import Unit, UnitResult, WorkContext, room_of
+from stairdata.runs.units import Unit, UnitResult, WorkContext, clients_of, room_of
+from stairdata.scorers.served import pools_of
 from stairdata.search.scoring import Scorer
 from stairdata_schemas.aliases import WaitProgress
 from stairdata_schemas.building import Build
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 
 
 JUDGE = "judge"
-"""Name of the judge's part in a build, and of its server's log."""
+"""Name of the judge's part in a build, of its server's log, and of its role."""
+ATTACKER = "attacker"
 
 
 def server_name(number: int) -> str:
@@ -52,7 +54,7 @@ class EvaluationExecutor:
         waiting: told when the start of a server takes its time.
         open_scorer: opens the process reward model, where there is one.
         connect: connects to servers in place of `open_client`.
-        endpoints: URLs of the servers of the tested model, in place of the recipe's one.
+        execution: where the servers are of the tested model, and of the others that are asked.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class EvaluationExecutor:
         open_scorer: OpenScorer | None = None,
         *,
         connect: Connect | None = None,
-        endpoints: Sequence[str] = (),
+        execution: Execution = HERE,
     ) -> None:
         self._build = build
         self._job = job
@@ -72,7 +74,9 @@ class EvaluationExecutor:
         self._waiting = waiting
         self._open_scorer = open_scorer
         self._connect = connect
-        self._endpoints = endpoints
+        self._execution = execution
+        self._shared: list[EndpointPool] = []
+        """The servers that all tested models share."""
         self._current: LocalExecutor | None = None
         self._uses: dict[str, EndpointUse] = {}
 
@@ -83,7 +87,10 @@ class EvaluationExecutor:
 
     @property
     def uses(self) -> dict[str, EndpointUse]:
-        """What each server of the tested models did so far, by URL."""
+        """What each server did so far, as `Executor.uses` says."""
+        return sum_uses([self._uses_of_tested(), *(pool.uses() for pool in self._shared)])
+
+    def _uses_of_tested(self) -> dict[str, EndpointUse]:
         return sum_uses([self._uses, *([self._current.uses] if self._current else [])])
 
     async def run(self, units: Sequence[Unit]) -> AsyncGenerator[tuple[Unit, UnitResult | UnitFailure]]:
@@ -96,17 +103,18 @@ class EvaluationExecutor:
         async with AsyncExitStack() as stack:
             replies = ReplyJournal(self._build)
             stack.callback(replies.close)
-            judge_client = None
+            judge_pool = None
             if any(self._job.words.asks(unit.payload["score"]) for unit in units):
-                judge_client = await stack.enter_async_context(self._client(section.judge, JUDGE))
-            judge = AnswerJudge(self._job.words, judge_client, self._job.recipe.seed, replies)
+                judge_pool = await stack.enter_async_context(self._pool(section.judge, JUDGE, role=JUDGE))
+            judge = AnswerJudge(self._job.words, judge_pool, self._job.recipe.seed, replies)
             attacker = await self._attacker(units, stack)
             scorer = None
             if self._open_scorer is not None and self._job.models:
                 scorer = await stack.enter_async_context(
                     self._open_scorer(self._build.work, self._budget, self._waiting)
                 )
-            shared = [client for client in (judge_client, attacker[1] if attacker else None) if client]
+            shared = [pool for pool in (judge_pool, attacker[1] if attacker else None) if pool]
+            self._shared = [*shared, *pools_of(scorer)]
             models: list[ModelUnderTest | None] = [*self._job.models]
             for model in models or [None]:
                 mine = [unit for unit in units if model is None or unit.payload["model"] == model.label]
@@ -117,7 +125,7 @@ class EvaluationExecutor:
                     return Evaluator(self._job.recipe, self._job.attacks, judge, replies, answering, attacker)
 
                 opened = self._opened(model, evaluator, shared, scorer)
-                self._uses = self.uses
+                self._uses = self._uses_of_tested()
                 self._current = LocalExecutor(opened, self._budget, section.concurrency)
                 async with aclosing(self._current.run(mine)) as ended:
                     async for end in ended:
@@ -127,13 +135,13 @@ class EvaluationExecutor:
         self,
         model: ModelUnderTest | None,
         evaluator: Callable[[AnsweringModel | None], Evaluator],
-        shared: Sequence[Client],
+        shared: Sequence[EndpointPool],
         scorer: Scorer | None,
     ) -> Callable[[], contextlib.AbstractAsyncContextManager[WorkContext]]:
         @asynccontextmanager
         async def opened() -> AsyncIterator[WorkContext]:
             if model is None:  # the judge alone works
-                yield WorkContext(evaluator(None).work, room_of(shared[:1]), list(shared))
+                yield WorkContext(evaluator(None).work, room_of(shared[:1]), clients_of(shared))
                 return
             name = server_name(self._job.models.index(model))
             endpoint = self._job.recipe.beside_prm(model.endpoint)
@@ -148,29 +156,25 @@ class EvaluationExecutor:
                 # as many are begun as the tested model can take; where the judge is slower, they wait for it with their
                 # answers, and both are busy
                 work = pool.keeping(evaluator(answering).work)
-                yield WorkContext(work, pool.room, [*pool.clients, *shared], pools=[pool])
+                yield WorkContext(work, pool.room, clients_of([pool, *shared]), pools=[pool])
 
         return opened
 
-    async def _attacker(self, units: Sequence[Unit], stack: AsyncExitStack) -> tuple[Attacker, Client] | None:
+    async def _attacker(self, units: Sequence[Unit], stack: AsyncExitStack) -> tuple[Attacker, EndpointPool] | None:
         """Connect to the model that writes attacks, where one of the units needs it."""
         section = self._job.recipe.evaluations.attacks.attacker
         attacks = self._job.attacks
         if section is None or not any(attacks[unit.payload["attack"]].asks_attacker for unit in units):
             return None
-        return section, await stack.enter_async_context(self._client(section, "attacker"))
+        return section, await stack.enter_async_context(self._pool(section, ATTACKER, role=ATTACKER))
 
     @asynccontextmanager
-    async def _pool(self, endpoint: Endpoint, name: str) -> AsyncIterator[EndpointPool]:
+    async def _pool(self, endpoint: Endpoint, name: str, *, role: str = "") -> AsyncIterator[EndpointPool]:
         if self._connect is not None:
             async with self._connect(endpoint, name) as client:
-                yield EndpointPool([client])
+                yield EndpointPool([client], role=role)
             return
+        urls = self._execution.of_role(role) if role else self._execution.endpoints
         log = self._build.work / f"{name}.log"
-        async with open_pool(endpoint, self._endpoints, log, self._waiting, self._budget) as pool:
+        async with open_pool(endpoint, urls, log, self._waiting, self._budget, role=role) as pool:
             yield pool
-
-    def _client(self, endpoint: Endpoint, name: str) -> contextlib.AbstractAsyncContextManager[Client]:
-        if self._connect is not None:
-            return self._connect(endpoint, name)
-        return open_client(endpoint, self._build.work / f"{name}.log", self._waiting, self._budget)

@@ -24,7 +24,7 @@ from stairdata.llm.session import identify, served_model
 from stairdata.recipe import Endpoint, Recipe
 from stairdata.recipe.benchmarks import BenchmarkScore
 from stairdata.recipe.evaluations import EvaluatedModel
-from stairdata.runs.executors.checks import at_endpoints
+from stairdata.runs.executors.checks import at_endpoints, roles_at_endpoints
 from stairdata.runs.executors.executor import HERE, Execution
 from stairdata.runs.inputs import Inputs
 from stairdata.runs.options import BuildOptions
@@ -104,13 +104,13 @@ def make_job(
         recipe: sections `actor`, `responses` and `evaluations`.
         options: where and from what.
         prm: which process reward model scores answers.
-        execution: where the servers of the one tested model are.
+        execution: where the servers of the one tested model are, and of those who judge, attack and score.
 
     Raises:
         RecipeError: no benchmark, no model, two models that can't be told apart, or an attack that a model can't be put
             through.
-        UsageError: an attack, `exclude_seen` or `execution`, and the answers are given; inputs that hold the same
-            answer twice; endpoints of several models, or Ray.
+        UsageError: an attack, `exclude_seen` or servers of a tested model, and the answers are given; inputs that hold
+            the same answer twice; endpoints of several models or of one that nobody asks, or Ray.
         InputError: a benchmark that can't be read.
     """
     section = recipe.evaluations
@@ -142,6 +142,9 @@ def make_job(
     words = JudgeWords(
         section.judge, model_label(judge.name, judge.revision) if judge else None, list(dict.fromkeys(scores.values()))
     )
+    asks_judge = any(map(words.asks, scores.values()))
+    asked = _asked_roles(attacks, asks_judge=asks_judge, asks_models=not given)
+    recipe = roles_at_endpoints(recipe, "evaluations", execution, asked)
     models = [] if given else tested_models(recipe)
     if not given:
         _check_models(recipe, models, attacks)
@@ -171,7 +174,10 @@ def make_job(
         "evaluations",
         GENERATOR,
         configuration,
-        settings={"evaluations": section.model_dump(mode="json"), "actor": recipe.actor.model_dump(mode="json")},
+        settings={
+            "evaluations": recipe.evaluations.model_dump(mode="json"),
+            "actor": recipe.actor.model_dump(mode="json"),
+        },
         parents=[artifact.as_parent() for artifact in given],
         models=named,
         inputs={f"benchmarks/{each.name}": each.sha256 for each in pinned if each.sha256},
@@ -189,10 +195,12 @@ def _at_endpoints(recipe: Recipe, execution: Execution, given: Sequence[Artifact
             "--executor ray: the rows of an evaluation share answers and judgements, each of which is asked for once, "
             "by one process; leave --executor and --address out, --endpoints works in this process"
         )
+    if not execution.endpoints:
+        return recipe
     if given:
         raise UsageError(
-            f"--endpoints are servers of the tested model, and the answers of {given[0].reference} are given; leave "
-            "--endpoints out: the judge's server is evaluations.judge.base_url"
+            f"--endpoints are servers of the tested model, and the answers of {given[0].reference} are given; give the "
+            "judge's as --endpoints judge=URL,URL"
         )
     section, actor = recipe.evaluations, recipe.actor
     with_actor = section.with_actor and bool(actor.path or actor.base_url or actor.model)
@@ -204,6 +212,13 @@ def _at_endpoints(recipe: Recipe, execution: Execution, given: Sequence[Artifact
         there = at_endpoints(model, execution, "evaluations.models", needs_tokenizer=not model.is_chat)
         return recipe.model_copy(update={"evaluations": section.model_copy(update={"models": [there]})})
     return recipe.model_copy(update={"actor": at_endpoints(actor, execution, "actor")})
+
+
+def _asked_roles(attacks: dict[str, Attack], *, asks_judge: bool, asks_models: bool) -> list[str]:
+    """Return the roles of the models that are asked besides the tested ones."""
+    asks_attacker = asks_models and any(attack.asks_attacker for attack in attacks.values())
+    asks = {"judge": asks_judge, "attacker": asks_attacker, "prm": asks_models}
+    return [role for role, is_asked in asks.items() if is_asked]
 
 
 def tested_models(recipe: Recipe) -> list[ModelUnderTest]:

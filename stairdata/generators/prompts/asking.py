@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from stairdata.generators.prompts.filters import Rejection
 from stairdata.llm.actor import RequestUsage
@@ -43,6 +43,8 @@ class PromptWorkload(Workload):
     """Asks one model about the prompt of each unit, whose payload is its row."""
 
     model: TaskJudge | TwinTeacher
+    role: ClassVar[str] = ""
+    """The model's, where the build is not about it."""
 
     @property
     def asked(self) -> Endpoint:
@@ -51,7 +53,8 @@ class PromptWorkload(Workload):
     @asynccontextmanager
     async def open(self, budget: Budget, waiting: WaitProgress) -> AsyncIterator[WorkContext]:
         log = self.folder / "server.log"
-        async with open_pool(self.asked, self.endpoints, log, waiting, budget, is_spread=self.is_spread) as pool:
+        opening = open_pool(self.asked, self.endpoints, log, waiting, budget, role=self.role, is_spread=self.is_spread)
+        async with opening as pool:
 
             async def work(unit: Unit) -> UnitResult:
                 return await self.answer(pool, unit.payload)

@@ -60,16 +60,17 @@ def build_prompts(recipe: Recipe, options: BuildOptions, execution: Execution | 
     Args:
         recipe: section `prompts`.
         options: where and how much.
-        execution: where the judge of tasks is asked; default: in this process, at the recipe's URL.
+        execution: where the judge of tasks is asked, and the servers of the teacher of twins; default: in this process,
+            at the recipe's URLs.
 
     Raises:
         RecipeError: no source, or one that is named wrongly.
         InputError: a source that can't be read, or lacks a column.
         ServerError: the judge of tasks or the teacher of twins can't be reached.
-        UsageError: `execution` for a recipe without a judge of tasks.
+        UsageError: `execution` for a model that the recipe does not name.
     """
     if execution is not None:
-        recipe = _with_judge_at(recipe, execution)
+        recipe = _at_endpoints(recipe, execution)
     given = _given(recipe, options)
 
     def content(build: Build) -> BuildContent:
@@ -83,10 +84,11 @@ def build_prompts(recipe: Recipe, options: BuildOptions, execution: Execution | 
         return BuildContent([frame], chosen.refused, report, BY_DESIGN)
 
     def check() -> None:
-        if execution is not None and recipe.prompts.task_judge is not None:
+        if execution is not None:
             from stairdata.runs.executors.checks import check_execution
 
-            check_execution([recipe.prompts.task_judge], execution)
+            judge = recipe.prompts.task_judge
+            check_execution([judge] if judge else [], execution, recipe, "prompts")
 
     return build_as_told(_plan(given, recipe, options.limit), content, options, check)
 
@@ -121,19 +123,20 @@ def questions_of(recipe: Recipe, options: BuildOptions) -> PromptQuestions:
     return PromptQuestions([row["prompt"] for row in rows if row["task"] is None], for_twins)
 
 
-def _with_judge_at(recipe: Recipe, execution: Execution) -> Recipe:
-    from stairdata.runs.executors.checks import at_endpoints
-    from stairdata.runs.executors.executor import HERE
+def _at_endpoints(recipe: Recipe, execution: Execution) -> Recipe:
+    """Return the recipe with the models that are asked at their endpoints."""
+    from stairdata.runs.executors.checks import at_endpoints, roles_at_endpoints
 
-    if execution == HERE:
-        return recipe
     section = recipe.prompts
-    if section.task_judge is None:
+    if section.task_judge is not None:
+        judge = at_endpoints(section.task_judge, execution, "prompts.task_judge", needs_tokenizer=False)
+        recipe = recipe.model_copy(update={"prompts": section.model_copy(update={"task_judge": judge})})
+    elif execution.endpoints or execution.executor == "ray":
         raise UsageError(
-            "--endpoints, --executor and --address go with a judge of tasks; give prompts.task_judge, or leave them out"
+            "--endpoints, --executor and --address go with a judge of tasks; give prompts.task_judge, or leave them "
+            "out; servers of the teacher of twins are --endpoints twins=URL,URL"
         )
-    judge = at_endpoints(section.task_judge, execution, "prompts.task_judge", needs_tokenizer=False)
-    return recipe.model_copy(update={"prompts": section.model_copy(update={"task_judge": judge})})
+    return roles_at_endpoints(recipe, "prompts", execution)
 
 
 def _given(recipe: Recipe, options: BuildOptions) -> PromptInputs:
@@ -363,7 +366,8 @@ def _after_asking(
         chosen, run = _labelled(build, chosen, recipe, options, budget, execution)
         runs.append(run)
     if recipe.prompts.twins is not None:
-        chosen, run, details = _with_twins(build, chosen, selector, recipe, options, budget)
+        urls = execution.of_role("twins") if execution is not None else ()
+        chosen, run, details = _with_twins(build, chosen, selector, recipe, options, budget, urls=urls)
         runs.append(run)
     whole = join_results(runs)
     options.tell(table_of_outcomes(whole))
@@ -398,12 +402,14 @@ def _with_twins(
     recipe: Recipe,
     options: BuildOptions,
     budget: Budget,
+    *,
+    urls: tuple[str, ...],
 ) -> tuple[PromptSelection, RunResult, dict[str, Any]]:
     """Have twins written, and put each behind its prompt; of a prompt whose twin is refused nothing is lost."""
     from stairdata.generators.prompts.twins import rows_for_twins, write_twins
 
     asked = rows_for_twins(chosen.rows, recipe)
-    result = write_twins(build, asked, recipe, options, budget)
+    result = write_twins(build, asked, recipe, options, budget, urls)
     numbers = {row["prompt_id"]: number for number, row in enumerate(asked)}
     twins, refused = {}, [*result.refused]
     for frame in result.frames():

@@ -18,6 +18,7 @@ from stairdata.llm.budget import Budget
 from stairdata.llm.endpoint_pool import EndpointPool
 from stairdata.llm.outcomes import Outcome, RequestFailedError
 from stairdata.recipe import Recipe, TwinsSection
+from stairdata.runs.executors.executor import Execution
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.row_sampling import share_of
 from stairdata.runs.runner import RunResult
@@ -100,6 +101,7 @@ class TwinWorkload(PromptWorkload):
 
     section: TwinsSection
     template: str
+    role = "twins"
 
     async def answer(self, pool: EndpointPool, row: Row) -> UnitResult:
         answer = await self.ask(
@@ -140,7 +142,14 @@ def rows_for_twins(rows: Sequence[Row], recipe: Recipe) -> list[Row]:
     return [row for row in wanted if row["prompt_id"] in chosen]
 
 
-def write_twins(build: Build, rows: Sequence[Row], recipe: Recipe, options: BuildOptions, budget: Budget) -> RunResult:
+def write_twins(
+    build: Build,
+    rows: Sequence[Row],
+    recipe: Recipe,
+    options: BuildOptions,
+    budget: Budget,
+    urls: tuple[str, ...] = (),
+) -> RunResult:
     """Have twins written; what is finished is journaled, and the next run of the build goes on from there.
 
     Args:
@@ -149,6 +158,7 @@ def write_twins(build: Build, rows: Sequence[Row], recipe: Recipe, options: Buil
         recipe: section `prompts.twins`.
         options: progress.
         budget: of the build.
+        urls: of the teacher's servers, in place of the recipe's one.
 
     Returns:
         The run, whose frames hold the twins, before any filter but the rules for twins.
@@ -160,4 +170,5 @@ def write_twins(build: Build, rows: Sequence[Row], recipe: Recipe, options: Buil
     section = recipe.prompts.twins
     assert section is not None
     workload = TwinWorkload(recipe, build.work, section.teacher, section, TwinTemplate(section.template).source)
-    return ask_about(build, rows, workload, options, budget, journal_name=JOURNAL)
+    execution = Execution(endpoints=urls)
+    return ask_about(build, rows, workload, options, budget, journal_name=JOURNAL, execution=execution)

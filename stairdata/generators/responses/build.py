@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from stairdata.generators.responses.answering import resolved_settings
 from stairdata.generators.responses.workload import ACTOR, OpenScorer, ResponseWorkload
@@ -11,7 +12,7 @@ from stairdata.llm.session import Connect, identify, served_model
 from stairdata.recipe import PrmEndpoint, Recipe
 from stairdata.runs.batching.options import check_batch, check_places
 from stairdata.runs.batching.rounds import BatchedParts, build_asking, run_live_or_batched
-from stairdata.runs.executors.checks import at_endpoints, check_execution
+from stairdata.runs.executors.checks import at_endpoints, check_execution, roles_at_endpoints
 from stairdata.runs.executors.executor import HERE, Execution, Executor, check_unbatched, make_executor
 from stairdata.runs.inputs import Inputs, input_rows
 from stairdata.runs.options import BuildOptions
@@ -73,6 +74,7 @@ def build_responses_in_rounds(
     if recipe.responses.prm is not None and open_scorer is None:
         raise RecipeError("responses.prm is named, and nothing here can score: build with the command line")
     recipe = recipe.model_copy(update={"actor": at_endpoints(recipe.actor, execution, "actor")})
+    recipe = roles_at_endpoints(recipe, "responses", execution)
     parent = Inputs(options.inputs, options.root).of("prompts")
     plan = plan_responses(recipe, parent, options, prm)
     parts = BatchedParts("responses.batch", recipe.responses.batch, {ACTOR: recipe.actor}, {ACTOR})
@@ -96,7 +98,8 @@ def build_responses_in_rounds(
         options.tell(table_of_outcomes(result))
         return BuildContent(result.frames(), result.refused, _report(build, result, budget))
 
-    return build_asking(plan, content, options, lambda: check_execution([recipe.actor], execution))
+    check = partial(check_execution, [recipe.actor], execution, recipe, "responses")
+    return build_asking(plan, content, options, check)
 
 
 def _check_batched(recipe: Recipe, options: BuildOptions) -> None:

@@ -14,6 +14,7 @@ from stairdata.llm.endpoint_pool import EndpointPool
 from stairdata.llm.session import Connect, make_actor, open_pool
 from stairdata.recipe import Endpoint, Recipe
 from stairdata.runs.units import Unit, UnitResult, WorkContext, Workload
+from stairdata.scorers.served import pools_of
 from stairdata.search.scoring import Scorer
 from stairdata_schemas import identity
 from stairdata_schemas.aliases import Row, WaitProgress
@@ -58,7 +59,7 @@ class ResponseWorkload(Workload):
                 row = response_row(unit.payload, answer, self.recipe, self.actor, self.prm)
                 return UnitResult(row, answer.counts, answer.usage.outcomes(), journal.path if journal else None)
 
-            yield WorkContext(pool.keeping(work), pool.room, pool.clients, pools=[pool])
+            yield WorkContext(pool.keeping(work), pool.room, pool.clients, pools=[pool, *pools_of(scorer)])
 
     @asynccontextmanager
     async def _pool(self, budget: Budget, waiting: WaitProgress) -> AsyncIterator[EndpointPool]:

@@ -102,7 +102,7 @@ def build_from_teachers(
     if execution != HERE:
         there, _ = look_ahead(panel, options, retry=asking.retry_quarantined)
         if not isinstance(there, Artifact):
-            check_execution(panel.teachers, execution)
+            check_execution(panel.teachers, execution, panel.recipe, KIND)
     start = begin(panel, options, retry=asking.retry_quarantined)
     if isinstance(start.build, Artifact):
         if asking.batch is not None:

@@ -14,13 +14,13 @@ from stairdata.generators.structured_cot.plan import TeacherJob
 from stairdata.generators.structured_cot.preference_judge import PreferenceJudge
 from stairdata.generators.structured_cot.requests import TeacherPrompt
 from stairdata.llm.budget import Budget
-from stairdata.llm.client import Client, Generation
+from stairdata.llm.client import Generation
 from stairdata.llm.endpoint_pool import EndpointPool
 from stairdata.llm.outcomes import RequestFailedError
-from stairdata.llm.session import open_client, open_pool
+from stairdata.llm.session import open_pool
 from stairdata.recipe import Teacher
 from stairdata.runs.answer_journal import AnswerJournal
-from stairdata.runs.units import Unit, UnitFailedError, UnitResult, WorkContext, Workload
+from stairdata.runs.units import Unit, UnitFailedError, UnitResult, WorkContext, Workload, clients_of, room_of
 from stairdata.search.refusal import is_refusal
 from stairdata_schemas.aliases import Row, WaitProgress
 from stairdata_schemas.building import Build
@@ -186,7 +186,6 @@ class TeacherWorkload(Workload):
         section = panel.recipe.structured_cot
         answers = AnswerJournal(self.build if panel.takes_several_requests else None, is_final=self.ask_with is None)
         pools: list[EndpointPool] = []
-        clients: list[Client] = []
         async with AsyncExitStack() as stack:
             stack.callback(answers.close)
             if self.ask_with is not None:
@@ -195,20 +194,15 @@ class TeacherWorkload(Workload):
                     opening = open_pool(teacher, self.endpoints, log, waiting, budget, is_spread=self.is_spread)
                     pools.append(await stack.enter_async_context(opening))
                 asks = [self.ask_with(pool, number) for number, pool in enumerate(pools)]
+            judges: list[EndpointPool] = []
             judge = None
             if section.judge is not None:
-                opening_judge = open_client(section.judge, self.folder / "server-judge.log", waiting, budget)
-                clients.append(await stack.enter_async_context(opening_judge))
-                judge = PreferenceJudge(section.judge, clients[0], panel.recipe.seed, answers)
-
-            async def room() -> None:
-                for each in pools:
-                    await each.room()
-                for client in clients:
-                    await client.window.room()
-
+                urls, log = self.role_endpoints.get("judge", ()), self.folder / "server-judge.log"
+                opening = open_pool(section.judge, urls, log, waiting, budget, role="judge")
+                judges.append(await stack.enter_async_context(opening))
+                judge = PreferenceJudge(section.judge, judges[0], panel.recipe.seed, answers)
             work: Callable[[Unit], Awaitable[UnitResult]] = CandidateSelector(self.job, asks, judge, answers).select
             for pool in pools:
                 work = pool.keeping(work)
-                clients += pool.clients
-            yield WorkContext(work, room, clients, pools=pools)
+            pools += judges
+            yield WorkContext(work, room_of(pools), clients_of(pools), pools=pools)

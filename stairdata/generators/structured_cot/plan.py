@@ -17,7 +17,7 @@ from stairdata.llm.session import identify
 from stairdata.recipe import Recipe, Teacher
 from stairdata.runs.batching.options import check_batch, check_nothing_under_way
 from stairdata.runs.build import finished_or_error
-from stairdata.runs.executors.checks import at_endpoints
+from stairdata.runs.executors.checks import at_endpoints, roles_at_endpoints
 from stairdata.runs.executors.executor import HERE, Execution, check_unbatched
 from stairdata.runs.inputs import Inputs
 from stairdata.runs.options import BatchOptions, BuildOptions
@@ -143,12 +143,13 @@ def make_panel(
         prompts: that the teachers are asked about.
         options: where and from what.
         asking: which teachers, live or in batches.
-        execution: where the teachers' servers are.
+        execution: where the servers of teachers and judge are.
 
     Raises:
         RecipeError: no teacher, a template that can't be used, or two teachers without a judge.
         UsageError: options that can't be combined.
     """
+    recipe = roles_at_endpoints(recipe, KIND, execution)
     teachers = _at_endpoints(choose_teachers(recipe, asking.teachers), execution)
     if asking.batch is not None:
         check_unbatched(execution)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from stairdata.generators.structured_cot.requests import TeacherPrompt
-from stairdata.llm.client import Client, Generation
+from stairdata.llm.client import Generation
+from stairdata.llm.endpoint_pool import EndpointPool
 from stairdata.llm.outcomes import unreadable
 from stairdata.llm.wrapping import without_thoughts
 from stairdata.recipe import CotJudge
@@ -54,14 +55,14 @@ class PreferenceJudge:
 
     Args:
         section: sampling and how often to ask again.
-        client: the judge's server.
+        pool: the judge's servers.
         seed: the recipe's.
         answers: keeps what was answered until the prompt's row is written.
     """
 
-    def __init__(self, section: CotJudge, client: Client, seed: int, answers: AnswerJournal) -> None:
+    def __init__(self, section: CotJudge, pool: EndpointPool, seed: int, answers: AnswerJournal) -> None:
         self._section = section
-        self._client = client
+        self._pool = pool
         self._seed = seed
         self._answers = answers
 
@@ -116,7 +117,7 @@ class PreferenceJudge:
 
         async def send() -> Generation:
             messages: Any = [{"role": "user", "content": content}]
-            return await self._client.chat(messages, max_tokens=section.max_tokens, seed=seed, **options)
+            return await self._pool.chat(messages, max_tokens=section.max_tokens, seed=seed, **options)
 
         return await self._answers.once(prompt.prompt_id, self._name(prompt, content, ask), send)
 

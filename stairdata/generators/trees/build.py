@@ -15,19 +15,18 @@ from stairdata.llm.budget import Budget
 from stairdata.llm.session import identify, make_actor, open_pool, served_model
 from stairdata.recipe import Endpoint, Recipe
 from stairdata.runs.build import build_as_told
-from stairdata.runs.executors.checks import at_endpoints, check_execution
+from stairdata.runs.executors.checks import at_endpoints, check_execution, roles_at_endpoints
 from stairdata.runs.executors.executor import HERE, Execution, make_executor
 from stairdata.runs.inputs import Inputs, input_rows
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.progress import report_waiting
 from stairdata.runs.prompt_parts import ids_of
 from stairdata.runs.runner import RunResult, open_budget, run_units, table_of_outcomes, usage_of
-from stairdata.runs.units import Unit, UnitResult, WorkContext, Workload
+from stairdata.runs.units import Unit, UnitResult, WorkContext, Workload, clients_of
 from stairdata_schemas import identity
 from stairdata_schemas.aliases import WaitProgress
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.building import Build, BuildContent, BuildPlan, Report
-from stairdata_schemas.errors import UsageError
 from stairdata_schemas.fingerprints import counted_settings
 
 GENERATOR = "trees/3"
@@ -50,8 +49,7 @@ def build_trees(
         QuarantineError: too many trees could not be finished.
     """
     if rejudge is not None:
-        check_rejudged_here(execution)
-        return rejudge_trees(recipe, rejudge, options)
+        return rejudge_trees(recipe, rejudge, options, execution)
     prompts = Inputs(options.inputs, options.root).of("prompts")
     plan = plan_trees(recipe, prompts, options, execution)
 
@@ -62,26 +60,17 @@ def build_trees(
         report = _report(build, recipe, result, budget)
         return BuildContent(result.frames(), result.refused, report)
 
-    return build_as_told(plan, content, options, lambda: check_execution([recipe.actor], execution))
-
-
-def check_rejudged_here(execution: Execution) -> None:
-    """Refuse replicas for trees that are rated again.
-
-    Raises:
-        UsageError: there are some.
-    """
-    if execution != HERE:
-        raise UsageError("--rejudge grows no tree: leave --endpoints, --executor and --address out")
+    return build_as_told(plan, content, options, lambda: check_execution([recipe.actor], execution, recipe, "trees"))
 
 
 def plan_trees(recipe: Recipe, prompts: Artifact, options: BuildOptions, execution: Execution = HERE) -> BuildPlan:
     """Return what decides the rows.
 
     Raises:
-        UsageError: servers are given for an actor that is to be served here.
+        UsageError: servers are given for a model that is to be served here, or that nobody asks.
     """
     recipe = recipe.model_copy(update={"actor": at_endpoints(recipe.actor, execution, "actor")})
+    recipe = roles_at_endpoints(recipe, "trees", execution)
     models = [identify(recipe.actor, "actor"), *identify_judges(recipe.trees.judge)]
     return BuildPlan(
         "trees",
@@ -148,7 +137,8 @@ class TreeWorkload(Workload):
             log = folder / "server.log"
             opening = open_pool(self.asked, self.endpoints, log, waiting, budget, is_spread=self.is_spread)
             pool = await stack.enter_async_context(opening)
-            judging = await stack.enter_async_context(open_judge_servers(recipe.trees.judge, folder, waiting, budget))
+            judges = open_judge_servers(recipe.trees.judge, folder, waiting, budget, self.role_endpoints)
+            judging = await stack.enter_async_context(judges)
             actor = make_actor(pool, recipe.actor, recipe.trees)
             judge = make_judge(recipe.trees.judge, judging, actor)
             runner = TreeRunner(recipe, actor, judge, self.name, folder / "running")
@@ -156,8 +146,8 @@ class TreeWorkload(Workload):
             async def work(unit: Unit) -> UnitResult:
                 return await runner.run(unit.key, Prompt(**unit.payload))
 
-            clients = [*pool.clients, *judging.clients]
-            yield WorkContext(pool.keeping(work), pool.room, clients, lambda: runner.judged, [pool])
+            pools = [pool, *judging.pools]
+            yield WorkContext(pool.keeping(work), pool.room, clients_of(pools), lambda: runner.judged, pools)
 
 
 def _report(build: Build, recipe: Recipe, result: RunResult, budget: Budget) -> Report:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +12,8 @@ from stairdata.generators.evaluations.judging.wording import POLICY_VERSION, sou
 from stairdata.generators.trees.judges import TEMPLATE_VERSION, Judge
 from stairdata.llm.actor import Actor
 from stairdata.llm.budget import Budget
-from stairdata.llm.client import Client
-from stairdata.llm.session import identify, open_client
+from stairdata.llm.endpoint_pool import EndpointPool
+from stairdata.llm.session import identify, open_pool
 from stairdata.recipe import JudgeSection
 from stairdata_schemas.aliases import WaitProgress
 from stairdata_schemas.fingerprints import counted_settings
@@ -21,15 +21,15 @@ from stairdata_schemas.manifest import ModelIdentity
 
 
 class JudgeServers(NamedTuple):
-    """Clients of the models that rate, where these are not the actor."""
+    """Servers of the models that rate, where these are not the actor."""
 
-    judge: Client | None
-    helpfulness: Client | None
+    judge: EndpointPool | None
+    helpfulness: EndpointPool | None
     """Rates helpfulness beside a guard."""
 
     @property
-    def clients(self) -> list[Client]:
-        return [client for client in self if client is not None]
+    def pools(self) -> list[EndpointPool]:
+        return [pool for pool in self if pool is not None]
 
 
 def identify_judges(section: JudgeSection) -> list[ModelIdentity]:
@@ -54,7 +54,11 @@ def judge_settings(section: JudgeSection) -> dict[str, Any]:
 
 @asynccontextmanager
 async def open_judge_servers(
-    section: JudgeSection, folder: Path, waiting: WaitProgress, budget: Budget
+    section: JudgeSection,
+    folder: Path,
+    waiting: WaitProgress,
+    budget: Budget,
+    endpoints: Mapping[str, tuple[str, ...]],
 ) -> AsyncIterator[JudgeServers]:
     """Connect to the models that rate besides the actor, starting those that are served here.
 
@@ -63,18 +67,20 @@ async def open_judge_servers(
         folder: of logs.
         waiting: told when the start of a server takes its time.
         budget: charged by all of them.
+        endpoints: URLs of their servers in place of the recipe's, by role.
 
     Raises:
         ServerError: one of them can't be started or reached.
     """
     async with AsyncExitStack() as stack:
-        clients: dict[str, Client | None] = {}
-        for name, endpoint in {"judge": section.endpoint, "helpfulness": section.helpfulness}.items():
-            clients[name] = None
+        pools: dict[str, EndpointPool | None] = {}
+        for role, endpoint in {"judge": section.endpoint, "helpfulness": section.helpfulness}.items():
+            pools[role] = None
             if endpoint is not None:
-                opening = open_client(endpoint, folder / f"{name}.log", waiting, budget)
-                clients[name] = await stack.enter_async_context(opening)
-        yield JudgeServers(**clients)
+                urls, log = endpoints.get(role, ()), folder / f"{role}.log"
+                opening = open_pool(endpoint, urls, log, waiting, budget, role=role)
+                pools[role] = await stack.enter_async_context(opening)
+        yield JudgeServers(**pools)
 
 
 def make_judge(section: JudgeSection, servers: JudgeServers, actor: Actor | None) -> Judge:

@@ -11,7 +11,8 @@ from stairdata.generators.evaluations.judging.guards import GUARDS
 from stairdata.generators.evaluations.judging.judgement import ask_judge
 from stairdata.generators.evaluations.judging.wording import policy_of
 from stairdata.llm.actor import Actor, RequestUsage
-from stairdata.llm.client import Client, Generation
+from stairdata.llm.client import Generation
+from stairdata.llm.endpoint_pool import EndpointPool
 from stairdata.llm.outcomes import Outcome, RequestFailedError, unreadable
 from stairdata.llm.wrapping import without_thoughts
 from stairdata.recipe import JudgeSection
@@ -119,9 +120,9 @@ class Judge:
     def __init__(
         self,
         section: JudgeSection,
-        client: Client | None,
+        client: EndpointPool | None,
         actor: Actor | None = None,
-        helpfulness: Client | None = None,
+        helpfulness: EndpointPool | None = None,
     ) -> None:
         self._section = section
         self._client = client

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing
 from typing import Any, NamedTuple
 
@@ -29,16 +29,18 @@ from stairdata.hub.pull import open_reference
 from stairdata.llm.actor import RequestUsage
 from stairdata.llm.budget import Budget
 from stairdata.llm.outcomes import RequestFailedError
-from stairdata.llm.session import identify, make_actor, open_client
+from stairdata.llm.session import identify, make_actor, open_pool
 from stairdata.llm.wire.gathering import gather_all
 from stairdata.recipe import Recipe
 from stairdata.runs.build import build_as_told
+from stairdata.runs.executors.checks import at_endpoints, check_execution, roles_at_endpoints
+from stairdata.runs.executors.executor import HERE, Execution
 from stairdata.runs.executors.local import LocalExecutor
 from stairdata.runs.inputs import Inputs
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.progress import report_waiting
 from stairdata.runs.runner import RunResult, open_budget, run_units, table_of_outcomes, usage_of
-from stairdata.runs.units import Unit, UnitResult, WorkContext, room_of
+from stairdata.runs.units import Unit, UnitResult, WorkContext, clients_of, room_of
 from stairdata.search.reward import Reward
 from stairdata_schemas.aliases import Row, WaitProgress
 from stairdata_schemas.artifacts import Artifact
@@ -49,6 +51,7 @@ from stairdata_schemas.fingerprints import counted_settings
 GENERATOR = "trees/rejudged/1"
 JUDGES_OF_TASKS = ("rule", "reference")
 """Kinds of judges that rate by the prompt's task."""
+Work = Callable[[Unit], Awaitable[UnitResult]]
 OpenWork = Callable[[], AbstractAsyncContextManager[WorkContext]]
 
 
@@ -62,33 +65,36 @@ class RejudgingJob(NamedTuple):
     plan: BuildPlan
 
 
-def rejudge_trees(recipe: Recipe, reference: str, options: BuildOptions) -> Artifact:
+def rejudge_trees(recipe: Recipe, reference: str, options: BuildOptions, execution: Execution = HERE) -> Artifact:
     """Rate the answers of trees by the judge of a recipe, and recompute rewards and values.
 
     Args:
         recipe: section `trees`: `judge`, `k1` and `k2`; section `actor`, where the actor rates.
         reference: of the trees.
         options: where; as input the prompts of the trees, for a judge of kind reference.
+        execution: where the servers of those who rate are.
 
     Raises:
-        UsageError: a reference of another kind, or inputs that nothing reads.
+        UsageError: a reference of another kind, inputs that nothing reads, servers that nobody asks, or Ray.
         InputError: trees without the texts of their rollouts, or without what the judge reads.
         ServerError, BudgetError, QuarantineError: as for `build_trees`.
     """
-    job = plan_rejudging(recipe, reference, options)
+    job = plan_rejudging(recipe, reference, options, execution)
 
     def content(build: Build) -> BuildContent:
         budget = open_budget(build, recipe, options)
-        opening = _opening(build, job, recipe, budget, report_waiting(options.progress))
+        opening = _opening(build, job, recipe, budget, report_waiting(options.progress), execution)
         executor = LocalExecutor(opening, budget, recipe.trees.concurrency)
         result = run_units(build, _units(job), executor, budget, options.progress)
         options.tell(table_of_outcomes(result))
         return BuildContent(result.frames(), result.refused, _report(job, recipe, result, budget))
 
-    return build_as_told(job.plan, content, options)
+    return build_as_told(
+        job.plan, content, options, lambda: check_execution([recipe.actor], execution, recipe, "trees")
+    )
 
 
-def plan_rejudging(recipe: Recipe, reference: str, options: BuildOptions) -> RejudgingJob:
+def plan_rejudging(recipe: Recipe, reference: str, options: BuildOptions, execution: Execution = HERE) -> RejudgingJob:
     """Look at the trees, and return what decides the rows.
 
     Raises:
@@ -97,6 +103,7 @@ def plan_rejudging(recipe: Recipe, reference: str, options: BuildOptions) -> Rej
     trees = open_reference(reference, options.root)
     if trees.kind != "trees":
         raise UsageError(f"--rejudge needs an artifact of kind trees; {trees.reference} is of kind {trees.kind}")
+    recipe = _at_endpoints(recipe, execution)
     judge = recipe.trees.judge
     if options.inputs and judge.kind != "reference":
         raise UsageError(
@@ -127,6 +134,21 @@ def plan_rejudging(recipe: Recipe, reference: str, options: BuildOptions) -> Rej
         seeds={"judge": recipe.seed},
     )
     return RejudgingJob(trees, stored, references, plan)
+
+
+def _at_endpoints(recipe: Recipe, execution: Execution) -> Recipe:
+    """Return the recipe with those who rate at their endpoints."""
+    if execution.executor == "ray":
+        raise UsageError(
+            "--rejudge grows no tree: leave --executor and --address out, --endpoints works in this process"
+        )
+    if execution.endpoints and not recipe.trees.judge.asks_actor:
+        raise UsageError(
+            "--endpoints are servers of the actor, and with --rejudge and this trees.judge it is not asked; give the "
+            "judge's as --endpoints judge=URL,URL"
+        )
+    recipe = recipe.model_copy(update={"actor": at_endpoints(recipe.actor, execution, "actor")})
+    return roles_at_endpoints(recipe, "trees", execution)
 
 
 def _check_tasks(stored: list[StoredTree], trees: Artifact, kind: str) -> None:
@@ -167,19 +189,24 @@ def _units(job: RejudgingJob) -> list[Unit]:
     return [Unit(tree.tree_id, number, tree.prompt, {}) for number, tree in enumerate(job.stored)]
 
 
-def _opening(build: Build, job: RejudgingJob, recipe: Recipe, budget: Budget, waiting: WaitProgress) -> OpenWork:
+def _opening(
+    build: Build, job: RejudgingJob, recipe: Recipe, budget: Budget, waiting: WaitProgress, execution: Execution
+) -> OpenWork:
     @asynccontextmanager
     async def opened() -> AsyncIterator[WorkContext]:
         judging, folder = recipe.trees.judge, build.work
         async with AsyncExitStack() as stack:
-            servers = await stack.enter_async_context(open_judge_servers(judging, folder, waiting, budget))
-            clients, actor = servers.clients, None
+            judges = open_judge_servers(judging, folder, waiting, budget, execution.role_endpoints)
+            servers = await stack.enter_async_context(judges)
+            pools, actor = servers.pools, None
             if judging.asks_actor:
-                opening = open_client(recipe.actor, folder / "server.log", waiting, budget)
-                clients = [await stack.enter_async_context(opening), *clients]
-                actor = make_actor(clients[0], recipe.actor, recipe.trees)
-            judge = make_judge(judging, servers, actor)
-            yield WorkContext(Rejudger(build, job, recipe, judge).work, room_of(clients), clients)
+                opening = open_pool(recipe.actor, execution.endpoints, folder / "server.log", waiting, budget)
+                pools = [await stack.enter_async_context(opening), *pools]
+                actor = make_actor(pools[0], recipe.actor, recipe.trees)
+            work: Work = Rejudger(build, job, recipe, make_judge(judging, servers, actor)).work
+            if actor is not None:
+                work = pools[0].keeping(work)
+            yield WorkContext(work, room_of(pools), clients_of(pools), pools=pools)
 
     return opened
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from stairdata.llm.budget import Budget
 from stairdata.llm.endpoint_pool import EndpointUse
 from stairdata.recipe.section import Concurrency
 from stairdata.runs.executors.local import LocalExecutor
+from stairdata.runs.executors.roles import option_of
 from stairdata.runs.units import Unit, UnitResult, WorkContext, Workload
 from stairdata_schemas.aliases import WaitProgress
 from stairdata_schemas.errors import UsageError, quote
+from stairdata_schemas.secrets.urls import url_credentials
 
 if TYPE_CHECKING:
     from stairdata.runs.units import UnitFailure
@@ -27,19 +29,31 @@ class Execution:
     address: str | None = None
     """The Ray cluster's; default: one that is started here for the duration."""
     endpoints: tuple[str, ...] = ()
-    """URLs of the asked model's servers, in place of the recipe's one."""
+    """URLs of the servers of the model that the build is about, in place of the recipe's one."""
+    role_endpoints: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Those of the other models that it asks, by role."""
 
     def __post_init__(self) -> None:
         """Refuse what can't be meant.
 
         Raises:
-            UsageError: an endpoint is given twice, or an address without Ray.
+            UsageError: a URL with a password in it, an endpoint given twice, or an address without Ray.
         """
-        plain = [url.rstrip("/") for url in self.endpoints]
-        if twice := [url for url in plain if plain.count(url) > 1]:
-            raise UsageError(f"--endpoints: {quote(twice[0])} is given twice; give each server once")
+        for role, urls in {"": self.endpoints, **self.role_endpoints}.items():
+            if held := next(filter(None, map(url_credentials, urls)), None):
+                raise UsageError(
+                    f"the URL of {option_of(role)} holds {held}; leave it out and set the key as the variable that "
+                    "api_key_env of the recipe names"
+                )
+            plain = [url.rstrip("/") for url in urls]
+            if twice := [url for url in plain if plain.count(url) > 1]:
+                raise UsageError(f"{option_of(role)}: {quote(twice[0])} is given twice; give each server once")
         if self.address is not None and self.executor != "ray":
             raise UsageError(f"--address {quote(self.address)} names a Ray cluster; add --executor ray")
+
+    def of_role(self, role: str) -> tuple[str, ...]:
+        """Return the servers of one of the other models; empty where these are the recipe's."""
+        return self.role_endpoints.get(role, ())
 
 
 HERE = Execution()
@@ -72,7 +86,7 @@ class Executor(Protocol):
 
     @property
     def uses(self) -> dict[str, EndpointUse]:
-        """What each server of the asked model did so far, by URL."""
+        """What each server did so far, by its URL, behind the role of another model than the one asked above all."""
 
     def run(self, units: Sequence[Unit]) -> AsyncGenerator[tuple[Unit, UnitResult | UnitFailure]]:
         """Work on units, begun in the order given; iterate under `contextlib.aclosing`.
@@ -101,7 +115,7 @@ def make_executor(
     Raises:
         UsageError: Ray is wanted and not installed.
     """
-    work = workload.at(execution.endpoints) if execution.endpoints else workload
+    work = replace(workload, endpoints=execution.endpoints, role_endpoints=execution.role_endpoints)
     if execution.executor == "ray":
         from stairdata.runs.executors.ray_cluster import RayExecutor
 

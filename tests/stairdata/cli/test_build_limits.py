@@ -138,6 +138,24 @@ def test_wrong_usage(arguments: tuple[str, ...], run: Run) -> None:
     assert "Traceback" not in ended.err
 
 
+@pytest.mark.parametrize(
+    ("endpoints", "words"),
+    [
+        (["jugde=http://a/v1"], "--endpoints jugde: build trees asks no model of that role; did you mean 'judge'?"),
+        (["prm=http://a/v1"], "--endpoints prm: build trees asks no model of that role; use one of actor, judge, hel"),
+        (["judge=http://a/v1", "judge=http://b/v1"], "--endpoints judge is there twice; give all servers of a model"),
+        (["http://a/v1", "actor=http://b/v1"], "--endpoints actor is there twice; give all servers of a model in one"),
+        (["judge="], "--endpoints judge names no server; give at least one URL"),
+        (["judge=http://a/v1,helpfulness=http://b/v1"], "names a second role, 'helpfulness'; give each --endpoints on"),
+        (["judge=http://a/v1,http://a/v1/"], "--endpoints judge: 'http://a/v1' is given twice; give each server once"),
+    ],
+)
+def test_roles_that_can_not_be_meant(endpoints: list[str], words: str, run: Run) -> None:
+    ended = run("build", "trees", *(word for each in endpoints for word in ("--endpoints", each)))
+    assert (ended.status, ended.out) == (2, "")
+    assert words in ended.err
+
+
 def test_batch_alone_submits_and_its_actions_follow(
     trees: Callable[..., Ended], run: Run, stub_llm: StubServer
 ) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.conftest import StubServer
 
 pytestmark = pytest.mark.slow
-ON_RAY = ["responses", "structured_cot", "prompts"]
+ON_RAY = ["responses", "structured_cot", "prompts", "trees/judge"]
 __all__ = ["build"]
 
 
@@ -52,7 +52,8 @@ def test_two_replicas_of_which_one_loses_its_server_give_the_rows_of_one_server(
     stays.control(hold=1000)  # else it might have done all before the other replica has started
     threading.Thread(target=_release, args=(stays, dies), daemon=True).start()
     said: list[str] = []
-    execution = Execution("ray", endpoints=(stays.base_url, dies.base_url))
+    urls, (_, _, role) = (stays.base_url, dies.base_url), kind.partition("/")
+    execution = Execution("ray", endpoints=urls, role_endpoints={role: urls} if role else {})
     on_ray = build(kind, "ray", execution=execution, tell=said.append)
     assert rows_of(on_ray).equals(rows_of(one))
     assert on_ray.manifest.fingerprint == one.manifest.fingerprint

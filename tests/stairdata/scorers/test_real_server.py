@@ -42,7 +42,7 @@ def test_the_real_server_agrees_with_the_model_here(
     open_routes: list[str] = []
 
     async def work(scorer: ServedScorer) -> StepScores:
-        client = scorer._client.client
+        (client,) = scorer.pool.clients
         address, key = urlsplit(client.base_url).netloc, client.openai.api_key
         for path in json.loads(answer(address, "GET", "/openapi.json", str(key))[1])["paths"]:
             statuses = {method: answer(address, method, path)[0] for method in ("GET", "POST")}

@@ -208,7 +208,7 @@ def test_a_server_that_says_nothing_of_its_tokenizer_is_noted(
 
 def test_a_server_that_does_not_score(with_scorer: Callable[..., Any], stub_llm: StubServer) -> None:
     stub_llm.control(script=[{"status": 404}])
-    with pytest.raises(ServerError, match=r"does not score by /classify.*--runner pooling"):
+    with pytest.raises(ModelError, match=r"does not score by /classify.*--runner pooling"):
         with_scorer(pytest.fail)
     with pytest.raises(ServerError, match=r"does not serve 'another'; it serves 'actor'"):
         with_scorer(pytest.fail, model="another")

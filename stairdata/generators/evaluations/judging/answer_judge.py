@@ -13,7 +13,7 @@ from stairdata.generators.evaluations.judging.matching import MATCHED, judge_by_
 from stairdata.generators.evaluations.judging.wording import HASH_DIGITS, RubricWords, policy_of, rubric_words
 from stairdata.generators.evaluations.reply_journal import ModelReply, ReplyJournal
 from stairdata.llm.actor import RequestUsage
-from stairdata.llm.client import Client
+from stairdata.llm.endpoint_pool import EndpointPool
 from stairdata.llm.outcomes import unreadable
 from stairdata.llm.wire.gathering import gather_all
 from stairdata.recipe.benchmarks import BenchmarkScore
@@ -80,14 +80,14 @@ class AnswerJudge:
 
     Args:
         words: kind, sampling and words.
-        client: the judge's server; None for kind rule.
+        pool: the judge's servers; None for kind rule.
         seed: the recipe's.
         replies: keeps what was said.
     """
 
-    def __init__(self, words: JudgeWords, client: Client | None, seed: int, replies: ReplyJournal) -> None:
+    def __init__(self, words: JudgeWords, pool: EndpointPool | None, seed: int, replies: ReplyJournal) -> None:
         self.words = words
-        self._client = client
+        self._pool = pool
         self._seed = seed
         self._replies = replies
 
@@ -142,12 +142,12 @@ class AnswerJudge:
         raise unreadable(f"the judge's {question.name} can't be read in {quote(said)}", reasks + 1, usage.outcomes)
 
     async def _say(self, question: Question, seed: int, ask: int) -> ModelReply:
-        assert self._client is not None
+        assert self._pool is not None
         section = self.words.section
         sampling: dict[str, Any] = {}
         if section.temperature is not None:
             sampling["temperature"] = max(section.temperature, REASK_TEMPERATURE) if ask else section.temperature
-        generation = await ask_judge(self._client, question, max_tokens=section.max_tokens, seed=seed, **sampling)
+        generation = await ask_judge(self._pool, question, max_tokens=section.max_tokens, seed=seed, **sampling)
         return ModelReply(generation.samples[0].text, RequestUsage.of(generation))
 
 

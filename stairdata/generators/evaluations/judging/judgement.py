@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from stairdata.llm.client import Client, Generation, thoughts_apart
+from stairdata.llm.client import Generation, thoughts_apart
+from stairdata.llm.endpoint_pool import EndpointPool
 from stairdata_schemas.aliases import Row
 
 
@@ -42,11 +43,13 @@ def ask_user(name: str, content: str, **options: Any) -> Question:
     return Question(name, ({"role": "user", "content": content},), options=options)
 
 
-async def ask_judge(client: Client, question: Question, *, max_tokens: int, seed: int, **sampling: Any) -> Generation:
+async def ask_judge(
+    pool: EndpointPool, question: Question, *, max_tokens: int, seed: int, **sampling: Any
+) -> Generation:
     """Send a question to a judge.
 
     Args:
-        client: the judge's server.
+        pool: the judge's servers.
         question: a chat, or a prompt as the model reads it.
         max_tokens: length of the answer.
         seed: the request's seed.
@@ -57,9 +60,9 @@ async def ask_judge(client: Client, question: Question, *, max_tokens: int, seed
     """
     options = {**question.options, **sampling}
     if question.prompt is not None:
-        return thoughts_apart(await client.complete(question.prompt, n=1, max_tokens=max_tokens, seed=seed, **options))
+        return thoughts_apart(await pool.complete(question.prompt, n=1, max_tokens=max_tokens, seed=seed, **options))
     messages: Any = list(question.messages)
-    return await client.chat(messages, max_tokens=max_tokens, seed=seed, **options)
+    return await pool.chat(messages, max_tokens=max_tokens, seed=seed, **options)
 
 
 @dataclass(frozen=True, slots=True)

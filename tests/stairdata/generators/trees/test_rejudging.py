@@ -244,8 +244,10 @@ def test_trees_that_can_not_be_rated_again(recipe_of: MakeRecipe, root: Path, ma
         rejudge(by_words, root, whole.reference)
     with pytest.raises(InputError, match=r"its prompt is not in prompts@1.0.0"):
         rejudge(by_words, root, whole.reference, inputs=(str(prompts.folder),))
+    with pytest.raises(UsageError, match="it is not asked; give the judge's as --endpoints judge=URL,URL"):
+        build_trees(by_words, BuildOptions(root=root), Execution(endpoints=("http://h/v1",)), whole.reference)
     with pytest.raises(UsageError, match="grows no tree"):
-        build_trees(by_actor, BuildOptions(root=root), Execution(endpoints=("http://h/v1",)), whole.reference)
+        build_trees(by_actor, BuildOptions(root=root), Execution("ray"), whole.reference)
     assert sorted(path.name for path in (root / "trees").glob("[0-9]*")) == ["1.0.0", "1.1.0", "1.2.0"]
 
 
