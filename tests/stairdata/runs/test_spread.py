@@ -65,6 +65,7 @@ def recipe_of(kind: str, actor: dict[str, Any], folder: Path) -> FullRecipe:
     asked = actor | {"retries": 1, "concurrency": 4}
     sections: dict[str, dict[str, Any]] = {
         "responses": {"actor": asked, "responses": {"n": 2, "concurrency": 3}},
+        "trees": {"actor": asked, "trees": {"iterations": 8, "samples": 3, "max_depth": 3, "concurrency": 3}},
         "structured_cot": {"structured_cot": {"teacher": asked, "judge": asked, "concurrency": 3}},
         "evaluations": {
             "actor": asked,
