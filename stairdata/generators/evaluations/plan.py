@@ -110,7 +110,7 @@ def make_job(
         RecipeError: no benchmark, no model, two models that can't be told apart, or an attack that a model can't be put
             through.
         UsageError: an attack, `exclude_seen` or `execution`, and the answers are given; inputs that hold the same
-            answer twice; endpoints of several models, or Ray.
+            answer twice; endpoints of several models, or replicas on Ray.
         InputError: a benchmark that can't be read.
     """
     section = recipe.evaluations
@@ -184,21 +184,17 @@ def make_job(
 
 def _at_endpoints(recipe: Recipe, execution: Execution, given: Sequence[Artifact]) -> Recipe:
     """Return the recipe with its one tested model at the endpoints."""
-    if execution.executor == "ray":
-        raise UsageError(
-            "--executor ray: the rows of an evaluation share answers and judgements, each of which is asked for once, "
-            "by one process; leave --executor and --address out, --endpoints works in this process"
-        )
+    option = "--executor ray" if execution.executor == "ray" else "--endpoints"
     if given:
         raise UsageError(
-            f"--endpoints are servers of the tested model, and the answers of {given[0].reference} are given; leave "
-            "--endpoints out: the judge's server is evaluations.judge.base_url"
+            f"{option} spreads the work of the tested model, and the answers of {given[0].reference} are given; leave "
+            f"{option} out (--shard spreads judging); the judge's server is evaluations.judge.base_url"
         )
     section, actor = recipe.evaluations, recipe.actor
     with_actor = section.with_actor and bool(actor.path or actor.base_url or actor.model)
     tested = len(section.models) + with_actor
     if tested > 1:
-        raise UsageError(f"--endpoints are servers of one model, and {tested} are tested; test one in each build")
+        raise UsageError(f"{option} spreads the work of one model, and {tested} are tested; test one in each build")
     if section.models:
         model = section.models[0]
         there = at_endpoints(model, execution, "evaluations.models", needs_tokenizer=not model.is_chat)

@@ -1,9 +1,10 @@
 """Replicas of the work on a Ray cluster: each takes a unit whenever it has room for one.
 
-A unit is with one replica at a time. Where that is lost, with its process or its node, the unit is given to whichever
-replica has room first, and Ray makes the lost one again as soon as the cluster has a place for it. So the work goes on
-as long as one replica is left, and what was in flight is all that is done again: journals of what is under way are in
-the build's work folder where a replica sees it (one machine, a shared disk), else in a temporary folder of its own.
+A unit is with one replica at a time, and with it those that share something that is asked for once, such as an answer.
+Where a replica is lost, with its process or its node, its units are given to whichever one has room first, and Ray
+makes it again as soon as the cluster has a place for it. So the work goes on as long as one replica is left, and what
+was in flight is all that is done again: journals of what is under way are in the build's work folder where a replica
+sees it (one machine, a shared disk), else in a temporary folder of its own.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import json
 import logging
 import tempfile
+from collections import deque
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -120,7 +122,7 @@ class ReplicaPool:
         self._replicas: list[Any] = []
         self._open: set[int] = set()
         self._gone: list[str] = []
-        self._waiting: asyncio.PriorityQueue[tuple[int, Unit]] = asyncio.PriorityQueue()
+        self._waiting: asyncio.PriorityQueue[tuple[int, deque[Unit]]] = asyncio.PriorityQueue()
         self._ended: asyncio.Queue[tuple[Unit, dict[str, Any]] | BaseException] = asyncio.Queue()
 
     async def run(
@@ -135,9 +137,10 @@ class ReplicaPool:
         Raises:
             ServerError: no replica is left that can work.
         """
-        for place in enumerate(units):
+        groups = _grouped(units)
+        for place in enumerate(groups):
             self._waiting.put_nowait(place)
-        self._replicas = [self._make(number) for number in range(min(self._count, len(units)))]
+        self._replicas = [self._make(number) for number in range(min(self._count, len(groups)))]
         tasks: list[asyncio.Task[None]] = [asyncio.create_task(watch)]
         tasks += [asyncio.create_task(self._serve(number)) for number in range(len(self._replicas))]
         for task in tasks:
@@ -183,7 +186,7 @@ class ReplicaPool:
         logger.warning("a replica on the Ray cluster can't work, the others go on: %s", self._gone[-1])
 
     async def _hand_out(self, number: int) -> None:
-        """Hand one unit after the other to a replica.
+        """Hand one unit after the other to a replica; those of a group are together in its hands.
 
         Raises:
             ServerError: the replica can't work.
@@ -192,22 +195,22 @@ class ReplicaPool:
 
         await self._opened(number)
         while True:
-            place, unit = await self._waiting.get()
+            place, group = await self._waiting.get()
             try:
-                result = json.loads(await self._replicas[number].work.remote(unit))
-                if "gone" in result:
-                    raise ServerError(result["gone"])
+                while group:
+                    result = json.loads(await self._replicas[number].work.remote(group[0]))
+                    if "gone" in result:
+                        raise ServerError(result["gone"])
+                    self._ended.put_nowait((group.popleft(), result))
             except (RayActorError, ObjectLostError, NodeDiedError, OutOfMemoryError):
-                self._waiting.put_nowait((place, unit))
+                self._waiting.put_nowait((place, group))
                 if number in self._open:
                     self._open.remove(number)
                     logger.warning(LOST)
                 await self._opened(number)
             except BaseException:
-                self._waiting.put_nowait((place, unit))
+                self._waiting.put_nowait((place, group))
                 raise
-            else:
-                self._ended.put_nowait((unit, result))
 
     async def _opened(self, number: int) -> None:
         """Wait until a replica is there, for however long the cluster has no place for it.
@@ -224,3 +227,11 @@ class ReplicaPool:
         if reason is not None:
             raise ServerError(reason)
         self._open.add(number)
+
+
+def _grouped(units: Sequence[Unit]) -> list[deque[Unit]]:
+    """Return the units that share something, and each of the others alone, in the order in which they come up."""
+    groups: dict[int | str, deque[Unit]] = {}
+    for unit in units:
+        groups.setdefault(unit.key if unit.group is None else unit.group, deque()).append(unit)
+    return list(groups.values())

@@ -304,7 +304,7 @@ def result_of(unit: Unit) -> str:
 
 def run_on(
     replicas: Sequence[Replica],
-    count: int,
+    todo: Sequence[Unit],
     in_flight: int = 2,
     watch: Callable[[], Coroutine[Any, Any, NoReturn]] = never,
     budget: Budget | None = None,
@@ -320,7 +320,7 @@ def run_on(
         patch.setattr(executor, "_check_sendable", lambda: None)
         pool = ReplicaPool(lambda number: replicas[number], len(replicas), in_flight)
         patch.setattr(executor, "_replicas", lambda: pool)
-        found, error = collect(executor, units(count))
+        found, error = collect(executor, todo)
     return [unit.key for unit, _ in found], error
 
 
@@ -360,9 +360,27 @@ def test_each_unit_comes_back_once_whichever_replicas_die_of_which(deaths: list[
 
         return Replica(work)
 
-    keys, error = run_on([replica(set(dies_of)) for dies_of in deaths], 12, in_flight)
+    keys, error = run_on([replica(set(dies_of)) for dies_of in deaths], units(12), in_flight)
     assert error is None
     assert sorted(keys) == sorted(unit.key for unit in units(12))
+
+
+def test_units_of_a_group_are_with_one_replica_at_a_time() -> None:
+    by: dict[int | None, list[int]] = {}
+
+    def replica(number: int) -> Replica:
+        async def work(unit: Unit) -> str:
+            by.setdefault(unit.group, []).append(number)
+            await asyncio.sleep(0)
+            return result_of(unit)
+
+        return Replica(work)
+
+    todo = [unit._replace(group=unit.number % 3) for unit in units(12)]
+    keys, error = run_on([replica(number) for number in range(3)], todo)
+    assert error is None
+    assert sorted(keys) == sorted(unit.key for unit in todo)
+    assert [len(set(replicas)) for replicas in by.values()] == [1, 1, 1]
 
 
 def test_work_goes_on_while_a_replica_has_no_place_or_no_server_and_ends_when_none_is_left(
@@ -380,14 +398,14 @@ def test_work_goes_on_while_a_replica_has_no_place_or_no_server_and_ends_when_no
     placeless, works = Replica(hang), Replica(work)
     placeless.open = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=never))
     lost = [Replica(lose), Replica(work, ["no such model"] * 2)]
-    keys, error = run_on([placeless, *lost, works], 6)
+    keys, error = run_on([placeless, *lost, works], units(6))
     assert error is None
     assert len(keys) == 6
     assert works.is_closed
     assert not placeless.is_closed, "it would be waited for"
     for reason in ("the LLM server no longer answers", "no such model"):
         assert f"a replica on the Ray cluster can't work, the others go on: {reason}" in caplog.text
-    keys, error = run_on([Replica(lose), Replica(work, ["no such model"] * 2)], 6)
+    keys, error = run_on([Replica(lose), Replica(work, ["no such model"] * 2)], units(6))
     assert keys == []
     assert isinstance(error, ServerError)
 
@@ -396,7 +414,7 @@ def test_a_limit_stops_what_replicas_do() -> None:
     async def work(unit: Unit) -> str:
         return result_of(unit)
 
-    keys, error = run_on([Replica(work)], 6, 1, budget=Budget(BudgetLimits(total_tokens=10)))
+    keys, error = run_on([Replica(work)], units(6), 1, budget=Budget(BudgetLimits(total_tokens=10)))
     assert error is None
     assert keys == ["unit-0", "unit-1"]
 
@@ -415,7 +433,7 @@ def test_a_head_that_is_gone_ends_the_wait_for_results() -> None:
         return await never()
 
     replica = Replica(work)
-    keys, error = run_on([replica], 3, 1, lambda: watch_head(address, 0.02))
+    keys, error = run_on([replica], units(3), 1, lambda: watch_head(address, 0.02))
     assert isinstance(error, HeadGoneError)
     assert f"'{address}' is gone; finished work is kept: start the cluster again" in str(error)
     assert keys == ["unit-0", "unit-1"]

@@ -201,15 +201,14 @@ def test_endpoints_that_can_not_be_meant() -> None:
     [
         ("structured_cot", {"structured_cot": {"path": "written.jsonl"}}, ENDPOINTS, "go with teachers; this recipe"),
         ("prompts", {"prompts": {"sources": [{"path": "q.jsonl"}]}}, ENDPOINTS, "give prompts.task_judge, or leave"),
-        ("evaluations", {"evaluations": {"benchmarks": [BENCHMARK]}}, Execution("ray"), "share answers and judgements"),
         (
             "evaluations",
             {"actor": ACTOR, "evaluations": {"benchmarks": [BENCHMARK], "models": [ACTOR | {"model": "other"}]}},
             ENDPOINTS,
-            "servers of one model, and 2 are tested; test one in each build",
+            "the work of one model, and 2 are tested; test one in each build",
         ),
     ],
-    ids=["a-file", "no-judge", "ray", "two-models"],
+    ids=["a-file", "no-judge", "two-models"],
 )
 def test_endpoints_of_nobody(
     kind: str, sections: dict[str, Any], execution: Execution, words: str, tmp_path: Path
