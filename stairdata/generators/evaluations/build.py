@@ -11,13 +11,14 @@ from stairdata.generators.evaluations.batches import batched_parts, check_batche
 from stairdata.generators.evaluations.executor import EvaluationExecutor
 from stairdata.generators.evaluations.judging.answer_judge import RULE
 from stairdata.generators.evaluations.plan import EvaluationJob, make_job
+from stairdata.generators.evaluations.workload import EvaluationWorkload
 from stairdata.generators.responses.workload import OpenScorer
 from stairdata.llm.budget import Budget
 from stairdata.llm.session import Connect
 from stairdata.recipe import Recipe
 from stairdata.runs.batching.rounds import build_asking, run_live_or_batched
 from stairdata.runs.executors.checks import check_execution
-from stairdata.runs.executors.executor import HERE, Execution, check_unbatched
+from stairdata.runs.executors.executor import HERE, Execution, Executor, check_unbatched, make_executor
 from stairdata.runs.options import BuildOptions
 from stairdata.runs.progress import report_waiting
 from stairdata.runs.runner import RunResult, open_budget, table_of_outcomes, usage_of
@@ -85,10 +86,14 @@ def build_evaluations_in_rounds(
     def content(build: Build) -> BuildContent | None:
         budget = open_budget(build, recipe, options)
 
-        def executor(connect: Connect | None) -> EvaluationExecutor:
+        def executor(connect: Connect | None) -> Executor:
             if connect is not None:
                 check_unbatched(execution)
             waiting = report_waiting(options.progress)
+            if execution.executor == "ray":
+                roles = execution.role_endpoints
+                workload = EvaluationWorkload(job.recipe, build.work, job, open_scorer, role_endpoints=roles)
+                return make_executor(workload, budget, job.recipe.evaluations.concurrency, waiting, execution)
             return EvaluationExecutor(build, job, budget, waiting, open_scorer, connect=connect, execution=execution)
 
         result = run_live_or_batched(build, job.as_units(), executor, parts, budget, options)

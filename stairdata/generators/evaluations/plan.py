@@ -109,8 +109,8 @@ def make_job(
     Raises:
         RecipeError: no benchmark, no model, two models that can't be told apart, or an attack that a model can't be put
             through.
-        UsageError: an attack, `exclude_seen` or servers of a tested model, and the answers are given; inputs that hold
-            the same answer twice; endpoints of several models or of one that nobody asks, or Ray.
+        UsageError: an attack, `exclude_seen`, or servers or replicas for a tested model, and the answers are given;
+            inputs that hold the same answer twice; endpoints of several models or of one that nobody asks.
         InputError: a benchmark that can't be read.
     """
     section = recipe.evaluations
@@ -190,23 +190,19 @@ def make_job(
 
 def _at_endpoints(recipe: Recipe, execution: Execution, given: Sequence[Artifact]) -> Recipe:
     """Return the recipe with its one tested model at the endpoints."""
-    if execution.executor == "ray":
-        raise UsageError(
-            "--executor ray: the rows of an evaluation share answers and judgements, each of which is asked for once, "
-            "by one process; leave --executor and --address out, --endpoints works in this process"
-        )
-    if not execution.endpoints:
+    if execution.executor != "ray" and not execution.endpoints:
         return recipe
+    option = "--executor ray" if execution.executor == "ray" else "--endpoints"
     if given:
         raise UsageError(
-            f"--endpoints are servers of the tested model, and the answers of {given[0].reference} are given; give the "
-            "judge's as --endpoints judge=URL,URL"
+            f"{option} spreads the work of the tested model, and the answers of {given[0].reference} are given; leave "
+            f"{option} out (--shard spreads judging); give the judge's servers as --endpoints judge=URL,URL"
         )
     section, actor = recipe.evaluations, recipe.actor
     with_actor = section.with_actor and bool(actor.path or actor.base_url or actor.model)
     tested = len(section.models) + with_actor
     if tested > 1:
-        raise UsageError(f"--endpoints are servers of one model, and {tested} are tested; test one in each build")
+        raise UsageError(f"{option} spreads the work of one model, and {tested} are tested; test one in each build")
     if section.models:
         model = section.models[0]
         there = at_endpoints(model, execution, "evaluations.models", needs_tokenizer=not model.is_chat)

@@ -28,19 +28,22 @@ class ReplyJournal:
     """Replies by key.
 
     Args:
-        build: in whose folder they are kept.
+        build: in whose folder they are kept; None keeps them in this process alone.
     """
 
-    def __init__(self, build: Build) -> None:
+    def __init__(self, build: Build | None) -> None:
         self._known: dict[str, ModelReply] = {}
         self._asked: dict[str, asyncio.Future[ModelReply]] = {}
+        self._journal: Journal | None = None
+        if build is None:
+            return
         for record in read_journal(build.work / JOURNAL):
             if record["usage"] is None:
                 self._known.pop(record["key"], None)
             else:
                 usage = RequestUsage.of_json(record["usage"])
                 self._known[record["key"]] = ModelReply(record["value"], usage)
-        self._journal: Journal = build.journal(JOURNAL)
+        self._journal = build.journal(JOURNAL)
 
     def __contains__(self, key: str) -> bool:
         return key in self._known
@@ -63,16 +66,18 @@ class ReplyJournal:
     def drop(self, key: str) -> None:
         """Let go of a reply that is of no use, so that the next run asks anew."""
         self._asked.pop(key, None)
-        if self._known.pop(key, None) is not None:
+        if self._known.pop(key, None) is not None and self._journal is not None:
             self._journal.append({"key": key, "value": None, "usage": None})
 
     def close(self) -> None:
-        self._journal.close()
+        if self._journal is not None:
+            self._journal.close()
 
     async def _ask(self, key: str, ask: Callable[[], Awaitable[ModelReply]]) -> ModelReply:
         reply = await ask()
         # no fsync: a kill of this process loses none, and a power cut only those of rows that are not made yet
-        self._journal.append({"key": key, "value": reply.value, "usage": list(reply.usage)})
+        if self._journal is not None:
+            self._journal.append({"key": key, "value": reply.value, "usage": list(reply.usage)})
         self._known[key] = reply
         self._asked.pop(key, None)
         return reply

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from stairdata.llm.budget import Budget, StoppedError
-from stairdata.llm.outcomes import Outcome, RequestFailedError
+from stairdata.llm.budget import Budget, BudgetLimits, StoppedError
+from stairdata.llm.outcomes import JudgeFailedError, Outcome, RequestFailedError
+from stairdata.recipe import Endpoint, Recipe
 from stairdata.recipe.section import Concurrency
+from stairdata.runs.executors import ray_cluster
+from stairdata.runs.executors.executor import Executor
 from stairdata.runs.executors.local import LocalExecutor
 from stairdata.runs.executors.ray_cluster import (
     HeadGoneError,
+    RayExecutor,
     _check_reachable,
-    _from_thread,
     read_result,
     watch_head,
 )
-from stairdata.runs.units import Unit, UnitFailedError, UnitResult, WorkContext
+from stairdata.runs.executors.ray_replicas import ReplicaPool, ReplicaWorker
+from stairdata.runs.units import Unit, UnitFailedError, UnitResult, WorkContext, Workload
 from stairdata_schemas.errors import BudgetError, ServerError
 
 Work = Callable[[Unit], Awaitable[UnitResult]]
@@ -67,7 +74,7 @@ class Opened:
 
 
 def collect(
-    executor: LocalExecutor, todo: Sequence[Unit], most: int | None = None
+    executor: Executor, todo: Sequence[Unit], most: int | None = None
 ) -> tuple[list[tuple[Unit, Any]], BaseException | None]:
     """Return what was yielded, and the error that ended it."""
     found: list[tuple[Unit, Any]] = []
@@ -269,50 +276,202 @@ def test_results_of_replicas_are_read_as_they_were() -> None:
         assert (failed.rule, failed.detail, failed.before) == (rule, "late", {"ok": 4})
 
 
+class Replica:
+    """What Ray's handle of an actor looks like; `work` and `open` are methods that are asked by `remote`."""
+
+    def __init__(self, work: Callable[[Unit], Awaitable[str]], reasons: Sequence[str | None] = ()) -> None:
+        self._reasons = list(reasons)
+        self.is_closed = False
+        self.work = SimpleNamespace(remote=work)
+        self.open = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=self._open))
+        self.close = SimpleNamespace(remote=self._close)
+
+    async def _open(self) -> str | None:
+        return self._reasons.pop(0) if self._reasons else None
+
+    async def _close(self) -> None:
+        self.is_closed = True
+
+
 async def never() -> NoReturn:
     await asyncio.Event().wait()
     raise AssertionError
 
 
-def read_all(make: Callable[[], Any], watch: Coroutine[Any, Any, NoReturn], found: list[int]) -> None:
-    async def run() -> None:
-        async for number in _from_thread(make, watch):
-            found.append(number)  # noqa: PERF401 - what came before the error counts
-
-    asyncio.run(run())
+def result_of(unit: Unit) -> str:
+    return json.dumps({"done": [{"key": unit.key}, {}, {}, None, None], "spent": [7, 0.0], "uses": {}})
 
 
-def test_a_thread_hands_over_all_and_then_its_error() -> None:
-    def three() -> Any:
-        yield from (1, 2, 3)
-        raise ServerError("the servers are gone")
+def run_on(
+    replicas: Sequence[Replica],
+    todo: Sequence[Unit],
+    in_flight: int = 2,
+    watch: Callable[[], Coroutine[Any, Any, NoReturn]] = never,
+    budget: Budget | None = None,
+) -> tuple[list[str], BaseException | None]:
+    """Return the keys that came back from replicas, and the error that ended it."""
+    recipe = Recipe.model_validate({"actor": {"base_url": "http://127.0.0.1:1/v1"}})
+    executor = RayExecutor(OwnWork(recipe, Path()), budget or Budget(), in_flight, None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray_cluster, "_cluster", lambda _: nullcontext())
+        patch.setattr(ray_cluster, "_head_address", str)
+        patch.setattr(ray_cluster, "watch_head", lambda _: watch())
+        patch.setattr(pytest.importorskip("ray"), "kill", lambda _: None)
+        patch.setattr(executor, "_check_sendable", lambda: None)
+        pool = ReplicaPool(lambda number: replicas[number], len(replicas), in_flight)
+        patch.setattr(executor, "_replicas", lambda: pool)
+        found, error = collect(executor, todo)
+    return [unit.key for unit, _ in found], error
 
-    found: list[int] = []
-    with pytest.raises(ServerError, match="the servers are gone"):
-        read_all(three, never(), found)
-    assert found == [1, 2, 3]
+
+@dataclass(frozen=True)
+class OwnWork(Workload):
+    """The work of a test."""
+
+    opened: Opened | None = None
+
+    @property
+    def asked(self) -> Endpoint:
+        return self.recipe.actor
+
+    def open(self, *_: Any) -> AbstractAsyncContextManager[WorkContext]:
+        assert self.opened is not None
+        return self.opened()
+
+
+@given(st.lists(st.sets(st.integers(0, 11)), min_size=1, max_size=3), st.integers(1, 4))
+def test_each_unit_comes_back_once_whichever_replicas_die_of_which(deaths: list[set[int]], in_flight: int) -> None:
+    """A replica dies of each unit of its set, once, and whatever else it has in flight is given to others, too."""
+    from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError
+
+    errors = (ActorDiedError(), ActorUnavailableError("gone", None), ObjectLostError("", None, ""))
+    under_way: list[int] = []
+
+    def replica(dies_of: set[int]) -> Replica:
+        async def work(unit: Unit) -> str:
+            assert unit.number not in under_way, "one replica at a time works on a unit"
+            under_way.append(unit.number)
+            await asyncio.sleep(0)
+            under_way.remove(unit.number)
+            if unit.number in dies_of:
+                dies_of.remove(unit.number)
+                raise errors[unit.number % 3]
+            return result_of(unit)
+
+        return Replica(work)
+
+    keys, error = run_on([replica(set(dies_of)) for dies_of in deaths], units(12), in_flight)
+    assert error is None
+    assert sorted(keys) == sorted(unit.key for unit in units(12))
+
+
+def test_units_of_a_group_are_with_one_replica_at_a_time() -> None:
+    by: dict[int | None, list[int]] = {}
+
+    def replica(number: int) -> Replica:
+        async def work(unit: Unit) -> str:
+            by.setdefault(unit.group, []).append(number)
+            await asyncio.sleep(0)
+            return result_of(unit)
+
+        return Replica(work)
+
+    todo = [unit._replace(group=unit.number % 3) for unit in units(12)]
+    keys, error = run_on([replica(number) for number in range(3)], todo)
+    assert error is None
+    assert sorted(keys) == sorted(unit.key for unit in todo)
+    assert [len(set(replicas)) for replicas in by.values()] == [1, 1, 1]
+
+
+def test_work_goes_on_while_a_replica_has_no_place_or_no_server_and_ends_when_none_is_left(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def hang(unit: Unit) -> str:
+        return await never()
+
+    async def work(unit: Unit) -> str:
+        return result_of(unit)
+
+    async def lose(unit: Unit) -> str:
+        return json.dumps({"gone": "the LLM server no longer answers"})
+
+    placeless, works = Replica(hang), Replica(work)
+    placeless.open = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=never))
+    lost = [Replica(lose), Replica(work, ["no such model"] * 2)]
+    keys, error = run_on([placeless, *lost, works], units(6))
+    assert error is None
+    assert len(keys) == 6
+    assert works.is_closed
+    assert not placeless.is_closed, "it would be waited for"
+    for reason in ("the LLM server no longer answers", "no such model"):
+        assert f"a replica on the Ray cluster can't work, the others go on: {reason}" in caplog.text
+    keys, error = run_on([Replica(lose), Replica(work, ["no such model"] * 2)], units(6))
+    assert keys == []
+    assert isinstance(error, ServerError)
+
+
+def test_a_limit_stops_what_replicas_do() -> None:
+    async def work(unit: Unit) -> str:
+        return result_of(unit)
+
+    keys, error = run_on([Replica(work)], units(6), 1, budget=Budget(BudgetLimits(total_tokens=10)))
+    assert error is None
+    assert keys == ["unit-0", "unit-1"]
 
 
 def test_a_head_that_is_gone_ends_the_wait_for_results() -> None:
-    """What had come in is handed over first; the thread that waits for the rest is left behind."""
+    """What had come in is handed over first; nobody waits for the rest, or for replicas to close."""
     head = socket.create_server(("127.0.0.1", 0))
     address = "{}:{}".format(*head.getsockname())
-    is_over = threading.Event()
 
-    def two() -> Any:
-        yield from (1, 2)
-        while head.accept()[0].recv(1) != b"":  # until the watch has seen it
+    async def work(unit: Unit) -> str:
+        if unit.number < 2:
+            return result_of(unit)
+        while (await asyncio.to_thread(head.accept))[0].recv(1) != b"":  # until the watch has seen it
             pass
         head.close()
-        is_over.wait()
+        return await never()
 
-    found: list[int] = []
-    try:
-        with pytest.raises(HeadGoneError, match=f"'{address}' is gone; finished work is kept: start .* again"):
-            read_all(two, watch_head(address, 0.02), found)
-    finally:
-        is_over.set()
-    assert found == [1, 2]
+    replica = Replica(work)
+    keys, error = run_on([replica], units(3), 1, lambda: watch_head(address, 0.02))
+    assert isinstance(error, HeadGoneError)
+    assert f"'{address}' is gone; finished work is kept: start the cluster again" in str(error)
+    assert keys == ["unit-0", "unit-1"]
+    assert not replica.is_closed
+
+
+def test_a_replica_says_how_each_unit_ended(tmp_path: Path) -> None:
+    endings: list[UnitResult | Exception] = [
+        done(units(1)[0])._replace(leftover=tmp_path / "journal"),
+        RequestFailedError([Outcome.TIMEOUT], "late"),
+        JudgeFailedError([Outcome.TIMEOUT], "late"),
+        UnitFailedError("too_short", "raw"),
+    ]
+
+    async def work(unit: Unit) -> UnitResult:
+        if unit.number == len(endings):
+            raise ServerError("gone")
+        end = endings[unit.number]
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+    async def run() -> None:
+        opened = Opened(work)
+        recipe = Recipe.model_validate({"actor": {"base_url": "http://127.0.0.1:1/v1"}})
+        replica = ReplicaWorker(OwnWork(recipe, tmp_path, opened), 0)
+        for unit, end in zip(units(4), endings, strict=True):
+            said = json.loads(await replica.work(unit))
+            assert said["spent"] == [0, 0.0]
+            came = read_result(said)
+            assert (type(came), getattr(came, "rule", None)) == (type(end), getattr(end, "rule", None))
+            assert not isinstance(came, UnitResult) or came == end
+        assert json.loads(await replica.work(units(5)[4])) == {"gone": "gone"}
+        assert await replica.open() is None
+        await replica.close()
+        assert (opened.times, opened.is_closed) == (1, True)
+
+    asyncio.run(run())
 
 
 def test_a_head_that_never_was_in_reach_is_not_taken_for_gone() -> None:

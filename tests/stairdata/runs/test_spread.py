@@ -86,6 +86,7 @@ def recipe_of(name: str, actor: dict[str, Any], folder: Path) -> FullRecipe:
     trees = {"iterations": 3, "samples": 2, "max_depth": 3, "concurrency": 3}
     sections: dict[str, dict[str, Any]] = {
         "responses": {"actor": asked, "responses": {"n": 2, "concurrency": 3}},
+        "trees": {"actor": asked, "trees": {"iterations": 8, "samples": 3, "max_depth": 3, "concurrency": 3}},
         "structured_cot": {"structured_cot": {"teacher": asked, "judge": asked, "concurrency": 3}},
         "evaluations": {
             "actor": asked,
@@ -265,12 +266,11 @@ def test_endpoints_that_can_not_be_meant() -> None:
     [
         ("structured_cot", {"structured_cot": {"path": "written.jsonl"}}, ENDPOINTS, "go with teachers; this recipe"),
         ("prompts", {"prompts": {"sources": [{"path": "q.jsonl"}]}}, ENDPOINTS, "give prompts.task_judge, or leave"),
-        ("evaluations", {"evaluations": {"benchmarks": [BENCHMARK]}}, Execution("ray"), "share answers and judgements"),
         (
             "evaluations",
             {"actor": ACTOR, "evaluations": {"benchmarks": [BENCHMARK], "models": [ACTOR | {"model": "other"}]}},
             ENDPOINTS,
-            "servers of one model, and 2 are tested; test one in each build",
+            "the work of one model, and 2 are tested; test one in each build",
         ),
         (
             "evaluations",
@@ -285,7 +285,7 @@ def test_endpoints_that_can_not_be_meant() -> None:
             r"--endpoints attacker: this build asks no evaluations\.attacks\.attacker",
         ),
     ],
-    ids=["a-file", "no-judge", "ray", "two-models", "no-judgement", "no-attack"],
+    ids=["a-file", "no-judge", "two-models", "no-judgement", "no-attack"],
 )
 def test_endpoints_of_nobody(
     kind: str, sections: dict[str, Any], execution: Execution, words: str, monkeypatch: Any, tmp_path: Path

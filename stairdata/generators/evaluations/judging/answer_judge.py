@@ -45,11 +45,15 @@ class JudgeWords:
 
     def __init__(self, section: EvaluationJudge, model: str | None, scores: Sequence[BenchmarkScore]) -> None:
         self.section = section
+        self.scores = scores
         self._model = model
         self.rubrics: dict[BenchmarkScore, RubricWords] = {}
         if section.kind == "rubric":
             self.rubrics = {score: rubric_words(section, score) for score in scores if score not in MATCHED}
         self.policy = policy_of(section.guard, section.policy)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return JudgeWords, (self.section, self._model, self.scores)  # templates are read anew, they can't be copied
 
     @property
     def hashes(self) -> dict[str, str]:
