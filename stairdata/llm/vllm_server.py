@@ -330,6 +330,11 @@ def vllm_missing() -> str | None:
     return f"vLLM can't be imported (exit status {probe.returncode}): {words}; {_advice(probe.returncode)}"
 
 
+def gpu_share(options: ServerOptions) -> float:
+    """Return the share of a GPU's memory that a server takes at most; 0 where it computes on the processor."""
+    return 0.0 if _is_cpu_build() else options.gpu_memory or 1.0
+
+
 def last_words(log: Path) -> list[str]:
     """Return up to three quoted lines of a log that say why the program ended: its exceptions, else its end."""
     return _meaningful(log_tail(log))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stairdata.generators.pairs.build import NoPairsError
 from stairdata.generators.prompts.part import build_prompt_part
-from stairdata.llm.session import end_servers, keeping_servers
+from stairdata.llm.kept_servers import end_servers, keeping_servers
 from stairdata.pipeline import measures, results
 from stairdata.pipeline.steps import RunOptions, RunSteps, Until
 from stairdata.recipe.attacks import AttacksSection
@@ -27,7 +27,7 @@ from stairdata_schemas.rendering import load_tokenizer, missing_tags
 from stairdata_schemas.secrets.own_command import own_command
 
 if TYPE_CHECKING:
-    from stairdata.recipe import EvaluationsSection
+    from stairdata.recipe import EvaluationsSection, ModelServer
     from stairdata.stages import FullRecipe
     from stairdata_schemas.aliases import Row
     from stairdata_schemas.artifacts import Artifact
@@ -176,12 +176,14 @@ class Pipeline:
         summary = {
             **self.extra,
             "stages": self.steps.records,
+            "servers": self.steps.times,
             "rounds": self.rows,
             "prm": self.prm_measures,
             "stopped": self.stopped,
             "table": results.table(folder, self.answers, self.best, prm, self.recipe.rounds.best_of),
             "refusal_rule": refusal_rule_note(),
         }
+        self.steps.end_stage("results")
         results.write_summary(folder, summary)
         summary["report"] = results.write_report(folder, self.options.tell)
         results.write_summary(folder, summary)
@@ -193,7 +195,7 @@ class Pipeline:
 
         The server of a model runs from its first answer to its last, or until a training needs the memory.
         """
-        with keeping_servers():
+        with self.steps.watch.watching(), keeping_servers():
             return self._make()
 
     def _make(self) -> str | None:
@@ -215,7 +217,7 @@ class Pipeline:
         pairs = self.steps.build("prm_pairs", self.recipe, self.steps.build_options([trees.trained_on]))
         prm = self.steps.train("prm", pairs, actor, PRM, evaluation=evaluation)
         self.prm_measures = measures.prm_measures(Path(prm), evaluation)
-        end_servers(but=actor)
+        end_servers(actor, *self._asked_by_evaluations())
         self._answer_best(actor, prm)
         self._search(actor, prm)
         if self.at_end is not None:
@@ -269,7 +271,8 @@ class Pipeline:
         assert self.prompts is not None
         assert self.split is not None
         section = self.recipe.trees.model_copy(update={"round": number})
-        end_servers(but=actor)
+        judge = self.recipe.trees.judge
+        end_servers(actor, *served_here(judge.endpoint, judge.helpfulness))
         is_ours = number > 1 or trains_sft(self.recipe)
         recipe = self.steps.with_actor(actor, is_ours=is_ours, trees=section)
         held_out = None
@@ -306,7 +309,7 @@ class Pipeline:
         """Let a model answer the held-out prompts, and add its row to rounds.csv."""
         row: Row = {"round": number, "model": name, "prompts": None, "pairs": None, **counts}
         recipe = self.steps.with_actor(model, is_ours=is_ours)
-        end_servers(but=model)
+        end_servers(model, *self._asked_by_evaluations())
         if self.held_out is not None:
             options = self.steps.build_options([self.held_out])
             answers = self.steps.build("responses", recipe, options, name=f"responses ({name})", number=number or None)
@@ -351,6 +354,11 @@ class Pipeline:
         options = self.steps.build_options([])
         return self.steps.build("evaluations", recipe, options, name=f"evaluations ({name})", number=number or None)
 
+    def _asked_by_evaluations(self) -> list[str]:
+        """Return the models that evaluations ask besides the tested one, where they are served here."""
+        section = self.recipe.evaluations
+        return served_here(section.judge, section.attacks.attacker) if section.benchmarks else []
+
     def _search(self, actor: str, prm: str) -> None:
         """Test the ways in which the last actor searches."""
         for search in self.recipe.rounds.searches:
@@ -391,6 +399,11 @@ class Pipeline:
                 f"warning: {len(shared)} of {len(held_out)} held-out prompts are in {rows.reference}, which sft trains "
                 "on, so measures are too good"
             )
+
+
+def served_here(*endpoints: ModelServer | None) -> list[str]:
+    """Return the models of endpoints that name one, in place of a URL."""
+    return [endpoint.path for endpoint in endpoints if endpoint is not None and endpoint.path is not None]
 
 
 def searched(recipe: FullRecipe) -> EvaluationsSection:
