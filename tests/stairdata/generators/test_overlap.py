@@ -39,6 +39,7 @@ def test_other_roles_work_while_prompts_are_sampled(
     kind: str,
     responses: dict[str, Any],
     met: list[str],
+    *,
     actor_section: dict[str, Any],
     stub_llm: StubServer,
     prompts_of: Callable[[list[str]], Artifact],

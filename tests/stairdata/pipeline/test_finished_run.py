@@ -71,6 +71,11 @@ def test_a_model_is_served_once_unless_a_training_comes_between(finished: Finish
     assert finished.served == ["start", "sft", "dpo-1", "dpo-2", "dpo-2"]
 
 
+def test_the_first_server_starts_while_prompts_are_made(finished: FinishedRun) -> None:
+    assert (finished.folder / "server.log").is_file()
+    assert finished.served.count("start") == 1
+
+
 def test_the_summary_says_what_servers_did_in_each_stage(
     finished: FinishedRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -80,7 +85,7 @@ def test_the_summary_says_what_servers_did_in_each_stage(
         ("results", None),
     ]
     seconds = {(each["stage"], each.get("round")): each for each in servers}
-    for served in ("responses (base)", None), ("responses (sft)", None), ("responses (dpo-2, best of 2)", None):
+    for served in ("responses (sft)", None), ("responses (dpo-2, best of 2)", None):
         assert seconds[served]["starting"] > 0
         assert seconds[served]["unused"] == 0
     assert all(seconds["trees", number]["starting"] == 0 for number in (1, 2)), "the server runs already"
