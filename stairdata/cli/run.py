@@ -101,6 +101,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
         for stage in summary["stages"]
     ]
     print_table(["stage", "made", "rows", "tokens", "seconds"], rows)
+    print_server_times(summary)
     table = summary["table"]
     if table:
         emit("")
@@ -111,6 +112,24 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     if summary.get("report"):
         places["report"] = str(Path(summary["report"]).relative_to(folder))
     emit("\n" + "\n".join(f"{name + ':':<10} {folder / file}" for name, file in places.items()))
+
+
+def print_server_times(summary: dict[str, Any]) -> None:
+    """Print what the servers did in the stages that took this command a second or more, and in all."""
+    from stairdata.llm.server_times import ServerTimes
+
+    columns = list(ServerTimes._fields)
+    every = ServerTimes()
+    rows = []
+    for stage in summary["servers"]:
+        times = ServerTimes(**{name: stage[name] for name in columns})
+        every = every.plus(times)
+        if sum(times) >= 1:
+            rows.append([_title(stage, summary["servers"]), *(f"{each:.1f}" for each in (sum(times), *times))])
+    if not rows:
+        return
+    emit("\nseconds of this command, by what the model servers did:")
+    print_table(["stage", "seconds", *columns], [*rows, ["all", *(f"{each:.1f}" for each in (sum(every), *every))]])
 
 
 def _title(stage: dict[str, Any], stages: list[dict[str, Any]]) -> str:

@@ -34,6 +34,7 @@ from stairdata.llm.outcomes import (
     check_answer,
     with_retries,
 )
+from stairdata.llm.server_times import request_in_flight
 from stairdata.llm.window import Window
 from stairdata.llm.wire.bounded_http import LISTING, AnswerLimitError, BoundedHttpClient, body_limit, limit_for
 from stairdata.llm.wire.json_answers import known_part, part
@@ -192,6 +193,7 @@ class Client:
         self._key_name = endpoint.api_key_env
         self.limits = RetryLimits(endpoint.retries, endpoint.retry_seconds)
         self._check = check or (lambda: None)
+        self._in_flight = request_in_flight()
         self._failed_in_a_row = 0
         self._has_answered = False
         self._token_limit = TokenLimitName()
@@ -444,7 +446,8 @@ class Client:
                 sent_at = slot.sent_at
                 self.tally.requests += 1
                 try:
-                    answer = await ask()
+                    with self._in_flight:
+                        answer = await ask()
                 except openai.APIConnectionError as error:
                     if isinstance(error.__cause__, AnswerLimitError):
                         paid.append(most)  # it answered, and more than it was asked for

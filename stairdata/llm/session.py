@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
-from contextvars import ContextVar
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +14,7 @@ from stairdata.llm.actor import Actor
 from stairdata.llm.budget import Budget
 from stairdata.llm.client import Client
 from stairdata.llm.endpoint_pool import EndpointPool
+from stairdata.llm.kept_servers import running_server
 from stairdata.recipe import Endpoint, ModelServer, Sampling
 from stairdata_schemas import rendering
 from stairdata_schemas.aliases import WaitProgress
@@ -25,10 +23,8 @@ from stairdata_schemas.manifest import ModelIdentity
 from stairdata_schemas.templating.control_tokens import control_tokens
 
 if TYPE_CHECKING:
-    from stairdata.llm.vllm_server import ManagedServer, ServerOptions
+    from stairdata.llm.vllm_server import ServerOptions
 
-_KEPT: ContextVar[list[ManagedServer] | None] = ContextVar("kept", default=None)
-"""Servers that `keeping_servers` will end; None where each is ended by who opened it."""
 MakeClient = Callable[..., Client]
 """What has the arguments of `Client`."""
 Connect = Callable[[Endpoint, str], AbstractAsyncContextManager[Client]]
@@ -117,9 +113,28 @@ async def open_client(
         finally:
             await client.close()
         return
-    from stairdata.llm.vllm_server import ManagedServer, ServerOptions
+    async with running_server(server_options(endpoint, log, **options), on_progress) as server:
+        tokens = partial(_control_tokens, endpoint.tokenizer or endpoint.path)
+        client = make_client(
+            endpoint, server.base_url, server.served_name, server.api_key, server.check, budget, control_tokens=tokens
+        )
+        try:
+            yield client
+        finally:
+            await client.close()
 
-    served = ServerOptions(
+
+def server_options(endpoint: Endpoint, log: Path, **options: Any) -> ServerOptions:
+    """Return what is started for an endpoint that names a model.
+
+    Args:
+        endpoint: with a path.
+        log: of the server.
+        options: more fields.
+    """
+    from stairdata.llm.vllm_server import ServerOptions
+
+    return ServerOptions(
         endpoint.path or "",
         port=endpoint.port,
         max_model_len=endpoint.max_model_len,
@@ -129,24 +144,6 @@ async def open_client(
         enforce_eager=endpoint.enforce_eager,
         **options,
     )
-    kept = _KEPT.get()
-    server = next((each for each in kept or () if _is_same(each, served)), None) or ManagedServer(served)
-    try:
-        if server not in (kept or ()):
-            await asyncio.to_thread(server.start, on_progress)
-            if kept is not None:
-                kept.append(server)
-        tokens = partial(_control_tokens, endpoint.tokenizer or endpoint.path)
-        client = make_client(
-            endpoint, server.base_url, server.served_name, server.api_key, server.check, budget, control_tokens=tokens
-        )
-        try:
-            yield client
-        finally:
-            await client.close()
-    finally:
-        if server not in (kept or ()):
-            server.stop()
 
 
 @asynccontextmanager
@@ -204,40 +201,6 @@ async def open_pool(
 def endpoints_of(endpoint: Endpoint, urls: Sequence[str]) -> list[Endpoint]:
     """Return an endpoint once for each URL, or as it is."""
     return [endpoint.model_copy(update={"base_url": url}) for url in urls] or [endpoint]
-
-
-def _is_same(server: ManagedServer, options: ServerOptions) -> bool:
-    """Tell whether a server that runs is what the options would start; its log and its memory don't matter."""
-    return server.is_alive() and replace(server.options, log=options.log, gpu_memory=options.gpu_memory) == options
-
-
-@contextmanager
-def keeping_servers() -> Iterator[None]:
-    """Let servers that are started inside run on: who opens the same one again does not wait.
-
-    They end with the block, or by `end_servers`.
-    """
-    kept: list[ManagedServer] = []
-    token = _KEPT.set(kept)
-    try:
-        yield
-    finally:
-        _KEPT.reset(token)
-        for server in kept:
-            server.stop()
-
-
-def end_servers(but: str | None = None) -> None:
-    """End the servers that `keeping_servers` lets run on.
-
-    Args:
-        but: the folder or Hub id of a model whose server runs on.
-    """
-    kept = _KEPT.get()
-    for server in list(kept or ()):
-        if kept is not None and server.options.model != but:
-            kept.remove(server)
-            server.stop()
 
 
 def make_actor(client: Client | EndpointPool, endpoint: Endpoint, sampling: Sampling) -> Actor:

@@ -330,6 +330,42 @@ def vllm_missing() -> str | None:
     return f"vLLM can't be imported (exit status {probe.returncode}): {words}; {_advice(probe.returncode)}"
 
 
+def gpu_share(options: ServerOptions) -> float:
+    """Return the share of a GPU's memory that a server takes at most; 0 where it computes on the processor."""
+    return 0.0 if _is_cpu_build() else options.gpu_memory or 1.0
+
+
+def has_memory_for(options: ServerOptions) -> bool:
+    """Tell whether there is the memory for one more server, beside what this machine does already.
+
+    On a GPU vLLM itself looks at what is free, and ends with a message where that is too little. On a CPU a server
+    takes its weights, the key-value cache, and what its programs take, which is not known before: twice the first two
+    have to be available. Where either is unknown, as with a model that is not in a folder, there is none.
+    """
+    if not _is_cpu_build():
+        return True
+    available = _available_memory()
+    weights = sum(file.stat().st_size for file in Path(options.model).expanduser().glob("*.safetensors"))
+    cache = os.environ.get("VLLM_CPU_KVCACHE_SPACE", "")
+    gib = int(cache) if cache.isdecimal() else options.kv_cache_gib
+    return weights > 0 and available is not None and available >= 2 * (weights + gib * 2**30)
+
+
+def _available_memory() -> int | None:
+    """Return the bytes that programs can still get; None where the system doesn't say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii", errors="replace").splitlines()
+        found = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return None
+    group = Path("/sys/fs/cgroup")
+    try:  # a container's own limit, where it has one
+        limit, used = (int((group / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):
+        return found
+    return min(found, limit - used)
+
+
 def last_words(log: Path) -> list[str]:
     """Return up to three quoted lines of a log that say why the program ended: its exceptions, else its end."""
     return _meaningful(log_tail(log))

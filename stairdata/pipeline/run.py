@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stairdata.generators.pairs.build import NoPairsError
 from stairdata.generators.prompts.part import build_prompt_part
-from stairdata.llm.session import end_servers, keeping_servers
+from stairdata.llm.kept_servers import end_servers, keeping_servers, start_early
+from stairdata.llm.session import server_options
 from stairdata.pipeline import measures, results
 from stairdata.pipeline.steps import RunOptions, RunSteps, Until
 from stairdata.recipe.attacks import AttacksSection
@@ -27,7 +28,7 @@ from stairdata_schemas.rendering import load_tokenizer, missing_tags
 from stairdata_schemas.secrets.own_command import own_command
 
 if TYPE_CHECKING:
-    from stairdata.recipe import EvaluationsSection
+    from stairdata.recipe import Endpoint, EvaluationsSection, ModelServer
     from stairdata.stages import FullRecipe
     from stairdata_schemas.aliases import Row
     from stairdata_schemas.artifacts import Artifact
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 BASE, SFT, PRM = "base", "sft", "prm"
 STARTED = "started.json"
 """The command of a run, in its folder until the run is finished."""
+SERVER_LOG = "server.log"
+"""Of the first server, which may start before the stage that asks it; later ones have theirs in a build's folder."""
 HELD_OUT_PAIRS = {"hold_out": 1.0, "part": "held_out"}
 """Settings of pairs whose trees are all held out; trainings refuse such pairs as those to train on."""
 
@@ -176,12 +179,14 @@ class Pipeline:
         summary = {
             **self.extra,
             "stages": self.steps.records,
+            "servers": self.steps.times,
             "rounds": self.rows,
             "prm": self.prm_measures,
             "stopped": self.stopped,
             "table": results.table(folder, self.answers, self.best, prm, self.recipe.rounds.best_of),
             "refusal_rule": refusal_rule_note(),
         }
+        self.steps.end_stage("results")
         results.write_summary(folder, summary)
         summary["report"] = results.write_report(folder, self.options.tell)
         results.write_summary(folder, summary)
@@ -193,7 +198,7 @@ class Pipeline:
 
         The server of a model runs from its first answer to its last, or until a training needs the memory.
         """
-        with keeping_servers():
+        with self.steps.watch.watching(), keeping_servers():
             return self._make()
 
     def _make(self) -> str | None:
@@ -215,7 +220,7 @@ class Pipeline:
         pairs = self.steps.build("prm_pairs", self.recipe, self.steps.build_options([trees.trained_on]))
         prm = self.steps.train("prm", pairs, actor, PRM, evaluation=evaluation)
         self.prm_measures = measures.prm_measures(Path(prm), evaluation)
-        end_servers(but=actor)
+        end_servers(actor, *self._asked_by_evaluations())
         self._answer_best(actor, prm)
         self._search(actor, prm)
         if self.at_end is not None:
@@ -230,7 +235,8 @@ class Pipeline:
 
     def _first_actor(self) -> str:
         """Make the prompts and the actor of round 1: by SFT, or the start model if it knows the grammar."""
-        self.prompts = self.steps.build("prompts", self.recipe, self.steps.build_options([]))
+        options = replace(self.steps.build_options([]), on_begin=self._start_first_server)
+        self.prompts = self.steps.build("prompts", self.recipe, options)
         self.split = split_prompts(self.prompts.manifest.rows, self.recipe.rounds)
         check_no_repeats(self.prompts, self.split, self.recipe.seed)
         if self.recipe.rounds.held_out:
@@ -247,6 +253,24 @@ class Pipeline:
         actor = self.steps.train("sft", rows, start, SFT)
         self._measure(SFT, actor, 0)
         return actor
+
+    def _start_first_server(self) -> None:
+        """Start the server that is needed first while prompts are made, unless these ask a model here themselves."""
+        twins, limits = self.recipe.prompts.twins, self.steps.build_options([]).limits
+        asked = served_here(self.recipe.prompts.task_judge, twins.teacher if twins else None)
+        endpoint = self._first_served()
+        if endpoint is not None and not asked and 0 not in {limits.total_tokens, limits.cost, limits.seconds}:
+            start_early(server_options(endpoint, self.options.folder / SERVER_LOG))
+
+    def _first_served(self) -> Endpoint | None:
+        """Return the model of the first server; None where other servers or a training come before."""
+        if asks_teacher(self.recipe):
+            teacher = self.recipe.structured_cot.teacher
+            return teacher if teacher.path is not None else None
+        is_measured = self.recipe.rounds.held_out or self.recipe.evaluations.benchmarks
+        if trains_sft(self.recipe) and not is_measured:
+            return None
+        return self.steps.with_actor(start_model(self.recipe) or "", is_ours=False).actor
 
     def _round(self, number: int, part: PromptPart, actor: str) -> tuple[RoundTrees, str]:
         """Grow trees with an actor, and train the next one on their pairs."""
@@ -269,7 +293,8 @@ class Pipeline:
         assert self.prompts is not None
         assert self.split is not None
         section = self.recipe.trees.model_copy(update={"round": number})
-        end_servers(but=actor)
+        judge = self.recipe.trees.judge
+        end_servers(actor, *served_here(judge.endpoint, judge.helpfulness))
         is_ours = number > 1 or trains_sft(self.recipe)
         recipe = self.steps.with_actor(actor, is_ours=is_ours, trees=section)
         held_out = None
@@ -306,7 +331,7 @@ class Pipeline:
         """Let a model answer the held-out prompts, and add its row to rounds.csv."""
         row: Row = {"round": number, "model": name, "prompts": None, "pairs": None, **counts}
         recipe = self.steps.with_actor(model, is_ours=is_ours)
-        end_servers(but=model)
+        end_servers(model, *self._asked_by_evaluations())
         if self.held_out is not None:
             options = self.steps.build_options([self.held_out])
             answers = self.steps.build("responses", recipe, options, name=f"responses ({name})", number=number or None)
@@ -351,6 +376,11 @@ class Pipeline:
         options = self.steps.build_options([])
         return self.steps.build("evaluations", recipe, options, name=f"evaluations ({name})", number=number or None)
 
+    def _asked_by_evaluations(self) -> list[str]:
+        """Return the models that evaluations ask besides the tested one, where they are served here."""
+        section = self.recipe.evaluations
+        return served_here(section.judge, section.attacks.attacker) if section.benchmarks else []
+
     def _search(self, actor: str, prm: str) -> None:
         """Test the ways in which the last actor searches."""
         for search in self.recipe.rounds.searches:
@@ -391,6 +421,11 @@ class Pipeline:
                 f"warning: {len(shared)} of {len(held_out)} held-out prompts are in {rows.reference}, which sft trains "
                 "on, so measures are too good"
             )
+
+
+def served_here(*endpoints: ModelServer | None) -> list[str]:
+    """Return the models of endpoints that name one, in place of a URL."""
+    return [endpoint.path for endpoint in endpoints if endpoint is not None and endpoint.path is not None]
 
 
 def searched(recipe: FullRecipe) -> EvaluationsSection:

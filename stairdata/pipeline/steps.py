@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stairdata.llm.budget import BudgetLimits
-from stairdata.llm.session import end_servers
+from stairdata.llm.kept_servers import end_servers
+from stairdata.llm.server_times import ServerWatch
 from stairdata.pipeline.model_folders import folder_for, held_out_measures, is_finished
 from stairdata.pipeline.spending import RunSpending
 from stairdata.recipe import Price
@@ -67,12 +68,16 @@ class RunSteps:
 
     Attributes:
         records: what was made or found, in order, as summary.json has it.
+        watch: of the servers of all stages.
+        times: of the servers in each stage of this command, as summary.json has them.
     """
 
     def __init__(self, recipe: FullRecipe, options: RunOptions) -> None:
         self.recipe = recipe
         self.options = options
         self.records: list[dict[str, Any]] = []
+        self.watch = ServerWatch()
+        self.times: list[dict[str, Any]] = []
         self._spending = RunSpending(options.limits)
 
     def build_options(
@@ -136,7 +141,13 @@ class RunSteps:
                 "seconds": manifest.seconds,
             }
         )
+        self.end_stage(name, number)
         return artifact
+
+    def end_stage(self, name: str, number: int | None = None) -> None:
+        """Note what the servers did since the end of the stage before."""
+        seconds = self.watch.end_stage()._asdict()
+        self.times.append({"stage": name, **_in_round(number)} | {key: round(each, 1) for key, each in seconds.items()})
 
     def train(
         self,
@@ -190,6 +201,7 @@ class RunSteps:
                 "seconds": round(result.seconds, 1),
             }
         )
+        self.end_stage(f"train {method}", number)
         return str(output)
 
     def with_actor(self, model: str, *, is_ours: bool = True, **sections: Any) -> FullRecipe:

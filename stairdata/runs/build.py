@@ -50,6 +50,7 @@ def build_in_rounds(
         return finished_or_error(plan, options)
     if not is_finished(plan, options):
         check()
+        options.on_begin()
     build = begin_build(plan, options.root, options.version, fresh=options.fresh)
     if isinstance(build, Artifact):
         return build

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -47,7 +48,7 @@ def run_to_end(work: Coroutine[Any, Any, T]) -> T:
         return await task
 
     with ThreadPoolExecutor(1) as pool:
-        ending = pool.submit(_run, begin())
+        ending = pool.submit(copy_context().run, _run, begin())
         try:
             return ending.result()
         except KeyboardInterrupt:

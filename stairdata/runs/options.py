@@ -47,5 +47,7 @@ class BuildOptions:
     """Largest share of refused rows."""
     progress: Progress = quiet
     limits: BudgetLimits = field(default_factory=BudgetLimits)
+    on_begin: Callable[[], None] = lambda: None
+    """Called once a build is found to have something left to make; not by that of a teacher's structured_cot."""
     tell: Callable[[str], None] = lambda _: None
     """Called with text for the user: the table of outcomes, say."""

@@ -95,6 +95,10 @@ class Options:
     """Seconds every answer takes."""
     hold: int = 0
     """Answer nobody until that many requests are in flight: as many are, for certain. From then on answer at once."""
+    late: str = ""
+    """A completion of a prompt with these words waits until each path of `meanwhile` was asked while it did."""
+    meanwhile: list[str] = field(default_factory=list)
+    """A request to one of these paths waits for the completion that waits, unless none was asked for yet."""
     die_after: int | None = None
     """Exit without a word when that many requests have been seen."""
     kill_pid: int | None = None
@@ -132,6 +136,10 @@ class State:
     in_flight: set[int] = field(default_factory=set)
     """Numbers of those that are not answered; one from before a reset is not missed."""
     most_in_flight: int = 0
+    is_late: bool = False
+    """A completion waits, or has waited, for `meanwhile`."""
+    met: set[str] = field(default_factory=set)
+    """Paths that were asked while it did."""
     usage: list[int] = field(default_factory=lambda: [0, 0])
     """Tokens of the prompts and of the completions that were answered, as the answers say."""
     ratings: int = 0
@@ -210,6 +218,7 @@ async def stats(request: Request) -> Response:
             "distinct": len(STATE.bodies),
             "in_flight": len(STATE.in_flight),
             "most_in_flight": STATE.most_in_flight,
+            "met": sorted(STATE.met),
             "most_repeated": max(STATE.bodies.values(), default=0),
             "batches": list(STATE.account.batches.values()),
             "sent_in_batches": STATE.account.made,
@@ -292,6 +301,7 @@ async def _serve(request: Request, answer: Any) -> Response:
     STATE.most_in_flight = max(STATE.most_in_flight, len(here))
     try:
         await _held()
+        await _meet(request.url.path, body)
         if STATE.options.delay:
             await asyncio.sleep(STATE.options.delay)
         refuses = _refused_sequences if "input" in body else _refused_options
@@ -307,6 +317,20 @@ async def _held() -> None:
             STATE.options.hold = 0
             CHANGED.notify_all()
         await CHANGED.wait_for(lambda: not STATE.options.hold)
+
+
+async def _meet(path: str, body: dict[str, Any]) -> None:
+    """Let requests of several roles be in flight at the same time, for certain, or have none of them answered."""
+    options, completions = STATE.options, "/v1/completions"
+    async with CHANGED:
+        if path in options.meanwhile and STATE.paths[completions]:
+            await CHANGED.wait_for(lambda: STATE.is_late)
+            STATE.met.add(path)
+            CHANGED.notify_all()
+        elif options.meanwhile and path == completions and options.late in _read(body["prompt"]):
+            STATE.is_late = True
+            CHANGED.notify_all()
+            await CHANGED.wait_for(lambda: STATE.met >= {*options.meanwhile})
 
 
 def _end_somebody() -> None:

@@ -14,6 +14,7 @@ from stairdata.llm.actor import Actor, RequestUsage
 from stairdata.llm.client import Generation
 from stairdata.llm.endpoint_pool import EndpointPool
 from stairdata.llm.outcomes import Outcome, RequestFailedError, unreadable
+from stairdata.llm.wire.gathering import gather_all
 from stairdata.llm.wrapping import without_thoughts
 from stairdata.recipe import JudgeSection
 from stairdata.runs.templates import find_template
@@ -147,9 +148,9 @@ class Judge:
                 return Rating(-1.0, rule_safety(answer, task))
             helpfulness, usage = await self._ask("helpfulness", prompt, answer, asks)
             return Rating(helpfulness.score, 1.0, usage, _words({"helpfulness": helpfulness}))
-        helpfulness, first = await self._ask("helpfulness", prompt, answer, asks)
         ask_safety = self._ask_guard(prompt, answer, asks) if self._guard else self._ask("safety", prompt, answer, asks)
-        safety, second = await ask_safety
+        asking = [self._ask("helpfulness", prompt, answer, asks), ask_safety]
+        (helpfulness, first), (safety, second) = await gather_all(asking)
         said = _words({"helpfulness": helpfulness, "safety": safety})
         return Rating(helpfulness.score, safety.score, first.plus(second), said)
 

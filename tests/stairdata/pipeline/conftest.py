@@ -119,6 +119,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def serve_stub(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(vllm_server, "vllm_command", stub_command)
+    patch.setattr(vllm_server, "has_memory_for", lambda _: True)
     patch.setenv("PYTHONPATH", str(ROOT))
 
 

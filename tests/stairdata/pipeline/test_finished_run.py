@@ -10,8 +10,10 @@ from typing import Any
 import polars as pl
 import pytest
 
+from stairdata.cli.run import print_server_times
 from stairdata.llm import vllm_server
 from stairdata.llm.budget import BudgetLimits
+from stairdata.llm.server_times import ServerTimes
 from stairdata.pipeline.dry_run import planned_stages, preview, shown
 from stairdata.pipeline.measures import accuracy_measures
 from stairdata.pipeline.run import Pipeline, RoundTrees
@@ -67,6 +69,33 @@ def test_rounds_grow_trees_from_prompts_that_no_other_part_has(finished: Finishe
 
 def test_a_model_is_served_once_unless_a_training_comes_between(finished: FinishedRun) -> None:
     assert finished.served == ["start", "sft", "dpo-1", "dpo-2", "dpo-2"]
+
+
+def test_the_first_server_starts_while_prompts_are_made(finished: FinishedRun) -> None:
+    assert (finished.folder / "server.log").is_file()
+    assert finished.served.count("start") == 1
+
+
+def test_the_summary_says_what_servers_did_in_each_stage(
+    finished: FinishedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    servers = finished.summary["servers"]
+    assert [(each["stage"], each.get("round")) for each in servers] == [
+        *((stage["stage"], stage.get("round")) for stage in finished.summary["stages"]),
+        ("results", None),
+    ]
+    seconds = {(each["stage"], each.get("round")): each for each in servers}
+    for served in ("responses (sft)", None), ("responses (dpo-2, best of 2)", None):
+        assert seconds[served]["starting"] > 0
+        assert seconds[served]["unused"] == 0
+    assert all(seconds["trees", number]["starting"] == 0 for number in (1, 2)), "the server runs already"
+    assert seconds["train dpo", 1] == {"stage": "train dpo", "round": 1} | ServerTimes()._asdict() | {
+        "unused": seconds["train dpo", 1]["unused"]
+    }
+    print_server_times(finished.summary)
+    words = capsys.readouterr().out
+    assert "seconds of this command, by what the model servers did" in words
+    assert "round 1: train dpo" in words
 
 
 def test_a_second_run_does_nothing(finished: FinishedRun, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from stairdata.generators.prompts.build import build_prompts
 from stairdata.llm.budget import BudgetLimits, Expense
-from stairdata.pipeline import dry_run, results
+from stairdata.pipeline import dry_run, results, run
 from stairdata.pipeline.dry_run import planned_stages, preview, shown
 from stairdata.pipeline.measures import broken_limit, training_measures
 from stairdata.pipeline.model_folders import folder_for
@@ -56,6 +56,33 @@ def test_what_a_run_can_not_do_is_refused_before_anything_is_made(
 def test_a_wrong_value_of_rounds_is_named(rounds: dict[str, Any], words: str) -> None:
     with pytest.raises(RecipeError, match=words):
         parse_full_recipe({"rounds": rounds})
+
+
+@pytest.mark.parametrize(
+    ("changes", "first"),
+    [
+        ({}, "base"),
+        ({"structured_cot": {"teacher": {"path": "teacher"}}}, "teacher"),
+        ({"structured_cot": {"teacher": {"base_url": "http://127.0.0.1:1/v1", "model": "teacher"}}}, None),
+        ({"rounds": {"count": 1, "held_out": 0}}, None),
+        ({"rounds": {"count": 1, "held_out": 0}, "evaluations": {"benchmarks": [{"name": "xstest"}]}}, "base"),
+        ({"rounds": {"count": 1, "held_out": 0}, "structured_cot": {}}, "base"),
+        ({"prompts": {"sources": [{"path": "p"}], "task_judge": {"path": "judge"}}}, None),
+    ],
+)
+def test_the_first_server_starts_early_where_its_turn_comes_before_long(
+    changes: dict[str, Any],
+    first: str | None,
+    sections: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sections["sft"]["model"] = "base"
+    asked: list[str] = []
+    monkeypatch.setattr(run, "start_early", lambda options: asked.append(options.model))
+    pipeline = Pipeline(parse_full_recipe(sections | changes), RunOptions(tmp_path / "run"))
+    pipeline._start_first_server()
+    assert asked == [first] * (first is not None)
 
 
 def test_too_few_prompts_are_told_with_the_numbers(sections: dict[str, Any], tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from stairdata.runs.inputs import Inputs
 from stairdata.runs.options import BuildOptions
 from stairdata_review.reviews import Source, build_reviews
 from stairdata_schemas.artifacts import Artifact, resolve
-from stairdata_schemas.errors import ArtifactNotFoundError, UsageError
+from stairdata_schemas.errors import ArtifactError, ArtifactNotFoundError, UsageError
 from stairdata_training.plan import TrainingPlan
 from tests.review.samples import answer, block, review
 from tests.stairdata.forests import Shape, artifact_of, tree_of
@@ -124,6 +124,21 @@ def test_a_version_that_appears_after_planning_changes_nothing(
     assert resolve(parent.kind, root).reference == f"{parent.kind}@1.1.0", "a newer version appeared"
     assert [each.content_hash for each in built.manifest.parents] == [parent.manifest.content_hash]
     assert prompts_of(built) == prompts_of(parent)
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_an_unfinished_input_is_never_read(
+    name: str, recipe: Recipe, root: Path, make_prompts: Callable[[int], Artifact]
+) -> None:
+    build, _ = BUILDS[name]
+    takes_trees = name.endswith(("pairs", "of trees"))
+    whole, unfinished = [(trees_in(root, n) if takes_trees else make_prompts(2 + n)) for n in (0, 2)]
+    (unfinished.folder / "manifest.json").unlink()  # the last file that a build writes
+    assert resolve(whole.kind, root).reference == whole.reference
+    for named in (unfinished.reference, str(unfinished.folder)):
+        with pytest.raises(ArtifactError, match=r"has no manifest\.json: the artifact is incomplete"):
+            build(recipe, BuildOptions(root=root, inputs=(named,)))
+    assert {path.parent.name for path in root.glob("*/*")} == {whole.kind}, "nothing was begun"
 
 
 def test_reviews_that_appear_after_planning_change_nothing(

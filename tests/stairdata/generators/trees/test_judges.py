@@ -146,6 +146,23 @@ def test_the_actor_rates_helpfulness_and_safety() -> None:
         }  # fmt: skip
 
 
+def test_both_are_asked_for_at_the_same_time() -> None:
+    class Both(Speaker):
+        """Says nothing until it was asked for both."""
+
+        async def chat(self, messages: list[dict[str, str]], **options: Any) -> Generation:
+            said = await super().chat(messages, **options)
+            await both.wait()
+            return said
+
+    async def run() -> Rating:
+        judge = Judge(JudgeSection(), speaker)  # type: ignore[arg-type]
+        return await asyncio.wait_for(judge.rate("the question", "safety", ANSWER, "no", Asks()), 30)
+
+    both, speaker = asyncio.Barrier(2), Both("Score: 5", "Score: 1")
+    assert asyncio.run(run())[:2] == (1.0, -1.0)
+
+
 @pytest.mark.parametrize(("score", "value"), [(1, -1.0), (2, -0.5), (3, 0.0), (4, 0.5), (5, 1.0)])
 def test_a_score_becomes_a_value(score: int, value: float) -> None:
     assert rate(JudgeSection(), Speaker(str(score)))[:2] == (value, value)
@@ -164,7 +181,7 @@ def test_re_asks_are_bounded() -> None:
     assert caught.value.outcomes == [Outcome.MALFORMED] * 3
     assert caught.value.rule == "judge_failure"
     assert "\x1b" not in caught.value.detail
-    assert len(speaker.asked) == 3
+    assert len(speaker.asked) == 2 * 3
 
 
 def test_the_actor_that_rates_its_own_answers_is_asked_in_its_own_template() -> None:
