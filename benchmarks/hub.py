@@ -1,13 +1,16 @@
 """What publishing and fetching cost beside the bare client: push against create_commit, pull against snapshot_download.
 
-    python benchmarks/hub.py [--gigabytes 2] [--lane lfs|xet] [--repeats 3]
+    python benchmarks/hub.py [--gigabytes 2] [--lane lfs|xet] [--repeats 3] [--rate 50]
 
 The Hub is the tests' own, in a process on this machine, so the network costs nothing and every overhead of ours
 shows. Each side runs in a process of its own; its peak memory is that process's. A push is measured twice: the first
 one reads every row, unless the artifact's build did (as it does on the command line); the next one, of the same bytes
-to a Hub that forgot them, finds the note of that. Printed are seconds, the ratio of ours to bare, and the ratio without
+to a Hub that forgot them, finds the note of that. Both leave the view out, so that they send what the bare client
+sends; a third push makes the view, of pairs about as many bytes again. Printed are seconds, CPU seconds of the client
+and of the server (which shares the cores), the ratio of ours to bare, and the ratio without
 the checks that the bare client does not make: of a push all that happens before the first byte, of a pull the rows (its
-"without checks" is a run of its own that compares the hashes alone). With --repeats the medians are printed last.
+"without checks" is a run of its own that compares the hashes alone). With --repeats the medians are printed last. With
+--rate the Hub sends and takes no more than that, as over a network.
 """
 
 from __future__ import annotations
@@ -47,15 +50,16 @@ import matplotlib.figure
 from stairdata.hub.content import PushOptions, prepare
 from stairdata.hub.push import make_plan, publish
 from stairdata_schemas.artifacts import open_artifact
-release = prepare(open_artifact(FOLDER), PushOptions("org/ours"))
+release = prepare(open_artifact(FOLDER), PushOptions("org/ours", views=False))
 split()
 publish(make_plan(release))
 """
+PUSH_WITH_VIEW = OUR_PUSH.replace("views=False", "views=True")
 HASHES_ALONE = """
 import stairdata.hub.pull as module
 from stairdata_schemas.artifacts import Problem
 from stairdata_schemas.manifest import sha256_of_file
-def hashes_alone(artifact, entry):
+def hashes_alone(artifact, entry, _):
     found = sha256_of_file(artifact.folder / entry.path)
     return [] if found == entry.sha256 else [Problem(entry.path, "sha256", 1, found)]
 module.validate_file, module.validate_whole = hashes_alone, lambda artifact: []
@@ -66,21 +70,24 @@ from stairdata.hub.pull import pull
 pull(Address("org/ours", "v1.0.0"), TARGET)
 """
 FRAME = """
-import json, sys, time
+import json, os, sys, time
 from pathlib import Path
 FOLDER, TARGET = Path(sys.argv[1]), Path(sys.argv[2])
 import huggingface_hub.hf_api, stairdata_schemas.artifacts, stairdata.hub.push, stairdata.hub.pull
 def peak():  # of this process alone: ru_maxrss would begin with its parent's
     lines = open("/proc/self/status").read().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+def cpu():  # of all its threads, and of the processes that it started and that ended
+    return sum(os.times()[:4])
 idle = peak()
+used = cpu()
 marks = [time.monotonic()]
 def split():
     marks.append(time.monotonic())
 {body}
 split()
 print(json.dumps({{"seconds": marks[-1] - marks[0], "checks": marks[1] - marks[0] if len(marks) > 2 else 0,
-                  "peak_mb": peak() / 1000, "idle_mb": idle / 1000}}))
+                  "cpu": cpu() - used, "peak_mb": peak() / 1000, "idle_mb": idle / 1000}}))
 """
 
 
@@ -131,11 +138,18 @@ def run(body: str, folder: Path, target: Path, environment: dict[str, str]) -> d
     return figures
 
 
+def cpu_of(process: int) -> float:
+    """Return the CPU seconds of a process so far."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--lane", choices=["lfs", "xet"], default="lfs")
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--rate", type=float, default=0, help="megabytes a second of the link; default: no limit")
     parser.add_argument("--folder", type=Path, default=None, help="where to work; default: a temporary folder")
     given = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="stairdata-bench-", dir=given.folder))
@@ -145,22 +159,21 @@ def main() -> None:
     try:
         assert server.stdout is not None
         url = f"http://127.0.0.1:{int(server.stdout.readline())}"
-        httpx2.post(f"{url}/_control", json={"xet": given.lane == "xet"})
-        measure(url, work, given)
+        measure(url, server.pid, work, given)
     finally:
         server.kill()
         server.wait()
         shutil.rmtree(work)
 
 
-def measure(url: str, work: Path, given: argparse.Namespace) -> None:
+def measure(url: str, server: int, work: Path, given: argparse.Namespace) -> None:
     """Make the artifact, and run all sides on it as often as asked."""
     started = time.monotonic()
     folder = make_artifact(work / "artifacts", given.gigabytes)
     size = sum(path.stat().st_size for path in folder.rglob("*.parquet"))
     shards, seconds = len(list(folder.rglob("*.parquet"))), time.monotonic() - started
     say(f"{size / 1e9:.2f} GB in {shards} shards, made in {seconds:.0f} s")
-    repeats = [Sides(url, work, folder, given.lane).run() for _ in range(given.repeats)]
+    repeats = [Sides(url, server, work, folder, given).run() for _ in range(given.repeats)]
     if given.repeats > 1:
         say(f"medians of {given.repeats}:")
         report(
@@ -175,14 +188,15 @@ def measure(url: str, work: Path, given: argparse.Namespace) -> None:
 class Sides:
     """Bare and ours, one after the other; the server forgets in between, so that every upload is whole."""
 
-    def __init__(self, url: str, work: Path, folder: Path, lane: str) -> None:
+    def __init__(self, url: str, server: int, work: Path, folder: Path, given: argparse.Namespace) -> None:
         from stairdata.cli.main import ENVIRONMENT
 
-        self.url, self.work, self.folder, self.lane = url, work, folder, lane
+        self.url, self.server, self.work, self.folder, self.lane = url, server, work, folder, given.lane
+        self.options = {"xet": given.lane == "xet", "rate": given.rate * 1e6}
         self.bare = os.environ | {
             "HF_ENDPOINT": url, "HF_TOKEN": "hf_test_write", "HF_HOME": str(work / "home"), "TQDM_DISABLE": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1", "HF_XET_TELEMETRY_ENABLED": "0",
-            "HF_HUB_DISABLE_XET": str(int(lane == "lfs")), "STAIRDATA_CACHE": str(work / "cache"),
+            "HF_HUB_DISABLE_XET": str(int(given.lane == "lfs")), "STAIRDATA_CACHE": str(work / "cache"),
             "BENCHMARK_API_KEY": "a secret that no row holds",
         }  # fmt: skip
         self.ours = ENVIRONMENT | self.bare  # as the command line sets it
@@ -193,6 +207,7 @@ class Sides:
         found = {"bare push": self._push(BARE_PUSH, self.bare), "bare pull": self._run(BARE_PULL, self.bare)}
         found["first push"] = self._push(OUR_PUSH, self.ours)
         found["push"] = self._push(OUR_PUSH, self.ours)
+        found["view push"] = self._push(PUSH_WITH_VIEW, self.ours)
         found["pull"] = self._run(OUR_PULL, self.ours)
         hashes = self._run(HASHES_ALONE + OUR_PULL, self.ours)
         found["pull"]["checks"] = found["pull"]["seconds"] - hashes["seconds"]
@@ -200,13 +215,15 @@ class Sides:
         return found
 
     def _push(self, body: str, environment: dict[str, str]) -> dict[str, float]:
-        httpx2.post(f"{self.url}/_control", json={"reset": "all", "xet": self.lane == "xet"})
+        httpx2.post(f"{self.url}/_control", json={"reset": "all", **self.options})
         return self._run(body, environment)
 
     def _run(self, body: str, environment: dict[str, str]) -> dict[str, float]:
         shutil.rmtree(self.work / "home", ignore_errors=True)  # Xet remembers there what it has sent
+        before = cpu_of(self.server)
         try:
-            return run(body, self.folder, self.work / "pulled", environment)
+            figures = run(body, self.folder, self.work / "pulled", environment)
+            return figures | {"server_cpu": cpu_of(self.server) - before}
         finally:
             shutil.rmtree(self.work / "pulled", ignore_errors=True)
 
@@ -215,6 +232,7 @@ def report(lane: str, found: dict[str, dict[str, float]]) -> None:
     """Print the figures of one run, or medians."""
     for name, ours in found.items():
         line = f"{lane} {name}: {ours['seconds']:.1f} s, {ours['peak_mb']:.0f} MB at most"
+        line += f", CPU {ours['cpu']:.1f} s, of the server {ours['server_cpu']:.1f} s"
         if not name.startswith("bare"):
             bare = found[f"bare {name.split()[-1]}"]["seconds"]
             ratio, without = ours["seconds"] / bare, (ours["seconds"] - ours["checks"]) / bare

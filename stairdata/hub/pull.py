@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import chain
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from threading import Semaphore
-from typing import NamedTuple
+from threading import Event, Lock, Semaphore
+from typing import NamedTuple, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -63,9 +63,17 @@ from stairdata_schemas.manifest import (
 )
 from stairdata_schemas.migrations import check_paths, migrate
 
+T = TypeVar("T")
 STORE = ".hub"
 STAGING = ".pull"
 WORKERS = 4
+"""Files that are downloaded at once."""
+LARGE = 64 * 1024**2
+"""Bytes from which a file takes turns."""
+PATIENCE = 1.0
+"""Seconds that the next large download waits for the one before: a slow link is given more connections."""
+TICK = 0.2
+"""Seconds after which Ctrl-C is looked for: with the handler of polars it does not end a wait."""
 _SHA = re.compile(r"[0-9a-f]{7,40}")
 
 
@@ -370,42 +378,106 @@ def _download(target: RemoteRelease, manifest: Manifest, folder: Path, progress:
 
 
 def _fetch_files(target: RemoteRelease, artifact: Artifact) -> list[Problem]:
-    """Download the files that an earlier run did not finish, and check each while others are on their way."""
-    from concurrent.futures import ThreadPoolExecutor
+    """Download the files that an earlier run did not finish, and check each while the next ones are on their way.
 
-    readers = Semaphore(READERS)
+    The first file that is not valid, and Ctrl-C, end what is under way.
+    """
+    from stairdata.hub.transfers import end_xet_transfers, stopped_by
 
-    def fetched(entry: FileEntry) -> list[Problem]:
-        home = artifact.folder / entry.path
-        if not home.is_file():
-            _download_file(target, target.place.prefix + entry.path, home)
-        if artifact.manifest.schema_version != SCHEMA_VERSION:
-            _check_hash(home, entry, sha256_of_file(home), target)
-            return []
-        with readers:
-            problems = validate_file(artifact, entry)
-        if problems and problems[0].rule == "sha256":
-            _check_hash(home, entry, problems[0].example, target)
-        return problems
+    files, turns, stop = artifact.manifest.files, _Turns(), Event()
 
-    with ThreadPoolExecutor(WORKERS) as pool:
-        return list(chain.from_iterable(pool.map(fetched, artifact.manifest.files)))
+    def downloaded(entry: FileEntry) -> Path | None:
+        if (artifact.folder / entry.path).is_file():
+            return None
+        with turns.take(entry.bytes), stopped_by(stop):
+            return _download_file(target, target.place.prefix + entry.path, artifact.folder / STAGING, stop)
+
+    def checked(entry: FileEntry, download: Future[Path | None]) -> list[Problem]:
+        if (path := download.result()) is not None:
+            sync_file(path)
+            path.replace(artifact.folder / entry.path)
+        return _check_file(target, artifact, entry, stop)
+
+    # in threads: four fifths of a check's time is spent in libraries that let other threads run
+    with ThreadPoolExecutor(WORKERS) as downloads, ThreadPoolExecutor(READERS) as readers:
+        try:
+            fetched = [downloads.submit(downloaded, entry) for entry in files]
+            results = [readers.submit(checked, *each) for each in zip(files, fetched, strict=True)]
+            return next(filter(None, map(_awaited, results)), [])
+        except KeyboardInterrupt:
+            stop.set()
+            end_xet_transfers()
+            raise
+        finally:
+            stop.set()
+            downloads.shutdown(wait=False, cancel_futures=True)
+            readers.shutdown(wait=False, cancel_futures=True)
 
 
-def _download_file(target: RemoteRelease, path: str, home: Path) -> None:
-    """Download a file as it is, and move it to its place."""
+def _awaited(future: Future[T]) -> T:
+    """Return what a thread came to; Ctrl-C ends the wait."""
+    while not wait([future], TICK).done:
+        pass
+    return future.result()
+
+
+class _Turns:
+    """Has large downloads begin one after the other.
+
+    Those that begin together end together, and are then checked while nothing is on its way.
+    """
+
+    def __init__(self) -> None:
+        self._queue = Lock()
+        self._free = Semaphore(1)
+
+    @contextmanager
+    def take(self, size: int) -> Iterator[None]:
+        """Wait until the download before has ended, or has shown that the link is no faster than that."""
+        with self._queue if size >= LARGE else nullcontext():
+            is_mine = size >= LARGE and self._free.acquire(timeout=PATIENCE)
+        try:
+            yield
+        finally:
+            if is_mine:
+                self._free.release()
+
+
+def _download_file(target: RemoteRelease, path: str, staging: Path, stop: Event) -> Path:
+    """Download a file as it is; return where it lies."""
     from huggingface_hub import hf_hub_download
 
     from stairdata.hub.transfers import bound_transfers, transfer_limit
 
-    staging = home.parents[1] / STAGING
+    def attempt() -> str:
+        if stop.is_set():
+            raise CancelledError
+        return hf_hub_download(target.repo, path, repo_type=DATASET, revision=target.commit, local_dir=staging)
+
     bound_transfers()
     with hub_errors(target.repo), transfer_limit(target.files[path].size):
-        downloaded = retried(
-            lambda: hf_hub_download(target.repo, path, repo_type=DATASET, revision=target.commit, local_dir=staging)
-        )
-    sync_file(Path(downloaded))
-    Path(downloaded).replace(home)
+        return Path(retried(attempt))
+
+
+def _check_file(target: RemoteRelease, artifact: Artifact, entry: FileEntry, stop: Event) -> list[Problem]:
+    """Check a file that was downloaded.
+
+    Raises:
+        ArtifactError: it is not the one that the manifest lists; it was thrown away.
+    """
+    home = artifact.folder / entry.path
+    if artifact.manifest.schema_version != SCHEMA_VERSION:
+        _check_hash(home, entry, sha256_of_file(home), target)
+        return []
+
+    def look_up(*_: object) -> None:
+        if stop.is_set():
+            raise CancelledError
+
+    problems = validate_file(artifact, entry, look_up)
+    if problems and problems[0].rule == "sha256":
+        _check_hash(home, entry, problems[0].example, target)
+    return problems
 
 
 def _check_hash(home: Path, entry: FileEntry, found: str, target: RemoteRelease) -> None:

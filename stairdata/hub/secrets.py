@@ -22,6 +22,7 @@ SHOWN = 8
 _BEGINNING = 4
 _WITHIN = [part for shape in SHAPES.values() for part in shape.within]
 _WITHOUT = [shape for shape in SHAPES.values() if not shape.within]
+_NAMED = [(frozenset(map(str.lower, shape.within)), shape) for shape in SHAPES.values() if shape.within]
 
 
 class SecretHit(NamedTuple):
@@ -52,8 +53,11 @@ class TextScanner:
         has_own = value.str.contains_any(list(self._own)) if self._own else pl.lit(value=False)
         # what a shape always contains is found in all texts at once, ten times as fast as the shapes one by one
         has_part = value.str.contains_any(_WITHIN, ascii_case_insensitive=True)
-        near = texts.filter(has_own | has_part | _has_shape(_WITHOUT))
-        return near.filter(has_own | _has_shape(SHAPES.values()))
+        has_core = _has_any(shape.core or shape.pattern for shape in _WITHOUT)
+        near = texts.filter(has_own | has_part | has_core)
+        if near.is_empty():
+            return near
+        return near.filter(has_own | _has_any(shape.pattern for shape in _possible_shapes(near)))
 
     def find(self, text: str) -> tuple[str, str] | None:
         """Return what a text holds, and its beginning as far as it may be shown; None for nothing."""
@@ -79,15 +83,15 @@ class RowScanner:
 
     def __call__(self, entry: FileEntry, first: int, frame: pl.DataFrame) -> None:
         """Look through all text of some rows, nested text included."""
-        for column, leaf in _leaves(frame):
-            told: set[int] = set()
-            for row, text in self.scanner.suspects(leaf).iter_rows():
-                found = None if row in told else self.scanner.find(text)
-                if found is not None:
-                    told.add(row)
-                    key = "/".join(str(frame[name][row]) for name in self.keys)
-                    where = f"{entry.path} row {first + row} ({key}), column {column}"
-                    self.hits.append(SecretHit(where, key, *found))
+        texts = pl.concat(leaf.with_columns(column=pl.lit(name)) for name, leaf in _leaves(frame))
+        told: set[tuple[str, int]] = set()
+        for row, text, column in self.scanner.suspects(texts).iter_rows():
+            found = None if (column, row) in told else self.scanner.find(text)
+            if found is not None:
+                told.add((column, row))
+                key = "/".join(str(frame[name][row]) for name in self.keys)
+                where = f"{entry.path} row {first + row} ({key}), column {column}"
+                self.hits.append(SecretHit(where, key, *found))
 
 
 def check_secrets(
@@ -127,8 +131,15 @@ def scan_texts(texts: Mapping[str, str], own: Mapping[str, str]) -> Iterator[Sec
             yield SecretHit(name, name, *found)
 
 
-def _has_shape(shapes: Iterable[SecretShape]) -> pl.Expr:
-    return pl.any_horizontal([pl.col("value").str.contains(shape.pattern) for shape in shapes])
+def _possible_shapes(texts: pl.DataFrame) -> list[SecretShape]:
+    """Return the shapes of which some text has a part: to compile all takes longer than to look for a few."""
+    parts = pl.col("value").str.extract_many(_WITHIN, ascii_case_insensitive=True, overlapping=True)
+    found = set(texts.select(parts.list.explode().str.to_lowercase().unique()).to_series())
+    return [*_WITHOUT, *(shape for within, shape in _NAMED if within & found)]
+
+
+def _has_any(patterns: Iterable[str]) -> pl.Expr:
+    return pl.any_horizontal([pl.col("value").str.contains(pattern) for pattern in patterns])
 
 
 def _leaves(frame: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import Event
 from typing import Any
 
 import httpx2
@@ -21,6 +22,7 @@ FIRST_SECONDS = 60.0
 SLOWEST = 16 * 1024
 """Bytes a second that an answer has to bring over the whole of its time, after that."""
 _LIMIT: ContextVar[int | None] = ContextVar("limit", default=None)
+_STOP: ContextVar[Event | None] = ContextVar("stop", default=None)
 _CLOCK: ContextVar[_AnswerClock | None] = ContextVar("clock", default=None)
 
 
@@ -53,6 +55,23 @@ def transfer_limit(limit: int) -> Iterator[None]:
         yield
     finally:
         _LIMIT.reset(token)
+
+
+@contextmanager
+def stopped_by(event: Event) -> Iterator[None]:
+    """End the answers to requests of this thread once an event is set."""
+    token = _STOP.set(event)
+    try:
+        yield
+    finally:
+        _STOP.reset(token)
+
+
+def end_xet_transfers() -> None:
+    """End what this process sends and fetches by Xet; what follows goes over a new session."""
+    from huggingface_hub.utils._xet import abort_xet_session
+
+    abort_xet_session()  # type: ignore[no-untyped-call]
 
 
 def bound_transfers() -> None:
@@ -110,10 +129,13 @@ class _Stream(httpx2.SyncByteStream):
 
     def __init__(self, stream: Any, limit: int | None, clock: _AnswerClock) -> None:
         self._stream, self._limit, self._clock = stream, limit, clock
+        self._stop = _STOP.get()
 
     def __iter__(self) -> Iterator[bytes]:
         count = 0
         for piece in self._stream:
+            if self._stop is not None and self._stop.is_set():
+                raise TransferError("was ended")
             count += len(piece)
             if self._limit is not None and count > self._limit:
                 raise TransferError(f"is over the limit of {size(self._limit)}")

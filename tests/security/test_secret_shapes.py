@@ -141,18 +141,28 @@ def test_plain_words_are_no_secrets(text: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", [what for what, shape in SHAPES.items() if shape.within])
+@pytest.mark.parametrize("what", [what for what, shape in SHAPES.items() if shape.within or shape.core])
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_the_part_that_a_text_is_searched_for_first_is_in_every_match(what: str, data: st.DataObject) -> None:
     shape = SHAPES[what]
     match = data.draw(st.from_regex(re.compile(shape.pattern, re.ASCII)))
-    assert any(part.lower() in match.lower() for part in shape.within)
+    assert not shape.within or any(part.lower() in match.lower() for part in shape.within)
+    assert re.search(shape.core, match)
 
 
 def test_many_texts_are_searched_at_once() -> None:
     texts = pl.DataFrame({"value": ["nothing", *(example for _, example in CASES), None, "nothing"]})
     assert TextScanner({}).suspects(texts)["value"].to_list() == [example for _, example in CASES]
+
+
+def test_what_is_passed_over_first_has_no_shape() -> None:
+    """Texts are searched for parts before they are searched for shapes, and only for those of which they have one."""
+    parts = [part for shape in SHAPES.values() for part in shape.within]
+    texts = [*PLAIN, *parts, "".join(parts), *(example.swapcase() for _, example in CASES)]
+    column = pl.DataFrame({"value": texts})
+    shapes = [pl.col("value").str.contains(shape.pattern) for shape in SHAPES.values()]
+    assert TextScanner({}).suspects(column).equals(column.filter(pl.any_horizontal(shapes)))
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ import shutil
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -75,6 +76,8 @@ class Options:
     """Path to how many bytes a download of it brings, whatever is listed; 0: it has no end."""
     shuffle_lfs: bool = False
     """Damage what is downloaded: the first byte of LFS files is flipped."""
+    rate: float = 0.0
+    """Bytes a second over all connections, in each direction; 0: as many as there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,12 +166,26 @@ class CutResponse(Response):
         await self._whole(scope, receive, half)
 
 
+class Link:
+    """One direction of a slow link, which all connections share."""
+
+    def __init__(self) -> None:
+        self._free_at = 0.0
+
+    async def carry(self, count: int, rate: float) -> None:
+        """Wait as long as so many bytes are on their way."""
+        if rate:
+            self._free_at = max(self._free_at, time.monotonic()) + count / rate
+            await asyncio.sleep(self._free_at - time.monotonic())
+
+
 class Hub:
     """The whole of it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.xet = XetStore(folder / "xet")
+        self.up, self.down = Link(), Link()
         self.reset()
 
     def reset(self, *, all_of_it: bool = False) -> None:
@@ -189,14 +206,24 @@ class Hub:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        request = Request(scope, receive)
+
+        async def received() -> Any:
+            message = await receive()
+            await self.up.carry(len(message.get("body", b"")), self.options.rate)
+            return message
+
+        async def sent(message: Any) -> None:
+            await self.down.carry(len(message.get("body", b"")), self.options.rate)
+            await send(message)
+
+        request = Request(scope, received)
         raw = scope["raw_path"].decode().partition("?")[0]
         response = await (self.own if raw.startswith("/_") else self.counted)(request, raw)
         if response is None:
             request.state.transport.abort()
             await asyncio.sleep(0)
             return
-        await response(scope, receive, send)
+        await response(scope, receive, sent)
 
     async def own(self, request: Request, raw: str) -> Response | None:
         if raw == "/_stats":
