@@ -34,6 +34,7 @@ class RayNodes:
         """Return the process id of the second node's raylet."""
         if self._second is not None and self._raylet(self._second).poll() is not None:
             self._cluster.remove_node(self._second, allow_graceful=False)
+            self._cluster.wait_for_nodes()  # until the head knows: it would still give replicas to the dead one
             self._second = None
         if self._second is None:
             self._second = self._cluster.add_node(**NODE)
