@@ -13,7 +13,8 @@ SYSTEM = {
     "health_check_period_ms": 500,
     "health_check_failure_threshold": 4,
 }
-NODE = {"num_cpus": 2, "object_store_memory": 80_000_000}
+NODE = {"num_cpus": 1, "object_store_memory": 80_000_000}
+"""Room for one replica that takes a whole processor."""
 
 
 class RayNodes:

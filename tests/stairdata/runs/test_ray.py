@@ -41,6 +41,7 @@ def nodes() -> Iterator[RayNodes]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setattr(ray_cluster, "CPUS", 1)  # else both replicas may be on one node, whatever strategy is asked for
         cluster = RayNodes()
         ray.init(cluster.address, log_to_driver=False)
         yield cluster
