@@ -5,17 +5,16 @@
 
 Both servers are batching_server.py, whose rate is set by the clock. After each build the very same requests are sent
 again from a bare client, `--window` at a time, to each server alone. Rates are tokens a second, as in trees.py: of the
-build from its first answer until fewer units than `--steady` are left, of the servers while the window is full. The
+build from its first answer until 256 units are left (of few, a quarter), of the servers while the window is full. The
 share of the whole build, with its start and its tail, is printed, too.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -23,11 +22,10 @@ from typing import Any, NamedTuple
 from trees import (
     Sent,
     Watch,
-    middle,
     print_machine,
     recording,
     safety_prompts,
-    saturate,
+    saturated_rate,
     show,
     small_tokenizer,
     speed,
@@ -45,6 +43,8 @@ from stairdata_schemas.artifacts import Artifact
 
 GOAL = 0.9
 SLOWER = 4
+STEADY = 256
+"""Units left from which on the tail begins: both windows may no longer be full."""
 UNITS = {"responses": 3000, "trees": 240, "evaluations": 3000}
 BUILDS: dict[str, Callable[..., Artifact]] = {
     "responses": build_responses,
@@ -61,7 +61,6 @@ class Spread(NamedTuple):
     """Tokens a second, until few units are left."""
     whole: float
     """Tokens a second, from the first request to the end."""
-    artifact: Artifact
 
 
 def main() -> None:
@@ -93,7 +92,8 @@ def compare(kind: str, urls: tuple[str, str], options: argparse.Namespace) -> fl
     units = options.units or UNITS[kind]
     with tempfile.TemporaryDirectory() as folder:
         ours = build(kind, urls, Path(folder), units)
-    alone = [bare_rate(ours.sent, url, options) for url in urls]
+    window = min(options.window, int(len(ours.sent) * options.again) // 4)  # so that it is full in a small run, too
+    alone = [saturated_rate(ours.sent, url, options.again, window) for url in urls]
     share = ours.rate / sum(alone)
     show(
         f"{kind}: {units} units, {len(ours.sent)} requests at {ours.rate:.0f} tokens/s; the servers alone "
@@ -106,15 +106,15 @@ def build(kind: str, urls: tuple[str, str], folder: Path, units: int) -> Spread:
     """Build one artifact on all servers, and watch."""
     watch, sent = Watch(kind), list[Sent]()
     with recording(sent):
-        artifact = BUILDS[kind](
+        BUILDS[kind](
             recipe_for(kind, urls[0], folder, units),
             BuildOptions(root=folder, progress=watch, max_quarantine=1.0),
             execution=Execution(endpoints=urls),
         )
-    steady = min(256, units // 4)
+    steady = min(STEADY, units // 4)
     first, last = min(one.ended for one in sent), sorted(watch.finished)[-steady]
     begun, ended = min(one.began for one in sent), max(one.ended for one in sent)
-    return Spread(sent, speed(sent, first, last), speed(sent, begun, ended), artifact)
+    return Spread(sent, speed(sent, first, last), speed(sent, begun, ended))
 
 
 def recipe_for(kind: str, url: str, folder: Path, units: int) -> Recipe:
@@ -133,15 +133,6 @@ def recipe_for(kind: str, url: str, folder: Path, units: int) -> Recipe:
     recipe = Recipe.model_validate(sections)
     build_prompts(recipe, BuildOptions(root=folder))
     return recipe
-
-
-def bare_rate(sent: Sequence[Sent], url: str, options: argparse.Namespace) -> float:
-    """Send requests again from a bare client; return tokens a second while its window is full."""
-    part = middle(sent, options.again)
-    window = min(options.window, len(part) // 4)
-    again = asyncio.run(saturate(part, url, window))
-    ends = sorted(one.ended for one in again)
-    return speed(again, ends[0], ends[-window])
 
 
 if __name__ == "__main__":

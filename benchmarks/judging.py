@@ -14,7 +14,6 @@ the prompts of the build in its prefix cache, so that the share errs to our disa
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import json
 import os
@@ -28,11 +27,10 @@ from trees import (
     Sent,
     Watch,
     instant_server,
-    middle,
     print_machine,
     recording,
     safety_prompts,
-    saturate,
+    saturated_rate,
     show,
     small_tokenizer,
     speed,
@@ -82,7 +80,7 @@ def main() -> None:
         given = answers(folder, options.answers)
         for number in range(options.repeats):
             ours = judge(options, url, given, folder / f"run-{number}")
-            full = saturated(options, url, ours.sent)
+            full = saturated_rate(ours.sent, url, options.again, options.window)
             shares.append(ours.rate / full)
             report(ours, full, shares[-1], options.window)
     show(f"share of the saturated rate, median of {options.repeats}: {median(shares):.3f} (goal {GOAL})")
@@ -113,13 +111,6 @@ def judge(options: argparse.Namespace, url: str, given: Artifact, root: Path) ->
     ends = sorted(watch.finished)
     last = ends[max(0, len(ends) - options.steady)]
     return Judged(watch, sent, speed(sent, min(one.ended for one in sent), last))
-
-
-def saturated(options: argparse.Namespace, url: str, sent: list[Sent]) -> float:
-    """Send requests again from a bare client; return tokens a second while its window is full."""
-    again = asyncio.run(saturate(middle(sent, options.again), url, options.window))
-    ends = sorted(one.ended for one in again)
-    return speed(again, ends[0], ends[max(0, len(ends) - options.window)])
 
 
 def report(ours: Judged, full: float, share: float, window: int) -> None:

@@ -109,9 +109,7 @@ def trained(options: argparse.Namespace, stages: dict[str, Tokens]) -> dict[str,
         "PRM": 2 * options.pairs * options.pair_tokens,
     }
     rate = options.flops * options.share_of_flops
-    return {
-        name: each * tokens * options.parameters / rate for name, each in TRAININGS.items() if (tokens := read[name])
-    }
+    return {name: each * read[name] * options.parameters / rate for name, each in TRAININGS.items()}
 
 
 def write_recipe(folder: Path, options: argparse.Namespace) -> Recipe:

@@ -295,6 +295,13 @@ async def saturate(requests: Sequence[Sent], url: str, at_a_time: int) -> list[S
     return sorted(again, key=lambda one: one.began)
 
 
+def saturated_rate(sent: Sequence[Sent], url: str, share: float, at_a_time: int) -> float:
+    """Send a share of requests again from a bare client; return tokens a second while so many are in flight."""
+    again = asyncio.run(saturate(middle(sent, share), url, at_a_time))
+    ends = sorted(one.ended for one in again)
+    return speed(again, ends[0], ends[max(0, len(ends) - at_a_time)])
+
+
 def bare_client(url: str) -> openai.AsyncOpenAI:
     """Make a client of the openai package with nothing of ours."""
     return openai.AsyncOpenAI(

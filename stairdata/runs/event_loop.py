@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def new_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """Return what makes an event loop: uvloop where it is installed, as vLLM's own server has it, else asyncio's own.
 
-    It takes a tenth less of the processor for each request (docs/performance.md).
+    It takes a little less of the processor for each request (docs/performance.md).
     """
     try:
         import uvloop
@@ -24,7 +24,7 @@ def new_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
-    with asyncio.Runner(loop_factory=new_loop()) as runner:
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(work)
 
 
