@@ -56,7 +56,7 @@ def figure(output: str, pattern: str) -> float:
         (["prompts.py", "--prompts", "300", "--stream", "1000", "--count", "50"], "50 out of 1,000"),
         (
             ["endpoints.py", "--kinds", "evaluations", "--units", "24", "--repeats", "1", "--pass-ms", "2"],
-            "evaluations: share of the sum of both rates",
+            "evaluations: share of the rate alone",
         ),
         (["paper_costs.py", "--prompts", "60", "--iterations", "8"], "together"),
         (["paper_scale.py", "--prompts", "12"], "\npull "),

@@ -648,6 +648,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory, builder_script: Path) -> li
     return roots[:-1]
 
 
+@pytest.mark.slow
 def test_a_build_killed_at_any_rename_can_be_finished(
     killed: list[Path], tmp_path: Path, builder: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,6 +54,7 @@ def test_what_takes_long_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fault.name == "slow"
 
 
+@pytest.mark.slow
 def test_a_search_keeps_the_smallest_input_of_each_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # by the processor's time, so that a busy machine searches as long
     monkeypatch.setattr("tests.security.fuzz.worker.time", SimpleNamespace(monotonic=time.process_time))

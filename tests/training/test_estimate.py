@@ -23,6 +23,7 @@ METHODS = {"sft": (SFT, SftConfig), "dpo": (DPO, DpoConfig), "prm": (PRM, PrmCon
 COMMON: dict[str, Any] = {"epochs": 2, "batch_size": 2, "gradient_accumulation": 2, "max_length": 400}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)])
 @pytest.mark.parametrize("name", METHODS)
 def test_parameters_steps_and_tokens_are_those_of_the_training(

@@ -57,6 +57,7 @@ def interrupted(target: str, call: int, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(owner, attributes[-1], counted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_the_same_command_goes_on(
     moment: str, actors: dict[str, Path], pair_rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -58,6 +58,7 @@ def test_a_learning_rate_that_breaks_the_model_publishes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_keeps_the_checkpoint_before_it(
     value: float, actors: dict[str, Path], pair_rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -114,6 +115,7 @@ BAD: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_row_is_an_error_or_left_out(kind: str, actors: dict[str, Path], tmp_path: Path) -> None:
     rows = [pair_row(number) for number in range(40)]
@@ -129,6 +131,7 @@ def test_a_bad_row_is_an_error_or_left_out(kind: str, actors: dict[str, Path], t
         trained(rows[:8], actors["chatml"], tmp_path / "few", dpo_config(bad_rows="drop"))
 
 
+@pytest.mark.slow
 def test_long_rows_are_left_out_where_told(actors: dict[str, Path], tmp_path: Path) -> None:
     rows = [pair_row(number) for number in range(40)]
     rows[3] = pair_row(3, rejected=rows[3]["rejected"].replace("bad", "bad " * 60))
@@ -155,6 +158,7 @@ def test_lengths_are_told_before_weights_are_loaded(
     assert "lengths " in line
 
 
+@pytest.mark.slow
 def test_what_rounding_leaves_is_recorded(actors: dict[str, Path], pair_rows: Rows, tmp_path: Path) -> None:
     slow = dpo_config(learning_rate=1e-7, epochs=2, warmup_ratio=0)
     record, told = trained(pair_rows, actors["chatml"], tmp_path / "slow", slow)
@@ -174,6 +178,7 @@ def test_equal_weights_have_no_changed_share(actors: dict[str, Path]) -> None:
     assert changed_share("nobody/has-this-model", actors["chatml"]) is None
 
 
+@pytest.mark.slow
 def test_another_beta_uses_the_reference_that_is_kept(
     actors: dict[str, Path], pair_rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,6 +137,7 @@ def test_the_reward_is_read_at_the_last_token(
             assert rewards[index].item() == pytest.approx(network.score(hidden).item(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_dpo_starts_at_the_reference(actors: dict[str, Path], family: str, pair_rows: Rows, tmp_path: Path) -> None:
     config = dpo_config(precision="fp32", max_steps=1)
     summary = train_dpo(Dataset.from_list(pair_rows), actors[family], tmp_path / "o", config)
@@ -243,6 +244,7 @@ def test_a_language_model_is_no_reward_model(actors: dict[str, Path]) -> None:
         PrmScorer.load(actors["llama3"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["sft", "dpo", "prm"])
 def test_lora_is_merged(
     starts: dict[str, dict[str, Path]],
@@ -271,6 +273,7 @@ def test_lora_is_merged(
     assert tied == (family == "chatml")
 
 
+@pytest.mark.slow
 def test_merged_adapters_say_what_the_trained_model_said(
     models: dict[str, Path], family: str, sft_rows: Rows, tmp_path: Path
 ) -> None:

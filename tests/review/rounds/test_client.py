@@ -130,6 +130,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         review_round.check_extra()
 
 
+@pytest.mark.slow
 def test_the_command_line_says_what_to_do(tmp_path: Path) -> None:
     import subprocess
     import sys

@@ -48,6 +48,7 @@ def user_of(owner: Argilla, name: str) -> dict[str, Any]:
     return found[0]
 
 
+@pytest.mark.slow
 def test_an_invitation_that_was_cut_off_is_finished_by_the_next_one(
     owner: Argilla, argilla_server: RunningServer
 ) -> None:

@@ -43,6 +43,7 @@ def test_an_environment_is_made_once_and_anew_if_it_is_broken(pins: Path) -> Non
     assert len(said) == 3
 
 
+@pytest.mark.slow
 def test_what_can_not_be_installed_is_named_and_leaves_nothing(pins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     pins.write_text("a-package-that-nobody-made==1.0\n")

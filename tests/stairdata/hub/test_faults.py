@@ -72,6 +72,7 @@ def each_index(make: Make, hub: HubServer) -> Iterator[tuple[int, Artifact]]:
         yield index, make(f"{index} a", f"{index} b", root=f"artifacts-{index}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_one_fault_anywhere_in_a_push(fault: str, lane: str, hub: HubServer, make: Make) -> None:
     for index, artifact in each_index(make, hub):

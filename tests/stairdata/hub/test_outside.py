@@ -38,6 +38,7 @@ def load(cache: Path, config: str, revision: str, **options: Any) -> Any:
     return datasets.load_dataset(REPO, config, revision=revision, cache_dir=str(cache), split="train", **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 def test_datasets_loads_a_release(streaming: bool, lane: str, hub: HubServer, make: Make, tmp_path: Path) -> None:
     push(make(frame=pair_rows(5)), PushOptions(REPO))

@@ -69,6 +69,7 @@ def test_a_tag_with_other_content_is_an_error_that_names_the_files(hub: HubServe
     assert {request.split()[0] for request in hub.requests} == {"GET"}
 
 
+@pytest.mark.slow
 def test_a_new_version_replaces_the_files_of_the_old_one_in_one_commit(
     lane: str, hub: HubServer, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +187,7 @@ def sha256(path: Path) -> str:
     return sha256_of_file(path)
 
 
+@pytest.mark.slow
 def test_eight_pushes_at_once_all_land(lane: str, hub: HubServer, make: Make) -> None:
     """Four configs, two versions each; the server lets the first eight commits race for certain."""
     artifacts = [make(name, str(version), root=f"artifacts-{name}") for name in "abcd" for version in (0, 1)]

@@ -87,6 +87,7 @@ def take(root: Path, kind: str, *contents: Any, max_quarantine: float = 0.05) ->
     return import_thu_ml(kind, paths, BuildOptions(root=root, max_quarantine=max_quarantine))
 
 
+@pytest.mark.slow
 @given(forest=st.lists(elements(), min_size=1, max_size=4))
 @settings(max_examples=60)
 def test_a_round_trip_brings_back_what_both_have(

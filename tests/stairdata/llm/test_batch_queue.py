@@ -321,6 +321,7 @@ RUNS = st.tuples(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(st.lists(RUNS, max_size=8))
 def test_no_order_of_runs_and_kills_asks_for_anything_twice(

@@ -215,6 +215,7 @@ def test_a_report_of_nothing_is_one_message(tmp_path: Path) -> None:
         find_sources(Places(tmp_path / "artifacts", tmp_path))
 
 
+@pytest.mark.slow
 def test_the_same_sources_give_the_same_bytes(study: Path, tmp_path: Path) -> None:
     page = tmp_path / "report" / "index.html"
     first = write_report(sources_of(study), page)
@@ -235,6 +236,7 @@ def test_without_matplotlib_the_tables_are_open(study: Path, tmp_path: Path, mon
     assert "<details open>" in written.page.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_examples_are_drawn_by_the_seed_and_cut(hostile: Path) -> None:
     sources = sources_of(hostile)
     drawn = examples(sources, 30)
@@ -290,6 +292,7 @@ def test_examples_are_filtered_and_opened_by_keyboard(new_page: NewPage, hostile
         assert page.evaluate("document.activeElement === document.querySelectorAll('#examples-list summary')[25]")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [375, 1280])
 def test_nobody_is_shut_out(width: int, new_page: NewPage, hostile: Path) -> None:
     """Accessibility by axe, and no scrolling to the side, with all that can be opened open."""

@@ -153,6 +153,7 @@ def test_trees_in_a_browser(new_page: NewPage, trees: Artifact, tmp_path: Path) 
         assert page.locator(".plots .main-svg").count() > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("visits", [0, 1])
 def test_a_tree_of_its_root_alone(visits: int, new_page: NewPage, tmp_path: Path) -> None:
     from playwright.sync_api import expect

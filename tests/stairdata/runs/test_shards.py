@@ -143,6 +143,7 @@ def test_shards_are_read_as_they_are_written() -> None:
     assert Shard.parse(" 2 / 4 ") == Shard(2, 4) == Shard.parse(str(Shard(2, 4)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BUILDERS)
 def test_joined_shards_equal_the_build_in_one_piece(
     kind: str, recipe: Recipe, options: BuildOptions, tmp_path: Path

@@ -127,6 +127,7 @@ def rows_of(artifact: Artifact) -> pl.DataFrame:
     return rows.drop(UNEVEN & set(rows.columns))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_server_three_and_two_that_are_left_give_the_same(
     kind: str, build: Build, stubs: list[StubServer], caplog: pytest.LogCaptureFixture

@@ -37,6 +37,7 @@ def build(
     return make
 
 
+@pytest.mark.slow
 def test_both_forms_choose_the_same_answers(
     build: Callable[..., Artifact], actor_section: dict[str, Any], stub_llm: StubServer, prm_folder: Path
 ) -> None:

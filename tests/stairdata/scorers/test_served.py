@@ -57,6 +57,7 @@ def test_ids_go_out_one_sequence_a_step(
     assert (found.calls, found.tokens) == (9, sum(map(len, sent)))
 
 
+@pytest.mark.slow
 def test_both_scorers_agree(with_scorer: Callable[..., Any], stub_llm: StubServer, prm_folder: Path) -> None:
     stub_llm.control(prm=str(prm_folder))
     served, here = with_scorer(score(*ITEMS)), with_scorer(score(*ITEMS), prm=str(prm_folder))

@@ -108,6 +108,7 @@ def test_a_cap_of_depth_counts_each_depth_by_itself() -> None:
     assert len(take(forest, "prm_pairs", min_chosen_value=0.0, max_per_depth=2, max_per_tree=3)) == 3
 
 
+@pytest.mark.slow
 def test_samples_are_uniform() -> None:
     """Each of 90 pairs is in a sample of 30 about a third of the time."""
     forest = [wide_tree(0, [f"step {i}" for i in range(20)], [3.0] * 10 + [-3.0] * 9 + [0.0])]

@@ -128,6 +128,7 @@ def test_near_duplicates_found_by_minhash_are_those_found_by_comparing_all() -> 
     assert len(found ^ compared) <= 0.05 * len(compared)  # LSH misses some at the very threshold
 
 
+@pytest.mark.slow
 def test_prompts_of_a_template_are_told_apart_as_by_comparing_all() -> None:
     rng = random.Random(5)  # noqa: S311
     letters = "abcdefghijklmnopqrstuvwxyz"
