@@ -2,12 +2,12 @@
 
     python benchmarks/endpoints.py                           responses, trees and evaluations, three runs each
     python benchmarks/endpoints.py --kinds trees --repeats 1
-    python benchmarks/endpoints.py --model runs/sft --prompts FILE... --window 96 --again 0.75     one served model
+    python benchmarks/endpoints.py --model runs/sft --prompts FILE... --window 128 --again 0.5     one served model
 
 The two servers are batching_server.py, whose rate is set by the clock; both are asked through `--endpoints`. After each
 build the very same requests are sent again from a bare client, `--window` at a time, to each server alone. Rates are
 tokens a second, as in trees.py: of the servers while the window is full, of the build from its first answer until 256
-units are left (with `--model` 100, or 32 trees: about as many as can fill the server). The share of the whole build,
+units are left (with `--model` 128, or 32 trees: about as many as can fill the server). The share of the whole build,
 with its start and its tail, is printed, too.
 
 A model's own answers are evaluated by rule with the two servers; with `--model` it judges them as well. That server's
@@ -56,10 +56,10 @@ SLOWER = 4
 STEADY = 256
 """Units left from which on the tail begins: the windows may no longer be full."""
 UNITS = {"responses": 3000, "trees": 240, "evaluations": 3000}
-UNITS_OF_A_MODEL = {"responses": 400, "trees": 64, "evaluations": 240}
-STEADY_OF_A_MODEL = {"responses": 100, "trees": 32, "evaluations": 100}
+UNITS_OF_A_MODEL = {"responses": 900, "trees": 64, "evaluations": 320}
+STEADY_OF_A_MODEL = {"responses": 128, "trees": 32, "evaluations": 128}
 """Units that can fill the 128 places of a server: an expansion has four sequences."""
-MAX_TOKENS = 256
+MAX_TOKENS = 128
 """Of an answer of the real model, or a few long ones would be all of the tail."""
 KEY = "BENCHMARK_KEY"
 BUILDS: dict[str, Callable[..., Artifact]] = {
@@ -188,8 +188,8 @@ def recipe_for(kind: str, url: str, folder: Path, options: argparse.Namespace) -
     if kind == "evaluations":  # of the actor
         score = "strongreject" if real else "refusal"
         benchmark = {"name": "asked", "path": str(source), "columns": {"prompt": "prompt"}, "score": score}
-        judge = {"judge": server | {"kind": "rubric"} | tokens} if real else {}
-        sections["evaluations"] = {"benchmarks": [benchmark], **judge, "answers": tokens}
+        judge = {"judge": server | {"kind": "rubric", "reasks": 0} | tokens} if real else {}
+        sections["evaluations"] = {"benchmarks": [benchmark]} | judge
     recipe = Recipe.model_validate(sections)
     build_prompts(recipe, BuildOptions(root=folder))
     return recipe

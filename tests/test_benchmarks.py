@@ -159,6 +159,21 @@ def test_trees_on_a_model_are_measured_beside_the_same_requests(tmp_path: Path) 
     assert (tmp_path / "server.log").stat().st_size > 0
 
 
+@pytest.mark.all_cores
+@pytest.mark.timeout(3600)
+def test_a_model_that_judges_its_own_answers_is_measured_beside_the_same_requests(tmp_path: Path) -> None:
+    missing = vllm_missing()
+    if missing:
+        pytest.skip(missing)
+    from stairdata_training.smollm2 import prepare_smollm2
+
+    model = prepare_smollm2(tmp_path / "base")
+    asked = ["--kinds", "evaluations", "--units", "4", "--repeats", "1", "--again", "1", "--log", "server.log"]
+    one_thread = {"VLLM_CPU_OMP_THREADS_BIND": "0", "OMP_NUM_THREADS": "1"}
+    output = run("endpoints.py", "--model", str(model), *asked, folder=tmp_path, timeout=3000, **one_thread)
+    assert figure(output, "evaluations: share of the rate alone, median of 1:") > 0
+
+
 def test_the_review_server_is_measured(tmp_path: Path) -> None:
     try:
         ensure_environment()

@@ -13,7 +13,7 @@ import asyncio
 import json
 import logging
 import tempfile
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -35,6 +35,14 @@ CLOSE_SECONDS = 10.0  # for replicas to end their servers, where they have some
 LOST = (
     "a replica on the Ray cluster is lost: what it had under way is given to the others, and Ray makes it again where "
     "the cluster has room"
+)
+LOSSES = 10
+"""Of one replica in a row, while no unit ended anywhere: so often, the work is what ends it. Where a node is taken away
+and comes back again and again, units end in between."""
+LOST_FOR_GOOD = (
+    f"a replica on the Ray cluster was lost {LOSSES} times in a row while no work came to an end; its node may have "
+    "too little memory for what is under way, of which Ray's logs say more. With a smaller concurrency in the recipe, "
+    "run the same command again: what is finished is kept"
 )
 
 
@@ -121,6 +129,8 @@ class ReplicaPool:
         self._in_flight = in_flight
         self._replicas: list[Any] = []
         self._open: set[int] = set()
+        self._losses: Counter[int] = Counter()
+        """Of each replica since a unit ended."""
         self._gone: list[str] = []
         self._waiting: asyncio.PriorityQueue[tuple[int, deque[Unit]]] = asyncio.PriorityQueue()
         self._ended: asyncio.Queue[tuple[Unit, dict[str, Any]] | BaseException] = asyncio.Queue()
@@ -189,7 +199,7 @@ class ReplicaPool:
         """Hand one unit after the other to a replica; those of a group are together in its hands.
 
         Raises:
-            ServerError: the replica can't work.
+            ServerError: the replica can't work, or is lost again and again.
         """
         from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError
 
@@ -201,11 +211,15 @@ class ReplicaPool:
                     result = json.loads(await self._replicas[number].work.remote(group[0]))
                     if "gone" in result:
                         raise ServerError(result["gone"])
+                    self._losses.clear()
                     self._ended.put_nowait((group.popleft(), result))
             except (RayActorError, ObjectLostError, NodeDiedError, OutOfMemoryError):
                 self._waiting.put_nowait((place, group))
                 if number in self._open:
                     self._open.remove(number)
+                    self._losses[number] += 1
+                    if self._losses[number] >= LOSSES:
+                        raise ServerError(LOST_FOR_GOOD) from None
                     logger.warning(LOST)
                 await self._opened(number)
             except BaseException:
@@ -221,8 +235,8 @@ class ReplicaPool:
         from ray.exceptions import RayActorError
 
         try:
-            reason = await self._replicas[number].open.options(max_task_retries=-1).remote()
-        except RayActorError as error:  # for good: it would be made again, had it only died
+            reason = await self._replicas[number].open.options(max_task_retries=LOSSES).remote()
+        except RayActorError as error:  # for good: it would be made again, had it only died some times
             reason = f"a replica can't be made on the Ray cluster: {quote(str(error))}"
         if reason is not None:
             raise ServerError(reason)

@@ -7,6 +7,7 @@ import json
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass
@@ -363,6 +364,29 @@ def test_each_unit_comes_back_once_whichever_replicas_die_of_which(deaths: list[
     keys, error = run_on([replica(set(dies_of)) for dies_of in deaths], units(12), in_flight)
     assert error is None
     assert sorted(keys) == sorted(unit.key for unit in units(12))
+
+
+@pytest.mark.parametrize("in_flight", [1, 3])
+def test_a_unit_that_ends_each_replica_that_takes_it_ends_the_work_when_all_others_are_done(in_flight: int) -> None:
+    from ray.exceptions import ActorDiedError
+
+    taken = Counter[int]()
+
+    def replica() -> Replica:
+        async def work(unit: Unit) -> str:
+            taken[unit.number] += 1
+            await asyncio.sleep(0)
+            if unit.number == 2:
+                raise ActorDiedError
+            return result_of(unit)
+
+        return Replica(work)
+
+    keys, error = run_on([replica(), replica()], units(40), in_flight)
+    assert sorted(keys) == sorted(unit.key for unit in units(40) if unit.number != 2)
+    assert isinstance(error, ServerError)
+    assert "lost 10 times in a row" in str(error)
+    assert taken[2] < 100
 
 
 def test_units_of_a_group_are_with_one_replica_at_a_time() -> None:
