@@ -187,6 +187,7 @@ def test_a_parent_is_known_by_its_content(tmp_path: Path, build: Make) -> None:
 # --- reading
 
 
+@pytest.mark.slow
 def test_an_artifact_loads_with_datasets_alone(shards: Artifact, tmp_path: Path) -> None:
     script = (
         "import json, sys; from datasets import load_dataset\n"

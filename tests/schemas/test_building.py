@@ -709,6 +709,7 @@ def album(tmp_path: Path, builder: dict[str, Any], monkeypatch: pytest.MonkeyPat
     return [tmp_path / "album" / str(number) for number in range(len(calls))]
 
 
+@pytest.mark.slow
 def test_a_build_killed_between_any_two_system_calls_can_be_finished(
     album: list[Path], builder: dict[str, Any]
 ) -> None:

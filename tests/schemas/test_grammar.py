@@ -269,6 +269,7 @@ def test_another_separator_is_refused(completion: Completion, separator: str, da
     assert (error.rule, error.position) == ("bad_separator", end)
 
 
+@pytest.mark.slow
 @given(COMPLETIONS)
 @quick
 def test_a_completion_without_output_is_refused(completion: Completion) -> None:

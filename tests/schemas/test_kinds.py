@@ -436,6 +436,7 @@ def test_every_rule_of_trees_has_a_tree_that_breaks_it() -> None:
     assert {rule for rule, _ in BROKEN_TREES if "|" not in rule} == RULES["trees"]
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from([None, *BROKEN_TREES]), min_size=1, max_size=6))
 @settings(max_examples=30)
 def test_each_tree_is_judged_by_itself(changes: list[tuple[str, Change] | None]) -> None:

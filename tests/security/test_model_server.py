@@ -199,6 +199,7 @@ def test_one_attack_after_another_refuses_a_prompt_each(prompts: Path, tmp_path:
     assert attacks == []
 
 
+@pytest.mark.slow
 def test_names_that_python_uses_are_fields_that_nobody_reads(prompts: Path, tmp_path: Path) -> None:
     with HostileServer(sends(chat_answer(_fields_set=5, __class__=6, model_config=7))) as server:
         ended = build(server, prompts, tmp_path, limit=1)

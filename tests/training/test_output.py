@@ -120,6 +120,7 @@ def test_unfinished_work_of_other_settings_is_kept(models: dict[str, Path], sft_
     assert steps[0] == 1
 
 
+@pytest.mark.slow
 def test_a_finished_output_is_returned_as_it_is(models: dict[str, Path], sft_rows: Rows, tmp_path: Path) -> None:
     rows, output = Dataset.from_list(sft_rows), tmp_path / "out"
     first = train_sft(rows, models["chatml"], output, CONFIG.model_copy(update={"max_steps": 2}))

@@ -187,6 +187,7 @@ def test_sft_end_to_end(models: dict[str, Path], family: str, sft_rows: Rows, tm
     assert network.config.pad_token_id == tokenizer.pad_token_id
 
 
+@pytest.mark.slow
 def test_sft_on_final_answers_alone(models: dict[str, Path], sft_rows: Rows, tmp_path: Path) -> None:
     rows, config = Dataset.from_list(sft_rows), sft_config(reasoning=False)
     output, whole = tmp_path / "direct", TrainingPlan("sft", rows, models["chatml"], tmp_path, sft_config())

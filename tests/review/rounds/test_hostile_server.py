@@ -86,6 +86,7 @@ def test_pages_that_are_none(page: object) -> None:
     assert "something else than records" in refusal(attack, lambda argilla: list(argilla.records("1")))
 
 
+@pytest.mark.slow
 def test_the_clock_runs_for_each_request_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also over one connection, which is only made once."""
     monkeypatch.setattr(client, "TIMEOUT", 1.0)

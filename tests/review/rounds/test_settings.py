@@ -35,6 +35,7 @@ def test_a_record_is_blind_and_whole(pairs: Artifact) -> None:
         assert record["external_id"] == item.item_id
 
 
+@pytest.mark.slow
 @given(st.text("a&<😀\n", min_size=1, max_size=20), st.integers(0, 5))
 @settings(max_examples=8)
 def test_long_texts_are_cut_to_what_argilla_takes(piece: str, more: int) -> None:

@@ -193,6 +193,7 @@ def test_ctrl_c_while_the_first_is_dealt_with_gives_the_same_message(
     assert "run the same command again" in ended.err
 
 
+@pytest.mark.slow
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from stairdata.cli.main import main; main()"]
     plain = subprocess.run([*command, "show", "prompts"], capture_output=True, text=True, check=False, cwd=tmp_path)

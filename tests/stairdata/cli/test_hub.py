@@ -40,6 +40,7 @@ def build(run: Run, tmp_path: Path) -> Callable[..., str]:
     return built
 
 
+@pytest.mark.slow
 def test_push_list_show_and_pull(hub: HubServer, run: Run, build: Callable[..., str], tmp_path: Path) -> None:
     build("one", "two")
     dry = run("push", "prompts", "--repo", REPO, "--dry-run")

@@ -22,6 +22,7 @@ def study(tmp_path: Path) -> Path:
     return make_study(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_is_reported_in_its_folder(run: Run, study: Path) -> None:
     ended = run("report", "--folder", study, "--json")
     assert ended.status == 0

@@ -118,6 +118,7 @@ def test_a_recipe_of_the_package_is_found_by_its_name(
     assert str(section.output).startswith("runs/")
 
 
+@pytest.mark.slow
 def test_what_one_way_finished_is_returned_by_the_other(run: Run, pairs: Artifact, tmp_path: Path) -> None:
     from stairdata_training import dpo
     from stairdata_training.config import DpoConfig
@@ -136,6 +137,7 @@ def test_what_one_way_finished_is_returned_by_the_other(run: Run, pairs: Artifac
     assert weights.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pairs")
 def test_a_finished_training_is_returned_before_torch_is_imported(run: Run, tmp_path: Path) -> None:
     assert run(*train_dpo("dpo", max_steps=1)).status == 0
@@ -172,6 +174,7 @@ def test_a_dry_run_says_what_the_training_would_take_and_writes_nothing(run: Run
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pairs")
 def test_a_model_of_other_settings_is_replaced_only_if_told(run: Run, tmp_path: Path) -> None:
     assert run(*train_dpo("dpo", max_steps=1)).status == 0

@@ -88,6 +88,7 @@ def test_the_hub_is_gone_from_some_request_on(fault: str, lane: str, hub: HubSer
         push_until_done(artifact, hub)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["error", "drop"])
 def test_one_fault_anywhere_in_a_pull(fault: str, lane: str, hub: HubServer, make: Make, tmp_path: Path) -> None:
     artifact = make()

@@ -172,19 +172,25 @@ def test_large_files_are_downloaded_one_after_the_other_unless_the_link_is_slow(
     shutil.rmtree(shards.hub, ignore_errors=True)
     monkeypatch.setattr(module, "LARGE", 0)
     monkeypatch.setattr(module, "PATIENCE", 60.0)
-    names = [Path(entry.path).name for entry in shards.artifact.manifest.files]
+    last = Path(shards.artifact.manifest.files[-1].path).name
+    under_way: list[str] = []
+    beside = threading.Event()
 
     def alone(path: Path, _: threading.Event) -> None:
-        for earlier in names[: names.index(path.name)]:
-            assert (tmp_path / module.STAGING / earlier).is_file() or (tmp_path / "data" / earlier).is_file()
+        under_way.append(path.name)
+        if len(under_way) > 1:
+            beside.set()
+        beside.wait(0.05)  # for another one, which must not come
+        under_way.remove(path.name)
 
     assert fetch(shards.artifact, alone) == []
+    assert not beside.is_set()
     shutil.rmtree(tmp_path / "data")
     monkeypatch.setattr(module, "PATIENCE", 0.01)
     all_begun = threading.Barrier(module.WORKERS)
 
     def together(path: Path, _: threading.Event) -> None:
-        if path.name != names[-1]:
+        if path.name != last:
             all_begun.wait(60)
 
     assert fetch(shards.artifact, together) == []

@@ -49,6 +49,7 @@ def test_datasets_loads_a_release(streaming: bool, lane: str, hub: HubServer, ma
         assert rows.features == features("preference_pairs")
 
 
+@pytest.mark.slow
 def test_datasets_loads_each_config(hub: HubServer, make: Make, tmp_path: Path) -> None:
     push(make("a"), PushOptions(REPO, config="prompts"))
     push(make(frame=pair_rows(4)), PushOptions(REPO, config="pairs"))
@@ -92,6 +93,7 @@ def test_croissant_metadata_in_the_repository_reads_the_rows(hub: HubServer, mak
     assert [row["prompts/prompt"] for row in rows] == [b"one", b"two"]
 
 
+@pytest.mark.slow
 def test_the_card_says_what_there_is(hub: HubServer, make: Make) -> None:
     push(make(frame=pair_rows(4)), PushOptions(REPO))
     push(make(frame=pair_rows(6), rows=6), PushOptions(REPO))
@@ -146,6 +148,7 @@ def response_rows(count: int) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=polars_schema("responses"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_has_plots(kind: str, make: Make) -> None:
     frames = {"trees": tree_rows, "responses": response_rows, "preference_pairs": pair_rows, "prm_pairs": pair_rows}
@@ -167,6 +170,7 @@ def write(artifact: Artifact, text: str, section: str = "notes", extra: str = ""
     path.write_text(card.replace("license:", f"{extra}license:", 1))
 
 
+@pytest.mark.slow
 def test_a_user_s_own_text_and_keys_survive(hub: HubServer, make: Make) -> None:
     first = make("a")
     write(first, MINE, extra="pretty_name: My prompts\nlanguage: [en, de]\n")
@@ -210,6 +214,7 @@ def test_keys_edited_on_the_hub_are_not_changed(hub: HubServer, make: Make, tmp_
         push(make("c"), PushOptions(REPO))
 
 
+@pytest.mark.slow
 def test_a_text_changed_on_both_sides_is_not_lost(hub: HubServer, make: Make) -> None:
     from huggingface_hub import CommitOperationAdd, HfApi
 

@@ -169,6 +169,7 @@ def test_files_of_others_are_not_replaced(hub: HubServer, make: Make) -> None:
         push(make(), PushOptions(REPO))
 
 
+@pytest.mark.slow
 def test_an_older_version_does_not_take_the_place_of_a_newer_one(lane: str, hub: HubServer, make: Make) -> None:
     old, new = make("a"), make("b")
     push(new, PushOptions(REPO))

@@ -261,6 +261,7 @@ def test_the_page_holds_no_markup_of_strangers(hostile: Path) -> None:
     assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", page.replace("http-equiv", ""))
 
 
+@pytest.mark.slow
 def test_examples_are_filtered_and_opened_by_keyboard(new_page: NewPage, hostile: Path) -> None:
     from playwright.sync_api import expect
 

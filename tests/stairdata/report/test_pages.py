@@ -107,6 +107,7 @@ def test_a_tree_in_a_browser(new_page: NewPage, trees: Artifact, tmp_path: Path)
         expect(slices).to_have_count(4)  # and back
 
 
+@pytest.mark.slow
 def test_titles_in_the_picture_are_text(new_page: NewPage, trees: Artifact, tmp_path: Path) -> None:
     from playwright.sync_api import expect
 
@@ -120,6 +121,7 @@ def test_titles_in_the_picture_are_text(new_page: NewPage, trees: Artifact, tmp_
         assert page.inner_text("#prompt pre") == "p0"
 
 
+@pytest.mark.slow
 def test_pairs_in_a_browser(new_page: NewPage, trees: Artifact, tmp_path: Path) -> None:
     with opened(new_page, tmp_path / "pairs.html", page_of_pairs(trees)) as page:
         assert "worse" not in page.inner_text("body")
@@ -145,6 +147,7 @@ def test_every_kind_shows_its_rows(kind: str, tmp_path: Path) -> None:
     assert row["texts"]
 
 
+@pytest.mark.slow
 def test_trees_in_a_browser(new_page: NewPage, trees: Artifact, tmp_path: Path) -> None:
     with opened(new_page, tmp_path / "trees.html", artifact_page(trees)) as page:
         words = page.inner_text("body")

@@ -340,6 +340,7 @@ class OwnWork(Workload):
         return self.opened()
 
 
+@pytest.mark.slow
 @given(st.lists(st.sets(st.integers(0, 11)), min_size=1, max_size=3), st.integers(1, 4))
 def test_each_unit_comes_back_once_whichever_replicas_die_of_which(deaths: list[set[int]], in_flight: int) -> None:
     """A replica dies of each unit of its set, once, and whatever else it has in flight is given to others, too."""
@@ -519,6 +520,7 @@ def test_an_address_that_nobody_listens_at_is_refused_before_ray_tries_it() -> N
         _check_reachable(other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hangs", [True, False])
 def test_a_shutdown_that_waits_for_a_silent_head_does_not_keep_the_process(hangs: bool) -> None:
     program = (

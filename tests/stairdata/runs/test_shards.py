@@ -178,6 +178,7 @@ def test_a_shard_is_no_default_input(recipe: Recipe, options: BuildOptions) -> N
     assert resolve(shard.reference, options.root).reference == shard.reference
 
 
+@pytest.mark.slow
 def test_shards_that_do_not_go_together_are_refused(recipe: Recipe, options: BuildOptions, tmp_path: Path) -> None:
     first, second, third = (build_shard("responses", recipe, options, index) for index in (1, 2, 3))
     whole = build_responses(recipe, replace(options, root=tmp_path / "whole"))

@@ -151,6 +151,7 @@ def test_one_server_three_and_two_that_are_left_give_the_same(
     _check_that_two_are_enough(kind, one, build, stubs, caplog)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", OTHER_KINDS)
 def test_two_that_are_left_give_the_rows_of_one(
     kind: str, build: Build, stubs: list[StubServer], caplog: pytest.LogCaptureFixture
@@ -172,6 +173,7 @@ def _check_that_two_are_enough(
     assert not stubs[1].is_running
 
 
+@pytest.mark.slow
 def test_trees_are_rated_again_by_several_servers(
     build: Build, stubs: list[StubServer], caplog: pytest.LogCaptureFixture
 ) -> None:

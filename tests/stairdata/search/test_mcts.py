@@ -382,6 +382,7 @@ def test_the_rest_of_a_fused_step_is_its_first_rollout_and_no_more() -> None:
         assert again[node.text] == len(node.rollouts) - 1, "a revisit rolls out again"
 
 
+@pytest.mark.slow
 def test_fused_expansion_does_not_change_the_distribution_of_trees() -> None:
     """Two-sample chi-squared over the shapes of small trees, visits and values (fixed seeds: no chance is left)."""
     pair = [_shapes(SearchConfig(iterations=5, samples=2, max_depth=2, fused=fused)) for fused in (False, True)]

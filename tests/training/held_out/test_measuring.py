@@ -38,6 +38,7 @@ def record(folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_measures_come_into_the_record_and_the_card(name: str, actors: dict[str, Path], tmp_path: Path) -> None:
     method, config = METHODS[name]

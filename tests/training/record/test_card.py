@@ -154,6 +154,7 @@ def test_a_group_of_one_prompt_has_no_bounds() -> None:
     assert "| accuracy | 1.000 | one prompt | one prompt | 1 | 3 |" in card
 
 
+@pytest.mark.slow
 def test_curves_are_drawn_and_shown(tmp_path: Path) -> None:
     written = write_card(tmp_path, record())
     assert sorted(path.name for path in written) == ["README.md", "loss.png", "margin.png"]

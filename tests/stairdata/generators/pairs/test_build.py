@@ -245,6 +245,7 @@ def test_pairs_are_those_of_the_rules(forest: Any, kind_section: tuple[str, AnyP
     assert rounded(found.to_dicts()) == rounded(expected)
 
 
+@pytest.mark.slow
 @given(forest=forests, kind_section=EVERY_KIND)
 @settings(max_examples=60)
 def test_pairs_are_sound_and_in_a_fixed_order(forest: Any, kind_section: tuple[str, AnyPairsSection]) -> None:

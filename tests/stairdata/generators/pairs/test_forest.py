@@ -100,6 +100,7 @@ def rewritten(artifact: Artifact, frame: pl.DataFrame) -> Artifact:
     return open_artifact(artifact.folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nodes_at_once", [5, 1000])
 def test_a_build_uses_the_sound_trees_and_keeps_the_broken_ones_in_quarantine(
     nodes_at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

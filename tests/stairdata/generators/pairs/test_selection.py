@@ -59,6 +59,7 @@ def jaccard(one: str, other: str) -> float:
     return len(a & b) / len(a | b) if a | b else 1.0
 
 
+@pytest.mark.slow
 @given(
     forest=wide_forests(),
     limit=st.sampled_from([0.3, 0.5, 0.66, 1.0]),

@@ -286,6 +286,7 @@ ENGLISH = [
 NEITHER = ["2 + 2 = ?", "def f(x): return x"]
 
 
+@pytest.mark.slow
 def test_languages(tmp_path: Path) -> None:
     path = write(tmp_path / "q.jsonl", [*ENGLISH, *FOREIGN, *NEITHER])
     artifact = build(tmp_path, path, languages=["en"])
@@ -296,6 +297,7 @@ def test_languages(tmp_path: Path) -> None:
         build(tmp_path, path, languages=["english"])
 
 
+@pytest.mark.slow
 def test_rules_that_sound_rows_break_do_not_stop_a_build(tmp_path: Path) -> None:
     path = write(tmp_path / "q.jsonl", [LONG, LONG, *FOREIGN])
     artifact = build(tmp_path, path, languages=["en"])

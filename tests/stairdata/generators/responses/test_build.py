@@ -489,6 +489,7 @@ def test_a_beam_build_killed_twice_equals_an_undisturbed_one(
     assert not list((tmp_path / "killed").glob("responses/*/.build"))
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_results_averages_the_chosen_answers(build: Callable[..., Artifact]) -> None:
     best = build(6, Recorder(length), method="best_of_n", n=4, prm="folder/prm")
     beam = build(6, Recorder(length), **BEAM)

@@ -401,6 +401,7 @@ def test_an_unreadable_judgement_is_asked_again_by_the_next_run(teach: Teach, st
     assert set(sent_of(stub_llm).values()) == {1}
 
 
+@pytest.mark.slow
 def test_retries_in_batches_go_on_as_often_as_wanted(teach: Teach, stub_llm: StubServer) -> None:
     section = {"gate": {"min_steps": 4}}
     teach(12, section=section, batch="submit")
@@ -544,6 +545,7 @@ def test_a_batch_whose_requests_nobody_knows_is_an_error(teach: Teach, stub_llm:
     assert set(sent_of(stub_llm).values()) == {1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", ["submit", "collect"])
 def test_answers_that_were_removed_are_fetched_again(
     batch: str, teach: Teach, stub_llm: StubServer, tmp_path: Path

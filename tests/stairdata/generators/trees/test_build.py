@@ -132,6 +132,7 @@ def test_trees_are_whole(build: Build, stub_llm: StubServer) -> None:
     assert len(values) > 5, "the stub's trees have something to choose between"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [True, False])
 def test_concurrency_does_not_change_a_tree(build: Build, stub_llm: StubServer, *, fused: bool) -> None:
     one = build(6, root="one", concurrency=1, fused=fused)
@@ -176,6 +177,7 @@ def test_steps_and_rollouts_cut_at_their_limits(build: Build, *, fused: bool) ->
     assert validate_artifact(artifact) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_step_with_control_tokens_is_dropped_and_counted(build: Build, stub_llm: StubServer, *, fused: bool) -> None:
     assert build(4, root="clean", fused=fused).manifest.details["control_token_steps"] == 0
@@ -308,6 +310,7 @@ def test_an_unreadable_judge_is_quarantined_with_its_words(build: Build, stub_ll
     assert "I am not a judge." in refused["raw"]
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_is_told_once_and_the_build_goes_on_later(build: Build, stub_llm: StubServer) -> None:
     whole = trees_of(build(5, root="undisturbed"))
     undisturbed = stub_llm.stats()["requests"]
@@ -510,6 +513,7 @@ def test_two_hundred_trees_under_the_faults_of_the_issue(build: Build, stub_llm:
     assert requests["length"] > 0
 
 
+@pytest.mark.slow
 def test_two_servers_share_the_trees(build: Build, stub_llm: StubServer, second_stub: StubServer) -> None:
     one = build(6, root="one")
     stub_llm.reset()
@@ -523,6 +527,7 @@ def test_two_servers_share_the_trees(build: Build, stub_llm: StubServer, second_
     assert sum(shares) == one.manifest.usage.requests
 
 
+@pytest.mark.slow
 def test_trees_of_a_server_that_dies_go_on_at_another(
     build: Build, stub_llm: StubServer, second_stub: StubServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -542,6 +547,7 @@ def test_endpoints_need_a_named_model(build: Build, stub_llm: StubServer) -> Non
         build(1, endpoints=(stub_llm.base_url,), actor={"model": None})
 
 
+@pytest.mark.slow
 def test_a_budget_is_kept_over_runs_and_raising_it_goes_on(build: Build, stub_llm: StubServer) -> None:
     whole = build(4, root="whole")
     total = whole.manifest.usage.prompt_tokens + whole.manifest.usage.completion_tokens
@@ -648,6 +654,7 @@ def test_parallel_rollouts_of_one_tree(build: Build, stub_llm: StubServer) -> No
     assert trees_of(artifact)["nodes"][0][0]["visits"] >= 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("judge", [{"kind": "self"}, {"kind": "rule", "style": "direct"}])
 def test_the_judges_words_are_kept_beside_the_nodes(judge: dict[str, Any], build: Build) -> None:
     artifact = build(2, judge={**judge, "keep_text": True})

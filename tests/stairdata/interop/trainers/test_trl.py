@@ -94,6 +94,7 @@ def test_pairs_of_whole_answers_end_there(
         assert all(text.endswith("<|/Output|>" + ENDS[model.name]) for text in read)
 
 
+@pytest.mark.slow
 def test_allow_eos_ends_each_step(
     pairs: Artifact, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +122,7 @@ def test_token_ids_of_a_reward_model_end_whole_answers_alone(
         assert texts(trainer, f"{side}_ids") == expected
 
 
+@pytest.mark.slow
 def test_token_ids_of_answers_end_whole_ones_alone(
     model: Path,
     make_artifact: MakeArtifact,
