@@ -104,6 +104,8 @@ class Options:
     kill_pid: int | None = None
     """Send SIGKILL to that process when `kill_after` requests have been seen: the client dies, not the server."""
     kill_after: int = 0
+    hold_after_kill: int = 0
+    """`hold` from then on, so that the client dies with that request unanswered."""
     batches: dict[str, Any] = field(default_factory=dict)
     """How batches go: the fields of `Plan`."""
     lose: dict[str, list[str]] = field(default_factory=dict)
@@ -339,7 +341,7 @@ def _end_somebody() -> None:
         os._exit(1)
     if options.kill_pid is not None and STATE.requests >= options.kill_after:
         os.kill(options.kill_pid, signal.SIGKILL)
-        options.kill_pid = None
+        options.kill_pid, options.hold = None, options.hold_after_kill or options.hold
 
 
 async def _respond(request: Request, body: dict[str, Any], number: int, answer: Any) -> Response:

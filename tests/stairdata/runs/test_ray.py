@@ -67,11 +67,12 @@ def test_a_node_that_is_killed_half_way_costs_what_it_had_in_flight(
         for stub in (stays, kills):
             stub.stats(requests=UNITS_AT_WORK)
         lost.extend(replica for replica, node in nodes.replicas().items() if node == raylet)
-        kills.control(hold=0, kill_pid=raylet, kill_after=DIES_AT[kind])
+        kills.control(hold=0, kill_pid=raylet, kill_after=DIES_AT[kind], hold_after_kill=1000)
         wait_until_dead(raylet)
         for replica in lost:  # as on a machine that is gone; Ray ends it, too, but some seconds later
             os.kill(replica, signal.SIGKILL)
-        stays.control(hold=0)
+        for stub in (stays, kills):
+            stub.control(hold=0)
 
     threading.Thread(target=kill, daemon=True).start()
     said: list[str] = []
