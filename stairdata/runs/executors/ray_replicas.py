@@ -235,8 +235,8 @@ class ReplicaPool:
         from ray.exceptions import RayActorError
 
         try:
-            reason = await self._replicas[number].open.options(max_task_retries=LOSSES).remote()
-        except RayActorError as error:  # for good: it would be made again, had it only died some times
+            reason = await self._replicas[number].open.options(max_task_retries=-1).remote()
+        except RayActorError as error:  # for good: it would be made again, had it only died
             reason = f"a replica can't be made on the Ray cluster: {quote(str(error))}"
         if reason is not None:
             raise ServerError(reason)
