@@ -196,8 +196,12 @@ def check_cluster(address: str | None) -> None:
 
 
 def _installed() -> dict[str, str | None]:
-    """Return the release of this package on each machine of the cluster, None where it is not installed."""
+    """Return the release of this package on each machine of the cluster, None where it is not installed.
+
+    A machine that goes away meanwhile, or went unnoticed, is left out: nothing is placed on it.
+    """
     import ray
+    from ray.exceptions import NodeDiedError, ObjectLostError, TaskUnschedulableError, WorkerCrashedError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     asked = {}
@@ -213,6 +217,8 @@ def _installed() -> dict[str, str | None]:
             found[address] = ray.get(answer)
         except PackageNotFoundError:
             found[address] = None
+        except (TaskUnschedulableError, NodeDiedError, WorkerCrashedError, ObjectLostError):
+            continue
     return found
 
 

@@ -127,6 +127,18 @@ def test_a_machine_without_the_package_is_refused(nodes: RayNodes, monkeypatch: 
             ray_cluster.check_cluster(nodes.address)
 
 
+def test_a_machine_that_went_away_unnoticed_is_not_asked_for_the_package(
+    nodes: RayNodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    ask: Any = ray.nodes
+    gone = {"Alive": True, "NodeID": "ab" * 28, "NodeManagerAddress": "192.0.2.9"}
+    monkeypatch.setattr(ray, "nodes", lambda: [gone, *ask()])
+    assert set(ray_cluster._installed()) == {node["NodeManagerAddress"] for node in ask() if node["Alive"]}
+    ray_cluster.check_cluster(nodes.address)
+
+
 def test_what_can_not_be_sent_is_one_message(
     nodes: RayNodes,
     actor_section: dict[str, Any],
