@@ -70,7 +70,7 @@ BUILDS: dict[str, Callable[..., Artifact]] = {
 
 
 class Spread(NamedTuple):
-    """One build on both servers."""
+    """One build on all servers."""
 
     sent: list[Sent]
     rate: float
@@ -87,11 +87,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--window", type=int, default=160, help="requests in flight of the bare client")
     parser.add_argument("--again", type=float, default=0.3, help="share of the requests that are sent again")
-    parser.add_argument(
-        "--steady",
-        type=int,
-        help="units left where the tail begins",
-    )
+    parser.add_argument("--steady", type=int, help="units left where the tail begins")
     parser.add_argument("--pass-ms", type=float, default=25, help="of the faster server")
     parser.add_argument("--model", type=Path, help="folder; served here by vLLM in place of the two servers")
     parser.add_argument("--log", type=Path, default=Path(os.devnull), help="of that server")

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from tests.conftest import StubServer
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+ONE_THREAD = {"VLLM_CPU_OMP_THREADS_BIND": "0", "OMP_NUM_THREADS": "1"}
+"""Of vLLM: two that wait for each other crawl in CI."""
 GROWN = ["--trees", "4", "--iterations", "4", "--steady", "2", "--saturate", "4"]
 
 pytestmark = pytest.mark.slow
@@ -139,21 +141,25 @@ def test_trees_on_a_server_without_a_second_run(instant_url: str, tokenizer_fold
     assert "share" not in output
 
 
-@pytest.mark.all_cores
-@pytest.mark.timeout(3600)
-def test_trees_on_a_model_are_measured_beside_the_same_requests(tmp_path: Path) -> None:
-    """Two servers of vLLM, one after the other; a model of this size gives no rating that can be read."""
+@pytest.fixture(scope="module")
+def real_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2, where vLLM can serve it."""
     missing = vllm_missing()
     if missing:
         pytest.skip(missing)
     from stairdata_training.smollm2 import prepare_smollm2
 
-    model = prepare_smollm2(tmp_path / "base")
+    return prepare_smollm2(tmp_path_factory.mktemp("smollm2") / "base")
+
+
+@pytest.mark.all_cores
+@pytest.mark.timeout(3600)
+def test_trees_on_a_model_are_measured_beside_the_same_requests(real_model: Path, tmp_path: Path) -> None:
+    """Two servers of vLLM, one after the other; a model of this size gives no rating that can be read."""
     grown = ["--trees", "2", "--iterations", "1", "--steady", "2", "--saturate", "4", "--max-tokens", "16"]
     judge = ["--judge", "self", "--judge-tokens", "4", "--unreadable-as-3"]
-    server = ["--model", str(model), "--server-args", "--seed 1", "--log", "server.log"]
-    one_thread = {"VLLM_CPU_OMP_THREADS_BIND": "0", "OMP_NUM_THREADS": "1"}  # two that wait for each other crawl in CI
-    output = run("trees.py", "server", *server, *grown, *judge, folder=tmp_path, timeout=3000, **one_thread)
+    server = ["--model", str(real_model), "--server-args", "--seed 1", "--log", "server.log"]
+    output = run("trees.py", "server", *server, *grown, *judge, folder=tmp_path, timeout=3000, **ONE_THREAD)
     assert "2 trees x 1 iterations" in output
     assert figure(output, "share of the saturated throughput:") > 0
     assert (tmp_path / "server.log").stat().st_size > 0
@@ -161,16 +167,11 @@ def test_trees_on_a_model_are_measured_beside_the_same_requests(tmp_path: Path) 
 
 @pytest.mark.all_cores
 @pytest.mark.timeout(3600)
-def test_a_model_that_judges_its_own_answers_is_measured_beside_the_same_requests(tmp_path: Path) -> None:
-    missing = vllm_missing()
-    if missing:
-        pytest.skip(missing)
-    from stairdata_training.smollm2 import prepare_smollm2
-
-    model = prepare_smollm2(tmp_path / "base")
+def test_a_model_that_judges_its_own_answers_is_measured_beside_the_same_requests(
+    real_model: Path, tmp_path: Path
+) -> None:
     asked = ["--kinds", "evaluations", "--units", "4", "--repeats", "1", "--again", "1", "--log", "server.log"]
-    one_thread = {"VLLM_CPU_OMP_THREADS_BIND": "0", "OMP_NUM_THREADS": "1"}
-    output = run("endpoints.py", "--model", str(model), *asked, folder=tmp_path, timeout=3000, **one_thread)
+    output = run("endpoints.py", "--model", str(real_model), *asked, folder=tmp_path, timeout=3000, **ONE_THREAD)
     assert figure(output, "evaluations: share of the rate alone, median of 1:") > 0
 
 
