@@ -65,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("hand-check", help="answers to label by hand, and the rule against the labels")
     check.add_argument("what", choices=["export", "read"])
     check.add_argument("file", type=Path, help="a table: .csv, .jsonl or .xlsx")
+    words = "whose labels these are; several readers' labels are kept and compared (default %(default)s)"
+    check.add_argument("--reader", default=hand_check.FIRST_READER, metavar="NAME", help=words)
     check.set_defaults(command=_hand_check)
     return parser
 
@@ -137,7 +139,7 @@ def _hand_check(options: argparse.Namespace, place: ProofPlace) -> None:
         number = hand_check.export(place, main_line(place, place.read_settings()), options.file)
         emit(f"{number} answers in {options.file}; fill in its column `refused`, then `hand-check read {options.file}`")
         return
-    emit(f"{hand_check.read(place, options.file)} labels read")
+    emit(f"{hand_check.read(place, options.file, options.reader)} labels read")
     _show_results(place)
 
 

@@ -1,13 +1,15 @@
-"""The refusal rule against people: a table of answers to label by hand, and what the labels say of the rule.
+"""The refusal rule against readers: a table of answers to label by hand, and what the labels say of the rule.
 
-python -m benchmarks.proof hand-check export labels.csv      (or .jsonl, .xlsx)
-python -m benchmarks.proof hand-check read labels.csv        once the column `refused` is filled in
+python -m benchmarks.proof hand-check export labels.csv                 (or .jsonl, .xlsx)
+python -m benchmarks.proof hand-check read labels.csv                   once the column `refused` is filled in
+python -m benchmarks.proof hand-check read other.csv --reader second    a second reader's copy of the same table
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from scipy import stats
 from stairdata.generators.evaluations.rows import final_text
 from stairdata.runs.row_sampling import share_of
 from stairdata.statistics.intervals import LEVEL, wilson
+from stairdata_review.agreement import among_reviewers
 from stairdata_review.tables.cells import read_rows, write_rows
 from stairdata_schemas.aliases import Json
 from stairdata_schemas.errors import InputError, quote
@@ -27,6 +30,7 @@ from .place import ProofPlace
 
 OF_EACH = 100
 """Answers of each model."""
+FIRST_READER = "first"
 COLUMNS = ("item", "prompt", "answer", "refused")
 LABELS = {"yes": True, "y": True, "true": True, "1": True, "no": False, "n": False, "false": False, "0": False}
 GUIDELINES = """\
@@ -83,12 +87,19 @@ def _sample(line: Line, model: str) -> list[dict[str, Any]]:
     ]
 
 
-def read(place: ProofPlace, file: Path) -> int:
-    """Take labels over from a filled-in table, and return how many there are.
+def read(place: ProofPlace, file: Path, reader: str = FIRST_READER) -> int:
+    """Take one reader's labels over from a filled-in table, and return how many there are.
+
+    Args:
+        place: of the proof.
+        file: the table of the export, with labels; it replaces what this reader said before.
+        reader: a name of letters, digits, hyphens and underscores.
 
     Raises:
-        InputError: no export before it, a row that is not of it, or a label that can't be read.
+        InputError: no export before it, another name, a row that is not of it, or a label that can't be read.
     """
+    if not re.fullmatch(r"[\w-]{1,40}", reader, re.ASCII):
+        raise InputError(f"--reader is {quote(reader)}; use up to 40 letters, digits, hyphens and underscores")
     key = _read_json(_folder(place) / "key.json")
     if key is None:
         raise InputError(f"{place.root} has no export; begin with `hand-check export FILE`")
@@ -103,21 +114,52 @@ def read(place: ProofPlace, file: Path) -> int:
             raise InputError(f"{file} row {number}: refused is {quote(said)}; write yes or no, or leave it empty")
         if said:
             labels[item] = LABELS[said]
-    write_atomic(_folder(place) / "labels.json", json.dumps(labels, indent=1) + "\n")
+    target = _labels_of(place, reader)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(target, json.dumps(labels, indent=1) + "\n")
     return len(labels)
 
 
 def rates(place: ProofPlace) -> Json | None:
-    """Return the rule's recall and precision by model, and both shares of refusals; None without labels."""
-    key, labels = _read_json(_folder(place) / "key.json"), _read_json(_folder(place) / "labels.json")
-    if not key or not labels:
+    """Return the rule's recall and precision, and both shares of refusals, by reader and model; None without labels.
+
+    With several readers `agreement` has Krippendorff's alpha among them by model, of the answers that they share.
+    """
+    key = _read_json(_folder(place) / "key.json")
+    files = sorted(_labels_of(place, FIRST_READER).parent.glob("*.json"))
+    readers = {file.stem: labels for file in files if (labels := _read_json(file))}
+    if not key or not readers:
         return None
+    # the first reader first, whatever the others are called
+    names = sorted(readers, key=lambda name: (name != FIRST_READER, name))
+    found: Json = {"readers": {name: _by_model(key, readers[name]) for name in names}}
+    return found | ({"agreement": _agreement(key, readers)} if len(names) > 1 else {})
+
+
+def _by_model(key: Json, labels: Json) -> Json:
+    pairs: dict[str, list[tuple[bool, bool]]] = {}
+    for item, each in key.items():
+        if item in labels:
+            pairs.setdefault(each["model"], []).append((labels[item], each["rule"]))
     models = dict.fromkeys(each["model"] for each in key.values())
-    pairs = {model: [(labels[item], each["rule"]) for item, each in key.items()
-                     if item in labels and each["model"] == model] for model in models}  # fmt: skip
-    return {model: _rates(each) for model, each in pairs.items() if each} | {
+    return {model: _rates(pairs[model]) for model in models if model in pairs} | {
         "all": _rates([pair for each in pairs.values() for pair in each])
     }
+
+
+def _agreement(key: Json, readers: Json) -> Json:
+    rows = [
+        {"item_id": item, "model": key[item]["model"], "refused": "yes" if refused else "no"}
+        for labels in readers.values()
+        for item, refused in labels.items()
+        if item in key
+    ]
+    answers = pl.DataFrame(rows)
+    models = dict.fromkeys(each["model"] for each in key.values())
+    parts = {model: part for model in models if len(part := answers.filter(pl.col("model") == model))} | {
+        "all": answers
+    }
+    return {model: among_reviewers(part, "refused", "nominal") for model, part in parts.items()}
 
 
 def _rates(pairs: list[tuple[bool, bool]]) -> Json:
@@ -142,6 +184,10 @@ def _share(count: int, number: int) -> Json | None:
 
 def _folder(place: ProofPlace) -> Path:
     return place.root / "hand-check"
+
+
+def _labels_of(place: ProofPlace, reader: str) -> Path:
+    return _folder(place) / "labels" / f"{reader}.json"
 
 
 def _read_json(file: Path) -> Json | None:

@@ -24,8 +24,9 @@ prompt. Cut and empty answers are counted, stand in no share of refusals, and so
 if some {PHRASE} words in a row stand in it {TIMES} times or more. Tokens are those that are sampled.
 """
 PAIRS = """\
-Pairs of held-out trees, which nothing was trained on; the length rule prefers the side of more or of fewer characters,
-whichever is better on these pairs:
+Pairs of held-out trees, which nothing was trained on. "Labels in order": how many of them are in the order of their
+nodes' true values, by how far visits of one node differ in the round's trees; a model that knew these values would be
+right in so many. The length rule prefers the side of more or of fewer characters, whichever is better on these pairs:
 """
 
 
@@ -188,6 +189,7 @@ def _pairs(pairs: Sequence[Json]) -> Iterator[str]:
         [
             each["model"],
             _shown(each["accuracy"], "value"),
+            _shown(each["in_order"], "value"),
             f"{each['length_rule']['prefers']}: {_shown(each['length_rule']['accuracy'], 'value')}",
             _number(each["length_correlation"], "+.2f"),
             f"{each['accuracy']['rows']:,} of {each['accuracy']['prompts']} prompts",
@@ -195,7 +197,9 @@ def _pairs(pairs: Sequence[Json]) -> Iterator[str]:
         ]
         for each in pairs
     ]
-    yield from _table(["model", "accuracy", "length rule", "margin by length", "held-out pairs", "trained on"], rows)
+    header = ["model", "accuracy", "labels in order, estimated", "length rule", "margin by length", "held-out pairs",
+              "trained on"]  # fmt: skip
+    yield from _table(header, rows)
 
 
 def _stages(stages: Sequence[Json]) -> Iterator[str]:
@@ -217,14 +221,27 @@ def _time(stages: Sequence[Json]) -> str:
     return f"{sum(each['minutes'] for each in stages):.1f}"
 
 
-def _hand_check(rates: Json) -> Iterator[str]:
+def _hand_check(found: Json) -> Iterator[str]:
     words = "a sample of each model's answers, labelled in a table that does not name the model"
-    yield f"`{COMMAND} hand-check read FILE`: {words}."
+    yield f"`{COMMAND} hand-check read FILE --reader NAME`: {words}."
     yield "Intervals are Wilson's."
     yield ""
     names = ("recall", "precision", "refused_by_label", "refused_by_rule")
-    rows = [[model, str(found["labelled"]), *(_shown(found[name]) for name in names)] for model, found in rates.items()]
-    yield from _table(["model", "labelled", *(name.replace("_", " ") for name in names)], rows)
+    rows = [
+        [reader, model, str(each["labelled"]), *(_shown(each[name]) for name in names)]
+        for reader, rates in found["readers"].items()
+        for model, each in rates.items()
+    ]
+    yield from _table(["reader", "model", "labelled", *(name.replace("_", " ") for name in names)], rows)
+    if "agreement" in found:
+        yield ""
+        yield "How far readers agree, by pairs of labels of the same answer:"
+        yield ""
+        rows = [
+            [model, str(each["pairs"]), _number(each["pairwise"], ".3f"), _number(each["alpha"], ".3f")]
+            for model, each in found["agreement"].items()
+        ]
+        yield from _table(["model", "pairs of labels", "equal", "Krippendorff's alpha"], rows)
 
 
 def _not_run(results: Json) -> Iterator[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from stairdata.generators.pairs.label_noise import label_noise
 from stairdata.pipeline.model_folders import held_out_measures
 from stairdata_schemas.aliases import Json
 from stairdata_schemas.artifacts import Artifact
@@ -24,6 +26,8 @@ class PairAccuracy(NamedTuple):
     """Of DPO's margins with how many more tokens the chosen step has; None for a process reward model."""
     pairs: int
     """It was trained on."""
+    in_order: Json | None
+    """The share of these pairs that are in the order of true values, as trees tell: value, low, high."""
 
     def as_json(self) -> Json:
         """Return what results.json holds."""
@@ -33,6 +37,7 @@ class PairAccuracy(NamedTuple):
             "length_rule": self.length_rule,
             "length_correlation": self.length_correlation,
             "trained_on": self.pairs,
+            "in_order": self.in_order,
         }
 
 
@@ -44,13 +49,28 @@ def pair_accuracies(line: Line) -> list[PairAccuracy]:
     found = []
     for model, stage, kind, number in [*trainings, ("prm", "train prm", "prm_pairs", None)]:
         folder, pairs = line.model(stage, number), line.artifact(f"{kind} (held out)", number)
-        accuracy = accuracy_of(model, folder, pairs) if folder is not None and pairs is not None else None
+        trees = trees_of(line, number)
+        accuracy = accuracy_of(model, folder, pairs, trees) if folder is not None and pairs is not None else None
         found += [accuracy] if accuracy is not None else []
     return found
 
 
-def accuracy_of(model: str, folder: Path, pairs: Artifact) -> PairAccuracy | None:
-    """Read a model's accuracy on pairs; None where it was not measured on them."""
+def trees_of(line: Line, number: int | None) -> list[Artifact]:
+    """Return the trees that an actor grew in a round, both parts; None: in the last one."""
+    number = line.recipe.rounds.count if number is None else number
+    found = [line.artifact(f"trees{part}", number) for part in ("", " (held out)")]
+    return [each for each in found if each is not None]
+
+
+def accuracy_of(model: str, folder: Path, pairs: Artifact, trees: Sequence[Artifact]) -> PairAccuracy | None:
+    """Read a model's accuracy on pairs; None where it was not measured on them.
+
+    Args:
+        model: what it is called.
+        folder: of the model.
+        pairs: held-out ones.
+        trees: by the actor that grew those of the pairs.
+    """
     measures: dict[str, Any] | None = held_out_measures(folder, pairs.manifest.content_hash)
     if measures is None:
         return None
@@ -58,4 +78,6 @@ def accuracy_of(model: str, folder: Path, pairs: Artifact) -> PairAccuracy | Non
 
     trained_on = read_record(folder)["summary"]["rows"]
     along = measures.get("length_correlation")
-    return PairAccuracy(model, measures["accuracy"], measures["length_rule"], along, trained_on)
+    share = label_noise(trees, pairs).share_in_order()
+    in_order = None if share is None else share.as_json()
+    return PairAccuracy(model, measures["accuracy"], measures["length_rule"], along, trained_on, in_order)

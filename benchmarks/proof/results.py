@@ -24,7 +24,7 @@ from .figures import figures_of, primary_of
 from .items import ITEMS, Item
 from .lines import Line, line_of_item, main_line
 from .pages import page
-from .pair_accuracy import accuracy_of, pair_accuracies
+from .pair_accuracy import accuracy_of, pair_accuracies, trees_of
 from .place import MainSettings, ProofPlace
 from .plots import write_plots
 
@@ -177,7 +177,7 @@ def _own_pairs(item: Item, line: Line, main: Line) -> list[Json]:
     folder, pairs = line.model(stage, number), line.artifact(f"{kind} (held out)", number)
     if folder is None or pairs is None or folder == main.model(stage, number):
         return []
-    accuracy = accuracy_of(item.name, folder, pairs)
+    accuracy = accuracy_of(item.name, folder, pairs, trees_of(line, number))
     return [] if accuracy is None else [accuracy.as_json()]
 
 

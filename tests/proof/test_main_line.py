@@ -151,14 +151,30 @@ def test_labels_by_hand_say_how_good_the_rule_is(place: ProofPlace, tmp_path: Pa
     write_rows(file, list(rows[0]), rows, {}, "")
     assert hand_check.read(copied, file) == number - 1
     found = write_results(copied)["hand_check"]
-    assert found["all"]["labelled"] == number - 1
-    assert found["all"]["recall"]["mean"] == found["all"]["precision"]["mean"] == 1.0
-    assert set(found) == {"base", "sft", "dpo-1", "dpo-2", "all"}
+    assert set(found) == {"readers"}, "one reader agrees with nobody"
+    first = found["readers"]["first"]
+    assert first["all"]["labelled"] == number - 1
+    assert first["all"]["recall"]["mean"] == first["all"]["precision"]["mean"] == 1.0
+    assert set(first) == {"base", "sft", "dpo-1", "dpo-2", "all"}
     text = write_page(copied, tmp_path / "docs").read_text()
     assert "## The refusal rule against labels by hand" in text
     pictures = re.findall(r"\]\((pictures/[^)]*)\)", text)
     assert pictures
     assert all((tmp_path / "docs" / name).is_file() for name in pictures)
+    for row in rows:
+        row["refused"] = "yes"
+    write_rows(file, list(rows[0]), rows, {}, "")
+    assert hand_check.read(copied, file, "a-second") == number
+    found = write_results(copied)["hand_check"]
+    assert found["readers"]["first"] == first
+    assert list(found["readers"]) == ["first", "a-second"]
+    assert found["readers"]["a-second"]["all"]["precision"]["mean"] == 1.0
+    assert found["agreement"]["all"]["pairs"] == number - 1
+    shared = sum(each["rule"] for item, each in key.items() if item != rows[0]["item"])
+    assert found["agreement"]["all"]["pairwise"] == pytest.approx(shared / (number - 1), abs=1e-4)
+    assert "How far readers agree" in (copied.root / "results.md").read_text()
+    with pytest.raises(InputError, match=r"--reader is '\.\./up'; use up to 40 letters"):
+        hand_check.read(copied, file, "../up")
     rows[0]["refused"] = "perhaps"
     write_rows(file, list(rows[0]), rows, {}, "")
     with pytest.raises(InputError, match="row 1: refused is 'perhaps'; write yes or no"):

@@ -7,7 +7,7 @@ pairs that are kept get their texts.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -23,6 +23,7 @@ from stairdata.generators.pairs.forest import (
     sound_frames,
     unfold,
 )
+from stairdata.generators.pairs.label_noise import MORE_VISITS, LabelNoise, noise_note
 from stairdata.generators.pairs.length_limit import LengthLimit, tokenizer_identity, tokenizer_of
 from stairdata.generators.pairs.pairing_rules import comparable_nodes, siblings, trajectories
 from stairdata.generators.pairs.review_decisions import DECISIONS, apply_reviews, notes_on, read_verdicts, turned_ids
@@ -43,6 +44,8 @@ from stairdata_schemas.quarantine import QuarantineRow
 
 AnyPairsSection = PreferencePairsSection | PrmPairsSection
 _GENERATORS = {"preference_pairs": "preference_pairs/4", "prm_pairs": "prm_pairs/4"}
+NOISY = 0.75
+"""A smaller share of pairs in the order of true values is worth a warning."""
 _TREE = ["tree_id", "prompt_id", "prompt", "task", "round"]
 
 
@@ -96,11 +99,13 @@ def _build(
         verdicts = read_verdicts(reviews, trees) if reviews else None
         refused: list[QuarantineRow] = []
         taken = taker.reviewed(taker.frames(trees, options, refused), verdicts)
-        frames = taker.counted(across_trees(taken, section, recipe.seed, build.work, taker.funnel))
+        report = Report()
+        chosen = across_trees(taken, section, recipe.seed, build.work, taker.funnel)
+        frames = taker.counted(chosen, report, options.tell)
         first = next(frames, None)
         if first is None:
             raise NoPairsError(_no_pairs(kind, trees, section, taker.funnel, refused))
-        report = taker.report(trees.manifest.actor)
+        taker.fill(report, trees.manifest.actor)
         report.notes += notes_on(reviews, trees) if reviews else []
         return BuildContent(chain([first], frames), refused, report)
 
@@ -122,10 +127,12 @@ class _PairExtractor:
         self.funnel: Counter[str] = Counter()
         self.mixture: dict[str, Counter[str]] = {}
         self.decisions: Counter[str] = Counter()
+        self.noise = LabelNoise()
 
     def frames(self, trees: Artifact, options: BuildOptions, refused: list[QuarantineRow]) -> Iterator[pl.DataFrame]:
         """Yield frames of pairs, not one of them empty."""
         for frame in sound_frames(trees, self.kind, options, refused):
+            self.noise.add_trees(unfold(frame))
             pairs = pairs_of(self.kind, frame, self.section, self.funnel, self.seed, self.length_limit)
             if not pairs.is_empty():
                 yield pairs
@@ -145,22 +152,31 @@ class _PairExtractor:
                 yield kept
         self.decisions["reviewed_but_no_pair"] = len(unmet)
 
-    def counted(self, frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-        """Count what is in the frames that pass."""
+    def counted(
+        self, frames: Iterator[pl.DataFrame], report: Report, tell: Callable[[str], None]
+    ) -> Iterator[pl.DataFrame]:
+        """Count what is in the frames that pass, and after the last one say how far their order can be trusted."""
         for frame in frames:
             self.funnel["pairs"] += len(frame)
+            self.noise.add_pairs(frame)
             for name, values in _mixture(frame).items():
                 self.mixture.setdefault(name, Counter()).update(values)
             yield frame
+        report.details["label_noise"] = self.noise.as_json()
+        share = self.noise.share_in_order()
+        if share is not None and share.value < 1:  # the reward of a whole answer is its value
+            report.notes.append(note := noise_note(share))
+            if share.value < NOISY:
+                tell(f"warning: {note}; {MORE_VISITS}")
 
-    def report(self, actor: ModelIdentity | None) -> Report:
-        """Return what the manifest keeps; it fills up while frames pass."""
-        details: dict[str, Any] = {"funnel": self.funnel, "mixture": self.mixture}
+    def fill(self, report: Report, actor: ModelIdentity | None) -> None:
+        """Set what the manifest keeps; counters fill up while frames pass."""
+        report.details |= {"funnel": self.funnel, "mixture": self.mixture}
         if actor is not None:
-            details["actor"] = actor.noted()
+            report.details["actor"] = actor.noted()
         if self.decisions:
-            details["reviews"] = self.decisions
-        return Report(details=details, notes=_notes(self.section, flipped=self.decisions["flipped"]))
+            report.details["reviews"] = self.decisions
+        report.notes += _notes(self.section, flipped=self.decisions["flipped"])
 
 
 def _notes(section: PairsSection, *, flipped: int) -> list[str]:
