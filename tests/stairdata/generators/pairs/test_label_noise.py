@@ -92,7 +92,8 @@ def test_pieces_of_trees_make_no_difference(at_once: int) -> None:
 def test_few_trees_say_nothing() -> None:
     noise = spread_of(grown(BLOCKS // 2 - 1, 0.3, 0.5))
     noise.add_pairs(pairs_like([(1.0, 1, 1)]))
-    assert noise.component("safety") is noise.share_in_order() is None
+    assert noise.component("safety") is None
+    assert noise.share_in_order() is None
     assert noise.as_json()["tasks"]["safety"]["share_in_order"] is None
 
 
@@ -163,7 +164,7 @@ def test_a_build_says_how_far_its_order_can_be_trusted(build: Any, tmp_path: Pat
     trees = artifact_of(tmp_path, grown(60, 0.0, 1.0))
     loose = {"min_margin": 0.25, "min_visits": 1, "min_chosen_value": -9.0}
     recipe = Recipe.model_validate({"preference_pairs": loose, "prm_pairs": loose})
-    pairs = build(recipe, BuildOptions(root=tmp_path, inputs=[trees.reference], tell=told.append))
+    pairs = build(recipe, BuildOptions(root=tmp_path, inputs=(trees.reference,), tell=told.append))
     manifest = pairs.manifest
     share = label_noise([trees], pairs).share_in_order()
     assert share is not None
@@ -177,7 +178,7 @@ def test_a_build_of_sound_values_warns_of_nothing(tmp_path: Path) -> None:
     trees = artifact_of(tmp_path, grown(60, 4.0, 0.01))
     section = PreferencePairsSection(min_margin=0.25, min_visits=1, min_chosen_value=-9.0)
     pairs = build_preference_pairs(
-        Recipe(preference_pairs=section), BuildOptions(root=tmp_path, inputs=[trees.reference], tell=told.append)
+        Recipe(preference_pairs=section), BuildOptions(root=tmp_path, inputs=(trees.reference,), tell=told.append)
     )
     assert not [words for words in told if "warning" in words]
     assert pairs.manifest.details["label_noise"]["share_in_order"]["value"] > 0.95
