@@ -240,8 +240,12 @@ class PreferencePairs(dy.Schema):
     rejected_visits = _count("visits of the rejected node")
     chosen_is_terminal = dy.Bool(description="the chosen step ends the answer: end-of-turn belongs after it")
     rejected_is_terminal = dy.Bool(description="the same for the rejected step")
-    chosen_node_id = dy.Int32(min=1, description="node_id of the chosen node in its tree")
-    rejected_node_id = dy.Int32(min=1, description="node_id of the rejected node in its tree")
+    chosen_node_id = dy.Int32(
+        min=1, description="node_id of the chosen node in its tree; numbered on, a step of a rollout"
+    )
+    rejected_node_id = dy.Int32(
+        min=1, description="node_id of the rejected node in its tree; numbered on, a step of a rollout"
+    )
     granularity = _one_of(GRANULARITIES, nullable=False, description="step or trajectory")
 
     @dy.rule()

@@ -19,6 +19,9 @@ class PairsSection(Section):
     """The chosen value has to be at least this."""
     min_visits: int = Field(4, ge=1, le=MOST)
     """Each side is terminal or visited at least this often."""
+    rollouts: Annotated[bool, Mark.COUNTS_UNLESS_DEFAULT] = False
+    """Take the steps of rollouts that ended in a whole answer as nodes as well, of one visit each: many more pairs of
+    whole answers, whose values are surest."""
     max_tokens: int = Field(2048, ge=1)
     """Rendered prompt, path, and end-of-turn where the answer is whole, may have at most this many tokens together, as
     max_length of a training counts them; longer nodes, and those below, are in no pair."""

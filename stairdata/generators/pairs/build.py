@@ -77,7 +77,8 @@ def _build(
     kind: str, section: AnyPairsSection, recipe: Recipe, options: BuildOptions, reviewed: str | None = None
 ) -> Artifact:
     trees = Inputs(options.inputs, options.root).of("trees")
-    tokenizer = tokenizer_of(section.tokenizer, recipe) if lacks_tokens(trees) else None
+    has_no_tokens = section.rollouts or lacks_tokens(trees)
+    tokenizer = tokenizer_of(section.tokenizer, recipe) if has_no_tokens else None
     reviews = open_reference(reviewed, options.root) if reviewed else None
     settings = counted_settings(section)
     if reviews is not None and isinstance(section, PreferencePairsSection):
@@ -131,7 +132,7 @@ class _PairExtractor:
 
     def frames(self, trees: Artifact, options: BuildOptions, refused: list[QuarantineRow]) -> Iterator[pl.DataFrame]:
         """Yield frames of pairs, not one of them empty."""
-        for frame in sound_frames(trees, self.kind, options, refused):
+        for frame in sound_frames(trees, self.kind, options, refused, rollouts=self.section.rollouts):
             self.noise.add_trees(unfold(frame))
             pairs = pairs_of(self.kind, frame, self.section, self.funnel, self.seed, self.length_limit)
             if not pairs.is_empty():
@@ -226,7 +227,7 @@ def pairs_of(
     kept = in_part(trees, section, seed, funnel)
     if kept.is_empty():
         return pl.DataFrame(schema=polars_schema(kind))
-    forest = unfold(kept)
+    forest = unfold(kept, rollouts=section.rollouts)
     if isinstance(section, PrmPairsSection):
         pairs = comparable_nodes(forest, section, funnel, length_limit)
     elif isinstance(section, PreferencePairsSection) and section.granularity == "trajectory":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +19,7 @@ import polars as pl
 from stairdata.runs.options import BuildOptions
 from stairdata_schemas.artifacts import Artifact
 from stairdata_schemas.formats.parquet import RowGroupEntry, iterate_batches, open_parquet, row_group_entries
+from stairdata_schemas.grammar import OUTPUT_CLOSE, STEP_CLOSE
 from stairdata_schemas.kinds import VALUE_TOLERANCE
 from stairdata_schemas.quarantine import QuarantineRow
 
@@ -32,6 +34,8 @@ NODE_FIELDS = (*_REQUIRED, "reward", "tokens")
 # a terminal node's mean is its reward, without the rounding of a sum
 _VALUE = pl.coalesce(pl.when(pl.col("is_terminal")).then(pl.col("reward")), pl.col("value_sum") / pl.col("visits"))
 _ABSOLUTE_TOLERANCE = 1e-9
+_PIECE = rf"(?s).*?(?:{re.escape(STEP_CLOSE)}|{re.escape(OUTPUT_CLOSE)})|.+"
+"""What `grammar.split_steps` cuts a text into."""
 STRUCTURE = {
     "nodes|min_length",
     "nodes_have_no_nulls",
@@ -66,12 +70,12 @@ class Forest(NamedTuple):
         return self.nodes["depth"].to_numpy()
 
 
-def read_trees(trees: Artifact) -> Iterator[pl.DataFrame]:
-    """Read what pairs are made of, in frames of about 32,000 nodes: no rollout's text, no usage."""
+def read_trees(trees: Artifact, *, rollouts: bool = False) -> Iterator[pl.DataFrame]:
+    """Read what pairs are made of, in frames of about 32,000 nodes: no usage, and texts of rollouts only if wanted."""
     for path in trees.data_files:
         with open_parquet(path) as file:
             leaves = _leaf_paths(file)
-        columns = [name for name in leaves if _is_needed(name)]
+        columns = [name for name in leaves if _is_needed(name) or (rollouts and _is_text_of_rollout(name))]
         size = _trees_at_once(leaves, row_group_entries(path, len(leaves)))
         for batch in iterate_batches(path, size, columns, piece=BYTES_AT_ONCE):
             frame = pl.from_arrow(batch)
@@ -80,11 +84,19 @@ def read_trees(trees: Artifact) -> Iterator[pl.DataFrame]:
 
 
 def sound_frames(
-    trees: Artifact, kind: str, options: BuildOptions, refused: list[QuarantineRow]
+    trees: Artifact, kind: str, options: BuildOptions, refused: list[QuarantineRow], *, rollouts: bool = False
 ) -> Iterator[pl.DataFrame]:
-    """Yield the sound trees of an artifact, as many as --limit allows; report progress, and note what is refused."""
+    """Yield the sound trees of an artifact, as many as --limit allows; report progress, and note what is refused.
+
+    Args:
+        trees: the artifact.
+        kind: whose progress it is.
+        options: of the build.
+        refused: what was refused, added to.
+        rollouts: read their texts as well.
+    """
     done, total = 0, min(trees.manifest.rows, options.limit or trees.manifest.rows)
-    for frame in read_trees(trees):
+    for frame in read_trees(trees, rollouts=rollouts):
         if done >= total:
             return
         wanted = frame.head(total - done)
@@ -122,26 +134,74 @@ def _is_needed(path: str) -> bool:
     return path in TREE_COLUMNS or _field(path) in (*NODE_FIELDS, "rollouts")
 
 
+def _is_text_of_rollout(path: str) -> bool:
+    parts = path.split(".")
+    return parts[0] == "nodes" and "rollouts" in parts and parts[-1] == "text"
+
+
 def _trees_at_once(leaves: list[str], groups: list[RowGroupEntry]) -> int:
     column = next(index for index, name in enumerate(leaves) if _field(name) == "node_id")
     widest = max((group.chunks[column].values / max(group.rows, 1) for group in groups), default=1)
     return max(1, int(NODES_AT_ONCE / max(widest, 1)))
 
 
-def unfold(trees: pl.DataFrame) -> Forest:
-    """Return trees as a table of nodes; the trees have to be sound (see `sound_trees`)."""
+def unfold(trees: pl.DataFrame, *, rollouts: bool = False) -> Forest:
+    """Return trees as a table of nodes; the trees have to be sound (see `sound_trees`).
+
+    Args:
+        trees: a frame of `read_trees`.
+        rollouts: the steps of whole rollouts are nodes, too; the frame has their texts.
+    """
     nodes = explode_nodes(trees)
-    start = nodes["start"].to_numpy()
+    nodes = (_with_rollouts(nodes) if rollouts else nodes).select(*NODE_FIELDS, "tree")
+    sizes = np.bincount(nodes["tree"].to_numpy(), minlength=len(trees))
+    start = np.repeat(np.cumsum(sizes) - sizes, sizes)
     parent = np.where(nodes["parent_id"].to_numpy() < 0, start, start + nodes["parent_id"].to_numpy())
     return Forest(
         trees.drop("nodes"),
-        nodes.select(
-            *NODE_FIELDS,
-            "tree",
+        nodes.with_columns(
             parent=pl.Series(parent, dtype=pl.Int64),
             value=pl.when(pl.col("visits") > 0).then(_VALUE),
         ),
     )
+
+
+def _with_rollouts(nodes: pl.DataFrame) -> pl.DataFrame:
+    """Append to each tree the steps of its rollouts that end in a whole answer: nodes of one visit, a path each.
+
+    They are numbered on from the tree's last node, by the node that they begin at, by rollout, and by step.
+
+    Args:
+        nodes: as `explode_nodes` gives them.
+    """
+    steps = (
+        nodes.select("tree", "node_id", "depth", pl.col("rollouts"))
+        .explode("rollouts")
+        .drop_nulls("rollouts")
+        .unnest("rollouts")
+        .filter(pl.col("text").str.ends_with(OUTPUT_CLOSE) & pl.col("reward").is_not_null())
+        .with_row_index("rollout")
+        .select("tree", "node_id", "depth", "rollout", "reward", step=pl.col("text").str.extract_all(_PIECE))
+        .explode("step")
+        .with_columns(place=pl.int_range(pl.len()).over("rollout"), last=pl.len().over("rollout") - 1)
+        .join(nodes.group_by("tree").agg(size=pl.len()), on="tree", maintain_order="left")
+        .with_columns(number=pl.col("size") + pl.int_range(pl.len()).over("tree"))
+    )
+    is_first, is_last = pl.col("place") == 0, pl.col("place") == pl.col("last")
+    added = steps.select(
+        node_id="number",
+        parent_id=pl.when(is_first).then("node_id").otherwise(pl.col("number") - 1),
+        depth=pl.col("depth") + 1 + pl.col("place"),
+        step="step",
+        is_terminal=is_last,
+        visits=pl.lit(1),
+        value_sum="reward",
+        reward=pl.when(is_last).then("reward"),
+        tokens=pl.lit(None),
+        tree="tree",
+    )
+    own = nodes.select(*NODE_FIELDS, "tree")
+    return pl.concat([own, added.cast(own.schema)]).sort("tree", "node_id")
 
 
 def explode_nodes(trees: pl.DataFrame) -> pl.DataFrame:

@@ -97,7 +97,8 @@ MARKED = {
     Mark.COUNTS_UNLESS_DEFAULT: {
         "Endpoint.control_tokens", "Endpoint.extra_body", "Endpoint.reasoning_effort", "JudgeSection.endpoint",
         "JudgeSection.guard", "JudgeSection.helpfulness", "JudgeSection.labels", "JudgeSection.penalise_over_refusal",
-        "PrmPairsSection.whole_answers", "PromptSource.turns_before", "Teacher.keep_reasoning",
+        "PairsSection.rollouts", "PrmPairsSection.whole_answers",
+        "PromptSource.turns_before", "Teacher.keep_reasoning",
     },
     Mark.COUNTS_WHERE_SERVED: {"Endpoint.dtype", "ModelServer.max_model_len"},
 }  # fmt: skip
