@@ -155,6 +155,11 @@ ITEMS: Sequence[Item] = (
         "prm-without-whole-answers", "comparisons", "the process reward model trained without pairs of whole answers",
         {"prm_pairs.whole_answers": False, "rounds.searches": []},
     ),
+    Item(
+        "prm-rollouts", "comparisons",
+        "the process reward model trained on whole answers of rollouts and steps of two visits or more; the best of 4",
+        {"prm_pairs.rollouts": True, "prm_pairs.min_visits": 2} | SCORED,
+    ),
 )  # fmt: skip
 
 
