@@ -76,6 +76,8 @@ class FromTreesSection(Section):
 
     min_value: float = 0.8
     """An answer's value has to be at least this."""
+    rollouts: Annotated[bool, Mark.COUNTS_UNLESS_DEFAULT] = False
+    """Take rollouts that ended in a whole answer as well, not nodes alone."""
     max_tokens: int = Field(2048, ge=1)
     """Rendered prompt, answer and end-of-turn may have at most this many tokens together, as max_length of a training
     counts them."""

@@ -49,7 +49,8 @@ def build_from_trees(recipe: Recipe, trees: Artifact, options: BuildOptions) -> 
             measure.
     """
     section = recipe.structured_cot.from_trees or FromTreesSection()
-    tokenizer = tokenizer_of(section.tokenizer, recipe) if lacks_tokens(trees) else None
+    has_no_tokens = section.rollouts or lacks_tokens(trees)
+    tokenizer = tokenizer_of(section.tokenizer, recipe) if has_no_tokens else None
     plan = BuildPlan(
         "structured_cot",
         GENERATOR,
@@ -70,8 +71,9 @@ def build_from_trees(recipe: Recipe, trees: Artifact, options: BuildOptions) -> 
         length_limit = LengthLimit(section.max_tokens, tokenizer, f"{OPTION}.tokenizer")
         funnel: Counter[str] = Counter()
         refused: list[QuarantineRow] = []
-        sound = sound_frames(trees, "structured_cot", options, refused)
-        answers = (answers_of(unfold(frame), section, recipe.seed, funnel, length_limit) for frame in sound)
+        sound = sound_frames(trees, "structured_cot", options, refused, rollouts=section.rollouts)
+        forests = (unfold(frame, rollouts=section.rollouts) for frame in sound)
+        answers = (answers_of(forest, section, recipe.seed, funnel, length_limit) for forest in forests)
         if not spool.fill(frame for frame in answers if not frame.is_empty()):
             raise BuildError(_no_rows(trees, section, funnel))
         rows = spool.rows(_sampled(spool, section, funnel))

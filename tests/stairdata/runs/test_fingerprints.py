@@ -95,9 +95,9 @@ MARKED = {
         "StructuredCotSection.teachers", "StructuredCotSection.templates",
     },
     Mark.COUNTS_UNLESS_DEFAULT: {
-        "Endpoint.control_tokens", "Endpoint.extra_body", "Endpoint.reasoning_effort", "JudgeSection.endpoint",
-        "JudgeSection.guard", "JudgeSection.helpfulness", "JudgeSection.labels", "JudgeSection.penalise_over_refusal",
-        "PairsSection.rollouts", "PrmPairsSection.whole_answers",
+        "Endpoint.control_tokens", "Endpoint.extra_body", "Endpoint.reasoning_effort", "FromTreesSection.rollouts",
+        "JudgeSection.endpoint", "JudgeSection.guard", "JudgeSection.helpfulness", "JudgeSection.labels",
+        "JudgeSection.penalise_over_refusal", "PairsSection.rollouts", "PrmPairsSection.whole_answers",
         "PromptSource.turns_before", "Teacher.keep_reasoning",
     },
     Mark.COUNTS_WHERE_SERVED: {"Endpoint.dtype", "ModelServer.max_model_len"},

@@ -74,7 +74,7 @@ SECTIONS = [
 
 
 @given(forest=forests)
-@settings(max_examples=100)
+@settings(max_examples=50)
 def test_nodes_are_those_of_trees_with_the_steps_in_them(forest: Any) -> None:
     found = unfold(frame_of([*forest]), rollouts=True)
     expected = unfold(frame_of([grafted(tree) for tree in forest]))
@@ -86,7 +86,7 @@ def test_nodes_are_those_of_trees_with_the_steps_in_them(forest: Any) -> None:
 
 @pytest.mark.parametrize(("kind", "section"), SECTIONS)
 @given(forest=forests)
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_pairs_are_those_of_trees_with_the_steps_in_them(kind: str, section: Any, forest: Any) -> None:
     plain = section.model_copy(update={"rollouts": False})
     found = pairs_of(kind, frame_of([*forest]), section, Counter())

@@ -132,3 +132,20 @@ def test_not_one_answer(tmp_path: Path) -> None:
     with pytest.raises(BuildError) as caught:
         build(tmp_path, {"min_value": 3.5})
     assert "(1 trees, 5 leaves). Removed: value too low 5, not a whole answer 0" in str(caught.value)
+
+
+def test_rollouts_give_rows_where_asked(tmp_path: Path) -> None:
+    tree = tree_of([(1, 0, BLOCK.format(1), False, 3.0, 1)])
+    rest = [OUTPUT.format(1), f"\n\n{BLOCK.format(2)}{OUTPUT.format(2)}", "\n\nnot in the grammar", OUTPUT.format(3)]
+    rewards = [3.0, 1.0, 3.0, -1.0]
+    tree["nodes"][1]["rollouts"] = [
+        {"text": text, "helpfulness": None, "safety": None, "reward": reward}
+        for text, reward in zip(rest, rewards, strict=True)
+    ]
+    artifact_of(tmp_path, [tree])
+    with pytest.raises(BuildError, match="not one answer"):
+        build(tmp_path, {})
+    artifact = build(tmp_path, {"rollouts": True})
+    found = set(artifact.scan().collect()["completion"])
+    assert found == {BLOCK.format(1) + rest[0], BLOCK.format(1) + rest[1]}
+    assert validate_artifact(artifact) == []
