@@ -123,7 +123,7 @@ def _mixture(safety: int, helpfulness: int) -> Item:
     return Item(f"sft-{safety}-to-{helpfulness}", "comparisons", words, changes, "sft", "sft", "sft")
 
 
-SCORED = {"rounds.searches": [{"method": "sample", "n": 4}]}
+SCORED: Mapping[str, Change] = {"rounds.searches": [{"method": "sample", "n": 4}]}
 ITEMS: Sequence[Item] = (
     _seed(43),
     _seed(44),
@@ -158,7 +158,7 @@ ITEMS: Sequence[Item] = (
     Item(
         "prm-rollouts", "comparisons",
         "the process reward model trained on whole answers of rollouts and steps of two visits or more; the best of 4",
-        {"prm_pairs.rollouts": True, "prm_pairs.min_visits": 2} | SCORED,
+        {"prm_pairs.rollouts": True, "prm_pairs.min_visits": 2, **SCORED},
     ),
 )  # fmt: skip
 
