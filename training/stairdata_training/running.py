@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from stairdata_schemas.artifacts import Artifact
 from stairdata_training import output as outputs
 from stairdata_training.data.preparing import Tell
-from stairdata_training.held_out import NOT_BETTER
+from stairdata_training.held_out import NOT_BETTER, WRONG_WAY
 from stairdata_training.held_out.measuring import measure_folder
 from stairdata_training.held_out.shared_prompts import check_no_shared_prompts
 from stairdata_training.models import save_model
@@ -214,6 +214,8 @@ def _measure(plan: TrainingPlan, output: Path, tell: Tell) -> None:
         tell(
             f"warning: {NOT_BETTER}: preferring the {rule['prefers']} side is right in {rule['accuracy']['value']:.3f}"
         )
+    for task in found["wrong_way"]:
+        tell(f"warning: the model {WRONG_WAY.format(task=task)}: {found['accuracy_by_task'][task]['value']:.3f}")
 
 
 def _base_model(plan: TrainingPlan, network: Any) -> dict[str, str | None]:

@@ -221,6 +221,9 @@ def _verdicts(name: str, found: Json) -> Iterator[str]:
     if isinstance(better, bool):
         words = f", which prefers the {short(str(prefers))} side" if prefers else ""
         yield f"{short(name)} is {'' if better else 'not '}better than the rule that knows lengths alone{words}."
+    tasks = found.get("wrong_way")
+    for task in tasks if isinstance(tasks, list) else []:
+        yield f"{short(name)} ranks pairs of {short(str(task))} prompts the wrong way round."
     error = found.get("expected_calibration_error")
     if is_number(error):
         yield f"Expected calibration error of {short(name)}: {error:.3f}."

@@ -154,6 +154,19 @@ def test_a_reward_model_that_knows_lengths_alone_is_marked(chatml: Any) -> None:
     assert found.marks == [NOT_BETTER]
 
 
+def test_a_model_that_is_wrong_on_one_task_is_marked(chatml: Any) -> None:
+    """What is right on one task, such as to decline, is wrong on the other."""
+    rows = [row | {"task": "safety" if number % 2 else "helpfulness"} for number, row in enumerate(marked_rows(64))]
+    turned = [
+        row if row["task"] == "safety" else row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in rows
+    ]
+    found = prm(MarkerModel(chatml), chatml, turned)
+    assert found.wrong_way == ["helpfulness"]
+    assert "ranks pairs of helpfulness prompts the wrong way round" in found.marks
+    assert prm(MarkerModel(chatml), chatml, rows).wrong_way == []
+    assert dpo(nothing, nothing, chatml, rows, beta=0.1).wrong_way == []
+
+
 def test_a_policy_that_makes_every_token_less_likely_prefers_the_shorter_side(chatml: Any) -> None:
     def drifted(batch: PaddedBatch) -> list[float]:
         return (-0.03 * batch.attention_mask.sum(1)).double().tolist()

@@ -2,3 +2,5 @@
 
 NOT_BETTER = "not better than length"
 """The mark of a reward model whose interval holds, or lies below, the accuracy of the length rule."""
+WRONG_WAY = "ranks pairs of {task} prompts the wrong way round"
+"""The mark of a model whose whole interval on a task's pairs lies below one half."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from stairdata_schemas.errors import TrainingError
 from stairdata_training.held_out.bootstrap import Interval, interval_of_mean
-from stairdata_training.held_out.groups import intervals_by, wins
+from stairdata_training.held_out.groups import intervals_by, wins, wrong_way
 from stairdata_training.held_out.lengths import LengthRule, length_correlation, length_rule
 from stairdata_training.inference.batches import batches_by_length
 from stairdata_training.inference.forward import AnswerLogProbs, PaddedBatch, pad
@@ -29,6 +29,8 @@ class DpoMeasures:
     accuracy_by_task: dict[str, Interval]
     accuracy_by_end: dict[str, Interval]
     """By whether the compared steps end their answers: terminal or partial."""
+    wrong_way: list[str]
+    """Tasks on whose pairs the whole interval of the accuracy lies below one half."""
     margin_by_task: dict[str, Interval]
     margin_by_end: dict[str, Interval]
     length_rule: LengthRule
@@ -75,11 +77,13 @@ def measure_dpo(
         for (chosen, rejected), (chosen_before, rejected_before) in zip(trained, before, strict=True)
     ]
     correct, prompts = wins(margins), [row["prompt_id"] for row in rows]
+    by_task = intervals_by("task", rows, correct)
     return DpoMeasures(
         accuracy=interval_of_mean(correct, prompts),
         margin=interval_of_mean(margins, prompts),
-        accuracy_by_task=intervals_by("task", rows, correct),
+        accuracy_by_task=by_task,
         accuracy_by_end=intervals_by("end", rows, correct),
+        wrong_way=wrong_way(by_task),
         margin_by_task=intervals_by("task", rows, margins),
         margin_by_end=intervals_by("end", rows, margins),
         length_rule=length_rule(ids, prompts),

@@ -40,6 +40,14 @@ def intervals_by(
     }
 
 
+def wrong_way(accuracy_by_task: dict[str, Interval]) -> list[str]:
+    """Return the tasks of which a model ranks pairs the wrong way round: the whole interval lies below one half.
+
+    Such a model follows what is right on the other task alone, such as that the side which declines is the better one.
+    """
+    return [task for task, found in accuracy_by_task.items() if found.high is not None and found.high < 0.5]
+
+
 def wins(differences: Sequence[float]) -> list[float]:
     """Return 1 for each difference above zero, 0.5 for a tie, else 0."""
     return [0.5 if difference == 0 else float(difference > 0) for difference in differences]

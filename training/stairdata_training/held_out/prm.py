@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stairdata_schemas.errors import TrainingError
-from stairdata_training.held_out import NOT_BETTER
+from stairdata_training.held_out import NOT_BETTER, WRONG_WAY
 from stairdata_training.held_out.bootstrap import Interval, interval_of_mean
-from stairdata_training.held_out.groups import intervals_by, wins
+from stairdata_training.held_out.groups import intervals_by, wins, wrong_way
 from stairdata_training.held_out.lengths import LengthRule, length_rule
 from stairdata_training.inference.batches import batches_by_length
 from stairdata_training.inference.forward import Rewards, pad
@@ -46,13 +46,16 @@ class PrmMeasures:
     length_rule: LengthRule
     better_than_length: bool
     """The whole interval of the accuracy lies above that of the length rule's value."""
+    wrong_way: list[str]
+    """Tasks on whose pairs the whole interval of the accuracy lies below one half."""
     calibration: list[CalibrationBin]
     expected_calibration_error: float
 
     @property
     def marks(self) -> list[str]:
         """What has to be said wherever the model is named."""
-        return [] if self.better_than_length else [NOT_BETTER]
+        marks = [] if self.better_than_length else [NOT_BETTER]
+        return [*marks, *(WRONG_WAY.format(task=task) for task in self.wrong_way)]
 
 
 def measure_prm(
@@ -77,14 +80,15 @@ def measure_prm(
     differences = _differences(scores, ids, pad_id, batch_size)
     correct, prompts = wins(differences), [row["prompt_id"] for row in rows]
     accuracy, rule = interval_of_mean(correct, prompts), length_rule(ids, prompts)
-    bins = calibration(differences)
+    bins, by_task = calibration(differences), intervals_by("task", rows, correct)
     return PrmMeasures(
         accuracy=accuracy,
-        accuracy_by_task=intervals_by("task", rows, correct),
+        accuracy_by_task=by_task,
         accuracy_by_end=intervals_by("end", rows, correct),
         accuracy_by_depth=intervals_by("depth", rows, correct),
         length_rule=rule,
         better_than_length=accuracy.low is not None and accuracy.low > rule.accuracy.value,
+        wrong_way=wrong_way(by_task),
         calibration=bins,
         expected_calibration_error=expected_calibration_error(bins),
     )

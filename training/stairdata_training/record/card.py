@@ -19,7 +19,7 @@ from stairdata_schemas.cards.card import SECTIONS, inline, marked
 from stairdata_schemas.files import write_atomic
 from stairdata_schemas.licenses import is_identifier, normal
 from stairdata_schemas.text.visible import without_invisible
-from stairdata_training.held_out import NOT_BETTER
+from stairdata_training.held_out import NOT_BETTER, WRONG_WAY
 from stairdata_training.record.curves import Curve, curves
 
 CARD_NAME = "README.md"
@@ -212,7 +212,9 @@ def _is_on_hub(base: Mapping[str, Any]) -> bool:
 
 def _marks(held_out: Mapping[str, Any]) -> list[str]:
     """Return what has to be said first."""
-    return [NOT_BETTER] if held_out.get("better_than_length") is False else []
+    marks = [NOT_BETTER] if held_out.get("better_than_length") is False else []
+    tasks = held_out.get("wrong_way")
+    return [*marks, *(WRONG_WAY.format(task=task) for task in (tasks if isinstance(tasks, list) else []))]
 
 
 def _measures(values: Mapping[str, Any], prefix: str = "") -> Iterator[_Measure]:
