@@ -102,7 +102,29 @@ def finished_record(folder: Path, recipe: FullRecipe) -> Sequence[Json] | None:
         return None
     record = json.loads(file.read_text(encoding="utf-8"))
     stages: Sequence[Json] = record["stages"]
-    return stages if record["recipe"] == _portable(recipe.model_dump(mode="json")) else None
+    return stages if _is_recorded(recipe, record["recipe"]) else None
+
+
+def _is_recorded(recipe: FullRecipe, recorded: Json) -> bool:
+    """Return whether a record is of this recipe; it may lack keys that are newer, where they have their defaults."""
+    dumps = [recipe.model_dump(mode="json", exclude_defaults=each) for each in (False, True)]
+    return _agrees(recorded, *map(_portable, dumps))
+
+
+def _agrees(recorded: Any, present: Any, chosen: Any) -> bool:
+    """Compare two dumps of recipes; `chosen` is the present one without defaults."""
+    if isinstance(recorded, dict) and isinstance(present, dict):
+        chosen = chosen if isinstance(chosen, dict) else {}
+        newer = present.keys() - recorded.keys()
+        return (
+            recorded.keys() <= present.keys()
+            and not newer & chosen.keys()
+            and all(_agrees(value, present[name], chosen.get(name)) for name, value in recorded.items())
+        )
+    if isinstance(recorded, list) and isinstance(present, list):
+        parts = chosen if isinstance(chosen, list) else [None] * len(present)
+        return len(recorded) == len(present) and all(map(_agrees, recorded, present, parts))
+    return bool(recorded == present)
 
 
 def _portable(value: Any) -> Any:

@@ -126,6 +126,20 @@ def test_an_item_of_another_recipe_has_not_run(place: ProofPlace) -> None:
     assert line_of_item(place, other, item) is None
 
 
+def test_a_record_may_lack_keys_that_are_newer_than_it(place: ProofPlace, tmp_path: Path) -> None:
+    copied = ProofPlace(Path(shutil.copytree(place.root, tmp_path / "proof")))
+    item = item_of("direct-refusal")
+    file = copied.record(item) / "stages.json"
+    record = json.loads(file.read_text())
+    for section in ("prm_pairs", "preference_pairs"):
+        del record["recipe"][section]["rollouts"]
+    file.write_text(json.dumps(record))
+    assert line_of_item(copied, SETTINGS, item) is not None
+    del record["recipe"]["sft"]["reasoning"]  # the item's own choice, which is no default
+    file.write_text(json.dumps(record))
+    assert line_of_item(copied, SETTINGS, item) is None
+
+
 def test_a_line_that_is_not_finished_shows_what_is_there(place: ProofPlace) -> None:
     other = MainSettings(smoke=True, overrides=(*SETTINGS.overrides, "dpo.learning_rate=7e-5"))
     line = main_line(place, other)
