@@ -139,6 +139,11 @@ ITEMS: Sequence[Item] = (
         {"preference_pairs.granularity": "trajectory", "rounds.count": 1}, "rounds", "dpo-1", "dpo-1",
     ),
     Item(
+        "dpo-rollouts", "comparisons", "DPO on whole answers, those of rollouts among them, round 1, the same trees",
+        {"preference_pairs.granularity": "trajectory", "preference_pairs.rollouts": True, "rounds.count": 1},
+        "rounds", "dpo-1", "dpo-1",
+    ),
+    Item(
         "one-round", "comparisons", "one round on the prompts of all rounds, with as many pairs in all",
         {"rounds.count": 1, "rounds.prompts_per_round": all_prompts, "dpo.max_rows": all_pairs},
         "rounds", "dpo-1", "{last}",
