@@ -124,6 +124,12 @@ def _mixture(safety: int, helpfulness: int) -> Item:
 
 
 SCORED: Mapping[str, Change] = {"rounds.searches": [{"method": "sample", "n": 4}]}
+WHOLE_ANSWERS: Mapping[str, Change] = {
+    # by thresholds, as published, harmless prompts have no pair; without rollouts trees of this size have few
+    "preference_pairs.granularity": "trajectory",
+    "preference_pairs.trajectory_rule": "margin",
+    "preference_pairs.rollouts": True,
+}
 ITEMS: Sequence[Item] = (
     _seed(43),
     _seed(44),
@@ -135,13 +141,8 @@ ITEMS: Sequence[Item] = (
     _rate("prm", 0.25),
     _rate("prm", 4),
     Item(
-        "trajectory-pairs", "comparisons", "DPO on whole answers in place of steps, round 1, the same trees",
-        {"preference_pairs.granularity": "trajectory", "rounds.count": 1}, "rounds", "dpo-1", "dpo-1",
-    ),
-    Item(
-        "dpo-rollouts", "comparisons", "DPO on whole answers, those of rollouts among them, round 1, the same trees",
-        {"preference_pairs.granularity": "trajectory", "preference_pairs.rollouts": True, "rounds.count": 1},
-        "rounds", "dpo-1", "dpo-1",
+        "trajectory-pairs", "comparisons", "DPO on whole answers of rollouts, not on steps; round 1, the same trees",
+        WHOLE_ANSWERS | {"rounds.count": 1}, "rounds", "dpo-1", "dpo-1",
     ),
     Item(
         "one-round", "comparisons", "one round on the prompts of all rounds, with as many pairs in all",

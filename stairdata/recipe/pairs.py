@@ -86,8 +86,12 @@ class PreferencePairsSection(PairsSection):
 
     granularity: Literal["step", "trajectory"] = "step"
     """step: siblings of one parent. trajectory: whole answers, good ones against bad ones (the paper's ablation)."""
+    trajectory_rule: Annotated[Literal["thresholds", "margin"], Mark.COUNTS_UNLESS_DEFAULT] = "thresholds"
+    """trajectory: which answers make a pair. thresholds, as published: one of at least min_chosen_value and one of at
+    most min_chosen_value - min_margin; a prompt of which every answer is safe has no bad one, since R is at least 1.
+    margin: any two answers of a tree, by the rules of step pairs."""
     max_repeats: int = Field(4, ge=1)
-    """trajectory: the shorter list of a tree's good and bad answers is repeated, at most this often."""
+    """trajectory by thresholds: the shorter list of a tree's good and bad answers is repeated, at most this often."""
 
 
 class PrmPairsSection(PairsSection):

@@ -25,7 +25,7 @@ from stairdata.generators.pairs.forest import (
 )
 from stairdata.generators.pairs.label_noise import MORE_VISITS, LabelNoise, noise_note
 from stairdata.generators.pairs.length_limit import LengthLimit, tokenizer_identity, tokenizer_of
-from stairdata.generators.pairs.pairing_rules import comparable_nodes, siblings, trajectories
+from stairdata.generators.pairs.pairing_rules import any_answers, comparable_nodes, good_and_bad_answers, siblings
 from stairdata.generators.pairs.review_decisions import DECISIONS, apply_reviews, notes_on, read_verdicts, turned_ids
 from stairdata.generators.pairs.selection import across_trees, in_part, inside_trees
 from stairdata.hub.pull import open_reference
@@ -231,7 +231,10 @@ def pairs_of(
     if isinstance(section, PrmPairsSection):
         pairs = comparable_nodes(forest, section, funnel, length_limit)
     elif isinstance(section, PreferencePairsSection) and section.granularity == "trajectory":
-        pairs = trajectories(forest, section, funnel, length_limit, seed)
+        if section.trajectory_rule == "margin":
+            pairs = any_answers(forest, section, funnel, length_limit)
+        else:
+            pairs = good_and_bad_answers(forest, section, funnel, length_limit, seed)
     else:
         pairs = siblings(forest, section, funnel, length_limit)
     return _rows(kind, forest, inside_trees(forest, pairs, section, seed, funnel))

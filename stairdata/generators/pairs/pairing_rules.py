@@ -43,7 +43,16 @@ def comparable_nodes(
     return _short_enough(forest, pl.concat([partial, whole]), length_limit, funnel)
 
 
-def trajectories(
+def any_answers(
+    forest: Forest, section: PreferencePairsSection, funnel: Counter[str], length_limit: LengthLimit
+) -> pl.DataFrame:
+    """Pair answers of a tree whose rewards lie far enough apart; beyond the paper."""
+    nodes = _answers(forest, funnel)
+    pairs = _far_apart(forest, nodes, forest.nodes["tree"].to_numpy()[nodes], section, funnel)
+    return _short_enough(forest, pairs, length_limit, funnel).with_columns(granularity=pl.lit("trajectory"))
+
+
+def good_and_bad_answers(
     forest: Forest, section: PreferencePairsSection, funnel: Counter[str], length_limit: LengthLimit, seed: int
 ) -> pl.DataFrame:
     """Pair good answers of a tree with bad ones: the fewer are repeated, and zipped with the more.
@@ -51,8 +60,7 @@ def trajectories(
     As published: good are rewards of at least min_chosen_value, bad those of at most min_chosen_value - min_margin;
     both are shuffled; the fewer are repeated int(more / fewer) + 1 times, at most max_repeats times.
     """
-    nodes = _visited(forest, funnel)
-    nodes = _narrow(nodes, forest.nodes["is_terminal"].to_numpy(), "removed_not_an_answer", funnel)
+    nodes = _answers(forest, funnel)
     funnel["candidates"] += len(nodes)
     value = forest.nodes["value"].to_numpy()
     is_good = value >= section.min_chosen_value
@@ -107,6 +115,10 @@ def _visited(forest: Forest, funnel: Counter[str]) -> Indices:
     nodes = _narrow(nodes, forest.nodes["value"].is_not_null().to_numpy(), "removed_unvisited", funnel)
     blank = forest.nodes["step"].str.contains(VISIBLE)  # the schema takes no side without a visible character
     return _narrow(nodes, blank.to_numpy(), "removed_blank", funnel)
+
+
+def _answers(forest: Forest, funnel: Counter[str]) -> Indices:
+    return _narrow(_visited(forest, funnel), forest.nodes["is_terminal"].to_numpy(), "removed_not_an_answer", funnel)
 
 
 def _eligible(forest: Forest, section: PairsSection, funnel: Counter[str]) -> Indices:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import polars as pl
 
 from stairdata.generators.pairs.forest import Forest, Indices, Mask
-from stairdata.recipe import PairsSection
+from stairdata.recipe import PairsSection, PreferencePairsSection
 from stairdata.runs.row_sampling import keys_of, numbers_of, share_of
 from stairdata.runs.row_spool import RowSpool
 from stairdata_schemas import grammar
@@ -144,15 +144,16 @@ def _chosen(spool: RowSpool, section: PairsSection, seed: int, funnel: Counter[s
     if section.max_per_prompt is not None:
         place = pairs.select(pl.col("key").rank("ordinal").over("prompt_id")).to_series()
         pairs = _count(pairs, (place <= section.max_per_prompt).to_numpy(), "removed_over_cap_of_prompt", funnel)
-    return _balanced(pairs, funnel) if section.balance else pairs
+    return _balanced(pairs, section, funnel) if section.balance else pairs
 
 
-def _balanced(pairs: pl.DataFrame, funnel: Counter[str]) -> pl.DataFrame:
+def _balanced(pairs: pl.DataFrame, section: PairsSection, funnel: Counter[str]) -> pl.DataFrame:
     counts = dict(pairs.filter(pl.col("task").is_not_null())["task"].value_counts().iter_rows())
     if missing := [task for task in TASKS if task not in counts]:
+        is_trajectory = isinstance(section, PreferencePairsSection) and section.granularity == "trajectory"
         raise BuildError(
             f"balance is impossible: no pair has the task {' or '.join(missing)} ({len(pairs)} pairs in all); build "
-            "from trees of both tasks, or leave balance out"
+            f"from trees of both tasks, {'set trajectory_rule: margin, ' if is_trajectory else ''}or leave balance out"
         )
     place = pairs.select(pl.col("key").rank("ordinal").over("task")).to_series()
     keep = pairs["task"].is_not_null() & (place <= min(counts.values()))

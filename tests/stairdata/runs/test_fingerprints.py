@@ -97,7 +97,8 @@ MARKED = {
     Mark.COUNTS_UNLESS_DEFAULT: {
         "Endpoint.control_tokens", "Endpoint.extra_body", "Endpoint.reasoning_effort", "FromTreesSection.rollouts",
         "JudgeSection.endpoint", "JudgeSection.guard", "JudgeSection.helpfulness", "JudgeSection.labels",
-        "JudgeSection.penalise_over_refusal", "PairsSection.rollouts", "PrmPairsSection.whole_answers",
+        "JudgeSection.penalise_over_refusal", "PairsSection.rollouts",
+        "PreferencePairsSection.trajectory_rule", "PrmPairsSection.whole_answers",
         "PromptSource.turns_before", "Teacher.keep_reasoning",
     },
     Mark.COUNTS_WHERE_SERVED: {"Endpoint.dtype", "ModelServer.max_model_len"},

@@ -65,7 +65,11 @@ THRESHOLDS: dict[str, Any] = {
 }
 STEPS = st.builds(PreferencePairsSection, **THRESHOLDS)
 ANSWERS = st.builds(
-    PreferencePairsSection, granularity=st.just("trajectory"), max_repeats=st.integers(1, 4), **THRESHOLDS
+    PreferencePairsSection,
+    granularity=st.just("trajectory"),
+    trajectory_rule=st.sampled_from(["thresholds", "margin"]),
+    max_repeats=st.integers(1, 4),
+    **THRESHOLDS,
 )
 PRM = st.builds(PrmPairsSection, whole_answers=st.booleans(), **THRESHOLDS)
 EVERY_KIND = st.one_of(
@@ -120,18 +124,22 @@ class Oracle:
         return self.section.min_margin_by_depth.get(chosen["depth"], self.section.min_margin)
 
     def ordered(self, kind: str) -> Iterator[tuple[Node, Node, str]]:
-        if self.section.granularity == "trajectory":
+        if isinstance(self.section, PreferencePairsSection) and self.by_thresholds(self.section):
             yield from self.zipped()
             return
         eligible = [node for node in self.nodes if self.is_eligible(node)]
         for chosen in eligible:
             for rejected in eligible:
-                how = self.granularity(kind, chosen, rejected)
+                how = self.how(kind, chosen, rejected)
                 if how == "trajectory" and isinstance(self.section, PrmPairsSection) and not self.section.whole_answers:
                     continue
                 is_good = self.value(chosen) >= self.section.min_chosen_value
                 if how and is_good and self.value(chosen) - self.value(rejected) > self.margin(chosen):
                     yield chosen, rejected, how
+
+    @staticmethod
+    def by_thresholds(section: PreferencePairsSection) -> bool:
+        return (section.granularity, section.trajectory_rule) == ("trajectory", "thresholds")
 
     def zipped(self) -> Iterator[tuple[Node, Node, str]]:
         """Good and bad answers, the fewer repeated, zipped."""
@@ -161,8 +169,9 @@ class Oracle:
             state = _splitmix(state + number + 0x9E3779B97F4A7C15)
         return state
 
-    @staticmethod
-    def granularity(kind: str, chosen: Node, rejected: Node) -> str | None:
+    def how(self, kind: str, chosen: Node, rejected: Node) -> str | None:
+        if self.section.granularity == "trajectory":
+            return "trajectory" if chosen["is_terminal"] and rejected["is_terminal"] else None
         if kind == "preference_pairs":
             return "step" if chosen["parent_id"] == rejected["parent_id"] else None
         if chosen["is_terminal"] and rejected["is_terminal"]:

@@ -70,6 +70,10 @@ SECTIONS = [
     ("prm_pairs", PrmPairsSection(rollouts=True, **LOOSE)),
     ("preference_pairs", PreferencePairsSection(rollouts=True, min_visits=1, **LOOSE)),
     ("preference_pairs", PreferencePairsSection(rollouts=True, granularity="trajectory", **LOOSE)),
+    (
+        "preference_pairs",
+        PreferencePairsSection(rollouts=True, granularity="trajectory", trajectory_rule="margin", **LOOSE),
+    ),
 ]
 
 

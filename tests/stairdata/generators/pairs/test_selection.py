@@ -234,6 +234,14 @@ def test_balance_without_one_of_the_tasks(tmp_path: Path) -> None:
     )
 
 
+def test_balance_of_answers_by_thresholds_names_the_other_rule(tmp_path: Path) -> None:
+    """Harmless prompts have no answer that the published rule calls bad."""
+    artifact_of(tmp_path, forest_of_prompts(4, ["safety"]))
+    recipe = {"preference_pairs": {"granularity": "trajectory", "balance": True}}
+    with pytest.raises(BuildError, match="build from trees of both tasks, set trajectory_rule: margin, or leave"):
+        build_preference_pairs(Recipe.model_validate(recipe), BuildOptions(root=tmp_path))
+
+
 def test_every_selection_is_in_the_manifest(tmp_path: Path) -> None:
     artifact_of(tmp_path, forest_of_prompts(40, ["safety", "helpfulness"], trees_each=2))
     section = {"max_per_tree": 2, "max_per_depth": 2, "max_per_prompt": 3, "max_similarity": 0.9, "balance": True,
