@@ -129,6 +129,7 @@ WHOLE_ANSWERS: Mapping[str, Change] = {
     "preference_pairs.granularity": "trajectory",
     "preference_pairs.trajectory_rule": "margin",
     "preference_pairs.rollouts": True,
+    "preference_pairs.max_per_tree": 12,
 }
 ITEMS: Sequence[Item] = (
     _seed(43),
