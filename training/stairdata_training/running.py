@@ -200,6 +200,7 @@ def _measure(plan: TrainingPlan, output: Path, tell: Tell) -> None:
     record = outputs.read_record(output)
     rows = plan.evaluation_rows()
     data = plan.evaluation.as_parent().model_dump(mode="json") if isinstance(plan.evaluation, Artifact) else None
+    tell(f"measuring on {len(rows):,} held-out pairs")
     found = dict(measure_folder(plan.method, output, plan.model, rows, plan.config))
     record["held_out"] = found | {"data": data, "content_hash": plan.evaluation_hash}
     write_card(output, record)

@@ -57,6 +57,7 @@ def test_measures_come_into_the_record_and_the_card(name: str, actors: dict[str,
     assert weights.stat().st_mtime_ns == before
     assert found["accuracy"]["rows"] == found["accuracy"]["prompts"] == 12
     assert found["left_out"] == 0
+    assert "measuring on 12 held-out pairs" in told
     assert f"held-out accuracy {found['accuracy']['value']:.3f}" in " ".join(told)
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "accuracy" in card
