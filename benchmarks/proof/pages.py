@@ -252,7 +252,7 @@ def _not_run(results: Json) -> Iterator[str]:
     if not results["hand_check"]:
         yield f"- labels by hand (`{COMMAND} hand-check export FILE`, then `hand-check read FILE`)"
     if not results["not_run"] and results["hand_check"]:
-        yield "Everything has."
+        yield "Nothing is missing: every item has run."
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
