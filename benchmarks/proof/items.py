@@ -143,7 +143,7 @@ ITEMS: Sequence[Item] = (
     _rate("prm", 4),
     Item(
         "trajectory-pairs", "comparisons", "DPO on whole answers of rollouts, not on steps; round 1, the same trees",
-        WHOLE_ANSWERS | {"rounds.count": 1}, "rounds", "dpo-1", "dpo-1",
+        {**WHOLE_ANSWERS, "rounds.count": 1}, "rounds", "dpo-1", "dpo-1",
     ),
     Item(
         "one-round", "comparisons", "one round on the prompts of all rounds, with as many pairs in all",
