@@ -89,7 +89,8 @@ def _stage(name: str) -> str:
     if name in ALIKE:
         base = _section_named(ALIKE[name])
         other, absent = set(_keys(base)), [f"`{key}`" for key in base.model_fields if key not in section.model_fields]
-        without = f", without {' and '.join(absent)}" if absent else ""
+        listed = " and ".join(filter(None, [", ".join(absent[:-1]), *absent[-1:]]))
+        without = f", without {listed}" if absent else ""
         words += f" Its keys are those of `{ALIKE[name]}`{without}, with these differences:"
         rows = (row for row in rows if row not in other)
     return f"## `{name}`\n\n{words}\n\n{_table(('key', 'default', 'meaning'), list(rows))}"

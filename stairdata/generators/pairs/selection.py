@@ -150,11 +150,17 @@ def _chosen(spool: RowSpool, section: PairsSection, seed: int, funnel: Counter[s
 def _balanced(pairs: pl.DataFrame, section: PairsSection, funnel: Counter[str]) -> pl.DataFrame:
     counts = dict(pairs.filter(pl.col("task").is_not_null())["task"].value_counts().iter_rows())
     if missing := [task for task in TASKS if task not in counts]:
-        is_trajectory = isinstance(section, PreferencePairsSection) and section.granularity == "trajectory"
         raise BuildError(
             f"balance is impossible: no pair has the task {' or '.join(missing)} ({len(pairs)} pairs in all); build "
-            f"from trees of both tasks, {'set trajectory_rule: margin, ' if is_trajectory else ''}or leave balance out"
+            f"from trees of both tasks, {_other_rule(section)}or leave balance out"
         )
     place = pairs.select(pl.col("key").rank("ordinal").over("task")).to_series()
     keep = pairs["task"].is_not_null() & (place <= min(counts.values()))
     return _count(pairs, keep.to_numpy(), "removed_to_balance", funnel)
+
+
+def _other_rule(section: PairsSection) -> str:
+    """Return advice on trajectory pairs by thresholds, of which harmless prompts have none."""
+    if not isinstance(section, PreferencePairsSection) or section.granularity != "trajectory":
+        return ""
+    return "set trajectory_rule: margin, " if section.trajectory_rule == "thresholds" else ""

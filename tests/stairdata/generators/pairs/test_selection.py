@@ -234,11 +234,12 @@ def test_balance_without_one_of_the_tasks(tmp_path: Path) -> None:
     )
 
 
-def test_balance_of_answers_by_thresholds_names_the_other_rule(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rule", "advice"), [("thresholds", "set trajectory_rule: margin, or"), ("margin", "or")])
+def test_balance_of_answers_by_thresholds_names_the_other_rule(rule: str, advice: str, tmp_path: Path) -> None:
     """Harmless prompts have no answer that the published rule calls bad."""
     artifact_of(tmp_path, forest_of_prompts(4, ["safety"]))
-    recipe = {"preference_pairs": {"granularity": "trajectory", "balance": True}}
-    with pytest.raises(BuildError, match="build from trees of both tasks, set trajectory_rule: margin, or leave"):
+    recipe = {"preference_pairs": {"granularity": "trajectory", "trajectory_rule": rule, "balance": True}}
+    with pytest.raises(BuildError, match=f"build from trees of both tasks, {advice} leave"):
         build_preference_pairs(Recipe.model_validate(recipe), BuildOptions(root=tmp_path))
 
 
