@@ -48,6 +48,11 @@ class PairsSection(Section):
     part: Literal["train", "held_out"] = "train"
     """Which prompts this build takes: those to train on, or those that hold_out set aside."""
 
+    @property
+    def by_thresholds(self) -> bool:
+        """Whether pairs are of good answers and bad ones; a prompt of which every answer is safe has none."""
+        return False
+
     @model_validator(mode="after")
     def _part_needs_a_split(self) -> Self:
         if self.part == "held_out" and not self.hold_out:
@@ -92,6 +97,11 @@ class PreferencePairsSection(PairsSection):
     margin: any two answers of a tree, by the rules of step pairs."""
     max_repeats: int = Field(4, ge=1)
     """trajectory by thresholds: the shorter list of a tree's good and bad answers is repeated, at most this often."""
+
+    @property
+    def by_thresholds(self) -> bool:
+        """Whether pairs are trajectory pairs as published."""
+        return self.granularity == "trajectory" and self.trajectory_rule == "thresholds"
 
 
 class PrmPairsSection(PairsSection):

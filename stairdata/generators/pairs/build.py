@@ -230,11 +230,10 @@ def pairs_of(
     forest = unfold(kept, rollouts=section.rollouts)
     if isinstance(section, PrmPairsSection):
         pairs = comparable_nodes(forest, section, funnel, length_limit)
-    elif isinstance(section, PreferencePairsSection) and section.granularity == "trajectory":
-        if section.trajectory_rule == "margin":
-            pairs = any_answers(forest, section, funnel, length_limit)
-        else:
-            pairs = good_and_bad_answers(forest, section, funnel, length_limit, seed)
+    elif section.by_thresholds:
+        pairs = good_and_bad_answers(forest, section, funnel, length_limit, seed)
+    elif section.granularity == "trajectory":
+        pairs = any_answers(forest, section, funnel, length_limit)
     else:
         pairs = siblings(forest, section, funnel, length_limit)
     return _rows(kind, forest, inside_trees(forest, pairs, section, seed, funnel))
@@ -273,9 +272,14 @@ def _no_pairs(
     broken = (
         f" {len(refused)} trees were refused ({', '.join(sorted({each.rule for each in refused}))})." if refused else ""
     )
+    other_rule = (
+        f"; answers that are all safe make no pair by thresholds: set {kind}.trajectory_rule to margin"
+        if section.by_thresholds
+        else ""
+    )
     return (
         f"no pair for {kind} in {trees.reference} ({trees.manifest.rows} trees, {funnel['nodes']} nodes below "
         f"their roots, {funnel['candidates']} candidates).{broken} Removed: {counts}. Lower {kind}.min_margin "
         f"({section.min_margin}), {kind}.min_chosen_value ({section.min_chosen_value}) or {kind}.min_visits "
-        f"({section.min_visits}), or grow trees with more iterations"
+        f"({section.min_visits}), or grow trees with more iterations{other_rule}"
     )

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import polars as pl
 
 from stairdata.generators.pairs.forest import Forest, Indices, Mask
-from stairdata.recipe import PairsSection, PreferencePairsSection
+from stairdata.recipe import PairsSection
 from stairdata.runs.row_sampling import keys_of, numbers_of, share_of
 from stairdata.runs.row_spool import RowSpool
 from stairdata_schemas import grammar
@@ -150,17 +150,11 @@ def _chosen(spool: RowSpool, section: PairsSection, seed: int, funnel: Counter[s
 def _balanced(pairs: pl.DataFrame, section: PairsSection, funnel: Counter[str]) -> pl.DataFrame:
     counts = dict(pairs.filter(pl.col("task").is_not_null())["task"].value_counts().iter_rows())
     if missing := [task for task in TASKS if task not in counts]:
+        other_rule = "set trajectory_rule: margin, " if section.by_thresholds else ""
         raise BuildError(
             f"balance is impossible: no pair has the task {' or '.join(missing)} ({len(pairs)} pairs in all); build "
-            f"from trees of both tasks, {_other_rule(section)}or leave balance out"
+            f"from trees of both tasks, {other_rule}or leave balance out"
         )
     place = pairs.select(pl.col("key").rank("ordinal").over("task")).to_series()
     keep = pairs["task"].is_not_null() & (place <= min(counts.values()))
     return _count(pairs, keep.to_numpy(), "removed_to_balance", funnel)
-
-
-def _other_rule(section: PairsSection) -> str:
-    """Return advice on trajectory pairs by thresholds, of which harmless prompts have none."""
-    if not isinstance(section, PreferencePairsSection) or section.granularity != "trajectory":
-        return ""
-    return "set trajectory_rule: margin, " if section.trajectory_rule == "thresholds" else ""

@@ -365,6 +365,16 @@ def test_not_one_pair_says_how_many_nodes_each_rule_left(tmp_path: Path) -> None
     assert build_preference_pairs(recipe, BuildOptions(root=tmp_path)).manifest.rows == 1
 
 
+def test_answers_that_are_all_safe_make_pairs_by_margin_alone(tmp_path: Path) -> None:
+    artifact_of(tmp_path, [tree_of([(1, 0, "helpful.", True, 12.0, 4), (2, 0, "idle.", True, 4.0, 4)])])
+    section = {"granularity": "trajectory"}
+    with pytest.raises(BuildError, match=r"iterations; .* set preference_pairs\.trajectory_rule to margin"):
+        build_preference_pairs(Recipe.model_validate({"preference_pairs": section}), BuildOptions(root=tmp_path))
+    recipe = Recipe.model_validate({"preference_pairs": section | {"trajectory_rule": "margin"}})
+    (row,) = build_preference_pairs(recipe, BuildOptions(root=tmp_path)).scan().collect().to_dicts()
+    assert (row["chosen"], row["rejected"], row["granularity"]) == ("helpful.", "idle.", "trajectory")
+
+
 def test_pairs_without_trees(tmp_path: Path) -> None:
     with pytest.raises(ArtifactNotFoundError, match=r"no complete trees under .*build trees"):
         build_preference_pairs(Recipe(), BuildOptions(root=tmp_path))
